@@ -1,0 +1,98 @@
+# make demo    the main job: tables, a trained forecaster, pictures
+# make test    every test, C++ and Python, on every instruction set of this CPU
+# make bench   the benchmarks, as JSON and pictures
+# make build   set-up, build and installation into .venv only
+# make clean   removes what the above made
+#
+# Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make .venv from,
+# JOBS=... the number of compilers at once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+JOBS ?= $(shell nproc)
+
+VENV := .venv/bin/python
+REQUIREMENTS := requirements.txt requirements-dev.txt
+PACKAGES := $(shell sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' requirements-system.txt)
+
+# Stamps: newer than what they were made from as long as nothing has changed.
+VENV_READY := .venv/.ready
+PACKAGE_READY := .venv/.package-ready
+LIBRARY := build/ops/libflash_attention.so
+PACKAGE_SOURCES := $(wildcard ops/flash_attention/*.py ops/flash_attention/py.typed) \
+  setup.py pyproject.toml README.md LICENSE
+
+.PHONY: demo test bench build clean system compile
+.NOTPARALLEL:
+
+demo: build
+	@$(VENV) bench/demo.py
+
+bench: build
+	@$(VENV) bench/run.py
+
+# csrc_test runs every instruction set itself, and install_test none in particular, but each is quick.
+test: build
+	@isas=$$($(VENV) -c 'import flash_attention as f; print(*(i.name for i in f.build_info().isa if i.supported))'); \
+	for isa in $$isas; do \
+	  echo "== C++ tests, FLASH_ATTENTION_ISA=$$isa"; \
+	  FLASH_ATTENTION_ISA=$$isa ctest --test-dir build --output-on-failure --no-tests=error; \
+	done; \
+	for isa in $$isas; do \
+	  echo "== Python tests, FLASH_ATTENTION_ISA=$$isa"; \
+	  FLASH_ATTENTION_ISA=$$isa $(VENV) -m pytest tests/python; \
+	done
+
+build: $(PACKAGE_READY)
+
+clean:
+	rm -rf build .venv out
+
+# --- set-up ---------------------------------------------------------------------------------------------------------
+
+system:
+	@missing=; \
+	for package in $(PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing+=" $$package"; \
+	done; \
+	[ -z "$$missing" ] && exit; \
+	if [ "$$(id -u)" != 0 ]; then \
+	  echo "make: these Debian packages are missing and only root can install them. Run this, then make again:"; \
+	  echo "    sudo apt-get update && sudo apt-get install -y --no-install-recommends$$missing"; \
+	  exit 1; \
+	fi >&2; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update; \
+	apt-get install -y --no-install-recommends$$missing
+
+$(VENV_READY): $(REQUIREMENTS) | system
+	@[ -n "$(PYTHON)" ] || { echo "make: expected Python 3.11 on PATH, found none; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: expected Python 3.11, found $$($(PYTHON) --version 2>&1) as $(PYTHON); run make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv .venv
+	$(VENV) -m pip install --disable-pip-version-check $(addprefix -r ,$(REQUIREMENTS))
+	@touch $@
+
+# --- build ----------------------------------------------------------------------------------------------------------
+
+build/build.ninja: $(VENV_READY)
+	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DFLASH_ATTENTION_BUILD_BENCH=ON \
+	  -DCMAKE_PREFIX_PATH="$$($(VENV) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	@touch $@
+
+# Ninja decides what has to be compiled, so it is asked every time.
+compile: build/build.ninja
+	@cmake --build build -j $(JOBS)
+
+$(LIBRARY): compile
+	@:
+
+$(PACKAGE_READY): $(LIBRARY) $(PACKAGE_SOURCES)
+	FLASH_ATTENTION_BUILD_DIR=build $(VENV) -m pip install --disable-pip-version-check --quiet \
+	  --no-build-isolation --no-deps --force-reinstall .
+	@touch $@

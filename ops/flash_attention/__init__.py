@@ -1,0 +1,54 @@
+"""Exact attention for PyTorch on the CPU, in O(N) memory, forward and backward.
+
+Importing this package loads the compiled library, after which `torch.ops.flash.attention` exists; the
+functions here are its typed and documented face.
+
+>>> import torch
+>>> import flash_attention
+>>> q, k, v = (torch.randn(2, 8, 100, 64, requires_grad=True) for _ in range(3))
+>>> flash_attention.attention(q, k, v, causal=True).sum().backward()
+>>> q.grad.shape
+torch.Size([2, 8, 100, 64])
+"""
+
+from flash_attention import _library
+
+_library.load()  # before the imports below: they name operators that the library registers
+
+from flash_attention._build_config import VERSION as __version__  # noqa: E402
+from flash_attention.functional import (  # noqa: E402
+    BuildInfo,
+    InstructionSet,
+    attention,
+    attention_with_lse,
+    build_info,
+    dropout_mask,
+    standard_attention,
+)
+from flash_attention.nn import (  # noqa: E402
+    AttentionMode,
+    FlashAttention,
+    FlashAttentionConfig,
+    MemoryUsage,
+    MultiHeadAttention,
+    MultiHeadAttentionConfig,
+    attention_memory,
+)
+
+__all__ = [
+    "AttentionMode",
+    "BuildInfo",
+    "FlashAttention",
+    "FlashAttentionConfig",
+    "InstructionSet",
+    "MemoryUsage",
+    "MultiHeadAttention",
+    "MultiHeadAttentionConfig",
+    "__version__",
+    "attention",
+    "attention_memory",
+    "attention_with_lse",
+    "build_info",
+    "dropout_mask",
+    "standard_attention",
+]
