@@ -1,0 +1,196 @@
+"""What the benchmark scripts share: naming the machine, interleaved timing, peak memory, inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The lengths of the integration guide's tables.
+GUIDE_LENGTHS = (128, 512, 1024, 2048, 4096)
+
+# Holds torch, MKL and oneDNN to AVX2, so that a comparison is of algorithms and not of instructions.
+AVX2_ENVIRONMENT = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+}
+
+# A timed sample repeats a short call until it lasts this long, so that the clock does not matter.
+SHORTEST_SAMPLE_SECONDS = 3e-4
+
+
+def cpu_name() -> str:
+    """The processor as the kernel names it, with family and model where the name says little."""
+    fields: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
+            name, _, value = line.partition(":")
+            fields[name.strip()] = value.strip()
+    name = fields.get("model name", platform.processor() or platform.machine())
+    if not re.search(r"\d{3,}", name) and "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+def slug(text: str) -> str:
+    """`Intel(R) Xeon(R) Processor` -> `intel-xeon-processor`, for file names."""
+    text = re.sub(r"\((r|tm|c)\)", "", text.lower())
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
+
+
+def machine() -> dict[str, Any]:
+    """Where and when: for the heading of every table and picture."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    extensions = [name for name in ("avx2", "avx512f", "amx_tile") if f" {name} " in flags]
+    return {
+        "cpu": cpu_name(),
+        "extensions": extensions,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def describe(where: dict[str, Any]) -> str:
+    """One line for the heading of a table."""
+    threads = f"{where['threads']} thread" + ("" if where["threads"] == 1 else "s")
+    return (
+        f"{where['cpu']}, {threads} of {where['cores']} cores, torch {where['torch']} at "
+        f"{where['torch_cpu_capability']}, {where['date']}"
+    )
+
+
+def qkv(shape: tuple[int, ...], dtype: torch.dtype, grad: bool = False) -> tuple[Tensor, ...]:
+    """Query, key and value, standard normal, the same for every caller of one shape and dtype."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(shape, generator=generator, dtype=dtype).requires_grad_(grad) for _ in range(3)
+    )
+
+
+def textbook(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Standard attention as a user writes it; `mask` [L, S] is 0 or -inf and made beforehand."""
+    scores = (query @ key.transpose(-1, -2)) / math.sqrt(query.size(-1))
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, -1) @ value
+
+
+def causal_mask(length: int, dtype: torch.dtype) -> Tensor:
+    """[length, length]: -inf above the diagonal."""
+    return torch.full((length, length), -math.inf, dtype=dtype).triu(1)
+
+
+def interleaved(
+    calls: dict[str, Callable[[], object]], rounds: int, budget: float = math.inf
+) -> dict[str, list[float]]:
+    """Seconds per call of each candidate, one sample of each in every round.
+
+    Taking turns puts a slow moment of the machine on all candidates alike. Ends after `rounds`, or
+    after `budget` seconds if at least three rounds are done.
+    """
+    repeats: dict[str, int] = {}
+    for name, call in calls.items():
+        call()  # the first call of a process allocates and, in MKL, chooses its kernels
+        start = time.perf_counter()
+        call()
+        repeats[name] = max(1, int(SHORTEST_SAMPLE_SECONDS / (time.perf_counter() - start)))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    begin = time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - begin > budget:
+            break
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            samples[name].append((time.perf_counter() - start) / repeats[name])
+    return samples
+
+
+def median_ratio(slow: list[float], fast: list[float]) -> float:
+    """The median over rounds of slow / fast, each ratio within one round."""
+    return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """The profiler of torch 2.13 writes two lines per use straight to file descriptor 2."""
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def peak_memory(call: Callable[[], Any]) -> int:
+    """Most bytes that `call` holds at any moment beyond its inputs and what it returns.
+
+    Every allocation of torch's CPU allocator is seen, on all threads, to the byte. The blocks still
+    alive after the call are its outputs: `call` must return them and keep nothing else.
+    """
+    with _quiet_stderr(), torch.autograd.profiler.profile(profile_memory=True) as profile:
+        result = call()
+    events = [e.nbytes() for e in profile.kineto_results.events() if e.name() == "[memory]"]
+    del result
+    live: dict[int, list[int]] = {}
+    for index, size in enumerate(events):
+        if size > 0:
+            live.setdefault(size, []).append(index)
+        elif live.get(-size):
+            live[-size].pop()
+    outputs = {index for indices in live.values() for index in indices}
+    held = peak = 0
+    for index, size in enumerate(events):
+        held += 0 if index in outputs else size
+        peak = max(peak, held)
+    return peak
+
+
+def bytes_text(count: float) -> str:
+    """`1536` -> `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def seconds_text(seconds: float) -> str:
+    """`0.0123` -> `12.3 ms`."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * factor >= 1 or unit == "µs":
+            value = seconds * factor
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    raise AssertionError("unreachable")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose columns also line up on a console: text left, numbers right."""
+    cells = [header, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
+    return "\n".join(lines)
