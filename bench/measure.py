@@ -21,15 +21,25 @@ ROOT = Path(__file__).resolve().parent.parent
 # The lengths of the integration guide's tables.
 GUIDE_LENGTHS = (128, 512, 1024, 2048, 4096)
 
-# Holds torch, MKL and oneDNN to AVX2, so that a comparison is of algorithms and not of instructions.
+# What holds torch, MKL, oneDNN and this project to AVX2, so that a comparison is of algorithms and
+# not of instructions.
 AVX2_ENVIRONMENT = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "FLASH_ATTENTION_ISA": "avx2",
 }
 
 # A timed sample repeats a short call until it lasts this long, so that the clock does not matter.
 SHORTEST_SAMPLE_SECONDS = 3e-4
+
+
+def environment(isa: str) -> dict[str, str]:
+    """For a child process: everybody at AVX2 ("avx2"), or each at its best ("native").
+
+    The instruction set is chosen once, while a library is loaded, so it takes a fresh process.
+    """
+    return dict(os.environ) | (AVX2_ENVIRONMENT if isa == "avx2" else {})
 
 
 def cpu_name() -> str:
@@ -55,11 +65,12 @@ def slug(text: str) -> str:
 def machine() -> dict[str, Any]:
     """Where and when: for the heading of every table and picture."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    extensions = [name for name in ("avx2", "avx512f", "amx_tile") if f" {name} " in flags]
+    names = {"avx2": "AVX2", "avx512f": "AVX-512", "amx_tile": "AMX"}
+    extensions = [text for flag, text in names.items() if f" {flag} " in flags]
     return {
         "cpu": cpu_name(),
         "extensions": extensions,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -71,8 +82,9 @@ def describe(where: dict[str, Any]) -> str:
     """One line for the heading of a table."""
     threads = f"{where['threads']} thread" + ("" if where["threads"] == 1 else "s")
     return (
-        f"{where['cpu']}, {threads} of {where['cores']} cores, torch {where['torch']} at "
-        f"{where['torch_cpu_capability']}, {where['date']}"
+        f"{where['cpu']} with {', '.join(where['extensions']) or 'no AVX2'}, {threads} on "
+        f"{where['cores']} cores, torch {where['torch']} at {where['torch_cpu_capability']}, "
+        f"{where['date']}"
     )
 
 
@@ -184,13 +196,19 @@ def seconds_text(seconds: float) -> str:
     raise AssertionError("unreachable")
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns also line up on a console: text left, numbers right."""
+def table(header: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A Markdown table that also lines up on a console: `left` columns of text, then numbers."""
     cells = [header, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in cells
+
+    def line(row: list[str]) -> str:
+        texts = [
+            text.ljust(width) if i < left else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "| " + " | ".join(texts) + " |"
+
+    rule = [
+        "-" * (width + 2) if i < left else "-" * (width + 1) + ":" for i, width in enumerate(widths)
     ]
-    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
-    return "\n".join(lines)
+    return "\n".join([line(header), "|" + "|".join(rule) + "|", *map(line, rows)])
