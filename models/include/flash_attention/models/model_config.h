@@ -1,0 +1,20 @@
+#pragma once
+// The switch between exact flash attention and materialised scores, shared by all models.
+
+#include <cstdint>
+
+namespace flash::models {
+
+/// How a model computes attention. Both ways give the same numbers up to rounding.
+///
+///     flash::models::ModelConfig config;
+///     config.use_flash_attention = true;
+///     auto options = flash::models::PatchTSTOptions(/*h=*/24, /*input_size=*/96).config(config);
+struct ModelConfig {
+  /// True: `flash::attention`, O(N) memory. False: the score matrices are stored.
+  bool use_flash_attention = false;
+  /// Keys per online-softmax step of `flash::attention`, at least 1.
+  int64_t flash_block_size = 64;
+};
+
+}  // namespace flash::models

@@ -1,0 +1,87 @@
+#include "layers/residual_attention.h"
+
+#include <flash_attention/ops.h>
+#include <torch/torch.h>
+
+#include <cmath>
+
+namespace flash::models {
+
+ScoreScaleImpl::ScoreScaleImpl(int64_t head_dim) : head_dim_(head_dim) { reset(); }
+
+void ScoreScaleImpl::reset() {
+  // Rounded to float32 and cast later, as in Python, so that a float64 model scales by the same
+  // number.
+  const auto scale = static_cast<float>(std::pow(static_cast<double>(head_dim_), -0.5));
+  scale_ = register_parameter("scale", torch::tensor(scale), /*requires_grad=*/false);
+}
+
+ResidualAttentionImpl::ResidualAttentionImpl(ResidualAttentionOptions options)
+    : options_(options), head_dim_(options.hidden_size / options.heads) {
+  reset();
+}
+
+void ResidualAttentionImpl::reset() {
+  const int64_t hidden = options_.hidden_size;
+  const int64_t inner = options_.heads * head_dim_;
+  query_ = register_module("W_Q", torch::nn::Linear(hidden, inner));
+  key_ = register_module("W_K", torch::nn::Linear(hidden, inner));
+  value_ = register_module("W_V", torch::nn::Linear(hidden, inner));
+  scale_ = register_module("sdp_attn", std::make_shared<ScoreScaleImpl>(head_dim_));
+  output_ =
+      register_module("to_out", torch::nn::Sequential(torch::nn::Linear(inner, hidden),
+                                                      torch::nn::Dropout(options_.output_dropout)));
+}
+
+torch::Tensor ResidualAttentionImpl::forward(const torch::Tensor& x, ScoreHistory& history) {
+  const auto split_heads = [this](const torch::Tensor& t) {  // [B, T, H d] -> [B, H, T, d]
+    return t.unflatten(-1, {options_.heads, head_dim_}).transpose(1, 2);
+  };
+  const torch::Tensor query = split_heads(query_(x));
+  const torch::Tensor key = split_heads(key_(x));
+  const torch::Tensor value = split_heads(value_(x));
+  const torch::Tensor attended = options_.config.use_flash_attention
+                                     ? flash(query, key, value, history)
+                                     : standard(query, key, value, history);
+  return output_->forward(attended.transpose(1, 2).flatten(-2));
+}
+
+torch::Tensor ResidualAttentionImpl::flash(torch::Tensor query, torch::Tensor key,
+                                           const torch::Tensor& value,
+                                           ScoreHistory& history) const {
+  auto options =
+      AttentionOptions().dropout(dropout_now()).block_size(options_.config.flash_block_size);
+  if (options_.add_previous_scores) {
+    query = query * scale_->value();
+    options.scale(1.0);
+    if (history.queries.defined()) {
+      query = torch::cat({history.queries, query}, -1);
+      key = torch::cat({history.keys, key}, -1);
+    }
+    history.queries = query;
+    history.keys = key;
+  }
+  return attention(query, key, value, options);
+}
+
+torch::Tensor ResidualAttentionImpl::standard(const torch::Tensor& query, const torch::Tensor& key,
+                                              const torch::Tensor& value,
+                                              ScoreHistory& history) const {
+  if (!options_.add_previous_scores) {
+    return standard_attention(query, key, value, AttentionOptions().dropout(dropout_now()));
+  }
+  torch::Tensor scores = query.matmul(key.transpose(-2, -1)) * scale_->value();
+  if (history.scores.defined()) scores = scores + history.scores;
+  history.scores = scores;
+  torch::Tensor weights = scores.softmax(-1);
+  if (const double dropout = dropout_now(); dropout > 0.0) {
+    // The mask that `attention` would draw: both ways train alike from one seed.
+    const torch::Tensor kept =
+        dropout_mask(weights.size(0), weights.size(1), weights.size(2), weights.size(3), dropout);
+    const double factor = dropout < 1.0 ? 1.0 / (1.0 - dropout) : 0.0;
+    weights = weights * kept.to(weights.scalar_type()).mul_(factor);
+  }
+  return weights.matmul(value);
+}
+
+}  // namespace flash::models

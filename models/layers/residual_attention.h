@@ -1,0 +1,70 @@
+#pragma once
+// Self-attention that may add up its scores from layer to layer, with or without storing them.
+
+#include <flash_attention/models/model_config.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/linear.h>
+
+namespace flash::models {
+
+/// Sizes and switches of `ResidualAttentionImpl`.
+struct ResidualAttentionOptions {
+  int64_t hidden_size;
+  int64_t heads;
+  double attention_dropout;
+  double output_dropout;
+  bool add_previous_scores;
+  ModelConfig config;
+};
+
+/// What one layer hands to the next. Standard attention hands on its scores, flash attention the
+/// queries and keys that give those scores.
+struct ScoreHistory {
+  torch::Tensor scores;   ///< [B, H, T, T], standard only
+  torch::Tensor queries;  ///< [B, H, T, layers * d], scaled, flash only
+  torch::Tensor keys;     ///< [B, H, T, layers * d], flash only
+};
+
+/// The scale of the scores, under neuralforecast's name `sdp_attn.scale`: 0-d, never trained.
+class ScoreScaleImpl : public torch::nn::Cloneable<ScoreScaleImpl> {
+ public:
+  explicit ScoreScaleImpl(int64_t head_dim);
+  void reset() override;
+  const torch::Tensor& value() const { return scale_; }
+
+ private:
+  int64_t head_dim_;
+  torch::Tensor scale_;
+};
+
+/// Multi-head self-attention of PatchTST: S_l = scale * q_l k_l^T + S_{l-1}, softmax(S_l) v_l.
+///
+/// The sum over layers is one dot product: with the queries of all layers so far side by side (each
+/// scaled) and their keys likewise, S_l = Q K^T. So flash attention gives the residual form
+/// exactly, and what passes between layers is O(T) instead of O(T^2).
+class ResidualAttentionImpl : public torch::nn::Cloneable<ResidualAttentionImpl> {
+ public:
+  explicit ResidualAttentionImpl(ResidualAttentionOptions options);
+
+  void reset() override;
+
+  /// x [B, T, hidden_size] -> [B, T, hidden_size]. Reads `history` of the layer before, leaves its
+  /// own.
+  torch::Tensor forward(const torch::Tensor& x, ScoreHistory& history);
+
+ private:
+  torch::Tensor flash(torch::Tensor query, torch::Tensor key, const torch::Tensor& value,
+                      ScoreHistory& history) const;
+  torch::Tensor standard(const torch::Tensor& query, const torch::Tensor& key,
+                         const torch::Tensor& value, ScoreHistory& history) const;
+  double dropout_now() const { return is_training() ? options_.attention_dropout : 0.0; }
+
+  ResidualAttentionOptions options_;
+  int64_t head_dim_;
+  torch::nn::Linear query_{nullptr}, key_{nullptr}, value_{nullptr};
+  std::shared_ptr<ScoreScaleImpl> scale_;
+  torch::nn::Sequential output_{nullptr};
+};
+
+}  // namespace flash::models

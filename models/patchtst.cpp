@@ -1,0 +1,172 @@
+#include <flash_attention/models/patchtst.h>
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <cctype>
+#include <utility>
+
+#include "layers/patch_encoder.h"
+#include "layers/rev_in.h"
+
+namespace flash::models {
+namespace {
+
+int64_t patch_length(const PatchTSTOptions& options) {
+  return std::min(options.patch_len(), options.input_size() + options.stride());
+}
+
+/// The series is continued by one stride of its last value, so that no step is left over.
+int64_t patch_count(const PatchTSTOptions& options) {
+  const int64_t padded = options.input_size() + options.stride();
+  return (padded - patch_length(options)) / options.stride() + 1;
+}
+
+void check_positive(const char* name, int64_t value) {
+  TORCH_CHECK_VALUE(value >= 1, "PatchTST: expected ", name, " of at least 1, got ", value);
+}
+
+void check_probability(const char* name, double value) {
+  TORCH_CHECK_VALUE(value >= 0.0 && value <= 1.0, "PatchTST: expected ", name,
+                    " between 0 and 1, got ", value);
+}
+
+PatchTSTOptions checked(PatchTSTOptions options) {
+  check_positive("h", options.h());
+  check_positive("input_size", options.input_size());
+  check_positive("encoder_layers", options.encoder_layers());
+  check_positive("n_heads", options.n_heads());
+  check_positive("hidden_size", options.hidden_size());
+  check_positive("linear_hidden_size", options.linear_hidden_size());
+  check_positive("patch_len", options.patch_len());
+  check_positive("stride", options.stride());
+  check_positive("outputsize_multiplier", options.outputsize_multiplier());
+  check_positive("flash_block_size", options.flash_block_size());
+  check_probability("dropout", options.dropout());
+  check_probability("fc_dropout", options.fc_dropout());
+  check_probability("head_dropout", options.head_dropout());
+  check_probability("attn_dropout", options.attn_dropout());
+  TORCH_CHECK_VALUE(options.hidden_size() >= options.n_heads(),
+                    "PatchTST: expected hidden_size of at least n_heads, got hidden_size ",
+                    options.hidden_size(), " and n_heads ", options.n_heads());
+  std::string& activation = options.activation();
+  const std::string given = activation;
+  std::transform(activation.begin(), activation.end(), activation.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  TORCH_CHECK_VALUE(activation == "gelu" || activation == "relu",
+                    "PatchTST: expected activation \"gelu\" or \"relu\", got \"", given, "\"");
+  return options;
+}
+
+/// Patches -> tokens -> encoder.
+class BackboneImpl : public torch::nn::Cloneable<BackboneImpl> {
+ public:
+  explicit BackboneImpl(const PatchTSTOptions& options) : options_(options) { reset(); }
+
+  void reset() override {
+    embedding_ =
+        register_module("W_P", torch::nn::Linear(patch_length(options_), options_.hidden_size()));
+    torch::Tensor position = torch::empty({patch_count(options_), options_.hidden_size()});
+    torch::nn::init::uniform_(position, -0.02, 0.02);
+    position_ = register_parameter("W_pos", position, options_.learn_pos_embed());
+    dropout_ = register_module("dropout", torch::nn::Dropout(options_.dropout()));
+    encoder_ = register_module("encoder", std::make_shared<PatchEncoderImpl>(options_));
+  }
+
+  /// patches [B, P, patch_len] -> [B, P, hidden_size]
+  torch::Tensor forward(const torch::Tensor& patches) {
+    return encoder_->forward(dropout_(embedding_(patches) + position_));
+  }
+
+ private:
+  PatchTSTOptions options_;
+  torch::nn::Linear embedding_{nullptr};
+  torch::Tensor position_;
+  torch::nn::Dropout dropout_{nullptr};
+  std::shared_ptr<PatchEncoderImpl> encoder_;
+};
+
+/// One linear layer from all patches at once to the forecast.
+class HeadImpl : public torch::nn::Cloneable<HeadImpl> {
+ public:
+  explicit HeadImpl(const PatchTSTOptions& options) : options_(options) { reset(); }
+
+  void reset() override {
+    linear_ = register_module("linear",
+                              torch::nn::Linear(options_.hidden_size() * patch_count(options_),
+                                                options_.h() * options_.outputsize_multiplier()));
+    dropout_ = register_module("dropout", torch::nn::Dropout(options_.head_dropout()));
+  }
+
+  /// encoded [B, P, hidden_size] -> [B, h * outputsize_multiplier]
+  torch::Tensor forward(const torch::Tensor& encoded) {
+    return dropout_(linear_(encoded.transpose(1, 2).flatten(1)));
+  }
+
+ private:
+  PatchTSTOptions options_;
+  torch::nn::Linear linear_{nullptr};
+  torch::nn::Dropout dropout_{nullptr};
+};
+
+}  // namespace
+
+/// neuralforecast keeps the network in a member of its own, hence `model.` in every parameter name.
+class PatchTSTNetworkImpl : public torch::nn::Cloneable<PatchTSTNetworkImpl> {
+ public:
+  explicit PatchTSTNetworkImpl(const PatchTSTOptions& options) : options_(options) { reset(); }
+
+  void reset() override {
+    if (options_.revin()) {
+      rev_in_ = register_module(
+          "revin_layer",
+          std::make_shared<RevINImpl>(options_.revin_affine(), options_.revin_subtract_last()));
+    }
+    backbone_ = register_module("backbone", std::make_shared<BackboneImpl>(options_));
+    head_ = register_module("head", std::make_shared<HeadImpl>(options_));
+  }
+
+  /// windows [B, input_size] -> [B, h * outputsize_multiplier]
+  torch::Tensor forward(torch::Tensor windows) {
+    WindowStatistics statistics;
+    if (rev_in_) std::tie(windows, statistics) = rev_in_->normalize(windows);
+    const torch::Tensor padded =
+        torch::cat({windows, windows.slice(1, -1).expand({-1, options_.stride()})}, 1);
+    const torch::Tensor patches = padded.unfold(1, patch_length(options_), options_.stride());
+    const torch::Tensor outputs = head_->forward(backbone_->forward(patches));
+    return rev_in_ ? rev_in_->denormalize(outputs, statistics) : outputs;
+  }
+
+ private:
+  PatchTSTOptions options_;
+  std::shared_ptr<RevINImpl> rev_in_;
+  std::shared_ptr<BackboneImpl> backbone_;
+  std::shared_ptr<HeadImpl> head_;
+};
+
+PatchTSTImpl::PatchTSTImpl(PatchTSTOptions options_) : options(checked(std::move(options_))) {
+  reset();
+}
+
+void PatchTSTImpl::reset() {
+  network_ = register_module("model", std::make_shared<PatchTSTNetworkImpl>(options));
+}
+
+void PatchTSTImpl::pretty_print(std::ostream& stream) const {
+  stream << "flash::models::PatchTST(h=" << options.h() << ", input_size=" << options.input_size()
+         << ", encoder_layers=" << options.encoder_layers() << ", n_heads=" << options.n_heads()
+         << ", hidden_size=" << options.hidden_size()
+         << ", attention=" << (options.use_flash_attention() ? "flash" : "standard") << ")";
+}
+
+torch::Tensor PatchTSTImpl::forward(const torch::Tensor& insample_y) {
+  TORCH_CHECK_VALUE(
+      insample_y.dim() == 3 && insample_y.size(1) == options.input_size() &&
+          insample_y.size(2) == 1,
+      "PatchTST: expected insample_y [batch, ", options.input_size(), ", 1], got ",
+      insample_y.sizes(),
+      "; the model is univariate, so give the columns of a table as windows of their own");
+  return network_->forward(insample_y.squeeze(2))
+      .view({insample_y.size(0), options.h(), options.outputsize_multiplier()});
+}
+
+}  // namespace flash::models

@@ -1,0 +1,77 @@
+#include <flash_attention/models/safetensors.h>
+#include <torch/torch.h>
+
+#include <sstream>
+#include <vector>
+
+namespace flash::models {
+namespace {
+
+/// neuralforecast stores its loss functions' quantiles beside the weights; they are no part of a
+/// network.
+bool belongs_to_a_loss(const std::string& name) {
+  return name.starts_with("loss.") || name.starts_with("valid_loss.") ||
+         name.starts_with("__hparams__.");
+}
+
+enum class Kind { kBool, kInteger, kFloating, kComplex };
+
+Kind kind_of(const at::Tensor& tensor) {
+  if (tensor.is_complex()) return Kind::kComplex;
+  if (tensor.is_floating_point()) return Kind::kFloating;
+  return tensor.scalar_type() == at::kBool ? Kind::kBool : Kind::kInteger;
+}
+
+std::string describe(const at::Tensor& tensor) {
+  std::ostringstream text;
+  text << tensor.scalar_type() << " " << tensor.sizes();
+  return text.str();
+}
+
+/// One line per kind of problem; long lists are cut, as a wrong model misses all names at once.
+void append(std::ostringstream& message, const char* title, const std::vector<std::string>& items) {
+  constexpr size_t kShown = 8;
+  if (items.empty()) return;
+  message << "\n  " << title << " (" << items.size() << "): ";
+  for (size_t i = 0; i < std::min(items.size(), kShown); ++i) {
+    message << (i > 0 ? "; " : "") << items[i];
+  }
+  if (items.size() > kShown) message << "; ...";
+}
+
+}  // namespace
+
+TensorMap state_dict(const torch::nn::Module& module) {
+  TensorMap tensors;
+  for (const auto& item : module.named_parameters()) tensors.emplace(item.key(), item->detach());
+  for (const auto& item : module.named_buffers()) tensors.emplace(item.key(), item->detach());
+  return tensors;
+}
+
+void load_state_dict(torch::nn::Module& module, const TensorMap& tensors) {
+  const TensorMap own = state_dict(module);
+  std::vector<std::string> missing, unexpected, mismatched;
+  for (const auto& [name, target] : own) {
+    const auto found = tensors.find(name);
+    if (found == tensors.end()) {
+      missing.push_back(name);
+    } else if (found->second.sizes() != target.sizes() ||
+               kind_of(found->second) != kind_of(target)) {
+      mismatched.push_back(name + " expected " + describe(target) + ", got " +
+                           describe(found->second));
+    }
+  }
+  for (const auto& [name, tensor] : tensors) {
+    if (!own.contains(name) && !belongs_to_a_loss(name)) unexpected.push_back(name);
+  }
+  std::ostringstream problems;
+  append(problems, "missing", missing);
+  append(problems, "unexpected", unexpected);
+  append(problems, "of another shape or kind", mismatched);
+  TORCH_CHECK_VALUE(problems.str().empty(), "load_state_dict: expected the tensors of ",
+                    module.name(), ", got a set that differs:", problems.str());
+  torch::NoGradGuard no_grad;
+  for (const auto& [name, target] : own) at::Tensor(target).copy_(tensors.at(name));
+}
+
+}  // namespace flash::models
