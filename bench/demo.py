@@ -1,0 +1,160 @@
+"""The main job, `make demo`: what flash attention saves, and a forecaster trained with it.
+
+1. accuracy, time and memory of flash beside standard attention, at the lengths of the guide;
+2. PatchTST trained on the weather of Seattle by the C++ program flash_train, with flash and with
+   standard attention from one seed;
+3. pictures of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import comparison
+import flash_attention
+import forecast
+import measure
+import plot
+import torch
+
+
+def heading(number: int, text: str) -> None:
+    """A numbered section on the console."""
+    print(f"\n{number}. {text}\n{'=' * (len(text) + 3)}\n", flush=True)
+
+
+@dataclass(frozen=True)
+class LengthRow:
+    """Everything the first section knows about one length."""
+
+    difference: comparison.Difference
+    forward: comparison.Cost
+    training: comparison.Cost
+    memory: comparison.Cost
+    training_memory: comparison.Cost
+    predicted: int
+
+
+def measure_lengths() -> list[LengthRow]:
+    """One row per length of the guide, with a line of progress for each."""
+    rows = []
+    for length in measure.GUIDE_LENGTHS:
+        print(f"  L = {length} ...", end="", flush=True)
+        start = time.perf_counter()
+        rows.append(
+            LengthRow(
+                comparison.difference(length),
+                comparison.time_cost(length, backward=False),
+                comparison.time_cost(length, backward=True),
+                comparison.memory_cost(length, backward=False),
+                comparison.memory_cost(length, backward=True),
+                comparison.predicted_bytes(length),
+            )
+        )
+        print(f" {time.perf_counter() - start:.1f} s", flush=True)
+    return rows
+
+
+def print_lengths(rows: list[LengthRow]) -> None:
+    """Three small tables: they fit a console of 100 columns, one wide one would not."""
+    lengths = [str(row.difference.length) for row in rows]
+    print("\nLargest difference of the output, flash to standard attention:\n")
+    cells = [
+        [length, f"{row.difference.float64:.1e}", f"{row.difference.float32:.1e}"]
+        for length, row in zip(lengths, rows, strict=True)
+    ]
+    print(measure.table(["L", "float64", "float32"], cells))
+
+    print("\nTime of one call, float64:\n")
+    header = ["L", "forward: standard", "flash", "faster", "with backward: standard", "flash", "faster"]
+    cells = [
+        [
+            length,
+            measure.seconds_text(row.forward.standard),
+            measure.seconds_text(row.forward.flash),
+            f"{row.forward.ratio:.2f}x",
+            measure.seconds_text(row.training.standard),
+            measure.seconds_text(row.training.flash),
+            f"{row.training.ratio:.2f}x",
+        ]
+        for length, row in zip(lengths, rows, strict=True)
+    ]
+    print(measure.table(header, cells))
+
+    print("\nPeak memory beyond inputs and outputs, float64, measured:\n")
+    header = ["L", "forward: standard", "flash", "memory_usage", "less"]
+    header += ["with backward: standard", "flash", "less"]
+    cells = [
+        [
+            length,
+            measure.bytes_text(row.memory.standard),
+            measure.bytes_text(row.memory.flash),
+            measure.bytes_text(row.predicted),
+            f"{row.memory.ratio:.0f}x",
+            measure.bytes_text(row.training_memory.standard),
+            measure.bytes_text(row.training_memory.flash),
+            f"{row.training_memory.ratio:.0f}x",
+        ]
+        for length, row in zip(lengths, rows, strict=True)
+    ]
+    print(measure.table(header, cells))
+
+
+def draw_lengths(rows: list[LengthRow], output: Path) -> Path:
+    """Time and memory against length, logarithmic."""
+    lengths = [row.difference.length for row in rows]
+    figure, axes = plot.grid(
+        1,
+        2,
+        "Attention of one sequence [1, L, 64], float64, forward + backward",
+        measure.describe(measure.machine()),
+    )
+    panels = (
+        (axes[0][0], [row.training for row in rows], 1e3, "time of one call (ms)"),
+        (axes[0][1], [row.training_memory for row in rows], 2.0**-20, "peak memory (MiB)"),
+    )
+    for panel, costs, factor, label in panels:
+        for method in ("standard", "flash"):
+            values = [getattr(cost, method) * factor for cost in costs]
+            panel.plot(lengths, values, **plot.STYLES[method])
+        panel.set_yscale("log")
+        panel.set_ylabel(label)
+        plot.length_axis(panel, lengths)
+        panel.legend()
+    axes[0][0].set_title("time")
+    axes[0][1].set_title("memory beyond inputs and outputs")
+    return plot.save(figure, output / "time_and_memory.png")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", type=Path, default=measure.ROOT / "build")
+    parser.add_argument("--output", type=Path, default=measure.ROOT / "out" / "demo")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    print(measure.describe(measure.machine()))
+    print(f"kernels of this project: {flash_attention.build_info().active}")
+
+    heading(1, "Flash beside standard attention, one sequence [1, L, 64]")
+    rows = measure_lengths()
+    print_lengths(rows)
+
+    heading(2, "PatchTST on the weather of Seattle, trained in C++ with each attention")
+    runs = forecast.train_both(args.build, args.output)
+    forecast.print_runs(runs)
+
+    heading(3, "Pictures")
+    pictures = [draw_lengths(rows, args.output), forecast.draw(runs, args.output)]
+    print(f"Done in {time.perf_counter() - start:.0f} s. Look at:")
+    for picture in pictures:
+        print(f"  {picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
