@@ -1,0 +1,152 @@
+#pragma once
+// AVX2 + FMA registers behind the interface that generic/ is written on (described in csrc/README.md).
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace flash {
+namespace {
+
+template <class T>
+struct Vec;
+
+// Sixteen registers: `rows * vecs` accumulators, `vecs` loaded operands and one broadcast must fit.
+struct Avx2Tiles {
+  /// Vectors of queries in a score tile.
+  static constexpr int kScoreVecs = 3;
+  /// Keys per score tile that holds `vecs` vectors of queries.
+  static constexpr int score_rows(int vecs) { return vecs == 3 ? 4 : vecs == 2 ? 6 : 8; }
+  /// Vectors of columns in a tile of output or gradient rows, and the rows that go with them.
+  static constexpr int kColumnVecs = 2;
+  static constexpr int column_rows(int vecs) { return vecs == 2 ? 6 : 12; }
+};
+
+// Lane masks for the first n lanes, read at an offset from the middle of a row of ones and zeros.
+alignas(64) constexpr int32_t kFirst32[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+alignas(64) constexpr int64_t kFirst64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+
+template <>
+struct Vec<float> : Avx2Tiles {
+  using Scalar = float;
+  using Reg = __m256;
+  using Mask = __m256i;
+  static constexpr int kWidth = 8;
+
+  static Reg zero() { return _mm256_setzero_ps(); }
+  static Reg broadcast(float x) { return _mm256_set1_ps(x); }
+  static Reg broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  static Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, Reg x) { _mm256_storeu_ps(p, x); }
+  static Mask first(int64_t n) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirst32 + 8 - n));
+  }
+  static Reg load(const float* p, Mask mask) { return _mm256_maskload_ps(p, mask); }
+  static void store(float* p, Reg x, Mask mask) { _mm256_maskstore_ps(p, mask, x); }
+
+  static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
+  static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  /// The larger; `b` where either is NaN.
+  static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
+  static Reg abs(Reg x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+  /// `a < b ? x : y`, false where either is NaN.
+  static Reg if_less(Reg a, Reg b, Reg x, Reg y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+  }
+  static Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+  }
+  /// `x` where the sign bit of `sign` is clear, else +0.
+  static Reg if_positive(Reg sign, Reg x) { return _mm256_blendv_ps(x, zero(), sign); }
+
+  struct Rounded {
+    Reg value;
+    __m256i integer;
+  };
+  /// To the nearest integer. NaN gives an integer whose low byte is 0, so scaling by it is harmless.
+  static Rounded round(Reg x) {
+    const __m256i n = _mm256_cvtps_epi32(x);
+    return {_mm256_cvtepi32_ps(n), n};
+  }
+  /// x * 2^n by adding to the exponent; exact while the result is a normal number.
+  static Reg scale(Reg x, Rounded n) {
+    return _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(n.integer, 23)));
+  }
+
+  static void transpose(Reg (&r)[8]) {
+    const Reg a0 = _mm256_unpacklo_ps(r[0], r[1]), a1 = _mm256_unpackhi_ps(r[0], r[1]);
+    const Reg a2 = _mm256_unpacklo_ps(r[2], r[3]), a3 = _mm256_unpackhi_ps(r[2], r[3]);
+    const Reg a4 = _mm256_unpacklo_ps(r[4], r[5]), a5 = _mm256_unpackhi_ps(r[4], r[5]);
+    const Reg a6 = _mm256_unpacklo_ps(r[6], r[7]), a7 = _mm256_unpackhi_ps(r[6], r[7]);
+    const Reg b0 = _mm256_shuffle_ps(a0, a2, 0x44), b1 = _mm256_shuffle_ps(a0, a2, 0xEE);
+    const Reg b2 = _mm256_shuffle_ps(a1, a3, 0x44), b3 = _mm256_shuffle_ps(a1, a3, 0xEE);
+    const Reg b4 = _mm256_shuffle_ps(a4, a6, 0x44), b5 = _mm256_shuffle_ps(a4, a6, 0xEE);
+    const Reg b6 = _mm256_shuffle_ps(a5, a7, 0x44), b7 = _mm256_shuffle_ps(a5, a7, 0xEE);
+    r[0] = _mm256_permute2f128_ps(b0, b4, 0x20), r[1] = _mm256_permute2f128_ps(b1, b5, 0x20);
+    r[2] = _mm256_permute2f128_ps(b2, b6, 0x20), r[3] = _mm256_permute2f128_ps(b3, b7, 0x20);
+    r[4] = _mm256_permute2f128_ps(b0, b4, 0x31), r[5] = _mm256_permute2f128_ps(b1, b5, 0x31);
+    r[6] = _mm256_permute2f128_ps(b2, b6, 0x31), r[7] = _mm256_permute2f128_ps(b3, b7, 0x31);
+  }
+};
+
+template <>
+struct Vec<double> : Avx2Tiles {
+  using Scalar = double;
+  using Reg = __m256d;
+  using Mask = __m256i;
+  static constexpr int kWidth = 4;
+
+  static Reg zero() { return _mm256_setzero_pd(); }
+  static Reg broadcast(double x) { return _mm256_set1_pd(x); }
+  static Reg broadcast(const double* p) { return _mm256_broadcast_sd(p); }
+  static Reg load(const double* p) { return _mm256_loadu_pd(p); }
+  static void store(double* p, Reg x) { _mm256_storeu_pd(p, x); }
+  static Mask first(int64_t n) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirst64 + 4 - n));
+  }
+  static Reg load(const double* p, Mask mask) { return _mm256_maskload_pd(p, mask); }
+  static void store(double* p, Reg x, Mask mask) { _mm256_maskstore_pd(p, mask, x); }
+
+  static Reg add(Reg a, Reg b) { return _mm256_add_pd(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm256_sub_pd(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm256_mul_pd(a, b); }
+  static Reg div(Reg a, Reg b) { return _mm256_div_pd(a, b); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
+  static Reg max(Reg a, Reg b) { return _mm256_max_pd(a, b); }
+  static Reg abs(Reg x) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), x); }
+  static Reg if_less(Reg a, Reg b, Reg x, Reg y) {
+    return _mm256_blendv_pd(y, x, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
+  }
+  static Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
+    return _mm256_blendv_pd(y, x, _mm256_cmp_pd(a, b, _CMP_EQ_OQ));
+  }
+  static Reg if_positive(Reg sign, Reg x) { return _mm256_blendv_pd(x, zero(), sign); }
+
+  struct Rounded {
+    Reg value;
+    __m128i integer;
+  };
+  static Rounded round(Reg x) {
+    const __m128i n = _mm256_cvtpd_epi32(x);
+    return {_mm256_cvtepi32_pd(n), n};
+  }
+  static Reg scale(Reg x, Rounded n) {
+    const __m256i wide = _mm256_cvtepi32_epi64(n.integer);
+    return _mm256_castsi256_pd(
+        _mm256_add_epi64(_mm256_castpd_si256(x), _mm256_slli_epi64(wide, 52)));
+  }
+
+  static void transpose(Reg (&r)[4]) {
+    const Reg a0 = _mm256_unpacklo_pd(r[0], r[1]), a1 = _mm256_unpackhi_pd(r[0], r[1]);
+    const Reg a2 = _mm256_unpacklo_pd(r[2], r[3]), a3 = _mm256_unpackhi_pd(r[2], r[3]);
+    r[0] = _mm256_permute2f128_pd(a0, a2, 0x20), r[1] = _mm256_permute2f128_pd(a1, a3, 0x20);
+    r[2] = _mm256_permute2f128_pd(a0, a2, 0x31), r[3] = _mm256_permute2f128_pd(a1, a3, 0x31);
+  }
+};
+
+}  // namespace
+}  // namespace flash

@@ -1,0 +1,73 @@
+// Chooses a kernel table. Compiled with baseline flags only: it runs before the CPU is known.
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string_view>
+
+#include "csrc/kernels.h"
+
+namespace flash {
+
+#if defined(__x86_64__)
+extern const KernelTable kAvx2Kernels;
+#endif
+extern const KernelTable kScalarKernels;
+
+const std::vector<const KernelTable*>& all_kernels() {
+  static const std::vector<const KernelTable*> tables = {
+#if defined(__x86_64__)
+      &kAvx2Kernels,
+#endif
+      &kScalarKernels,
+  };
+  return tables;
+}
+
+const KernelTable& scalar_kernels() { return kScalarKernels; }
+
+namespace {
+
+std::string known_names() {
+  std::string names;
+  for (const KernelTable* table : all_kernels()) {
+    names += names.empty() ? "" : ", ";
+    names += table->name;
+    if (!table->supported()) names += " (not supported by this CPU)";
+  }
+  return names;
+}
+
+// torch's own names for "no vector kernels" and "AVX2 at most"; any other value sets no limit here.
+bool allowed_by_aten(const KernelTable& table, std::string_view capability) {
+  const std::string_view name = table.name;
+  if (capability == "default") return name == "scalar";
+  if (capability == "avx2") return name == "scalar" || name == "avx2";
+  return true;
+}
+
+}  // namespace
+
+const KernelTable& choose_kernels(const char* flash_attention_isa,
+                                  const char* aten_cpu_capability) {
+  if (flash_attention_isa != nullptr && *flash_attention_isa != '\0') {
+    for (const KernelTable* table : all_kernels()) {
+      if (std::string_view(table->name) == flash_attention_isa && table->supported()) return *table;
+    }
+    throw std::invalid_argument("expected FLASH_ATTENTION_ISA to be one of " + known_names() +
+                                ", got '" + flash_attention_isa +
+                                "'; unset it to let the CPU decide");
+  }
+  const std::string_view capability = aten_cpu_capability == nullptr ? "" : aten_cpu_capability;
+  for (const KernelTable* table : all_kernels()) {
+    if (table->supported() && allowed_by_aten(*table, capability)) return *table;
+  }
+  return kScalarKernels;
+}
+
+const KernelTable& active_kernels() {
+  static const KernelTable& table =
+      choose_kernels(std::getenv("FLASH_ATTENTION_ISA"), std::getenv("ATEN_CPU_CAPABILITY"));
+  return table;
+}
+
+}  // namespace flash

@@ -1,0 +1,339 @@
+#pragma once
+// Backward: the weights are computed again, block by block, from Q, K and the two numbers per row.
+//
+// Dao et al., "FlashAttention" (arXiv:2205.14135), appendix B.2 and algorithm 4:
+//
+//   P  = exp2(S - row_max) / row_sum          delta = rowsum(dO o O) - dlse
+//   dP = dO V^T                               dS = P o (dP - delta)
+//   dV += P^T dO        dQ += scale dS K      dK += scale dS^T Q      dbias += dS
+//
+// A block is up to kBlockTiles tiles of queries against `block` keys. S^T and dP^T are formed tile by
+// tile with queries as lanes; dQ, dK and dV are updated in place, in their natural layout.
+
+#include <cstdint>
+#include <limits>
+
+#include "csrc/generic/exp.h"
+#include "csrc/generic/partition.h"
+#include "csrc/generic/score_stage.h"
+#include "csrc/generic/tiles.h"
+#include "csrc/kernels.h"
+
+namespace flash {
+namespace {
+
+constexpr int64_t kBlockTiles = 4;
+
+template <class V>
+struct BackwardScratch {
+  using T = typename V::Scalar;
+  static constexpr int64_t kQueries = kBlockTiles * QueryTiles<V>::kMaxLanes;
+  // Rows of P and dS are longer than a block: at a power of two they would share cache sets.
+  static constexpr int64_t kStride = kQueries + 16;
+
+  int64_t block;
+  T* queries;      // per tile [D][lanes], scaled
+  T* grad_out;     // per tile [Dv][lanes], scaled
+  T* weights;      // [block][kStride]
+  T* grad_scores;  // [block][kStride]
+  T* row_max;      // [kQueries], and so the next two
+  T* inverse_sum;
+  T* delta;
+  T* bias;         // [block][lanes], where there is one
+  int64_t bytes;
+
+  BackwardScratch(const Shape& shape, int64_t block_size, bool has_bias, void* memory) {
+    constexpr int64_t kMaxBackwardBlock = 128;
+    block = max_of(1, min_of(min_of(block_size, kMaxBackwardBlock), shape.keys));
+    queries = static_cast<T*>(memory);
+    grad_out = queries + shape.head_dim * kQueries;
+    weights = grad_out + shape.value_dim * kQueries;
+    grad_scores = weights + block * kStride;
+    row_max = grad_scores + block * kStride;
+    inverse_sum = row_max + kQueries;
+    delta = inverse_sum + kQueries;
+    bias = delta + kQueries;
+    const int64_t bias_size = has_bias ? block * QueryTiles<V>::kMaxLanes : 0;
+    bytes = ((shape.head_dim + shape.value_dim + 3) * kQueries + 2 * block * kStride + bias_size) *
+            static_cast<int64_t>(sizeof(T));
+  }
+};
+
+/// A block of queries of one (batch, head) against keys, into dQ, dK, dV and dbias.
+template <class V>
+class BackwardBlock {
+ public:
+  using T = typename V::Scalar;
+  using Reg = typename V::Reg;
+  using Scratch = BackwardScratch<V>;
+
+  /// `grad_scale` multiplies dS, and so dQ and dK.
+  BackwardBlock(const BackwardParams& p, const Scratch& scratch, double grad_scale, int64_t batch,
+                int64_t head, Range queries)
+      : p_(p),
+        scratch_(scratch),
+        batch_(batch),
+        head_(head),
+        key_head_(head / (p.shape.heads / p.shape.key_heads)),
+        value_head_(head / (p.shape.heads / p.shape.value_heads)),
+        first_(queries.begin),
+        count_(queries.end - queries.begin),
+        tiles_(count_),
+        grad_scale_(grad_scale) {
+    for (int64_t t = 0; t < tiles_.count(); ++t) {
+      with_vecs<V::kScoreVecs>(tiles_.vecs(t), [&]<int kVecs>() { prepare<kVecs>(t); });
+      key_end_ = max_of(key_end_, stages_[t].key_end());
+    }
+  }
+
+  /// Adds the share of keys [keys.begin, keys.end).
+  void run(Range keys) {
+    const int64_t end = min_of(keys.end, key_end_);
+    for (int64_t key = keys.begin; key < end; key += scratch_.block) {
+      step(key, min_of(scratch_.block, end - key));
+    }
+  }
+
+  /// Whether the one query of this block may not attend `key`.
+  bool excludes(int64_t key) const { return stages_[0].excludes(0, key); }
+
+  void step(int64_t key, int64_t keys) {
+    for (int64_t t = 0; t < tiles_.count(); ++t) {
+      with_vecs<V::kScoreVecs>(tiles_.vecs(t), [&]<int kVecs>() { tile_step<kVecs>(t, key, keys); });
+    }
+    // Keys in groups that the same trailing tiles attend: the tiles before them hold only zeros.
+    for (int64_t j = 0; j < keys;) {
+      int64_t tile = 0;
+      while (tile < tiles_.count() && stages_[tile].key_end() <= key + j) ++tile;
+      if (tile == tiles_.count()) break;
+      const int64_t group_end = min_of(keys, stages_[tile].key_end() - key);
+      update_key_rows(key, j, group_end - j, tiles_.begin(tile));
+      j = group_end;
+    }
+  }
+
+ private:
+  // Packs Q and dO of a tile, and gathers what a lane needs: row_max, 1 / row_sum, delta.
+  template <int kVecs>
+  void prepare(int64_t t) {
+    constexpr int kLanes = kVecs * V::kWidth;
+    const Shape& shape = p_.shape;
+    const int64_t at = tiles_.begin(t);
+    const int64_t first = first_ + at;
+    const int64_t count = tiles_.end(t) - at;
+    const double keep = dropout_keep_scale(p_.score.dropout);
+    pack_transposed<V, kLanes>(row_pointer<T>(p_.query, batch_, head_, first),
+                               p_.query.strides.row, count, shape.head_dim,
+                               static_cast<T>(p_.score.scale) * kLog2E<T>,
+                               scratch_.queries + shape.head_dim * at);
+    pack_transposed<V, kLanes>(row_pointer<T>(p_.grad_out, batch_, head_, first),
+                               p_.grad_out.strides.row, count, shape.value_dim,
+                               static_cast<T>(grad_scale_ * keep),
+                               scratch_.grad_out + shape.value_dim * at);
+    const int64_t row = (batch_ * shape.heads + head_) * shape.queries + first;
+    for (int64_t i = 0; i < kLanes; ++i) {
+      T max = 0, inverse = 0, delta = 0;
+      if (i < count) {
+        const T saved_max = static_cast<const T*>(p_.row_max)[row + i];
+        const T saved_sum = static_cast<const T*>(p_.row_sum)[row + i];
+        max = saved_max == -std::numeric_limits<T>::infinity() ? T(0) : saved_max;
+        inverse = saved_sum == 0 ? T(0) : T(1) / saved_sum;
+        delta = row_delta(first + i);
+        if (p_.grad_lse != nullptr) delta -= static_cast<const T*>(p_.grad_lse)[row + i];
+      }
+      scratch_.row_max[at + i] = max;
+      scratch_.inverse_sum[at + i] = inverse;
+      scratch_.delta[at + i] = delta * static_cast<T>(grad_scale_);
+    }
+    stages_[t].start(p_.score, shape, batch_, head_, first, count, scratch_.bias);
+  }
+
+  T row_delta(int64_t query) const {
+    const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, query);
+    const T* out = row_pointer<T>(p_.out, batch_, head_, query);
+    const int64_t columns = p_.shape.value_dim;
+    Reg sum = V::zero();
+    int64_t c = 0;
+    for (; c + V::kWidth <= columns; c += V::kWidth) {
+      sum = V::fma(V::load(grad + c), V::load(out + c), sum);
+    }
+    alignas(64) T lanes[V::kWidth];
+    V::store(lanes, sum);
+    T total = 0;
+    for (int i = 0; i < V::kWidth; ++i) total += lanes[i];
+    for (; c < columns; ++c) total += grad[c] * out[c];
+    return total;
+  }
+
+  template <int kVecs>
+  void tile_step(int64_t t, int64_t key, int64_t keys) {
+    constexpr int kLanes = kVecs * V::kWidth;
+    const int64_t at = tiles_.begin(t);
+    const int64_t attended = max_of(0, min_of(stages_[t].key_end() - key, keys));
+    T* weights = scratch_.weights + at;
+    T* grad_scores = scratch_.grad_scores + at;
+    if (attended > 0) {
+      form_weights<kVecs>(t, key, attended, weights);
+      form_grad_scores<kVecs>(t, key, attended, weights, grad_scores);
+      const int64_t count = tiles_.end(t) - at;
+      if (p_.grad_query.data != nullptr) {
+        const T* left = row_pointer<T>(p_.key, batch_, key_head_, key);
+        update_rows<V>({grad_scores, 1, Scratch::kStride}, {left, p_.key.strides.row}, attended,
+                       row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
+                       p_.grad_query.strides.row, count, p_.shape.head_dim, {true, nullptr, nullptr});
+      }
+      if (p_.grad_bias != nullptr) add_grad_bias(first_ + at, count, key, attended, grad_scores);
+    }
+    for (int64_t j = attended; j < keys; ++j) {
+      for (int i = 0; i < kLanes; ++i) {
+        weights[j * Scratch::kStride + i] = T(0);
+        grad_scores[j * Scratch::kStride + i] = T(0);
+      }
+    }
+  }
+
+  // weights[key][lane] = P, its sign set where dropout drops it.
+  template <int kVecs>
+  void form_weights(int64_t t, int64_t key, int64_t keys, T* weights) {
+    constexpr int64_t kStride = Scratch::kStride;
+    const int64_t at = tiles_.begin(t);
+    raw_scores<V, kVecs>(row_pointer<T>(p_.key, batch_, key_head_, key), p_.key.strides.row, keys,
+                         p_.shape.head_dim, scratch_.queries + p_.shape.head_dim * at, weights,
+                         kStride);
+    if (stages_[t].is_plain(key, keys)) {
+      weigh<kVecs, false>(weights, keys, at);
+    } else {
+      Reg unused[kVecs];
+      for (int v = 0; v < kVecs; ++v) unused[v] = V::zero();
+      stages_[t].template apply<kVecs>(weights, kStride, key, keys, unused);
+      weigh<kVecs, true>(weights, keys, at);
+    }
+    if (stages_[t].has_dropout()) {
+      stages_[t].template mark_dropped<kVecs>(weights, kStride, key, keys);
+    }
+  }
+
+  // kMasked: a weight of an excluded key is 0 even where the row's statistics are NaN.
+  template <int kVecs, bool kMasked>
+  [[gnu::noinline]] void weigh(T* row, int64_t keys, int64_t at) const {
+    constexpr int W = V::kWidth;
+    const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
+    Reg max[kVecs], inverse[kVecs];
+    for (int v = 0; v < kVecs; ++v) {
+      max[v] = V::load(scratch_.row_max + at + v * W);
+      inverse[v] = V::load(scratch_.inverse_sum + at + v * W);
+    }
+    for (int64_t j = 0; j < keys; ++j, row += Scratch::kStride) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        const Reg score = V::load(row + v * W);
+        Reg weight = V::mul(exp2<V>(V::sub(score, max[v])), inverse[v]);
+        if constexpr (kMasked) weight = V::if_equal(score, minus_inf, V::zero(), weight);
+        V::store(row + v * W, weight);
+      }
+    }
+  }
+
+  template <int kVecs>
+  void form_grad_scores(int64_t t, int64_t key, int64_t keys, T* weights, T* grad_scores) {
+    if (stages_[t].has_dropout()) {
+      form_grad_scores_as<kVecs, true, true>(t, key, keys, weights, grad_scores);
+    } else if (!stages_[t].is_plain(key, keys)) {
+      form_grad_scores_as<kVecs, true, false>(t, key, keys, weights, grad_scores);
+    } else {
+      form_grad_scores_as<kVecs, false, false>(t, key, keys, weights, grad_scores);
+    }
+  }
+
+  // dS = P o (dP - delta) as each tile of dP^T = V dO^T leaves the registers.
+  template <int kVecs, bool kMasked, bool kDropout>
+  [[gnu::noinline]] void form_grad_scores_as(int64_t t, int64_t key, int64_t keys, T* weights,
+                                             T* grad_scores) const {
+    constexpr int W = V::kWidth;
+    constexpr int64_t kStride = Scratch::kStride;
+    const int64_t at = tiles_.begin(t);
+    const Reg keep = V::broadcast(static_cast<T>(dropout_keep_scale(p_.score.dropout)));
+    score_tiles<V, kVecs>(
+        row_pointer<T>(p_.value, batch_, value_head_, key), p_.value.strides.row, keys,
+        p_.shape.value_dim, scratch_.grad_out + p_.shape.value_dim * at,
+        [&]<int kRows>(int64_t j, Reg (&tile)[kRows][kVecs]) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kVecs; ++v) {
+            const Reg delta = V::load(scratch_.delta + at + v * W);
+#pragma GCC unroll 16
+            for (int r = 0; r < kRows; ++r) {
+              T* weight = weights + (j + r) * kStride + v * W;
+              Reg w = V::load(weight);
+              Reg grad = tile[r][v];
+              if constexpr (kDropout) {
+                const Reg signed_weight = w;
+                grad = V::if_positive(signed_weight, grad);
+                w = V::abs(w);
+                V::store(weight, V::if_positive(signed_weight, V::mul(w, keep)));
+              }
+              Reg ds = V::mul(w, V::sub(grad, delta));
+              if constexpr (kMasked) ds = V::if_equal(w, V::zero(), V::zero(), ds);
+              V::store(grad_scores + (j + r) * kStride + v * W, ds);
+            }
+          }
+        });
+  }
+
+  // dK and dV of keys key + j … key + j + keys - 1, from the queries at and after `from`.
+  void update_key_rows(int64_t key, int64_t j, int64_t keys, int64_t from) {
+    constexpr int64_t kStride = Scratch::kStride;
+    const int64_t at = j * kStride + from;
+    if (p_.grad_value.data != nullptr) {
+      const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, first_ + from);
+      update_rows<V>({scratch_.weights + at, kStride, 1}, {grad, p_.grad_out.strides.row},
+                     count_ - from, row_pointer<T>(p_.grad_value, batch_, value_head_, key + j),
+                     p_.grad_value.strides.row, keys, p_.shape.value_dim, {true, nullptr, nullptr});
+    }
+    if (p_.grad_key.data != nullptr) {
+      const T* query = row_pointer<T>(p_.query, batch_, head_, first_ + from);
+      update_rows<V>({scratch_.grad_scores + at, kStride, 1}, {query, p_.query.strides.row},
+                     count_ - from, row_pointer<T>(p_.grad_key, batch_, key_head_, key + j),
+                     p_.grad_key.strides.row, keys, p_.shape.head_dim, {true, nullptr, nullptr});
+    }
+  }
+
+  // Summed over whatever the bias broadcasts over, before it is added.
+  void add_grad_bias(int64_t query, int64_t queries, int64_t key, int64_t keys,
+                     const T* grad_scores) const {
+    const int64_t* stride = p_.grad_bias_strides;
+    T* grad = static_cast<T*>(p_.grad_bias) + batch_ * stride[0] + head_ * stride[1] +
+              query * stride[2] + key * stride[3];
+    if (stride[2] != 0) {
+      for (int64_t i = 0; i < queries; ++i) {
+        T sum = 0;
+        for (int64_t j = 0; j < keys; ++j) {
+          const T value = grad_scores[j * Scratch::kStride + i];
+          if (stride[3] != 0) {
+            grad[i * stride[2] + j * stride[3]] += value;
+          } else {
+            sum += value;
+          }
+        }
+        if (stride[3] == 0) grad[i * stride[2]] += sum;
+      }
+      return;
+    }
+    for (int64_t j = 0; j < keys; ++j) {
+      T sum = 0;
+      for (int64_t i = 0; i < queries; ++i) sum += grad_scores[j * Scratch::kStride + i];
+      grad[j * stride[3]] += sum;
+    }
+  }
+
+  const BackwardParams& p_;
+  const Scratch& scratch_;
+  const int64_t batch_, head_, key_head_, value_head_;
+  const int64_t first_, count_;
+  const QueryTiles<V> tiles_;
+  const double grad_scale_;
+  int64_t key_end_ = 0;
+  ScoreStage<V> stages_[kBlockTiles];
+};
+
+}  // namespace
+}  // namespace flash

@@ -1,0 +1,166 @@
+#pragma once
+// The backward over all units of a problem, and the pass that finishes its rows.
+
+#include <cstdint>
+
+#include "csrc/generic/backward.h"
+
+namespace flash {
+namespace {
+
+template <class V>
+Partition partition(const BackwardParams& p) {
+  return Partition(p, QueryTiles<V>::kMaxLanes, BackwardScratch<V>::kQueries);
+}
+
+template <class V>
+WorkPlan backward_plan(const BackwardParams& p) {
+  const Partition parts = partition<V>(p);
+  const Shape& s = p.shape;
+  const int64_t scores = s.batch * s.heads * s.queries * s.keys;
+  const int64_t pieces = max_of(1, parts.units() * parts.steps());
+  return {parts.units(), parts.steps(), scores / pieces * (6 * s.head_dim + 4 * s.value_dim + 16)};
+}
+
+template <class V>
+int64_t backward_scratch_bytes(const Shape& shape, int64_t block_size, bool has_bias) {
+  return round_up(BackwardScratch<V>(shape, block_size, has_bias, nullptr).bytes, 64);
+}
+
+/// The scale is folded into dS, and so into dQ and dK at once, unless a bias wants dS as it is.
+inline double folded_scale(const BackwardParams& p) {
+  return p.grad_bias == nullptr ? p.score.scale : 1.0;
+}
+
+template <class T>
+void clear_rows(const MutableRows& rows, int64_t batch, Range heads, Range range, int64_t columns) {
+  if (rows.data == nullptr) return;
+  for (int64_t head = heads.begin; head < heads.end; ++head) {
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      T* row = row_pointer<T>(rows, batch, head, i);
+      for (int64_t c = 0; c < columns; ++c) row[c] = T(0);
+    }
+  }
+}
+
+/// Step 0 pairs each query chunk with its own key chunk, so it meets every row once: it clears them.
+template <class V>
+void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t unit_end,
+              void* memory) {
+  using T = typename V::Scalar;
+  constexpr int64_t kQueries = BackwardScratch<V>::kQueries;
+  const Partition parts = partition<V>(p);
+  const bool has_bias = p.score.bias_kind != BiasKind::kNone;
+  const BackwardScratch<V> scratch(p.shape, p.block_size, has_bias, memory);
+  for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
+    const Range batches = parts.batches(unit);
+    const Range heads = parts.heads(unit);
+    const Range queries = parts.queries(unit);
+    const Range keys = parts.keys(unit, step);
+    for (int64_t batch = batches.begin; batch < batches.end; ++batch) {
+      if (step == 0) {
+        clear_rows<T>(p.grad_query, batch, heads, queries, p.shape.head_dim);
+        clear_rows<T>(p.grad_key, batch, parts.key_heads(unit), keys, p.shape.head_dim);
+        clear_rows<T>(p.grad_value, batch, parts.value_heads(unit), keys, p.shape.value_dim);
+      }
+      if (keys.empty()) continue;
+      for (int64_t head = heads.begin; head < heads.end; ++head) {
+        for (int64_t query = queries.begin; query < queries.end; query += kQueries) {
+          const Range block = {query, min_of(query + kQueries, queries.end)};
+          BackwardBlock<V>(p, scratch, folded_scale(p), batch, head, block).run(keys);
+        }
+      }
+    }
+  }
+}
+
+inline bool backward_needs_finish(const BackwardParams& p) {
+  return can_exclude(p.score) || p.grad_bias != nullptr;
+}
+
+template <class T>
+bool all_nan(const T* row, int64_t columns) {
+  for (int64_t c = 0; c < columns; ++c) {
+    if (row[c] == row[c]) return false;
+  }
+  return true;
+}
+
+/// dQ of a row that holds NaN, again, touching no key that the query does not attend.
+template <class V>
+void redo_query_row(const BackwardParams& p, const BackwardScratch<V>& scratch, int64_t batch,
+                    int64_t head, int64_t query) {
+  BackwardParams only = p;
+  only.grad_key.data = only.grad_value.data = only.grad_bias = nullptr;
+  clear_rows<typename V::Scalar>(p.grad_query, batch, {head, head + 1}, {query, query + 1},
+                                 p.shape.head_dim);
+  const auto* sum = row_pointer<typename V::Scalar>(p.grad_query, batch, head, query);
+  BackwardBlock<V> row(only, scratch, folded_scale(p), batch, head, {query, query + 1});
+  for (int64_t key = 0; key < p.shape.keys && !all_nan(sum, p.shape.head_dim); ++key) {
+    if (!row.excludes(key)) row.step(key, 1);
+  }
+}
+
+/// dK or dV of one row that holds NaN, again, from the queries that attend the key alone.
+template <class V>
+void redo_key_row(const BackwardParams& p, const BackwardScratch<V>& scratch, bool is_key,
+                  int64_t batch, int64_t head, int64_t key) {
+  BackwardParams only = p;
+  only.grad_query.data = only.grad_bias = nullptr;
+  (is_key ? only.grad_value : only.grad_key).data = nullptr;
+  const MutableRows& rows = is_key ? p.grad_key : p.grad_value;
+  const int64_t columns = is_key ? p.shape.head_dim : p.shape.value_dim;
+  clear_rows<typename V::Scalar>(rows, batch, {head, head + 1}, {key, key + 1}, columns);
+  const auto* sum = row_pointer<typename V::Scalar>(rows, batch, head, key);
+  const int64_t group = p.shape.heads / (is_key ? p.shape.key_heads : p.shape.value_heads);
+  for (int64_t query_head = head * group; query_head < (head + 1) * group; ++query_head) {
+    for (int64_t query = 0; query < p.shape.queries && !all_nan(sum, columns); ++query) {
+      BackwardBlock<V> row(only, scratch, folded_scale(p), batch, query_head, {query, query + 1});
+      if (!row.excludes(key)) row.step(key, 1);
+    }
+  }
+}
+
+template <class V, class Redo>
+void finish_rows(const MutableRows& rows, int64_t batch, Range heads, Range range, int64_t columns,
+                 typename V::Scalar scale, bool check, Redo&& redo) {
+  using T = typename V::Scalar;
+  if (rows.data == nullptr) return;
+  for (int64_t head = heads.begin; head < heads.end; ++head) {
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      T* row = row_pointer<T>(rows, batch, head, i);
+      if (check && has_nan<V>(row, columns)) redo(head, i);
+      if (scale != T(1)) {
+        for (int64_t c = 0; c < columns; ++c) row[c] *= scale;
+      }
+    }
+  }
+}
+
+/// Scales dQ and dK where a bias kept dS unscaled, and computes again the rows that hold NaN in a
+/// problem with masks: 0 * NaN of a masked pair may have come in.
+template <class V>
+void backward_finish(const BackwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
+  using T = typename V::Scalar;
+  const Partition parts = partition<V>(p);
+  const bool has_bias = p.score.bias_kind != BiasKind::kNone;
+  const BackwardScratch<V> scratch(p.shape, p.block_size, has_bias, memory);
+  const bool check = can_exclude(p.score);
+  const T scale = p.grad_bias == nullptr ? T(1) : static_cast<T>(p.score.scale);
+  for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
+    const Range batches = parts.batches(unit);
+    const Range keys = parts.keys(unit, 0);
+    for (int64_t b = batches.begin; b < batches.end; ++b) {
+      finish_rows<V>(p.grad_query, b, parts.heads(unit), parts.queries(unit), p.shape.head_dim,
+                     scale, check,
+                     [&](int64_t head, int64_t i) { redo_query_row(p, scratch, b, head, i); });
+      finish_rows<V>(p.grad_key, b, parts.key_heads(unit), keys, p.shape.head_dim, scale, check,
+                     [&](int64_t head, int64_t i) { redo_key_row(p, scratch, true, b, head, i); });
+      finish_rows<V>(p.grad_value, b, parts.value_heads(unit), keys, p.shape.value_dim, T(1), check,
+                     [&](int64_t head, int64_t i) { redo_key_row(p, scratch, false, b, head, i); });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace flash

@@ -1,0 +1,244 @@
+#pragma once
+// Forward: online softmax over blocks of keys, one tile of queries at a time.
+//
+// Dao, "FlashAttention-2" (arXiv:2307.08691), algorithm 1, with the scores transposed: lanes are
+// queries, so maximum, sum and exponential are vertical and nothing is reduced across a register.
+//
+//   in    Q[rows, D] packed once as (scale * log2(e) * Q)^T; K[S, D] and V[S, Dv] read in place
+//   tmp   S^T[block][lanes], turned into weights P^T in place
+//   out   O[rows, Dv], accumulated in place; row_max and row_sum, kept apart: their sum as one
+//         logarithm would absorb log(row_sum) where |row_max| is large
+
+#include <cstdint>
+#include <limits>
+
+#include "csrc/generic/exp.h"
+#include "csrc/generic/score_stage.h"
+#include "csrc/generic/tiles.h"
+#include "csrc/kernels.h"
+
+namespace flash {
+namespace {
+
+// Beyond this a block only costs cache: the scratch of a thread stays bounded for any block_size.
+constexpr int64_t kMaxBlock = 256;
+
+inline int64_t forward_block(const Shape& shape, int64_t block_size) {
+  return max_of(1, min_of(min_of(block_size, kMaxBlock), shape.keys));
+}
+
+template <class V>
+struct ForwardScratch {
+  using T = typename V::Scalar;
+  T* queries;     // [D][lanes]
+  T* scores;      // [block][lanes]
+  T* bias;        // [block][lanes], where there is one
+  int64_t bytes;
+
+  ForwardScratch(const Shape& shape, int64_t block_size, bool has_bias, void* memory) {
+    constexpr int64_t kLanes = QueryTiles<V>::kMaxLanes;
+    const int64_t block = forward_block(shape, block_size);
+    queries = static_cast<T*>(memory);
+    scores = queries + shape.head_dim * kLanes;
+    bias = scores + block * kLanes;
+    bytes = (shape.head_dim + (has_bias ? 2 : 1) * block) * kLanes * static_cast<int64_t>(sizeof(T));
+  }
+};
+
+/// One tile: queries first … first + count - 1 of one (batch, head).
+template <class V, int kVecs>
+class ForwardTile {
+ public:
+  using T = typename V::Scalar;
+  using Reg = typename V::Reg;
+  static constexpr int kLanes = kVecs * V::kWidth;
+
+  ForwardTile(const ForwardParams& p, int64_t batch, int64_t head, int64_t first, int64_t count,
+              const ForwardScratch<V>& scratch)
+      : p_(p), scratch_(scratch), count_(count), block_(forward_block(p.shape, p.block_size)) {
+    const Shape& shape = p.shape;
+    const int64_t group = shape.heads / shape.key_heads;
+    const int64_t value_group = shape.heads / shape.value_heads;
+    keys_ = row_pointer<T>(p.key, batch, head / group, 0);
+    values_ = row_pointer<T>(p.value, batch, head / value_group, 0);
+    out_ = row_pointer<T>(p.out, batch, head, first);
+    const int64_t at = (batch * shape.heads + head) * shape.queries + first;
+    row_max_ = static_cast<T*>(p.row_max) + at;
+    row_sum_ = static_cast<T*>(p.row_sum) + at;
+    pack_transposed<V, kLanes>(row_pointer<T>(p.query, batch, head, first), p.query.strides.row,
+                               count, shape.head_dim, static_cast<T>(p.score.scale) * kLog2E<T>,
+                               scratch.queries);
+    stage_.start(p.score, shape, batch, head, first, count, scratch.bias);
+    for (int v = 0; v < kVecs; ++v) {
+      max_[v] = V::broadcast(-std::numeric_limits<T>::infinity());
+      sum_[v] = V::zero();
+    }
+  }
+
+  void run() {
+    const int64_t end = stage_.key_end();
+    for (int64_t key = 0; key < end; key += block_) {
+      const int64_t keys = min_of(block_, end - key);
+      step(key, keys, key > 0, key + keys == end);
+    }
+    store_statistics();
+    if (end == 0) clear_out();
+  }
+
+  /// Whether row `i` must be computed again by `run_carefully`: it attended nothing, or a NaN that
+  /// may belong to a key it does not attend came in as 0 * NaN.
+  bool is_suspect(int64_t i) const {
+    return row_sum_[i] == 0 || (can_exclude(p_.score) &&
+                                has_nan<V>(out_ + i * p_.out.strides.row, p_.shape.value_dim));
+  }
+
+  /// A single row (count = 1), key by key, touching no key that it does not attend.
+  void run_carefully() {
+    bool attended = false;
+    clear_out();
+    for (int64_t key = 0; key < stage_.key_end(); ++key) {
+      if (stage_.excludes(0, key)) continue;
+      step(key, 1, attended, false);
+      attended = true;
+    }
+    store_statistics();
+    if (!attended) return;
+    // Every score was -inf, by an Inf or an overflow: the softmax of that is NaN, not nothing.
+    if (row_sum_[0] == 0) row_sum_[0] = std::numeric_limits<T>::quiet_NaN();
+    const T finish = finish_scale() / row_sum_[0];
+    for (int64_t c = 0; c < p_.shape.value_dim; ++c) out_[c] *= finish;
+  }
+
+ private:
+  T finish_scale() const { return static_cast<T>(dropout_keep_scale(p_.score.dropout)); }
+
+  // One block of keys. `finish` divides the rows by their sum as they are stored.
+  void step(int64_t key, int64_t keys, bool accumulate, bool finish) {
+    T* scores = scratch_.scores;
+    Reg top[kVecs];
+    for (int v = 0; v < kVecs; ++v) top[v] = max_[v];
+    const T* left = keys_ + key * p_.key.strides.row;
+    if (stage_.is_plain(key, keys)) {
+      raw_scores_and_max<V, kVecs>(left, p_.key.strides.row, keys, p_.shape.head_dim,
+                                   scratch_.queries, scores, kLanes, top);
+    } else {
+      raw_scores<V, kVecs>(left, p_.key.strides.row, keys, p_.shape.head_dim, scratch_.queries,
+                           scores, kLanes);
+      stage_.template apply<kVecs>(scores, kLanes, key, keys, top);
+    }
+
+    const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
+    alignas(64) T rescale[kLanes];
+    alignas(64) T scale[kLanes];
+    Reg base[kVecs];
+    for (int v = 0; v < kVecs; ++v) {
+      // -inf - (-inf) is NaN: a lane that has seen no key yet subtracts 0 instead.
+      base[v] = V::if_equal(top[v], minus_inf, V::zero(), top[v]);
+      const Reg factor = exp2<V>(V::sub(max_[v], base[v]));
+      V::store(rescale + v * V::kWidth, factor);
+      sum_[v] = V::mul(sum_[v], factor);
+      max_[v] = top[v];
+    }
+    weigh(keys, base);
+    if (stage_.has_dropout()) stage_.template drop<kVecs>(scores, kLanes, key, keys);
+    if (finish) {
+      const Reg one = V::broadcast(finish_scale());
+      for (int v = 0; v < kVecs; ++v) V::store(scale + v * V::kWidth, V::div(one, sum_[v]));
+    }
+    update_rows<V>({scores, 1, kLanes}, {values_ + key * p_.value.strides.row, p_.value.strides.row},
+                   keys, out_, p_.out.strides.row, count_, p_.shape.value_dim,
+                   {accumulate, accumulate ? rescale : nullptr, finish ? scale : nullptr});
+  }
+
+  // Scores to weights in place; the block's sum is added up apart, so that a long row loses less.
+  [[gnu::noinline]] void weigh(int64_t keys, const Reg (&base)[kVecs]) {
+    T* row = scratch_.scores;
+    Reg sum[kVecs], from[kVecs];
+    for (int v = 0; v < kVecs; ++v) {
+      sum[v] = V::zero();
+      from[v] = base[v];
+    }
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < keys; ++j, row += kLanes) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        const Reg weight = exp2<V>(V::sub(V::load(row + v * V::kWidth), from[v]));
+        V::store(row + v * V::kWidth, weight);
+        sum[v] = V::add(sum[v], weight);
+      }
+    }
+    for (int v = 0; v < kVecs; ++v) sum_[v] = V::add(sum_[v], sum[v]);
+  }
+
+  void store_statistics() {
+    alignas(64) T lanes[2][kLanes];
+    for (int v = 0; v < kVecs; ++v) {
+      V::store(lanes[0] + v * V::kWidth, max_[v]);
+      V::store(lanes[1] + v * V::kWidth, sum_[v]);
+    }
+    for (int64_t i = 0; i < count_; ++i) {
+      row_max_[i] = lanes[0][i];
+      row_sum_[i] = lanes[1][i];
+    }
+  }
+
+  void clear_out() {
+    for (int64_t i = 0; i < count_; ++i) {
+      for (int64_t c = 0; c < p_.shape.value_dim; ++c) out_[i * p_.out.strides.row + c] = T(0);
+    }
+  }
+
+  const ForwardParams& p_;
+  const ForwardScratch<V>& scratch_;
+  const int64_t count_;
+  const int64_t block_;
+  const T* keys_;
+  const T* values_;
+  T* out_;
+  T* row_max_;
+  T* row_sum_;
+  ScoreStage<V> stage_;
+  Reg max_[kVecs];
+  Reg sum_[kVecs];
+};
+
+template <class V>
+WorkPlan forward_plan(const ForwardParams& p) {
+  const Shape& s = p.shape;
+  const QueryTiles<V> tiles(s.queries);
+  return {s.batch * s.heads * tiles.count(), 1,
+          2 * QueryTiles<V>::kMaxLanes * s.keys * (s.head_dim + s.value_dim + 8)};
+}
+
+template <class V>
+int64_t forward_scratch_bytes(const Shape& shape, int64_t block_size, bool has_bias) {
+  return round_up(ForwardScratch<V>(shape, block_size, has_bias, nullptr).bytes, 64);
+}
+
+template <class V>
+void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
+  const QueryTiles<V> tiles(p.shape.queries);
+  const bool has_bias = p.score.bias_kind != BiasKind::kNone;
+  const ForwardScratch<V> scratch(p.shape, p.block_size, has_bias, memory);
+  for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
+    const int64_t batch = unit / (tiles.count() * p.shape.heads);
+    const int64_t head = unit / tiles.count() % p.shape.heads;
+    // From both ends towards the middle: a causal tile costs more the later it is, and so every
+    // contiguous range of units, which is what a thread gets, costs about the same.
+    const int64_t order = unit % tiles.count();
+    const int64_t tile = order % 2 == 0 ? order / 2 : tiles.count() - 1 - order / 2;
+    const int64_t begin = tiles.begin(tile);
+    const int64_t count = tiles.end(tile) - begin;
+    with_vecs<V::kScoreVecs>(tiles.vecs(tile), [&]<int kVecs>() {
+      ForwardTile<V, kVecs> all(p, batch, head, begin, count, scratch);
+      all.run();
+      for (int64_t i = 0; i < count; ++i) {
+        if (!all.is_suspect(i)) continue;
+        ForwardTile<V, 1>(p, batch, head, begin + i, 1, scratch).run_carefully();
+      }
+    });
+  }
+}
+
+}  // namespace
+}  // namespace flash

@@ -1,0 +1,102 @@
+#pragma once
+// How a backward pass is cut into units that never write to the same memory at the same time.
+//
+// A unit is (owner, query chunk). An owner is a set of (batch, head) pairs that share a gradient:
+// heads of one key or value head, and everything that a broadcast bias is shared by. Inside an owner,
+// queries and keys are cut into `chunks` chunks each, and step t pairs query chunk a with key chunk
+// (a + t) mod chunks, a Latin square: within a step no two units touch the same rows of dQ or of
+// dK and dV, and over the steps each sum is formed in a fixed order. So one long sequence uses every
+// core, nothing is stored twice, and the bits do not depend on the number of threads.
+
+#include <cstdint>
+
+#include "csrc/generic/product.h"
+#include "csrc/params.h"
+
+namespace flash {
+namespace {
+
+inline int64_t greatest_common_divisor(int64_t a, int64_t b) {
+  while (b != 0) {
+    const int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
+struct Range {
+  int64_t begin;
+  int64_t end;
+  bool empty() const { return begin >= end; }
+};
+
+class Partition {
+ public:
+  /// Chunks of queries are multiples of `tile`, and no smaller than a `block` if there are several.
+  Partition(const BackwardParams& p, int64_t tile, int64_t block) : shape_(p.shape) {
+    head_groups_ = greatest_common_divisor(shape_.key_heads, shape_.value_heads);
+    batch_groups_ = shape_.batch;
+    const int64_t* bias = p.grad_bias_strides;
+    if (p.grad_bias != nullptr) {
+      if (bias[0] == 0) batch_groups_ = min_of(batch_groups_, 1);
+      if (bias[1] == 0) head_groups_ = min_of(head_groups_, 1);
+    }
+    const int64_t owners = batch_groups_ * head_groups_;
+    // A bias of one number per head is written by every chunk, so chunks must take turns.
+    const bool one_writer = p.grad_bias != nullptr && bias[2] == 0 && bias[3] == 0;
+    // A power of two, for `chunk_of`; at 16 units the steps cost less than idle cores would.
+    constexpr int64_t kLeastKeys = 32;
+    while (!one_writer && owners * chunks_ < 16 && 2 * chunks_ * block <= shape_.queries &&
+           2 * chunks_ * kLeastKeys <= shape_.keys) {
+      chunks_ *= 2;
+    }
+    query_chunk_ = round_up(ceil_div(shape_.queries, chunks_), tile);
+    key_chunk_ = round_up(ceil_div(shape_.keys, chunks_), 8);
+  }
+
+  int64_t units() const { return batch_groups_ * head_groups_ * chunks_; }
+  int64_t steps() const { return chunks_; }
+
+  /// The owner's batches and query heads, and its heads of key and of value.
+  Range batches(int64_t unit) const {
+    return part(shape_.batch, batch_groups_, unit / chunks_ / head_groups_);
+  }
+  Range heads(int64_t unit) const { return head_part(shape_.heads, unit); }
+  Range key_heads(int64_t unit) const { return head_part(shape_.key_heads, unit); }
+  Range value_heads(int64_t unit) const { return head_part(shape_.value_heads, unit); }
+
+  /// Query chunk of a unit. Reversed bits: a causal step leaves work only in the first few of the
+  /// chunks counted from the end, and this spreads them evenly over any contiguous ranges of units.
+  int64_t chunk_of(int64_t unit) const {
+    int64_t from_end = 0;
+    int64_t rest = unit % chunks_;
+    for (int64_t bit = 1; bit < chunks_; bit *= 2, rest /= 2) from_end = 2 * from_end + rest % 2;
+    return chunks_ - 1 - from_end;
+  }
+  Range queries(int64_t unit) const { return chunk(shape_.queries, query_chunk_, chunk_of(unit)); }
+  Range keys(int64_t unit, int64_t step) const {
+    return chunk(shape_.keys, key_chunk_, (chunk_of(unit) + step) % chunks_);
+  }
+
+ private:
+  static Range part(int64_t total, int64_t parts, int64_t index) {
+    return {total / parts * index, total / parts * (index + 1)};
+  }
+  Range head_part(int64_t heads, int64_t unit) const {
+    return part(heads, head_groups_, unit / chunks_ % head_groups_);
+  }
+  static Range chunk(int64_t total, int64_t size, int64_t index) {
+    return {min_of(size * index, total), min_of(size * (index + 1), total)};
+  }
+
+  Shape shape_;
+  int64_t batch_groups_;
+  int64_t head_groups_;
+  int64_t chunks_ = 1;
+  int64_t query_chunk_;
+  int64_t key_chunk_;
+};
+
+}  // namespace
+}  // namespace flash

@@ -1,0 +1,203 @@
+#pragma once
+// The one inner loop: every product of attention, forward and backward, is
+//
+//     tile[r][c] += sum over n of a(r, n) * x[n][c]
+//
+// with `a` read a number at a time and broadcast, and rows of `x` read as vectors in place.
+//
+//   product        tile[r][c]          a(r, n)             x[n][c]
+//   scores         S^T[key][query]     K[key][d]           Q^T[d][query]
+//   dP             dP^T[key][query]    V[key][d]           dO^T[d][query]
+//   output         O[query][d]         P^T[key][query]     V[key][d]
+//   dQ             dQ[query][d]        dS^T[key][query]    K[key][d]
+//   dV, dK         dV[key][d]          P^T, dS^T           dO, Q[query][d]
+
+#include <cstdint>
+
+namespace flash {
+namespace {
+
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t multiple) { return ceil_div(a, multiple) * multiple; }
+
+/// a(r, n) = data[r * row + n * step].
+template <class T>
+struct Left {
+  const T* data;
+  int64_t row;
+  int64_t step;
+};
+
+/// x[n][c] = data[n * stride + c].
+template <class T>
+struct Right {
+  const T* data;
+  int64_t stride;
+};
+
+/// Adds a product of `depth` terms to a tile held in registers. The last vector of a row is read
+/// through `tail` if kTail, since memory may end right behind it.
+template <class V, int kRows, int kVecs, bool kTail>
+[[gnu::always_inline]] inline void multiply_add(typename V::Reg (&tile)[kRows][kVecs],
+                                                Left<typename V::Scalar> a,
+                                                Right<typename V::Scalar> x, int64_t depth,
+                                                typename V::Mask tail) {
+  const typename V::Scalar* left = a.data;
+  const typename V::Scalar* right = x.data;
+#pragma GCC unroll 2
+  for (int64_t n = 0; n < depth; ++n) {
+    typename V::Reg row[kVecs];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      const bool masked = kTail && v == kVecs - 1;
+      row[v] = masked ? V::load(right + v * V::kWidth, tail) : V::load(right + v * V::kWidth);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const typename V::Reg factor = V::broadcast(left + r * a.row);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::fma(factor, row[v], tile[r][v]);
+    }
+    left += a.step;
+    right += x.stride;
+  }
+}
+
+/// Calls f.operator()<rows>(first_row) for tiles of kRows rows and then for what remains.
+template <int kRows, class F>
+[[gnu::always_inline]] inline void for_row_tiles(int64_t rows, F&& f) {
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows) f.template operator()<kRows>(r);
+  if constexpr (kRows > 6) {
+    if (r < rows) {
+      for_row_tiles<6>(rows - r, [&]<int kRest>(int64_t i) { f.template operator()<kRest>(r + i); });
+    }
+  } else if constexpr (kRows > 1) {
+    if (r < rows) {
+      for_row_tiles<kRows - 1>(rows - r,
+                               [&]<int kRest>(int64_t i) { f.template operator()<kRest>(r + i); });
+    }
+  }
+}
+
+/// What happens to rows of output on the way in and out of the registers.
+template <class T>
+struct RowUpdate {
+  bool accumulate;     ///< add to what is there; else start from zero
+  const T* rescale;    ///< per row, multiplies what is there; null: 1
+  const T* finish;     ///< per row, multiplies the result; null: 1
+};
+
+template <class V, int kRows, int kVecs, bool kTail>
+[[gnu::noinline]] void update_tile(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
+                                   int64_t depth, typename V::Scalar* out, int64_t stride,
+                                   RowUpdate<typename V::Scalar> update, typename V::Mask tail) {
+  typename V::Reg tile[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      const bool masked = kTail && v == kVecs - 1;
+      const typename V::Scalar* p = out + r * stride + v * V::kWidth;
+      tile[r][v] = !update.accumulate ? V::zero() : masked ? V::load(p, tail) : V::load(p);
+    }
+  }
+  if (update.rescale != nullptr) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const typename V::Reg factor = V::broadcast(update.rescale + r);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::mul(factor, tile[r][v]);
+    }
+  }
+  multiply_add<V, kRows, kVecs, kTail>(tile, a, x, depth, tail);
+  if (update.finish != nullptr) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const typename V::Reg factor = V::broadcast(update.finish + r);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::mul(factor, tile[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      typename V::Scalar* p = out + r * stride + v * V::kWidth;
+      if (kTail && v == kVecs - 1) {
+        V::store(p, tile[r][v], tail);
+      } else {
+        V::store(p, tile[r][v]);
+      }
+    }
+  }
+}
+
+template <class V, int kVecs, bool kTail>
+inline void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
+                           typename V::Scalar* out, int64_t stride, int64_t rows,
+                           RowUpdate<typename V::Scalar> update, typename V::Mask tail) {
+  for_row_tiles<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
+    const RowUpdate<typename V::Scalar> here = {
+        update.accumulate, update.rescale == nullptr ? nullptr : update.rescale + r,
+        update.finish == nullptr ? nullptr : update.finish + r};
+    update_tile<V, kRows, kVecs, kTail>({a.data + r * a.row, a.row, a.step}, x, depth,
+                                        out + r * stride, stride, here, tail);
+  });
+}
+
+/// out[rows][columns] = update(out, a x), row-major in place, any number of rows and columns.
+template <class V>
+void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
+                 typename V::Scalar* out, int64_t stride, int64_t rows, int64_t columns,
+                 RowUpdate<typename V::Scalar> update) {
+  constexpr int64_t W = V::kWidth;
+  static_assert(V::kColumnVecs == 2);
+  const typename V::Mask all = V::first(W);
+  int64_t c = 0;
+  for (; c + 2 * W <= columns; c += 2 * W) {
+    update_columns<V, 2, false>(a, {x.data + c, x.stride}, depth, out + c, stride, rows, update, all);
+  }
+  const int64_t rest = columns - c;
+  const Right<typename V::Scalar> last = {x.data + c, x.stride};
+  if (rest > W) {
+    update_columns<V, 2, true>(a, last, depth, out + c, stride, rows, update, V::first(rest - W));
+  } else if (rest == W) {
+    update_columns<V, 1, false>(a, last, depth, out + c, stride, rows, update, all);
+  } else if (rest > 0) {
+    update_columns<V, 1, true>(a, last, depth, out + c, stride, rows, update, V::first(rest));
+  }
+}
+
+/// out[c][r] = factor * rows[r][c] for `count` rows of `columns` numbers; out has rows of kLanes
+/// numbers, those past `count` zero. Reads nothing past the end of a row.
+template <class V, int kLanes>
+void pack_transposed(const typename V::Scalar* rows, int64_t stride, int64_t count, int64_t columns,
+                     typename V::Scalar factor, typename V::Scalar* out) {
+  constexpr int W = V::kWidth;
+  const typename V::Reg scale = V::broadcast(factor);
+  for (int64_t c = 0; c < columns; c += W) {
+    const int64_t width = min_of(W, columns - c);
+    const typename V::Mask mask = V::first(width);
+    for (int lane = 0; lane < kLanes; lane += W) {
+      typename V::Reg block[W];
+#pragma GCC unroll 8
+      for (int i = 0; i < W; ++i) {
+        const typename V::Scalar* row = rows + (lane + i) * stride + c;
+        block[i] = lane + i >= count ? V::zero()
+                   : width == W      ? V::mul(scale, V::load(row))
+                                     : V::mul(scale, V::load(row, mask));
+      }
+      V::transpose(block);
+#pragma GCC unroll 8
+      for (int i = 0; i < W; ++i) {
+        if (i < width) V::store(out + (c + i) * kLanes + lane, block[i]);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace flash

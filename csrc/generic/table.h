@@ -1,0 +1,36 @@
+#pragma once
+// The table of one instruction set, filled from the algorithm instantiated on its vectors.
+
+#include "csrc/denormals.h"
+#include "csrc/generic/backward_pass.h"
+#include "csrc/generic/forward.h"
+#include "csrc/kernels.h"
+
+namespace flash {
+namespace {
+
+template <class V>
+constexpr TypedKernels typed_kernels() {
+  TypedKernels k{};
+  k.forward_plan = forward_plan<V>;
+  k.forward_scratch_bytes = forward_scratch_bytes<V>;
+  k.forward = [](const ForwardParams& p, int64_t begin, int64_t end, void* scratch) {
+    const FlushDenormals flush;
+    forward<V>(p, begin, end, scratch);
+  };
+  k.backward_plan = backward_plan<V>;
+  k.backward_scratch_bytes = backward_scratch_bytes<V>;
+  k.backward = [](const BackwardParams& p, int64_t step, int64_t begin, int64_t end, void* scratch) {
+    const FlushDenormals flush;
+    backward<V>(p, step, begin, end, scratch);
+  };
+  k.backward_needs_finish = backward_needs_finish;
+  k.backward_finish = [](const BackwardParams& p, int64_t begin, int64_t end, void* scratch) {
+    const FlushDenormals flush;
+    backward_finish<V>(p, begin, end, scratch);
+  };
+  return k;
+}
+
+}  // namespace
+}  // namespace flash

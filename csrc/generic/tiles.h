@@ -1,0 +1,139 @@
+#pragma once
+// How queries are cut into register tiles, and what both directions do with one.
+
+#include <cstdint>
+#include <type_traits>
+
+#include "csrc/generic/product.h"
+#include "csrc/params.h"
+
+namespace flash {
+namespace {
+
+/// Queries cut into tiles of at most kMaxVecs vectors. A remainder of one vector is not left alone:
+/// the tiles before it give some up (3 + 1 becomes 2 + 2), which keeps more of each load in use.
+template <class V>
+class QueryTiles {
+ public:
+  static constexpr int kMaxVecs = V::kScoreVecs;
+  static constexpr int kMaxLanes = kMaxVecs * V::kWidth;
+
+  explicit QueryTiles(int64_t queries)
+      : queries_(queries), vecs_(ceil_div(queries, V::kWidth)), count_(ceil_div(vecs_, kMaxVecs)) {
+    const int64_t missing = count_ * kMaxVecs - vecs_;
+    full_ = max_of(count_ - missing, 0);
+  }
+
+  int64_t count() const { return count_; }
+  int vecs(int64_t tile) const {
+    if (count_ == 1) return static_cast<int>(vecs_);
+    return tile < full_ ? kMaxVecs : kMaxVecs - 1;
+  }
+  int64_t begin(int64_t tile) const {
+    const int64_t before = tile * kMaxVecs - max_of(tile - full_, 0);
+    return min_of(before * V::kWidth, queries_);
+  }
+  int64_t end(int64_t tile) const { return tile + 1 == count_ ? queries_ : begin(tile + 1); }
+
+ private:
+  int64_t queries_;
+  int64_t vecs_;
+  int64_t count_;
+  int64_t full_;   // tiles that hold kMaxVecs vectors; the others hold one fewer
+};
+
+/// Calls f.operator()<vecs>() with a compile-time number of vectors.
+template <int kVecs, class F>
+[[gnu::always_inline]] inline void with_vecs(int vecs, F&& f) {
+  if constexpr (kVecs > 1) {
+    if (vecs < kVecs) return with_vecs<kVecs - 1>(vecs, f);
+  }
+  f.template operator()<kVecs>();
+}
+
+template <class T, class Rows>
+inline auto* row_pointer(const Rows& rows, int64_t batch, int64_t head, int64_t row) {
+  using Element = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(rows.data)>>,
+                                     const T, T>;
+  return static_cast<Element*>(rows.data) + batch * rows.strides.batch +
+         head * rows.strides.head + row * rows.strides.row;
+}
+
+/// S^T tile by tile: `done(first_key, tile)` receives the finished register tile of scores of keys
+/// first_key … against all lanes. `left` holds `count` rows of `depth` numbers, `packed` the other
+/// operand transposed, [depth][lanes].
+template <class V, int kVecs, class Done>
+[[gnu::always_inline]] inline void score_tiles(const typename V::Scalar* left, int64_t stride,
+                                               int64_t count, int64_t depth,
+                                               const typename V::Scalar* packed, Done&& done) {
+  for_row_tiles<V::score_rows(kVecs)>(count, [&]<int kRows>(int64_t j) {
+    typename V::Reg tile[kRows][kVecs];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::zero();
+    }
+    multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1},
+                                         {packed, kVecs * V::kWidth}, depth, V::first(V::kWidth));
+    done(j, tile);
+  });
+}
+
+/// Raw scores s[key][lane] in units of log2.
+template <class V, int kVecs>
+[[gnu::noinline]] void raw_scores(const typename V::Scalar* keys, int64_t key_stride, int64_t count,
+                                  int64_t depth, const typename V::Scalar* packed,
+                                  typename V::Scalar* s, int64_t stride) {
+  score_tiles<V, kVecs>(keys, key_stride, count, depth, packed,
+                        [&]<int kRows>(int64_t j, typename V::Reg (&tile)[kRows][kVecs]) {
+#pragma GCC unroll 16
+                          for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+                            for (int v = 0; v < kVecs; ++v) {
+                              V::store(s + (j + r) * stride + v * V::kWidth, tile[r][v]);
+                            }
+                          }
+                        });
+}
+
+/// As raw_scores, raising `max` to the largest score of each lane on the way.
+template <class V, int kVecs>
+[[gnu::noinline]] void raw_scores_and_max(const typename V::Scalar* keys, int64_t key_stride,
+                                          int64_t count, int64_t depth,
+                                          const typename V::Scalar* packed, typename V::Scalar* s,
+                                          int64_t stride, typename V::Reg (&max)[kVecs]) {
+  score_tiles<V, kVecs>(keys, key_stride, count, depth, packed,
+                        [&]<int kRows>(int64_t j, typename V::Reg (&tile)[kRows][kVecs]) {
+#pragma GCC unroll 4
+                          for (int v = 0; v < kVecs; ++v) {
+                            typename V::Reg top = max[v];
+#pragma GCC unroll 16
+                            for (int r = 0; r < kRows; ++r) {
+                              top = V::max(tile[r][v], top);
+                              V::store(s + (j + r) * stride + v * V::kWidth, tile[r][v]);
+                            }
+                            max[v] = top;
+                          }
+                        });
+}
+
+/// Whether a row of numbers holds a NaN.
+template <class V>
+bool has_nan(const typename V::Scalar* row, int64_t count) {
+  // x * 0 is 0 for finite numbers and NaN for the rest; an Inf is looked at again by the scalar loop.
+  typename V::Reg sum = V::zero();
+  int64_t c = 0;
+  for (; c + V::kWidth <= count; c += V::kWidth) sum = V::fma(V::load(row + c), V::zero(), sum);
+  alignas(64) typename V::Scalar lanes[V::kWidth];
+  V::store(lanes, sum);
+  bool suspect = c < count;
+  for (int i = 0; i < V::kWidth; ++i) suspect |= lanes[i] != 0;
+  if (!suspect) return false;
+  for (c = 0; c < count; ++c) {
+    if (row[c] != row[c]) return true;
+  }
+  return false;
+}
+
+}  // namespace
+}  // namespace flash

@@ -1,0 +1,59 @@
+#pragma once
+// The kernels of one instruction set as a table of functions, and the choice of a table at run time.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "csrc/params.h"
+
+namespace flash {
+
+/// The work of one call, cut into units that may run on any thread in any order.
+/// Units of one step write to disjoint memory; a step starts when the one before has ended.
+/// The cut depends on the problem only, never on the number of threads, so the bits do not either.
+struct WorkPlan {
+  int64_t units;
+  int64_t steps;
+  int64_t flops_per_unit;   ///< rough, to decide how many units are worth a thread
+};
+
+/// Functions for one dtype. `scratch` is 64-byte aligned, `*_scratch_bytes` long, one per thread.
+struct TypedKernels {
+  WorkPlan (*forward_plan)(const ForwardParams&);
+  int64_t (*forward_scratch_bytes)(const Shape&, int64_t block_size, bool has_bias);
+  void (*forward)(const ForwardParams&, int64_t unit_begin, int64_t unit_end, void* scratch);
+
+  WorkPlan (*backward_plan)(const BackwardParams&);
+  int64_t (*backward_scratch_bytes)(const Shape&, int64_t block_size, bool has_bias);
+  void (*backward)(const BackwardParams&, int64_t step, int64_t unit_begin, int64_t unit_end,
+                   void* scratch);
+  /// Whether `backward_finish` must run over all units after the last step.
+  bool (*backward_needs_finish)(const BackwardParams&);
+  void (*backward_finish)(const BackwardParams&, int64_t unit_begin, int64_t unit_end,
+                          void* scratch);
+};
+
+struct KernelTable {
+  const char* name;          ///< as FLASH_ATTENTION_ISA spells it
+  const char* description;
+  bool (*supported)();       ///< whether this CPU and its operating system can run it
+  TypedKernels f32;
+  TypedKernels f64;
+};
+
+/// Every table compiled in, best first; the scalar one is last and always supported.
+const std::vector<const KernelTable*>& all_kernels();
+
+/// The table that FLASH_ATTENTION_ISA names, or else the best that the CPU supports and
+/// ATEN_CPU_CAPABILITY allows. Read once per process.
+/// Throws std::invalid_argument if FLASH_ATTENTION_ISA is unknown or not supported here.
+const KernelTable& active_kernels();
+
+/// The choice behind `active_kernels`, for tests: the two variables as given, null where unset.
+const KernelTable& choose_kernels(const char* flash_attention_isa, const char* aten_cpu_capability);
+
+/// The portable table, for `use_simd = false`.
+const KernelTable& scalar_kernels();
+
+}  // namespace flash

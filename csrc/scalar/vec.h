@@ -1,0 +1,69 @@
+#pragma once
+// One number as a vector of width 1: plain C++ behind the interface that generic/ is written on.
+// It is the fallback where there is no AVX2, and the proof that generic/ is portable.
+
+#include <cstdint>
+
+namespace flash {
+namespace {
+
+template <class T>
+struct Vec {
+  using Scalar = T;
+  using Reg = T;
+  struct Mask {};   // a vector of width 1 has no partial tail
+  static constexpr int kWidth = 1;
+
+  static constexpr int kScoreVecs = 3;
+  static constexpr int score_rows(int vecs) { return vecs == 3 ? 4 : vecs == 2 ? 6 : 8; }
+  static constexpr int kColumnVecs = 2;
+  static constexpr int column_rows(int vecs) { return vecs == 2 ? 6 : 12; }
+
+  static Reg zero() { return T(0); }
+  static Reg broadcast(T x) { return x; }
+  static Reg broadcast(const T* p) { return *p; }
+  static Reg load(const T* p) { return *p; }
+  static void store(T* p, Reg x) { *p = x; }
+  static Mask first(int64_t) { return {}; }
+  static Reg load(const T* p, Mask) { return *p; }
+  static void store(T* p, Reg x, Mask) { *p = x; }
+
+  static Reg add(Reg a, Reg b) { return a + b; }
+  static Reg sub(Reg a, Reg b) { return a - b; }
+  static Reg mul(Reg a, Reg b) { return a * b; }
+  static Reg div(Reg a, Reg b) { return a / b; }
+  // Two roundings: std::fma without the instruction is a library call, fifty times slower.
+  static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
+  static Reg max(Reg a, Reg b) { return a > b ? a : b; }
+  static Reg abs(Reg x) { return __builtin_signbit(x) ? -x : x; }
+  static Reg if_less(Reg a, Reg b, Reg x, Reg y) { return a < b ? x : y; }
+  static Reg if_equal(Reg a, Reg b, Reg x, Reg y) { return a == b ? x : y; }
+  static Reg if_positive(Reg sign, Reg x) { return __builtin_signbit(sign) ? T(0) : x; }
+
+  struct Rounded {
+    Reg value;
+    int32_t integer;
+  };
+  static Rounded round(Reg x) {
+    // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in the low bits.
+    constexpr T kMagic = sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0);
+    if (x != x) return {x, 0};
+    const T value = (x + kMagic) - kMagic;
+    return {value, static_cast<int32_t>(value)};
+  }
+  static Reg scale(Reg x, Rounded n) {
+    if constexpr (sizeof(T) == 4) {
+      const uint32_t bits = __builtin_bit_cast(uint32_t, x) + (static_cast<uint32_t>(n.integer) << 23);
+      return __builtin_bit_cast(T, bits);
+    } else {
+      const uint64_t bits =
+          __builtin_bit_cast(uint64_t, x) + (static_cast<uint64_t>(int64_t{n.integer}) << 52);
+      return __builtin_bit_cast(T, bits);
+    }
+  }
+
+  static void transpose(Reg (&)[1]) {}
+};
+
+}  // namespace
+}  // namespace flash

@@ -1,0 +1,279 @@
+// CPU: tensors to pointers and strides, and units of work to threads.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include <flash_attention/ops.h>
+
+#include "csrc/kernels.h"
+#include "ops/operator.h"
+
+namespace flash {
+namespace {
+
+const TypedKernels& kernels_for(at::ScalarType dtype, bool use_simd) {
+  const KernelTable* table = &scalar_kernels();
+  try {
+    // Asked for even without SIMD, so that a misspelt FLASH_ATTENTION_ISA is an error in every call.
+    const KernelTable& active = active_kernels();
+    if (use_simd) table = &active;
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, "flash::attention: ", error.what());
+  }
+  return dtype == at::kDouble ? table->f64 : table->f32;
+}
+
+// Kernels read rows as vectors; a last dimension that is not contiguous is copied once, in O(N).
+at::Tensor with_contiguous_rows(const at::Tensor& t) {
+  return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
+}
+
+/// Strides of [batch, heads, rows, columns]; a 3-D tensor is one head.
+Strides strides_of(const at::Tensor& t) {
+  return t.dim() == 4 ? Strides{t.stride(0), t.stride(1), t.stride(2)}
+                      : Strides{t.stride(0), 0, t.stride(1)};
+}
+
+ConstRows rows_of(const at::Tensor& t) { return {t.const_data_ptr(), strides_of(t)}; }
+MutableRows mutable_rows_of(const at::Tensor& t) { return {t.mutable_data_ptr(), strides_of(t)}; }
+
+Shape shape_of(const Sizes& s) {
+  const auto size = [](const c10::SymInt& n) { return n.expect_int(); };
+  return {size(s.batch),   size(s.heads), size(s.key_heads), size(s.value_heads),
+          size(s.queries), size(s.keys),  size(s.head_dim),  size(s.value_dim)};
+}
+
+/// Writes the strides of `t` broadcast to `rank` dimensions: 0 where it broadcasts.
+void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, int64_t* strides) {
+  const int64_t inserted = missing_head_dimension(sizes, t.dim(), rank);
+  std::fill(strides, strides + rank, 0);
+  int64_t to = rank - 1;
+  for (int64_t from = t.dim() - 1; from >= 0; --from, --to) {
+    // Without a head dimension of its own, [B, L, S] steps over the head at index 1.
+    if (inserted >= 0 && to == 1) --to;
+    if (t.size(from) != 1) strides[to] = t.stride(from);
+  }
+}
+
+ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_dim,
+                         const at::Tensor& seed) {
+  ScoreParams p = {};
+  p.scale = resolve_scale(o.scale, head_dim);
+  p.causal = o.causal;
+  if (o.bias.has_value()) {
+    p.bias_kind = o.bias->scalar_type() == at::kBool ? BiasKind::kBoolean : BiasKind::kAdditive;
+    p.bias = o.bias->const_data_ptr();
+    broadcast_strides(*o.bias, sizes, 4, p.bias_strides);
+  }
+  if (o.query_positions.has_value()) {
+    p.positions = o.query_positions->const_data_ptr<int64_t>();
+    broadcast_strides(*o.query_positions, sizes, 3, p.position_strides);
+  }
+  p.dropout = o.dropout;
+  if (o.dropout > 0) p.dropout_seed = static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
+  return p;
+}
+
+/// How many units a thread takes at least, and how many threads that leaves something to do.
+struct Schedule {
+  explicit Schedule(const WorkPlan& plan) {
+    // Waking a thread costs a few microseconds, in which a core does about this many operations.
+    constexpr int64_t kFlopsPerWakeUp = 200'000;
+    grain = std::max<int64_t>(1, kFlopsPerWakeUp / std::max<int64_t>(1, plan.flops_per_unit));
+    const int64_t available = at::in_parallel_region() ? 1 : at::get_num_threads();
+    threads = std::max<int64_t>(1, std::min(available, (plan.units + grain - 1) / grain));
+  }
+  int64_t grain;
+  int64_t threads;
+};
+
+class Scratch {
+ public:
+  Scratch(int64_t bytes, int64_t threads)
+      : bytes_(bytes), memory_(at::empty({bytes * threads}, at::kByte)) {}
+  void* of_this_thread() const {
+    return memory_.mutable_data_ptr<uint8_t>() + bytes_ * at::get_thread_num();
+  }
+
+ private:
+  int64_t bytes_;
+  at::Tensor memory_;
+};
+
+ForwardResult forward_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                          const std::optional<at::Tensor>& bias, bool causal,
+                          const std::optional<at::Tensor>& query_positions,
+                          std::optional<double> scale, double dropout, int64_t block_size,
+                          bool use_simd) {
+  const Sizes sizes =
+      check_attention(query, key, value, bias, query_positions, dropout, block_size);
+  const TypedKernels& kernels = kernels_for(query.scalar_type(), use_simd);
+  const at::Tensor q = with_contiguous_rows(query);
+  const at::Tensor k = with_contiguous_rows(key);
+  const at::Tensor v = with_contiguous_rows(value);
+  at::Tensor out = empty_out(query, value, sizes);
+  at::Tensor row_max = empty_rows(query, sizes);
+  at::Tensor row_sum = empty_rows(query, sizes);
+  at::Tensor seed = at::empty({dropout > 0 ? 1 : 0}, query.options().dtype(at::kLong));
+  if (dropout > 0) *seed.mutable_data_ptr<int64_t>() = draw_seed();
+
+  ForwardParams p = {};
+  p.shape = shape_of(sizes);
+  p.score = score_params({bias, causal, query_positions, scale, dropout, block_size, use_simd},
+                         sizes, p.shape.head_dim, seed);
+  p.query = rows_of(q);
+  p.key = rows_of(k);
+  p.value = rows_of(v);
+  p.out = mutable_rows_of(out);
+  p.row_max = row_max.mutable_data_ptr();
+  p.row_sum = row_sum.mutable_data_ptr();
+  p.block_size = block_size;
+
+  const WorkPlan plan = kernels.forward_plan(p);
+  const Schedule schedule(plan);
+  const Scratch scratch(kernels.forward_scratch_bytes(p.shape, block_size, bias.has_value()),
+                        schedule.threads);
+  at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
+    kernels.forward(p, begin, end, scratch.of_this_thread());
+  });
+  return {out, row_max, row_sum, seed};
+}
+
+BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
+                            const at::Tensor& query, const at::Tensor& key,
+                            const at::Tensor& value, const at::Tensor& out,
+                            const at::Tensor& row_max, const at::Tensor& row_sum,
+                            const at::Tensor& seed, const std::optional<at::Tensor>& bias,
+                            bool causal, const std::optional<at::Tensor>& query_positions,
+                            std::optional<double> scale, double dropout, int64_t block_size,
+                            bool use_simd, std::array<bool, 4> needed) {
+  const Sizes sizes =
+      check_attention(query, key, value, bias, query_positions, dropout, block_size);
+  const TypedKernels& kernels = kernels_for(query.scalar_type(), use_simd);
+  const at::Tensor q = with_contiguous_rows(query);
+  const at::Tensor k = with_contiguous_rows(key);
+  const at::Tensor v = with_contiguous_rows(value);
+  const at::Tensor d_out = with_contiguous_rows(grad_out);
+  const at::Tensor d_lse = grad_lse.has_value() ? grad_lse->contiguous() : at::Tensor();
+  const auto grad = [&](bool wanted, const at::Tensor& input) {
+    return wanted ? empty_grad(input) : at::empty({0}, query.options());
+  };
+  const at::Tensor d_query = grad(needed[0], query);
+  const at::Tensor d_key = grad(needed[1], key);
+  const at::Tensor d_value = grad(needed[2], value);
+  const at::Tensor d_bias =
+      needed[3] ? at::zeros(bias->sizes(), bias->options()) : at::empty({0}, query.options());
+
+  BackwardParams p = {};
+  p.shape = shape_of(sizes);
+  p.score = score_params({bias, causal, query_positions, scale, dropout, block_size, use_simd},
+                         sizes, p.shape.head_dim, seed);
+  p.query = rows_of(q);
+  p.key = rows_of(k);
+  p.value = rows_of(v);
+  p.out = rows_of(out);
+  p.grad_out = rows_of(d_out);
+  p.row_max = row_max.const_data_ptr();
+  p.row_sum = row_sum.const_data_ptr();
+  p.grad_lse = d_lse.defined() ? d_lse.const_data_ptr() : nullptr;
+  if (needed[0]) p.grad_query = mutable_rows_of(d_query);
+  if (needed[1]) p.grad_key = mutable_rows_of(d_key);
+  if (needed[2]) p.grad_value = mutable_rows_of(d_value);
+  if (needed[3]) {
+    p.grad_bias = d_bias.mutable_data_ptr();
+    broadcast_strides(d_bias, sizes, 4, p.grad_bias_strides);
+  }
+  p.block_size = block_size;
+
+  const WorkPlan plan = kernels.backward_plan(p);
+  const Schedule schedule(plan);
+  const Scratch scratch(kernels.backward_scratch_bytes(p.shape, block_size, bias.has_value()),
+                        schedule.threads);
+  for (int64_t step = 0; step < plan.steps; ++step) {
+    at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
+      kernels.backward(p, step, begin, end, scratch.of_this_thread());
+    });
+  }
+  if (kernels.backward_needs_finish(p)) {
+    at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
+      kernels.backward_finish(p, begin, end, scratch.of_this_thread());
+    });
+  }
+  return {d_query, d_key, d_value, d_bias};
+}
+
+at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                         const std::optional<at::Tensor>& bias, bool causal,
+                         const std::optional<at::Tensor>& query_positions,
+                         std::optional<double> scale, double dropout, int64_t block_size,
+                         bool use_simd) {
+  return std::get<0>(forward_cpu(query, key, value, bias, causal, query_positions, scale, dropout,
+                                 block_size, use_simd));
+}
+
+std::tuple<at::Tensor, at::Tensor> attention_with_lse_cpu(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const std::optional<at::Tensor>& bias, bool causal,
+    const std::optional<at::Tensor>& query_positions, std::optional<double> scale, double dropout,
+    int64_t block_size, bool use_simd) {
+  const auto [out, row_max, row_sum, seed] = forward_cpu(
+      query, key, value, bias, causal, query_positions, scale, dropout, block_size, use_simd);
+  return {out, log_sum_exp(row_max, row_sum)};
+}
+
+}  // namespace
+
+MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
+                             int64_t head_dim, int64_t value_dim, at::ScalarType dtype,
+                             int64_t block_size, bool use_simd, bool has_bias) {
+  TORCH_CHECK_VALUE(
+      batch >= 0 && heads >= 0 && queries >= 0 && keys >= 0 && head_dim >= 0 && value_dim >= 0,
+      "flash::attention_memory: expected sizes of at least 0, got batch ", batch, ", heads ", heads,
+      ", queries ", queries, ", keys ", keys, ", head_dim ", head_dim, ", value_dim ", value_dim);
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble,
+                   "flash::attention_memory: expected dtype float32 or float64, got ", dtype);
+  TORCH_CHECK_VALUE(block_size >= 1,
+                    "flash::attention_memory: expected block_size of at least 1, got ", block_size);
+  const TypedKernels& kernels = kernels_for(dtype, use_simd);
+  ForwardParams forward = {};
+  forward.shape = {batch, heads, heads, heads, queries, keys, head_dim, value_dim};
+  forward.block_size = block_size;
+  BackwardParams backward = {};
+  backward.shape = forward.shape;
+  backward.block_size = block_size;
+  const auto scratch = [](const WorkPlan& plan, int64_t bytes) {
+    return Schedule(plan).threads * bytes;
+  };
+  const int64_t rows = 2 * batch * heads * queries * static_cast<int64_t>(at::elementSize(dtype));
+  return {rows + scratch(kernels.forward_plan(forward),
+                         kernels.forward_scratch_bytes(forward.shape, block_size, has_bias)),
+          scratch(kernels.backward_plan(backward),
+                  kernels.backward_scratch_bytes(backward.shape, block_size, has_bias))};
+}
+
+}  // namespace flash
+
+TORCH_LIBRARY_IMPL(flash, CPU, m) {
+  m.impl("attention", flash::attention_cpu);
+  m.impl("attention_with_lse", flash::attention_with_lse_cpu);
+  m.impl("_forward", flash::forward_cpu);
+  m.impl("_backward", flash::backward_cpu);
+}
+
+TORCH_LIBRARY_FRAGMENT(flash, m) {
+  m.def(
+      "attention_memory(int batch, int heads, int queries, int keys, int head_dim, int value_dim, "
+      "ScalarType dtype, int block_size=64, bool use_simd=True, bool has_bias=False) "
+      "-> (int forward, int backward)",
+      [](int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t head_dim,
+         int64_t value_dim, at::ScalarType dtype, int64_t block_size, bool use_simd, bool has_bias) {
+        const flash::MemoryUsage bytes =
+            flash::attention_memory(batch, heads, queries, keys, head_dim, value_dim, dtype,
+                                    block_size, use_simd, has_bias);
+        return std::make_tuple(bytes.forward, bytes.backward);
+      });
+}

@@ -1,0 +1,40 @@
+// What this library is: its version, the torch it was built against, the kernels it holds.
+
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <sstream>
+#include <stdexcept>
+
+#include <flash_attention/version.h>
+
+#include "csrc/kernels.h"
+
+namespace flash {
+namespace {
+
+std::string build_info() {
+  std::ostringstream json;
+  const char* active = nullptr;
+  try {
+    active = active_kernels().name;
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, "flash::attention: ", error.what());
+  }
+  json << R"({"version": ")" << FLASH_ATTENTION_VERSION << R"(", "torch": ")" << TORCH_VERSION
+       << R"(", "active": ")" << active << R"(", "isa": [)";
+  const char* separator = "";
+  for (const KernelTable* table : all_kernels()) {
+    json << separator << R"({"name": ")" << table->name << R"(", "description": ")"
+         << table->description << R"(", "supported": )" << (table->supported() ? "true" : "false")
+         << "}";
+    separator = ", ";
+  }
+  json << "]}";
+  return json.str();
+}
+
+}  // namespace
+}  // namespace flash
+
+TORCH_LIBRARY_FRAGMENT(flash, m) { m.def("_build_info() -> str", flash::build_info); }

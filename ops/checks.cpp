@@ -1,0 +1,128 @@
+#include "ops/checks.h"
+
+#include <c10/core/ScalarType.h>
+#include <c10/util/Exception.h>
+
+namespace flash {
+namespace {
+
+void check_dtype(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
+  const at::ScalarType dtype = query.scalar_type();
+  TORCH_CHECK_TYPE(key.scalar_type() == dtype && value.scalar_type() == dtype,
+                   "flash::attention: expected query, key and value of one dtype, got ", dtype, ", ",
+                   key.scalar_type(), " and ", value.scalar_type(),
+                   "; convert them with .to(dtype)");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      dtype != at::kHalf && dtype != at::kBFloat16,
+      "flash::attention: expected float32 or float64, got ", dtype,
+      ", which has no kernel yet; convert query, key and value with .float()");
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble,
+                   "flash::attention: expected query, key and value of dtype float32 or float64, got ",
+                   dtype, "; convert them with .float()");
+}
+
+void check_device(const at::Tensor& query, const at::Tensor& other, const char* name) {
+  TORCH_CHECK_VALUE(other.device() == query.device(),
+                    "flash::attention: expected every tensor on the device of query, ",
+                    query.device(), ", got ", name, " on ", other.device(), "; move it with .to()");
+}
+
+void check_heads(const c10::SymInt& heads, const c10::SymInt& others, const char* name) {
+  const bool divides = others == 0 ? heads == 0 : heads % others == 0;
+  TORCH_CHECK_VALUE(divides, "flash::attention: expected the ", heads,
+                    " heads of query to be a multiple of the heads of ", name, ", got ", others);
+}
+
+// Whether `shape`, aligned at the right, broadcasts to `target`.
+bool broadcasts_to(c10::SymIntArrayRef shape, c10::SymIntArrayRef target) {
+  if (shape.size() > target.size()) return false;
+  const size_t offset = target.size() - shape.size();
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] != 1 && shape[i] != target[offset + i]) return false;
+  }
+  return true;
+}
+
+// A 3-D call takes [B, L, S], and [B, 1, L, S] too, since that is what it stands for.
+void check_broadcast(const char* name, const at::Tensor& tensor, const Sizes& sizes,
+                     c10::SymIntArrayRef full) {
+  const bool drop = missing_head_dimension(sizes, tensor.dim(), full.size()) >= 0;
+  c10::SymDimVector target(full.begin(), full.end());
+  if (drop) target.erase(target.begin() + 1);
+  TORCH_CHECK_VALUE(broadcasts_to(tensor.sym_sizes(), target), "flash::attention: expected ", name,
+                    " to broadcast to ", c10::SymIntArrayRef(target), ", got shape ",
+                    tensor.sym_sizes());
+}
+
+void check_bias(const at::Tensor& bias, const at::Tensor& query, const Sizes& sizes) {
+  const at::ScalarType dtype = bias.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kBool || dtype == query.scalar_type(),
+                   "flash::attention: expected bias of dtype bool (True = attend) or ",
+                   query.scalar_type(), " as query, got ", dtype,
+                   "; convert it with .to(query.dtype) or .bool()");
+  check_device(query, bias, "bias");
+  check_broadcast("bias", bias, sizes, {sizes.batch, sizes.heads, sizes.queries, sizes.keys});
+}
+
+void check_positions(const at::Tensor& positions, const at::Tensor& query, const Sizes& sizes) {
+  TORCH_CHECK_TYPE(positions.scalar_type() == at::kLong,
+                   "flash::attention: expected query_positions of dtype int64, got ",
+                   positions.scalar_type(), "; convert it with .long()");
+  check_device(query, positions, "query_positions");
+  check_broadcast("query_positions", positions, sizes, {sizes.batch, sizes.heads, sizes.queries});
+}
+
+}  // namespace
+
+int64_t missing_head_dimension(const Sizes& sizes, int64_t dims, int64_t rank) {
+  if (sizes.has_head_dimension || dims >= rank) return -1;
+  // [B, L, S] or [B, L]: the head goes behind the batch, if the tensor reaches as far as that.
+  return dims == rank - 1 ? 1 : 0;
+}
+
+void check_dropout(double dropout) {
+  TORCH_CHECK_VALUE(dropout >= 0.0 && dropout <= 1.0,
+                    "flash::attention: expected dropout to be a probability in [0, 1], got ",
+                    dropout);
+}
+
+Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                      const std::optional<at::Tensor>& bias,
+                      const std::optional<at::Tensor>& query_positions, double dropout,
+                      int64_t block_size) {
+  const int64_t dim = query.dim();
+  TORCH_CHECK_VALUE((dim == 3 || dim == 4) && key.dim() == dim && value.dim() == dim,
+                    "flash::attention: expected query, key and value all as [batch, heads, length, "
+                    "head_dim] or all as [batch, length, head_dim], got query ",
+                    query.sym_sizes(), ", key ", key.sym_sizes(), ", value ", value.sym_sizes());
+  check_dtype(query, key, value);
+  check_device(query, key, "key");
+  check_device(query, value, "value");
+
+  const auto heads = [dim](const at::Tensor& t) {
+    return dim == 4 ? t.sym_size(1) : c10::SymInt(1);
+  };
+  Sizes s = {query.sym_size(0), heads(query),        heads(key),          heads(value),
+             query.sym_size(-2), key.sym_size(-2),   query.sym_size(-1), value.sym_size(-1),
+             dim == 4};
+  TORCH_CHECK_VALUE(key.sym_size(-2) == value.sym_size(-2),
+                    "flash::attention: expected key and value of one length, got ",
+                    key.sym_size(-2), " and ", value.sym_size(-2));
+  TORCH_CHECK_VALUE(key.sym_size(0) == s.batch && value.sym_size(0) == s.batch,
+                    "flash::attention: expected query, key and value of one batch size, got ",
+                    s.batch, ", ", key.sym_size(0), " and ", value.sym_size(0),
+                    "; use .expand() to share one");
+  TORCH_CHECK_VALUE(key.sym_size(-1) == s.head_dim,
+                    "flash::attention: expected query and key of one head_dim, got ", s.head_dim,
+                    " and ", key.sym_size(-1));
+  check_heads(s.heads, s.key_heads, "key");
+  check_heads(s.heads, s.value_heads, "value");
+  check_dropout(dropout);
+  TORCH_CHECK_VALUE(block_size >= 1, "flash::attention: expected block_size of at least 1, got ",
+                    block_size);
+  if (bias.has_value()) check_bias(*bias, query, s);
+  if (query_positions.has_value()) check_positions(*query_positions, query, s);
+  return s;
+}
+
+}  // namespace flash

@@ -1,0 +1,65 @@
+#pragma once
+// Private to ops/: the calls that the files of the operator make of one another, through the
+// dispatcher, and the shapes of what they return.
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "ops/checks.h"
+
+namespace flash {
+
+/// The options of one call as the schema passes them.
+struct CallOptions {
+  std::optional<at::Tensor> bias;
+  bool causal;
+  std::optional<at::Tensor> query_positions;
+  std::optional<double> scale;
+  double dropout;
+  int64_t block_size;
+  bool use_simd;
+};
+
+/// flash::_forward: out, row_max, row_sum, seed.
+///
+/// row_max and row_sum [B, H, L] (or [B, L]) are the largest score times log2(e) and the sum of
+/// exp2(score * log2(e) - row_max). seed is int64 [1] with dropout and [0] without.
+using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+ForwardResult call_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                           const CallOptions& options);
+
+/// flash::_backward: gradients of query, key, value and bias; [0] where `needed` is false.
+using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+BackwardResult call_backward(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
+                             const at::Tensor& query, const at::Tensor& key,
+                             const at::Tensor& value, const ForwardResult& saved,
+                             const CallOptions& options, std::array<bool, 4> needed);
+
+/// Output of the call, uninitialised. It follows the layout of query: [B, L, H, D] in memory, as
+/// models produce it, gives [B, L, H, Dv], so that merging the heads stays a view.
+at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Sizes& sizes);
+
+/// row_max, row_sum or lse, uninitialised.
+at::Tensor empty_rows(const at::Tensor& query, const Sizes& sizes);
+
+/// Gradient of `input`, uninitialised, of its layout where rows of that are contiguous.
+at::Tensor empty_grad(const at::Tensor& input);
+
+/// Logarithm of each row's sum of exponentials.
+at::Tensor log_sum_exp(const at::Tensor& row_max, const at::Tensor& row_sum);
+
+/// 1 / sqrt(head_dim) unless given. A head_dim of 0 has only scores of 0, and any finite scale.
+double resolve_scale(std::optional<double> scale, int64_t head_dim);
+
+/// A seed from torch's CPU generator: the one draw that a call with dropout makes.
+int64_t draw_seed();
+
+/// bool [batch, heads, queries, keys]: what the kernels keep under `seed`.
+at::Tensor dropout_mask_from_seed(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
+                                  double dropout, int64_t seed);
+
+}  // namespace flash

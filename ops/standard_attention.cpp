@@ -1,0 +1,100 @@
+// The O(L S) reference: plain ATen, every derivative, the semantics of the operator to the letter.
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include <flash_attention/ops.h>
+
+#include "ops/operator.h"
+
+namespace flash {
+namespace {
+
+// [B, Hk, S, D] repeated to the heads of query: head h reads head h / (H / Hk).
+at::Tensor repeat_heads(const at::Tensor& t, int64_t heads) {
+  const int64_t own = t.size(1);
+  return own == heads || own == 0 ? t : t.repeat_interleave(heads / own, 1);
+}
+
+// Aligned at the right of [B, H, L, …], with the head dimension that a 3-D call leaves out.
+at::Tensor with_head_dimension(const at::Tensor& t, const Sizes& sizes, int64_t rank) {
+  return missing_head_dimension(sizes, t.dim(), rank) == 1 ? t.unsqueeze(1) : t;
+}
+
+// True where a query may attend.
+at::Tensor causal_mask(const at::Tensor& scores, const std::optional<at::Tensor>& query_positions,
+                       const Sizes& sizes) {
+  const int64_t queries = scores.size(-2), keys = scores.size(-1);
+  const auto options = scores.options().dtype(at::kLong);
+  const at::Tensor key = at::arange(keys, options);
+  const at::Tensor position = query_positions.has_value()
+                                  ? with_head_dimension(*query_positions, sizes, 3)
+                                  : at::arange(queries, options) + (keys - queries);
+  return key <= position.unsqueeze(-1);
+}
+
+}  // namespace
+
+at::Tensor standard_attention(const at::Tensor& query, const at::Tensor& key,
+                              const at::Tensor& value, const AttentionOptions& o) {
+  const Sizes sizes = check_attention(query, key, value, o.bias(), o.query_positions(), o.dropout(),
+                                      o.block_size());
+  const auto as_4d = [](const at::Tensor& t) { return t.dim() == 3 ? t.unsqueeze(1) : t; };
+  const at::Tensor q = as_4d(query);
+  const int64_t heads = q.size(1);
+  const at::Tensor k = repeat_heads(as_4d(key), heads);
+  const at::Tensor v = repeat_heads(as_4d(value), heads);
+
+  const double minus_inf = -std::numeric_limits<double>::infinity();
+  at::Tensor scores = q.matmul(k.transpose(-2, -1)) * resolve_scale(o.scale(), q.size(-1));
+  at::Tensor excluded;   // true where a query may not attend, so that a NaN there goes no further
+  if (o.bias().has_value()) {
+    const at::Tensor bias = with_head_dimension(*o.bias(), sizes, 4);
+    const bool is_mask = bias.scalar_type() == at::kBool;
+    excluded = is_mask ? bias.logical_not() : bias == minus_inf;
+    if (!is_mask) scores = scores + bias;
+  }
+  if (o.causal()) {
+    const at::Tensor after = causal_mask(scores, o.query_positions(), sizes).logical_not();
+    excluded = excluded.defined() ? excluded.logical_or(after) : after;
+  }
+  if (excluded.defined()) scores = scores.masked_fill(excluded, minus_inf);
+  at::Tensor weights = scores.softmax(-1);
+  // The softmax of a row with nothing to attend is 0 / 0; here it is 0.
+  if (excluded.defined()) weights = weights.masked_fill(excluded, 0.0);
+  if (o.dropout() > 0) {
+    const at::Tensor kept =
+        dropout_mask(q.size(0), heads, q.size(2), k.size(2), o.dropout()).to(q.device());
+    weights = o.dropout() < 1 ? (weights * kept) / (1 - o.dropout()) : weights * 0;
+  }
+  const at::Tensor out = weights.matmul(v);
+  return query.dim() == 3 ? out.squeeze(1) : out;
+}
+
+at::Tensor standard_attention(const at::Tensor& query, const at::Tensor& key,
+                              const at::Tensor& value, double scale, bool causal) {
+  return standard_attention(query, key, value, AttentionOptions().scale(scale).causal(causal));
+}
+
+}  // namespace flash
+
+TORCH_LIBRARY_FRAGMENT(flash, m) {
+  m.def(
+      "standard_attention(Tensor query, Tensor key, Tensor value, *, Tensor? bias=None, "
+      "bool causal=False, Tensor? query_positions=None, float? scale=None, float dropout=0.0) "
+      "-> Tensor",
+      [](const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+         const std::optional<at::Tensor>& bias, bool causal,
+         const std::optional<at::Tensor>& query_positions, std::optional<double> scale,
+         double dropout) {
+        return flash::standard_attention(query, key, value,
+                                         flash::AttentionOptions()
+                                             .bias(bias)
+                                             .causal(causal)
+                                             .query_positions(query_positions)
+                                             .scale(scale)
+                                             .dropout(dropout));
+      });
+}
