@@ -1,0 +1,63 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "csrc/kernels.h"
+
+namespace flash {
+namespace {
+
+using testing::HasSubstr;
+using testing::Property;
+using testing::Throws;
+
+std::string chosen(const char* isa, const char* aten) { return choose_kernels(isa, aten).name; }
+
+const KernelTable& best_supported() {
+  for (const KernelTable* table : all_kernels()) {
+    if (table->supported()) return *table;
+  }
+  return scalar_kernels();
+}
+
+TEST(Dispatch, TakesTheBestThatTheCpuSupports) {
+  EXPECT_EQ(chosen(nullptr, nullptr), best_supported().name);
+  EXPECT_EQ(chosen("", ""), best_supported().name);
+}
+
+TEST(Dispatch, HoldsEveryTableUnderItsName) {
+  for (const KernelTable* table : all_kernels()) {
+    if (!table->supported()) continue;
+    EXPECT_EQ(&choose_kernels(table->name, nullptr), table);
+  }
+}
+
+TEST(Dispatch, ScalarIsLastAndAlwaysThere) {
+  EXPECT_EQ(all_kernels().back(), &scalar_kernels());
+  EXPECT_TRUE(scalar_kernels().supported());
+  EXPECT_EQ(chosen("scalar", nullptr), "scalar");
+}
+
+TEST(Dispatch, HonoursAtenCpuCapability) {
+  EXPECT_EQ(chosen(nullptr, "default"), "scalar");
+  EXPECT_THAT(chosen(nullptr, "avx2"), testing::AnyOf("avx2", "scalar"));
+  EXPECT_EQ(chosen(nullptr, "avx512"), best_supported().name);
+}
+
+TEST(Dispatch, ItsOwnVariableWinsOverAtens) {
+  const char* best = best_supported().name;
+  EXPECT_EQ(chosen(best, "default"), best);
+}
+
+TEST(Dispatch, AnUnknownNameIsAnErrorThatNamesTheKnownOnes) {
+  EXPECT_THAT([] { choose_kernels("sse9", nullptr); },
+              Throws<std::invalid_argument>(
+                  Property(&std::exception::what,
+                           testing::AllOf(HasSubstr("got 'sse9'"), HasSubstr("scalar"),
+                                          HasSubstr("FLASH_ATTENTION_ISA")))));
+}
+
+}  // namespace
+}  // namespace flash

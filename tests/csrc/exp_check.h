@@ -1,0 +1,68 @@
+#pragma once
+// The exponential of one instruction set against the C library's, in units in the last place.
+// Included by one file per instruction set, compiled with its flags.
+
+#include <cstdint>
+
+#include "csrc/generic/exp.h"
+
+namespace flash {
+
+struct ExpReport {
+  double worst_ulp;        ///< over arguments whose result is a normal number
+  bool zero_below_range;   ///< 2^-inf and everything below the clamp is exactly 0
+  bool one_at_zero;
+  bool keeps_nan;          ///< quiet and with any payload
+};
+
+ExpReport scalar_exp_float();
+ExpReport scalar_exp_double();
+ExpReport avx2_exp_float();
+ExpReport avx2_exp_double();
+
+namespace {
+
+template <class V>
+typename V::Scalar exp2_of(typename V::Scalar x) {
+  alignas(64) typename V::Scalar lanes[V::kWidth];
+  V::store(lanes, exp2<V>(V::broadcast(x)));
+  return lanes[V::kWidth - 1];
+}
+
+template <class V>
+ExpReport check_exp() {
+  using T = typename V::Scalar;
+  constexpr bool kFloat = sizeof(T) == 4;
+  const double smallest = kFloat ? -125.5 : -1021.5;
+  const double epsilon = kFloat ? 0x1p-23 : 0x1p-52;
+  ExpReport report = {};
+  constexpr int64_t kSteps = 2'000'000;
+  for (int64_t i = 0; i <= kSteps; ++i) {
+    const T x = static_cast<T>(smallest * static_cast<double>(i) / kSteps);
+    const long double exact = __builtin_exp2l(static_cast<long double>(x));
+    int exponent;
+    __builtin_frexpl(exact, &exponent);
+    const long double ulp = __builtin_ldexpl(epsilon, exponent - 1);
+    const double error = static_cast<double>(__builtin_fabsl((exp2_of<V>(x) - exact) / ulp));
+    if (error > report.worst_ulp) report.worst_ulp = error;
+  }
+  const T clamp = kFloat ? T(-127) : T(-1023);
+  report.zero_below_range = exp2_of<V>(-__builtin_inf()) == 0 && exp2_of<V>(clamp) == 0 &&
+                            exp2_of<V>(clamp * 1000) == 0;
+  report.one_at_zero = exp2_of<V>(0) == 1;
+  report.keeps_nan = true;
+  constexpr uint64_t kPayloads[] = {0x0, 0x1, 0x155, 0x1fffff};
+  for (const uint64_t payload : kPayloads) {
+    T nan;
+    if constexpr (kFloat) {
+      nan = __builtin_bit_cast(T, static_cast<uint32_t>(0x7fc00000u + payload));
+    } else {
+      nan = __builtin_bit_cast(T, 0x7ff8000000000000ull + payload);
+    }
+    report.keeps_nan = report.keeps_nan && exp2_of<V>(nan) != exp2_of<V>(nan);
+  }
+  return report;
+}
+
+}  // namespace
+}  // namespace flash

@@ -1,0 +1,47 @@
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "csrc/kernels.h"
+#include "tests/csrc/exp_check.h"
+
+namespace flash {
+namespace {
+
+// The bounds that generic/exp.h states for a fused multiply-add; without one, each of the polynomial's
+// steps rounds twice, which adds at most half a unit.
+struct Case {
+  const char* isa;
+  const char* dtype;
+  ExpReport (*check)();
+  double bound;
+};
+
+const Case kCases[] = {{"scalar", "float", scalar_exp_float, 2.5},
+                       {"scalar", "double", scalar_exp_double, 2.0},
+#if defined(__x86_64__)
+                       {"avx2", "float", avx2_exp_float, 2.1},
+                       {"avx2", "double", avx2_exp_double, 1.6},
+#endif
+};
+
+TEST(Exp2, StaysWithinItsUlpBoundOnEveryIsa) {
+  for (const KernelTable* table : all_kernels()) {
+    if (!table->supported()) continue;
+    int checked = 0;
+    for (const Case& c : kCases) {
+      if (std::string(c.isa) != table->name) continue;
+      SCOPED_TRACE(std::string(c.isa) + " " + c.dtype);
+      const ExpReport report = c.check();
+      EXPECT_LE(report.worst_ulp, c.bound);
+      EXPECT_TRUE(report.zero_below_range);
+      EXPECT_TRUE(report.one_at_zero);
+      EXPECT_TRUE(report.keeps_nan);
+      ++checked;
+    }
+    EXPECT_EQ(checked, 2) << "an instruction set without a case here: " << table->name;
+  }
+}
+
+}  // namespace
+}  // namespace flash
