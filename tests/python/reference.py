@@ -1,0 +1,201 @@
+"""Attention written from its definition, in plain torch operations: the truth the operator is held to.
+
+    weights = softmax(scale * query key^T + bias)     over the keys that may be attended
+    out = dropout(weights) value,   lse = log(sum(exp(scores)))
+
+Nothing here is shared with the operator: masks, positions, grouped heads and the derivative (torch's
+own autograd) are all done the slow and obvious way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from problems import Problem
+from torch import Tensor
+
+NAMES = {"query": "dq", "key": "dk", "value": "dv", "bias": "dbias"}
+
+
+@dataclass
+class Result:
+    """out, lse and the gradient of every differentiable input, by `NAMES`."""
+
+    out: Tensor
+    lse: Tensor
+    grads: dict[str, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"out": self.out, "lse": self.lse, **self.grads}
+
+
+def with_heads(x: Tensor) -> Tensor:
+    """[B, L, D] as [B, 1, L, D]; 4-D as it is."""
+    return x.unsqueeze(1) if x.dim() == 3 else x
+
+
+def broadcast_bias(bias: Tensor, batch: int, heads: int, queries: int, keys: int, rank: int) -> Tensor:
+    """`bias` as [B, H, L, S]; for 3-D inputs it broadcasts to [B, L, S] first."""
+    if rank == 3:
+        return bias.expand(batch, queries, keys).unsqueeze(1)
+    return bias.expand(batch, heads, queries, keys)
+
+
+def allowed_keys(
+    bias: Tensor | None, causal: bool, positions: Tensor | None, shape: tuple[int, ...], rank: int
+) -> Tensor:
+    """bool [B, H, L, S]: True where a query may attend a key."""
+    batch, heads, queries, keys = shape
+    allowed = torch.ones(shape, dtype=torch.bool)
+    if bias is not None:
+        mask = bias if bias.dtype == torch.bool else bias != -math.inf
+        allowed = allowed & broadcast_bias(mask, *shape, rank)
+    if causal:
+        if positions is None:
+            positions = torch.arange(queries) + keys - queries
+        if rank == 3:
+            positions = positions.expand(batch, queries).unsqueeze(1)
+        positions = positions.expand(batch, heads, queries)
+        allowed = allowed & (torch.arange(keys) <= positions.unsqueeze(-1))
+    return allowed
+
+
+def scores_and_values(
+    inputs: dict[str, Tensor], causal: bool, positions: Tensor | None, scale: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores [B, H, L, S], -inf where not allowed; values of every query head [B, H, S, Dv]; allowed."""
+    rank = inputs["query"].dim()
+    query, key, value = (with_heads(inputs[name]) for name in ("query", "key", "value"))
+    batch, heads, queries, head_dim = query.shape
+    key = key.repeat_interleave(heads // key.size(1), dim=1)
+    value = value.repeat_interleave(heads // value.size(1), dim=1)
+    shape = (batch, heads, queries, key.size(2))
+    if scale is None:
+        scale = 1.0 / math.sqrt(head_dim)
+    scores = scale * (query @ key.transpose(-1, -2))
+    bias = inputs.get("bias")
+    if bias is not None and bias.dtype != torch.bool:
+        scores = scores + broadcast_bias(bias, *shape, rank)
+    allowed = allowed_keys(bias, causal, positions, shape, rank)
+    return scores.masked_fill(~allowed, -math.inf), value, allowed
+
+
+def log_sum_exp(scores: Tensor) -> Tensor:
+    """log(sum(exp(scores))) over the keys; 0 if there are none.
+
+    Not torch.logsumexp: its gradient is exp(score - lse), which loses log(sum) where |lse| is large.
+    """
+    if scores.size(-1) == 0:
+        return scores.sum(-1)
+    largest = scores.detach().amax(-1, keepdim=True)
+    return largest.squeeze(-1) + (scores - largest).exp().sum(-1).log()
+
+
+def attention(
+    inputs: dict[str, Tensor],
+    *,
+    causal: bool = False,
+    query_positions: Tensor | None = None,
+    scale: float | None = None,
+    keep: Tensor | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse) in the dtype of the inputs. keep: bool [B, H, L, S], the weights dropout keeps."""
+    scores, value, allowed = scores_and_values(inputs, causal, query_positions, scale)
+    # An empty row gets weights 0 and lse -inf; finite scores stand in so that no gradient is NaN.
+    empty = ~allowed.any(-1, keepdim=True)
+    scores = scores.masked_fill(empty, 0.0)
+    weights = torch.softmax(scores, -1).masked_fill(empty, 0.0)
+    lse = log_sum_exp(scores).masked_fill(empty.squeeze(-1), -math.inf)
+    if keep is not None:
+        weights = weights * keep / (1.0 - dropout) if dropout < 1.0 else weights * 0.0
+    out = weights @ value
+    if inputs["query"].dim() == 3:
+        out, lse = out.squeeze(1), lse.squeeze(1)
+    return out, lse
+
+
+def dropout_keep(problem: Problem) -> Tensor | None:
+    """The mask the operator uses for `problem` after torch.manual_seed(problem.seed)."""
+    if problem.options["dropout"] == 0.0:
+        return None
+    torch.manual_seed(problem.seed)
+    return torch.ops.flash.dropout_mask(*problem.dropout_shape(), problem.options["dropout"])
+
+
+def differentiate(
+    call: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]], problem: Problem, dtype: torch.dtype
+) -> Result:
+    """(out, lse) of `call` and the gradients under the problem's output gradients, in `dtype`."""
+    leaves = problem.leaves(dtype)
+    out, lse = call(leaves)
+    grads: dict[str, Tensor] = {}
+    if problem.differentiable:
+        cotangents = (problem.grad_out.to(dtype), problem.grad_lse.to(dtype))
+        values = torch.autograd.grad(
+            (out, lse), [leaves[name] for name in problem.differentiable], cotangents
+        )
+        grads = {
+            NAMES[name]: value for name, value in zip(problem.differentiable, values, strict=True)
+        }
+    return Result(out.detach(), lse.detach(), grads)
+
+
+def definition(problem: Problem, dtype: torch.dtype) -> Result:
+    """The definition above evaluated in `dtype`: float64 is the truth, float32 is the math path."""
+    options = {k: v for k, v in problem.options.items() if k not in ("block_size", "use_simd")}
+    keep = dropout_keep(problem)
+    return differentiate(lambda x: attention(x, keep=keep, **options), problem, dtype)
+
+
+def group_sum(x: Tensor, like: Tensor) -> Tensor:
+    """Sums the query heads [B, H, ...] that share a head of `like`, giving its shape."""
+    like = with_heads(like)
+    return x.unflatten(1, (like.size(1), -1)).sum(2)
+
+
+def rounding_model(problem: Problem) -> dict[str, float]:
+    """Largest expected error of each result, in units of one rounding, to first order.
+
+    Every product, exponential and output is off by one relative rounding, independently, so errors add
+    in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units.
+    """
+    inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
+    options = problem.options
+    scale = options["scale"]
+    scale = 1.0 / math.sqrt(inputs["query"].size(-1)) if scale is None else scale
+    scores, value, _ = scores_and_values(
+        inputs, options["causal"], options.get("query_positions"), scale
+    )
+    query, key = with_heads(inputs["query"]), with_heads(inputs["key"])
+    every_key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
+    weights = torch.softmax(scores, -1).nan_to_num(0.0)
+    keep = dropout_keep(problem)
+    kept = torch.ones(()) if keep is None else keep / max(1.0 - options["dropout"], 1e-300)
+    grad_out = with_heads(problem.grad_out.double())
+    grad_lse = problem.grad_lse.double().view(*weights.shape[:3], 1)
+
+    out = (weights * kept) @ value
+    score_error = scale**2 * query**2 @ (every_key**2).mT + scores.masked_fill(weights == 0, 0) ** 2
+    weight_error = weights**2 * (1.0 + score_error)
+    dropped_error = weight_error * kept**2
+    delta = (grad_out * out).sum(-1, keepdim=True)
+    slope = (grad_out @ value.mT) * kept - delta + grad_lse
+    slope_error = (grad_out**2 @ (value**2).mT) * kept**2
+    slope_error = slope_error + (grad_out**2 * out**2).sum(-1, keepdim=True)
+    dscore_error = weight_error * slope**2 + weights**2 * slope_error
+    squares = {
+        "out": dropped_error @ value**2,
+        "lse": 1.0 + torch.where(weights > 0, score_error, 0.0),
+        "dq": scale**2 * dscore_error @ every_key**2,
+        "dk": group_sum(scale**2 * dscore_error.mT @ query**2, key),
+        "dv": group_sum(dropped_error.mT @ grad_out**2, inputs["value"]),
+    }
+    if "bias" in problem.differentiable:
+        rank = problem.inputs["query"].dim()
+        target = dscore_error.squeeze(1) if rank == 3 else dscore_error
+        squares["dbias"] = target.sum_to_size(inputs["bias"].shape)
+    return {n: math.sqrt(s.max().item()) if s.numel() else 0.0 for n, s in squares.items()}

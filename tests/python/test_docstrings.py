@@ -1,0 +1,23 @@
+"""The examples in the package's docstrings are run as written."""
+
+from __future__ import annotations
+
+import doctest
+
+import flash_attention
+import pytest
+import torch
+from flash_attention import functional
+
+
+@pytest.mark.parametrize("module", [flash_attention, functional], ids=lambda m: m.__name__)
+def test_examples_print_what_they_say(module) -> None:
+    torch.manual_seed(0)
+    result = doctest.testmod(module, extraglobs={"torch": torch})
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(flash_attention.__all__) - {"__version__"}))
+def test_every_public_name_is_documented(name: str) -> None:
+    assert getattr(flash_attention, name).__doc__

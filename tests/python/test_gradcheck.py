@@ -1,0 +1,117 @@
+"""Numerical derivatives: torch.autograd.gradcheck in float64, every option, through out and lse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import flash_attention
+import pytest
+import torch
+from problems import VARIANTS, Problem, Spec, make_problem
+from torch import Tensor
+
+# Two query heads and more keys than one tile of any kernel has rows, but few enough elements that the
+# numerical Jacobian (two calls for each input element) stays cheap.
+TINY = Spec(batch=1, heads=2, queries=3, keys=5, head_dim=2, value_dim=3, block_size=2)
+
+
+def tiny_specs() -> dict[str, Spec]:
+    specs = {"plain": TINY}
+    for group in VARIANTS.values():
+        for name, changes in group.items():
+            if name in ("kv-heads-2x4", "kv-heads-4x1", "kv-heads-1x2"):
+                continue  # below, with four heads
+            specs[name] = replace(TINY, **changes)
+    four = replace(TINY, heads=4, queries=2, keys=3)
+    for name in ("kv-heads-2x4", "kv-heads-4x1", "kv-heads-1x2"):
+        specs[name] = replace(four, **VARIANTS["heads"][name])
+    # The lengths of this group would make the Jacobian large; small ones of the same kind do.
+    specs["more-queries"] = replace(TINY, queries=5, keys=3, causal=True)
+    return specs
+
+
+SPECS = tiny_specs()
+
+
+def differentiable_call(problem: Problem, with_lse: bool) -> tuple[object, list[Tensor]]:
+    """A function of the differentiable inputs alone, and those inputs."""
+    leaves = problem.leaves()
+    fixed = {n: t for n, t in leaves.items() if n not in problem.differentiable}
+    op = flash_attention.attention_with_lse if with_lse else flash_attention.attention
+
+    def call(*tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        torch.manual_seed(problem.seed)  # the same dropout mask at every evaluation
+        named = dict(zip(problem.differentiable, tensors, strict=True))
+        result = op(**named, **fixed, **problem.options)
+        if not with_lse:
+            return result
+        out, lse = result
+        # The lse of an empty row is -inf, whose numerical derivative is NaN; the true one is 0.
+        return out, lse.masked_fill(lse == -torch.inf, 0.0)
+
+    return call, [leaves[name] for name in problem.differentiable]
+
+
+@pytest.mark.parametrize("with_lse", [False, True], ids=["out", "out-and-lse"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_gradcheck(spec: Spec, with_lse: bool) -> None:
+    call, inputs = differentiable_call(make_problem(spec, torch.float64), with_lse)
+    # An expanded leaf shares memory between elements, which the numerical side cannot perturb one by one.
+    inputs = [x.detach().clone().requires_grad_() if 0 in x.stride() else x for x in inputs]
+    assert torch.autograd.gradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("only", ["query", "key", "value", "bias"])
+def test_gradcheck_of_one_input(only: str) -> None:
+    problem = make_problem(replace(TINY, bias="1HLS", causal=True), torch.float64)
+    problem.differentiable = (only,)
+    call, inputs = differentiable_call(problem, True)
+    assert torch.autograd.gradcheck(call, inputs)
+
+
+def test_gradcheck_of_the_lse_alone() -> None:
+    problem = make_problem(replace(TINY, bias="1HLS"), torch.float64)
+    call, inputs = differentiable_call(problem, True)
+    value = problem.differentiable.index("value")
+    inputs[value].requires_grad_(False)
+    assert torch.autograd.gradcheck(lambda *x: call(*x)[1], inputs)
+
+
+@pytest.mark.parametrize("spec", [SPECS["plain"], SPECS["bias-LS"], SPECS["causal"]], ids=str)
+def test_standard_attention_has_second_derivatives(spec: Spec) -> None:
+    problem = make_problem(spec, torch.float64)
+    leaves = problem.leaves()
+
+    def call(*tensors: Tensor) -> Tensor:
+        named = dict(zip(problem.differentiable, tensors, strict=True))
+        return flash_attention.standard_attention(**named, causal=spec.causal)
+
+    inputs = [leaves[n] for n in problem.differentiable]
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("op", ["attention", "attention_with_lse"])
+def test_second_derivatives_are_refused_by_name(op: str) -> None:
+    problem = make_problem(TINY, torch.float64)
+    leaves = problem.leaves()
+    result = getattr(torch.ops.flash, op)(*leaves.values())
+    out = result[0] if isinstance(result, tuple) else result
+    (grad,) = torch.autograd.grad(out.sum(), leaves["query"], create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"(?s)flash::attention.*standard_attention"):
+        torch.autograd.grad(grad.sum(), leaves["key"])
+
+
+def test_gradgradcheck_is_refused_by_name() -> None:
+    call, inputs = differentiable_call(make_problem(TINY, torch.float64), False)
+    with pytest.raises(NotImplementedError, match="standard_attention"):
+        torch.autograd.gradgradcheck(call, inputs)
+
+
+def test_create_graph_without_a_second_derivative_works() -> None:
+    """Some optimisers pass create_graph=True always; only using the second graph is refused."""
+    leaves = make_problem(TINY, torch.float64).leaves()
+    out = flash_attention.attention(**leaves)
+    with_graph = torch.autograd.grad(out.sum(), leaves["query"], create_graph=True)[0]
+    without = torch.autograd.grad(flash_attention.attention(**leaves).sum(), leaves["query"])[0]
+    assert torch.equal(with_graph.detach(), without)

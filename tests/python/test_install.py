@@ -1,0 +1,149 @@
+"""The installed package, and what a wrong or missing torch gets to read: at import, from pip and from CMake."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import flash_attention
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(flash_attention.__file__).parent
+REQUIRED = re.search(r"^torch==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)[1]
+VERSION = re.search(r"project\(\w+ VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())[1]
+
+FAKE_TORCH = {
+    "older": ('__version__ = "2.12.1+cpu"\n', "2.12.1"),
+    "newer": ('__version__ = "2.14.0"\n', "2.14.0"),
+    "missing": ("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n", "none"),
+}
+
+
+@pytest.fixture(params=FAKE_TORCH)
+def fake_torch(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, str], str]:
+    """An environment in which `import torch` finds another torch, or none; and how errors name it."""
+    source, found = FAKE_TORCH[request.param]
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(source)
+    return os.environ | {"PYTHONPATH": str(tmp_path)}, found
+
+
+def failure(*command: object, **kwargs) -> str:
+    """What a command prints that is expected to fail, with all white space made one space."""
+    command = [str(word) for word in command]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
+    assert result.returncode != 0, f"expected {command} to fail, got {result.stdout}"
+    return " ".join((result.stdout + result.stderr).split())
+
+
+def test_import_names_the_torch_it_needs_and_the_command(fake_torch) -> None:
+    environment, found = fake_torch
+    printed = failure(sys.executable, "-c", "import flash_attention", env=environment)
+    assert "ImportError: flash_attention: " in printed
+    assert f"got {'none' if found == 'none' else 'torch ' + found}" in printed
+    assert f"{sys.executable} -m pip install torch=={REQUIRED}" in printed
+
+
+def test_pip_install_names_the_torch_it_needs_and_the_commands(fake_torch, tmp_path) -> None:
+    environment, found = fake_torch
+    pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
+    printed = failure(*pip, "--target", tmp_path / "target", ROOT, env=environment)
+    assert f"expected torch {REQUIRED} to compile against, got {found}" in printed
+    assert f"pip install torch=={REQUIRED}" in printed
+    assert "pip install --no-build-isolation ." in printed
+
+
+@pytest.mark.parametrize("version", ["2.12.1", "2.14.0", None])
+def test_cmake_names_the_torch_it_needs_and_the_command(version: str | None, tmp_path: Path) -> None:
+    find = ["-DCMAKE_DISABLE_FIND_PACKAGE_Torch=ON"]
+    if version is not None:
+        (tmp_path / "TorchConfig.cmake").write_text("set(Torch_FOUND TRUE)\n")
+        (tmp_path / "TorchConfigVersion.cmake").write_text(
+            f'set(PACKAGE_VERSION "{version}")\nset(PACKAGE_VERSION_COMPATIBLE TRUE)\n'
+        )
+        find = [f"-DTorch_DIR={tmp_path}"]
+    printed = failure("cmake", "-S", ROOT, "-B", tmp_path / "build", "-G", "Ninja", *find)
+    found = "none" if version is None else f"Torch {version}"
+    assert f"expected Torch {REQUIRED}, found {found}" in printed
+    assert f"pip install torch=={REQUIRED}" in printed
+    assert "-DCMAKE_PREFIX_PATH=" in printed
+
+
+def copy_of_package(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    copy = tmp_path / "flash_attention"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy, os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
+def test_import_without_the_library_says_which_file_is_missing(tmp_path: Path) -> None:
+    copy, environment = copy_of_package(tmp_path)
+    library = copy / "lib" / "libflash_attention.so"
+    library.unlink()
+    printed = failure(sys.executable, "-c", "import flash_attention", env=environment)
+    assert f"expected the compiled library at {library}, got no such file" in printed
+    assert "pip install --no-build-isolation --force-reinstall --no-deps ." in printed
+
+
+def test_import_of_a_broken_library_says_so(tmp_path: Path) -> None:
+    copy, environment = copy_of_package(tmp_path)
+    library = copy / "lib" / "libflash_attention.so"
+    library.write_bytes(b"not a shared library")
+    printed = failure(sys.executable, "-c", "import flash_attention", env=environment)
+    assert f"ImportError: flash_attention: expected {library} to load, got" in printed
+    assert "pip install --no-build-isolation --force-reinstall --no-deps ." in printed
+
+
+def test_import_of_the_source_folder_says_that_it_is_not_compiled() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "ops")}
+    printed = failure(sys.executable, "-c", "import flash_attention", env=environment)
+    assert "ImportError: flash_attention: expected a compiled package" in printed
+
+
+def test_version_is_that_of_the_project() -> None:
+    assert flash_attention.__version__ == VERSION
+    assert importlib.metadata.version("flash_attention") == VERSION
+    assert flash_attention.build_info().version == VERSION
+
+
+def test_build_info_names_torch_and_the_kernels() -> None:
+    info = flash_attention.build_info()
+    assert info.torch_version.split("+")[0] == REQUIRED == torch.__version__.split("+")[0]
+    assert info.isa[-1].name == "scalar"
+    assert info.active in [isa.name for isa in info.isa if isa.supported]
+    assert info.active == os.environ.get("FLASH_ATTENTION_ISA", info.active)
+    assert all(isa.description for isa in info.isa)
+
+
+def test_wheel_holds_the_package_and_nothing_else() -> None:
+    files = {str(file) for file in importlib.metadata.files("flash_attention")}
+    package = {name for name in files if "dist-info" not in name and "__pycache__" not in name}
+    modules = {f"flash_attention/{path.name}" for path in (ROOT / "ops/flash_attention").glob("*.py")}
+    assert package == modules | {
+        "flash_attention/_build_config.py",
+        "flash_attention/lib/libflash_attention.so",
+        "flash_attention/py.typed",
+    }
+
+
+def test_wheel_is_for_every_python_on_this_platform() -> None:
+    wheel = importlib.metadata.distribution("flash_attention").read_text("WHEEL")
+    assert re.search(r"^Tag: py3-none-linux_\w+$", wheel, re.M)
+    dynamic = subprocess.run(
+        ["readelf", "-d", PACKAGE / "lib" / "libflash_attention.so"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "libtorch_cpu.so" in dynamic
+    assert "python" not in dynamic
+
+
+def test_wheel_requires_exactly_the_torch_it_was_compiled_against() -> None:
+    assert importlib.metadata.requires("flash_attention") == [f"torch=={REQUIRED}"]

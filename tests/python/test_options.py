@@ -1,0 +1,143 @@
+"""Every option alone and every pair of options, forward and backward, against the float64 truth."""
+
+from __future__ import annotations
+
+import flash_attention
+import pytest
+import torch
+from checks import assert_close_to_truth, check, run, run_output_only
+from problems import DTYPES, Problem, Spec, dtype_name, make_problem, single_variants, variant_pairs
+from tolerances import CLOSE
+
+SINGLES = single_variants()
+PAIRS = dict(variant_pairs())
+
+
+def standard(**arguments: object) -> torch.Tensor:
+    """standard_attention with the arguments of attention; it has no block_size and no use_simd."""
+    arguments = {k: v for k, v in arguments.items() if k not in ("block_size", "use_simd")}
+    return flash_attention.standard_attention(**arguments)
+
+
+@pytest.mark.parametrize("spec", SINGLES.values(), ids=SINGLES.keys())
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_option_alone(dtype: torch.dtype, spec: Spec) -> None:
+    problem = make_problem(spec, dtype)
+    check(problem)
+    assert_close_to_truth(
+        run_output_only(problem, flash_attention.attention), without_lse(problem), skip_lse=True
+    )
+
+
+@pytest.mark.parametrize("spec", PAIRS.values(), ids=PAIRS.keys())
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_pair_of_options(dtype: torch.dtype, spec: Spec) -> None:
+    check(make_problem(spec, dtype))
+
+
+@pytest.mark.parametrize("spec", SINGLES.values(), ids=SINGLES.keys())
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_standard_attention_agrees_with_the_truth(dtype: torch.dtype, spec: Spec) -> None:
+    problem = make_problem(spec, dtype)
+    assert_close_to_truth(run_output_only(problem, standard), without_lse(problem), skip_lse=True)
+
+
+def without_lse(problem: Problem) -> Problem:
+    """The same problem when nothing depends on the lse."""
+    problem.grad_lse = torch.zeros_like(problem.grad_lse)
+    return problem
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 32, 100, 1000, 10**9])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_block_size_does_not_change_the_dropout_mask(dtype: torch.dtype, block_size: int) -> None:
+    spec = Spec(queries=70, keys=150, dropout=0.4, causal=True)
+    default = run(make_problem(spec, dtype))
+    other = run(make_problem(Spec(**{**vars(spec), "block_size": block_size}), dtype))
+    for name, tensor in default.tensors().items():
+        torch.testing.assert_close(
+            other.tensors()[name], tensor, rtol=0.0, atol=10 * CLOSE[dtype], msg=name
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_longer_problem_with_everything_at_once(dtype: torch.dtype) -> None:
+    """Several query and key blocks, so that no option is only right inside the first block."""
+    spec = Spec(
+        batch=2,
+        heads=4,
+        key_heads=2,
+        value_heads=1,
+        queries=211,
+        keys=307,
+        head_dim=24,
+        value_dim=40,
+        layout="transposed",
+        bias="1HLS",
+        causal=True,
+        positions="BHL",
+        scale=0.3,
+        dropout=0.2,
+        block_size=48,
+    )
+    check(make_problem(spec, dtype))
+
+
+@pytest.mark.parametrize(
+    "bias", ["", "S", "L1", "LS", "1LS", "H1S", "HLS", "B111", "1H1S", "B1L1", "BHL1", "BHLS"]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_bias_gradient_has_the_shape_of_the_bias(dtype: torch.dtype, bias: str) -> None:
+    problem = make_problem(Spec(queries=130, keys=141, bias=bias, causal=True), dtype)
+    check(problem)
+    assert run(problem).grads["dbias"].shape == problem.inputs["bias"].shape
+
+
+@pytest.mark.parametrize("transposed", [(0, 1), (1, 2), (2, 3), (0, 3)], ids=str)
+@pytest.mark.parametrize("kind", ["bias", "mask"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_strides_of_the_bias(dtype: torch.dtype, kind: str, transposed: tuple[int, int]) -> None:
+    problem = make_problem(Spec(**{kind: "BHLS"}), dtype)
+    bias = problem.inputs["bias"]
+    problem.inputs["bias"] = bias.transpose(*transposed).contiguous().transpose(*transposed)
+    check(problem)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_expanded_bias_gets_the_gradient_of_every_copy(dtype: torch.dtype) -> None:
+    problem = make_problem(Spec(bias="1H1S"), dtype)
+    problem.inputs["bias"] = problem.inputs["bias"].expand(2, 4, 19, 33)
+    check(problem)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_positions_may_be_strided_and_outside_the_keys(dtype: torch.dtype) -> None:
+    problem = make_problem(Spec(causal=True), dtype)
+    positions = torch.tensor([-(2**62), -1, 0, 5, 32, 33, 2**62] + [7] * 12)
+    problem.options["query_positions"] = positions.repeat_interleave(2)[::2]
+    check(problem)
+
+
+def test_top_left_causal_by_positions() -> None:
+    problem = make_problem(Spec(causal=True), torch.float64)
+    problem.options["query_positions"] = torch.arange(19)
+    top_left = torch.ones(19, 33, dtype=torch.bool).tril()
+    expected = flash_attention.attention(
+        *(problem.inputs[n] for n in ("query", "key", "value")), bias=top_left
+    )
+    actual = run(problem).out
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=CLOSE[torch.float64])
+
+
+def test_decoding_with_a_cache_sees_every_past_key() -> None:
+    """Causal attention of all positions at once equals one query at a time over the growing cache."""
+    problem = make_problem(Spec(queries=20, keys=20, causal=True), torch.float64)
+    query, key, value = (problem.inputs[n] for n in ("query", "key", "value"))
+    together = flash_attention.attention(query, key, value, causal=True)
+    for t in range(20):
+        step = flash_attention.attention(
+            query[:, :, t : t + 1], key[:, :, : t + 1], value[:, :, : t + 1], causal=True
+        )
+        torch.testing.assert_close(
+            step, together[:, :, t : t + 1], rtol=0.0, atol=CLOSE[torch.float64]
+        )

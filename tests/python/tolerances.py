@@ -1,0 +1,27 @@
+"""The one table of tolerances of the Python tests; each entry says why it is what it is."""
+
+from __future__ import annotations
+
+import torch
+
+# float64, inputs standard normal: a few hundred roundings of 1.1e-16 on values of order 1 to 10 stay
+# below 1e-13; ten times that leaves room for the longest sums (2049 terms), and any real error
+# (a key forgotten, a weight not rescaled) is above 1e-6.
+FLOAT64_ABSOLUTE = 1e-12
+
+# float32: at most twice the error that torch's own math path makes on the same inputs. Twice, not
+# once, because two correct orders of summation differ by about that.
+FLOAT32_TIMES_MATH_PATH = 2.0
+
+# The math path is sometimes exact by luck or by structure (one key: the softmax gradient cancels to
+# exactly 0), so float32 may always be off by this many units of the quadrature rounding model in
+# reference.rounding_model, which takes one rounding per product; the maximum of thousands of normal
+# errors is about 4 standard deviations.
+FLOAT32_ROUNDING_UNITS = 4.0
+
+# Half the spacing of floats at 1: the relative error of one rounding.
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+
+# standard_attention against attention on values of order 1: both are within FLOAT64_ABSOLUTE of the
+# truth in float64; in float32 each is within a few units of the last place of values up to 10.
+CLOSE = {torch.float32: 2e-5, torch.float64: 1e-12}
