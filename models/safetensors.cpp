@@ -228,7 +228,12 @@ std::pair<std::string, std::vector<at::Tensor>> make_header(const std::string& p
     offset = end;
     data.push_back(tensor);
   }
-  std::string text = header.dump();
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const Json::exception& error) {
+    fail(path, "expected names and metadata in UTF-8: ", error.what());
+  }
   text.resize((text.size() + kLengthBytes - 1) / kLengthBytes * kLengthBytes, ' ');
   return {text, data};
 }

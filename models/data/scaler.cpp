@@ -1,0 +1,24 @@
+#include "data/scaler.h"
+
+#include <ATen/ATen.h>
+
+namespace flash::models {
+
+Scaler Scaler::fit(const at::Tensor& values) {
+  const at::Tensor numbers = values.to(at::kDouble);
+  const at::Tensor mean = numbers.mean(1);
+  const at::Tensor deviation = numbers.std(1, /*unbiased=*/false);
+  // Rounding gives a constant column a deviation of about 1e-16 times its value.
+  const at::Tensor constant = deviation <= 1e-12 * mean.abs();
+  return {.mean = mean, .deviation = deviation.masked_fill(constant, 1.0)};
+}
+
+at::Tensor Scaler::transform(const at::Tensor& values) const {
+  return (values - mean.unsqueeze(1)) / deviation.unsqueeze(1);
+}
+
+at::Tensor Scaler::inverse(const at::Tensor& scaled) const {
+  return scaled * deviation.unsqueeze(1) + mean.unsqueeze(1);
+}
+
+}  // namespace flash::models

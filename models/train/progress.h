@@ -1,0 +1,38 @@
+#pragma once
+// The progress of a training run: one line rewritten in place on a terminal, a line per epoch
+// elsewhere.
+
+#include <chrono>
+#include <cstdint>
+#include <ostream>
+#include <string>
+
+namespace flash::models {
+
+/// Seconds as "8 s", "3:05 min" or "2:01:07 h".
+std::string format_duration(double seconds);
+
+class Progress {
+ public:
+  Progress(std::ostream& stream, bool in_place, int64_t epochs, int64_t steps_per_epoch);
+
+  /// After step `step` (from 1) of epoch `epoch` (from 1), with that step's loss.
+  void step(int64_t epoch, int64_t step, double loss);
+
+  /// After an epoch's validation.
+  void epoch(int64_t epoch, double train_loss, double validation_loss, bool best);
+
+  /// Seconds since construction.
+  double seconds() const;
+
+ private:
+  std::string time_left(int64_t steps_done) const;
+
+  std::ostream& stream_;
+  bool in_place_;
+  int64_t epochs_, steps_per_epoch_;
+  std::chrono::steady_clock::time_point start_;
+  double last_shown_ = -1.0;
+};
+
+}  // namespace flash::models

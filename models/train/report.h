@@ -1,0 +1,39 @@
+#pragma once
+// What a run found out, for people and as JSON for programs.
+
+#include <optional>
+#include <ostream>
+#include <string>
+
+#include "train/evaluation.h"
+#include "train/settings.h"
+#include "train/trainer.h"
+
+namespace flash::models {
+
+/// Resident memory of this process in bytes, from the kernel's own count; 0 where it keeps none.
+struct ProcessMemory {
+  int64_t now;
+  int64_t peak;
+};
+ProcessMemory process_memory();
+
+struct RunReport {
+  std::string attention;
+  int threads;
+  int64_t season;
+  int64_t parameters;
+  int64_t patches;                         ///< tokens that attend to each other
+  std::optional<TrainingResult> training;  ///< none with --evaluate
+  int64_t memory_before_bytes;             ///< resident just before the first step
+  int64_t memory_peak_bytes;
+  Evaluation test;
+};
+
+/// A table of the test errors.
+void print_report(std::ostream& stream, const RunReport& report);
+
+/// Throws c10::ValueError if the file cannot be written.
+void write_report(const std::string& path, const RunReport& report, const Settings& settings);
+
+}  // namespace flash::models
