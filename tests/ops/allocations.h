@@ -1,0 +1,44 @@
+#pragma once
+// What torch's CPU allocator hands out during a call, to the byte.
+
+#include <ATen/ThreadLocalState.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+namespace flash::tests {
+
+/// Counts the bytes held at a time, and the most that were. at::parallel_for hands it to its
+/// threads.
+class AllocationCounter : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device) override {
+    const std::lock_guard lock(mutex_);
+    held_ += size;
+    peak_ = std::max(peak_, held_);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  int64_t held() const { return held_; }
+  int64_t peak() const { return peak_; }
+
+ private:
+  std::mutex mutex_;
+  int64_t held_ = 0;
+  int64_t peak_ = 0;
+};
+
+/// The most bytes that `call` holds beyond what it returns; everything alive after it is its
+/// result.
+template <class Call>
+int64_t peak_beyond_result(Call&& call) {
+  const auto counter = std::make_shared<AllocationCounter>();
+  const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, counter);
+  const auto result = call();
+  return counter->peak() - counter->held();
+}
+
+}  // namespace flash::tests
