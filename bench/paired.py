@@ -31,7 +31,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; times in seconds, `ratio` = rival / flash, `target` = the least ratio wanted."""
+    """One comparison; times in seconds, `ratio` = rival / flash, `target` = the least wanted."""
 
     what: str
     rival: str
@@ -110,7 +110,8 @@ def compare(args: argparse.Namespace, backward: bool, causal: bool) -> list[Row]
 
 def report(rows: list[Row]) -> str:
     """The rows as a table, and in words whether the targets are reached."""
-    header = ["what", "rival", "flash", "rival's", "times as fast", "quartiles", "target", "verdict"]
+    header = ["what", "rival", "flash", "rival's", "times as fast"]
+    header += ["quartiles", "target", "verdict"]
     cells = [
         [
             row.what,

@@ -1,6 +1,6 @@
 """Draws the results of `bench/run.py` as PNG pictures.
 
-    python bench/plot.py bench/results/<cpu>.json --output out/bench
+python bench/plot.py bench/results/<cpu>.json --output out/bench
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ STYLES: dict[str, dict[str, Any]] = {
 DIRECTIONS = {"Forward": "forward", "Backward": "backward", "ForwardBackward": "forward + backward"}
 
 
-def grid(rows: int, columns: int, title: str, subtitle: str) -> tuple[Figure, Any]:
-    """A figure of rows x columns axes with a title and, small below it, where it was measured."""
+def grid(
+    rows: int, columns: int, title: str, subtitle: str, width: float = 5.6
+) -> tuple[Figure, Any]:
+    """A figure of rows x columns axes, each `width` inches wide, with a title and a small line
+    below it for where it was measured."""
     figure, axes = plt.subplots(
-        rows, columns, figsize=(5.6 * columns, 3.9 * rows + 0.9), squeeze=False, dpi=110
+        rows, columns, figsize=(width * columns, 3.9 * rows + 0.9), squeeze=False, dpi=110
     )
     figure.suptitle(f"{title}\n", fontsize=14)
     figure.text(0.5, 1 - 0.52 / figure.get_figheight(), subtitle, ha="center", fontsize=8.5)

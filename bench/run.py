@@ -1,6 +1,6 @@
 """Runs flash_attention_benchmark, writes JSON and draws it; `make bench` calls this.
 
-    python bench/run.py            # lengths 64-4096 at D 64, head sizes 8-128 at L 1024; some minutes
+    python bench/run.py            # lengths 64-4096 at D 64, head sizes 8-128 at L 1024: minutes
     python bench/run.py --quick    # three lengths, float32, forward: seconds
     python bench/run.py --full     # every length with every head size; about half an hour
 
@@ -114,7 +114,8 @@ def main() -> int:
     record = shorten(json.loads(raw.read_text()))
     files = [raw, args.output / "results.json"]
     if args.record:
-        files.append(measure.ROOT / "bench" / "results" / f"{measure.slug(measure.cpu_name())}.json")
+        results = measure.ROOT / "bench" / "results"
+        files.append(results / f"{measure.slug(measure.cpu_name())}.json")
     for path in files[1:]:
         write_record(record, path)
     files += plot.draw(record, args.output)

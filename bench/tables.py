@@ -89,30 +89,33 @@ def accuracy() -> str:
     return measure.table(header, rows, left=0)
 
 
+def block_size_row(length: int) -> list[str]:
+    """Time and scratch at one length, and which block is the fastest."""
+    width = comparison.HEAD_DIM
+    inputs = measure.qkv((1, length, width), torch.float64)
+    root = math.ceil(math.sqrt(length))
+    calls: dict[str, Callable[[], object]] = {
+        str(size): lambda size=size: flash_attention.attention(*inputs, block_size=size)
+        for size in dict.fromkeys((*BLOCK_SIZES, root))
+    }
+    times = measure.interleaved(calls, rounds=21, budget=8.0)
+    medians = {name: statistics.median(samples) for name, samples in times.items()}
+
+    def cell(size: int) -> str:
+        config = flash_attention.FlashAttentionConfig(block_size=size)
+        usage = flash_attention.FlashAttention(config).memory_usage(length, width, width, 1)
+        return f"{measure.seconds_text(medians[str(size)])}, {measure.bytes_text(usage)}"
+
+    best = min(medians, key=medians.__getitem__)
+    return [str(length), *(cell(size) for size in BLOCK_SIZES), f"{root}: {cell(root)}", best]
+
+
 def block_size() -> str:
     """Forward time and scratch for each block size, and for sqrt(L) rounded up."""
     header = ["L", *(f"block {size}" for size in BLOCK_SIZES), "sqrt(L)", "fastest"]
-    rows = []
-    for length in measure.GUIDE_LENGTHS:
-        inputs = measure.qkv((1, length, comparison.HEAD_DIM), torch.float64)
-        root = math.ceil(math.sqrt(length))
-        calls: dict[str, Callable[[], object]] = {
-            str(size): lambda size=size: flash_attention.attention(*inputs, block_size=size)
-            for size in dict.fromkeys((*BLOCK_SIZES, root))
-        }
-        times = measure.interleaved(calls, rounds=21, budget=8.0)
-        medians = {name: statistics.median(samples) for name, samples in times.items()}
-
-        def cell(size: int, medians: dict[str, float] = medians) -> str:
-            usage = flash_attention.FlashAttention(
-                flash_attention.FlashAttentionConfig(block_size=size)
-            ).memory_usage(length, comparison.HEAD_DIM, comparison.HEAD_DIM, 1)
-            return f"{measure.seconds_text(medians[str(size)])}, {measure.bytes_text(usage)}"
-
-        best = min(medians, key=medians.__getitem__)
-        texts = [cell(size) for size in BLOCK_SIZES]
-        rows.append([str(length), *texts, f"{root}: {cell(root)}", best])
-    return measure.table(header, rows, left=0)
+    return measure.table(
+        header, [block_size_row(length) for length in measure.GUIDE_LENGTHS], left=0
+    )
 
 
 def simd() -> str:

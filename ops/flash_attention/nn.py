@@ -1,4 +1,4 @@
-"""The integration guide's objects: a configured attention, multi-head attention, and memory figures.
+"""The integration guide's objects: a configured attention, multi-head attention, memory figures.
 
 Everything here is a thin face of `torch.ops.flash.*`; the same names exist in C++, in
 `<flash_attention/flash_attention.h>` and `<flash_attention/multi_head_attention.h>`.
@@ -87,9 +87,7 @@ class FlashAttention:
     def __init__(self, config: FlashAttentionConfig | None = None) -> None:
         self.config = FlashAttentionConfig() if config is None else config
 
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """softmax(scale * query key^T) value, exact and differentiable, in O(L) memory.
 
         Args:
@@ -101,8 +99,8 @@ class FlashAttention:
             [B, L, Dv] or [B, H, L, Dv] in the dtype of the inputs.
 
         Raises:
-            TypeError, ValueError, NotImplementedError: as `flash_attention.attention`; the config is
-                checked here, too.
+            TypeError, ValueError, NotImplementedError: as `flash_attention.attention`; the config
+                is checked here, too.
         """
         config = self.config
         return torch.ops.flash.attention(
@@ -157,7 +155,7 @@ class MultiHeadAttentionConfig:
     Attributes:
         d_model: width of query, key, value and output; a multiple of `num_heads`.
         num_heads: number of heads, each of width d_model / num_heads.
-        dropout: probability in [0, 1] of dropping an attention weight, while the module is training.
+        dropout: probability in [0, 1] of dropping an attention weight while the module trains.
         causal: a query attends the keys up to its own position; the queries are the last ones.
         mode: what computes the attention.
         flash_block_size: keys per online-softmax step; of no meaning to `AttentionMode.STANDARD`.
@@ -195,9 +193,7 @@ class MultiHeadAttention(torch.nn.Module):
         self.v_proj = torch.nn.Linear(d_model, d_model)
         self.out_proj = torch.nn.Linear(d_model, d_model)
 
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attend.
 
         Args:

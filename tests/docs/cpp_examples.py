@@ -1,9 +1,9 @@
-"""Writes the C++ blocks of the documentation as one GoogleTest source, so that they are compiled and run.
+"""Writes the C++ blocks of the documentation as one GoogleTest source, to compile and run them.
 
     python tests/docs/cpp_examples.py README.md docs/guide.md > docs_examples.cpp
 
-A block is either statements, which become the body of a test, or a program with its own `int main()`,
-which the test calls and which must return 0. Its includes move to the top of the file.
+A block is either statements, which become the body of a test, or a program with its own
+`int main()`, which the test calls and which must return 0. Its includes move to the top.
 """
 
 from __future__ import annotations
