@@ -25,3 +25,7 @@ UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 # standard_attention against attention on values of order 1: both are within FLOAT64_ABSOLUTE of the
 # truth in float64; in float32 each is within a few units of the last place of values up to 10.
 CLOSE = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+# Flash against standard attention in float64, values of order 1: the integration guide's figure.
+# Rounding is far below it (1e-13); a wrong scale, mask or head is far above.
+GUIDE_FLOAT64 = 1e-10
