@@ -56,8 +56,8 @@ struct ForwardParams {
   ScoreParams score;
   ConstRows query, key, value;
   MutableRows out;
-  void* row_max;   ///< [batch, heads, queries]: the largest score, times log2(e)
-  void* row_sum;   ///< [batch, heads, queries]: sum of exp2(score * log2(e) - row_max)
+  void* row_max;   ///< [batch, heads, queries]: the largest score
+  void* row_sum;   ///< [batch, heads, queries]: sum of exp(score - row_max)
   int64_t block_size;
 };
 

@@ -101,7 +101,7 @@ at::Tensor empty_grad(const at::Tensor& input) {
 }
 
 at::Tensor log_sum_exp(const at::Tensor& row_max, const at::Tensor& row_sum) {
-  return row_sum.log().add_(row_max, M_LN2);
+  return row_sum.log().add_(row_max);
 }
 
 double resolve_scale(std::optional<double> scale, int64_t head_dim) {

@@ -26,8 +26,8 @@ struct CallOptions {
 
 /// flash::_forward: out, row_max, row_sum, seed.
 ///
-/// row_max and row_sum [B, H, L] (or [B, L]) are the largest score times log2(e) and the sum of
-/// exp2(score * log2(e) - row_max). seed is int64 [1] with dropout and [0] without.
+/// row_max and row_sum [B, H, L] (or [B, L]) are the largest score and the sum of
+/// exp(score - row_max). seed is int64 [1] with dropout and [0] without.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 ForwardResult call_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const CallOptions& options);

@@ -3,7 +3,7 @@
 //
 // Dao et al., "FlashAttention" (arXiv:2205.14135), appendix B.2 and algorithm 4:
 //
-//   P  = exp2(S - row_max) / row_sum          delta = rowsum(dO o O) - dlse
+//   P  = exp(S - row_max) / row_sum           delta = rowsum(dO o O) - dlse
 //   dP = dO V^T                               dS = P o (dP - delta)
 //   dV += P^T dO        dQ += scale dS K      dK += scale dS^T Q      dbias += dS
 //
@@ -124,7 +124,7 @@ class BackwardBlock {
     const double keep = dropout_keep_scale(p_.score.dropout);
     pack_transposed<V, kLanes>(row_pointer<T>(p_.query, batch_, head_, first),
                                p_.query.strides.row, count, shape.head_dim,
-                               static_cast<T>(p_.score.scale) * kLog2E<T>,
+                               static_cast<T>(p_.score.scale),
                                scratch_.queries + shape.head_dim * at);
     pack_transposed<V, kLanes>(row_pointer<T>(p_.grad_out, batch_, head_, first),
                                p_.grad_out.strides.row, count, shape.value_dim,
@@ -227,7 +227,7 @@ class BackwardBlock {
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
         const Reg score = V::load(row + v * W);
-        Reg weight = V::mul(exp2<V>(V::sub(score, max[v])), inverse[v]);
+        Reg weight = V::mul(exp<V>(V::sub(score, max[v])), inverse[v]);
         if constexpr (kMasked) weight = V::if_equal(score, minus_inf, V::zero(), weight);
         V::store(row + v * W, weight);
       }

@@ -1,13 +1,8 @@
 #pragma once
-// 2^x on vectors, for the weights of a softmax: arguments up to 0, and NaN.
+// 2^x and e^x on vectors, for the weights of a softmax: arguments up to 0, and NaN.
 
 namespace flash {
 namespace {
-
-template <class T>
-constexpr T kLog2E = T(1.4426950408889634074);
-template <class T>
-constexpr T kLn2 = T(0.69314718055994530942);
 
 /// 2^x for x <= 0. Exactly 0 for x <= the clamp (a masked score is -inf); NaN stays NaN.
 /// x = n + f with n an integer and |f| <= 1/2; a polynomial gives 2^f, and n goes to the exponent.
@@ -41,6 +36,13 @@ template <class V>
     p = V::fma(V::fma(V::fma(a5, f2, a4), f4, V::fma(a3, f2, a2)), f4, V::fma(a1, f2, a0));
   }
   return V::scale(p, n);
+}
+
+/// e^x for x <= 0. Scores stay in natural units up to here: scaled by log2(e) any earlier, two that
+/// differ by little and are large (a bias of -1e4, a finite mask) would be rounded apart.
+template <class V>
+[[gnu::always_inline]] inline typename V::Reg exp(typename V::Reg x) {
+  return exp2<V>(V::mul(x, V::broadcast(static_cast<typename V::Scalar>(1.4426950408889634074))));
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 // Dao, "FlashAttention-2" (arXiv:2307.08691), algorithm 1, with the scores transposed: lanes are
 // queries, so maximum, sum and exponential are vertical and nothing is reduced across a register.
 //
-//   in    Q[rows, D] packed once as (scale * log2(e) * Q)^T; K[S, D] and V[S, Dv] read in place
+//   in    Q[rows, D] packed once as (scale * Q)^T; K[S, D] and V[S, Dv] read in place
 //   tmp   S^T[block][lanes], turned into weights P^T in place
 //   out   O[rows, Dv], accumulated in place; row_max and row_sum, kept apart: their sum as one
 //         logarithm would absorb log(row_sum) where |row_max| is large
@@ -66,8 +66,7 @@ class ForwardTile {
     row_max_ = static_cast<T*>(p.row_max) + at;
     row_sum_ = static_cast<T*>(p.row_sum) + at;
     pack_transposed<V, kLanes>(row_pointer<T>(p.query, batch, head, first), p.query.strides.row,
-                               count, shape.head_dim, static_cast<T>(p.score.scale) * kLog2E<T>,
-                               scratch.queries);
+                               count, shape.head_dim, static_cast<T>(p.score.scale), scratch.queries);
     stage_.start(p.score, shape, batch, head, first, count, scratch.bias);
     for (int v = 0; v < kVecs; ++v) {
       max_[v] = V::broadcast(-std::numeric_limits<T>::infinity());
@@ -134,7 +133,7 @@ class ForwardTile {
     for (int v = 0; v < kVecs; ++v) {
       // -inf - (-inf) is NaN: a lane that has seen no key yet subtracts 0 instead.
       base[v] = V::if_equal(top[v], minus_inf, V::zero(), top[v]);
-      const Reg factor = exp2<V>(V::sub(max_[v], base[v]));
+      const Reg factor = exp<V>(V::sub(max_[v], base[v]));
       V::store(rescale + v * V::kWidth, factor);
       sum_[v] = V::mul(sum_[v], factor);
       max_[v] = top[v];
@@ -162,7 +161,7 @@ class ForwardTile {
     for (int64_t j = 0; j < keys; ++j, row += kLanes) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
-        const Reg weight = exp2<V>(V::sub(V::load(row + v * V::kWidth), from[v]));
+        const Reg weight = exp<V>(V::sub(V::load(row + v * V::kWidth), from[v]));
         V::store(row + v * V::kWidth, weight);
         sum[v] = V::add(sum[v], weight);
       }

@@ -2,13 +2,10 @@
 // Everything that happens to a score between the product and the softmax, and to a weight after it:
 // causal limits, bias, boolean mask, dropout. A new option (window, ALiBi, softcap, sinks) is added
 // here, to `apply` and `excludes`, and to ScoreParams; the tile loops do not change.
-//
-// Scores are in units of log2: the packed queries carry scale * log2(e).
 
 #include <cstdint>
 #include <limits>
 
-#include "csrc/generic/exp.h"
 #include "csrc/generic/product.h"
 #include "csrc/params.h"
 #include "csrc/philox.h"
@@ -156,9 +153,6 @@ class ScoreStage {
   void apply_as(T* s, int64_t stride, int64_t key, int64_t count, Reg (&max)[kVecs]) const {
     constexpr int W = V::kWidth;
     const Reg minus_inf = V::broadcast(-kInf);
-    // A finite bias stays finite in units of log2: finfo.min over a whole row is not "nothing".
-    const Reg lowest = V::broadcast(std::numeric_limits<T>::lowest());
-    const Reg log2e = V::broadcast(kLog2E<T>);
     // Limits counted from `key` are small integers, exact in T however long the sequence is.
     alignas(64) T relative[kVecs * W];
     for (int i = 0; i < kVecs * W; ++i) {
@@ -176,8 +170,7 @@ class ScoreStage {
         Reg x = V::load(s + j * stride + v * W);
         if constexpr (kBias) {
           const Reg bias = V::load(bias_tile_ + (j * kVecs + v) * W);
-          x = V::add(x, V::max(lowest, V::mul(bias, log2e)));
-          x = V::if_equal(bias, minus_inf, minus_inf, x);
+          x = V::if_equal(bias, minus_inf, minus_inf, V::add(x, bias));
         }
         if constexpr (kLimit) x = V::if_less(position, limit[v], x, minus_inf);
         V::store(s + j * stride + v * W, x);

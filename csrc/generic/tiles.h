@@ -79,7 +79,7 @@ template <class V, int kVecs, class Done>
   });
 }
 
-/// Raw scores s[key][lane] in units of log2.
+/// Raw scores s[key][lane] = scale * q k.
 template <class V, int kVecs>
 [[gnu::noinline]] void raw_scores(const typename V::Scalar* keys, int64_t key_stride, int64_t count,
                                   int64_t depth, const typename V::Scalar* packed,

@@ -71,7 +71,7 @@ FLASH_API at::Tensor dropout_mask(int64_t batch, int64_t heads, int64_t queries,
 /// Bytes that one call allocates beyond its inputs and outputs.
 struct MemoryUsage {
   int64_t forward;   ///< two numbers per row, and scratch per thread
-  int64_t backward;  ///< one number per row, and scratch per thread
+  int64_t backward;  ///< scratch per thread
 };
 
 /// What `attention` allocates for query [batch, heads, queries, head_dim], key of `keys` rows and value
