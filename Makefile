@@ -35,12 +35,14 @@ demo: build
 bench: build
 	@$(VENV) bench/run.py
 
-# csrc_test runs every instruction set itself, and install_test none in particular, but each is quick.
+# Best instruction set first; what does not depend on it (ctest label "once") is run with the first only.
 test: build
 	@isas=$$($(VENV) -c 'import flash_attention as f; print(*(i.name for i in f.build_info().isa if i.supported))'); \
+	once=; \
 	for isa in $$isas; do \
 	  echo "== C++ tests, FLASH_ATTENTION_ISA=$$isa"; \
-	  FLASH_ATTENTION_ISA=$$isa ctest --test-dir build --output-on-failure --no-tests=error; \
+	  FLASH_ATTENTION_ISA=$$isa ctest --test-dir build --output-on-failure --no-tests=error $$once; \
+	  once="-LE once"; \
 	done; \
 	for isa in $$isas; do \
 	  echo "== Python tests, FLASH_ATTENTION_ISA=$$isa"; \

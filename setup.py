@@ -4,7 +4,6 @@ FLASH_ATTENTION_BUILD_DIR names a CMake build directory to use, so that `make`, 
 does not compile it twice. Without it the operator is built in setuptools' own temporary directory.
 """
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -26,11 +25,12 @@ def required_torch() -> str:
 def check_torch() -> None:
     """Stop unless the torch to compile against is here, with the commands that bring it."""
     expected = required_torch()
-    found = "none"
-    if importlib.util.find_spec("torch") is not None:
+    try:
         import torch
 
         found = torch.__version__
+    except ModuleNotFoundError:
+        found = "none"
     if found.split("+")[0] != expected:
         sys.exit(
             f"flash_attention: expected torch {expected} to compile against, got {found}. Run\n"

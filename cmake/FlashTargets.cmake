@@ -1,28 +1,44 @@
 # What every target of this project shares.
 
-# flash_defaults(<target>): C++20, warnings, position-independent code that exports nothing unless FLASH_API says so.
+# at::parallel_for is serial in code that is not compiled with OpenMP, so it is not optional.
+find_package(OpenMP REQUIRED)
+
+# flash_defaults(<target>): C++20, warnings, and nothing exported unless FLASH_API says so.
 function(flash_defaults target)
   target_compile_features(${target} PUBLIC cxx_std_20)
-  target_compile_options(${target} PRIVATE -Wall -Wextra)
+  # -fPIC for programs, too: only code compiled alike can share the precompiled header below.
+  target_compile_options(${target} PRIVATE -Wall -Wextra -fPIC)
   set_target_properties(${target} PROPERTIES
-    POSITION_INDEPENDENT_CODE ON
     CXX_EXTENSIONS OFF
     CXX_VISIBILITY_PRESET hidden
     VISIBILITY_INLINES_HIDDEN ON
     DEFINE_SYMBOL "")
+  get_target_property(type ${target} TYPE)
+  if(type STREQUAL "EXECUTABLE")
+    # An installed program finds the Torch that it was linked with.
+    set_target_properties(${target} PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+  endif()
 endfunction()
 
-# flash_torch_defaults(<target>): as flash_defaults, for code that includes Torch headers. One precompiled <torch/torch.h>
-# serves all of them (25 s once instead of per file), which needs the same flags everywhere.
+# flash_openmp(<target>): compiles and links with OpenMP, and leaves the choice of libgomp.so.1 to the loader. To name the
+# compiler's own, as OpenMP::OpenMP_CXX does, would put it beside the copy that Torch brings in the run-time search path.
+function(flash_openmp target)
+  target_compile_options(${target} PRIVATE
+    $<TARGET_PROPERTY:OpenMP::OpenMP_CXX,INTERFACE_COMPILE_OPTIONS>)
+  target_link_options(${target} PRIVATE ${OpenMP_CXX_FLAGS})
+endfunction()
+
+# One <torch/torch.h>, compiled once (25 s, instead of as much for every file).
+file(CONFIGURE OUTPUT torch_header.cpp CONTENT "")
+add_library(flash_torch_header OBJECT ${CMAKE_CURRENT_BINARY_DIR}/torch_header.cpp)
+flash_defaults(flash_torch_header)
+flash_openmp(flash_torch_header)
+target_link_libraries(flash_torch_header PRIVATE torch)
+target_precompile_headers(flash_torch_header PRIVATE <torch/library.h> <torch/torch.h>)
+
+# flash_torch_defaults(<target>): as flash_defaults, for code that includes Torch headers.
 function(flash_torch_defaults target)
   flash_defaults(${target})
-  target_link_libraries(${target} PRIVATE OpenMP::OpenMP_CXX)
-  if(NOT TARGET flash_torch_header)
-    file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/torch_header.cpp CONTENT "")
-    add_library(flash_torch_header OBJECT ${PROJECT_BINARY_DIR}/torch_header.cpp)
-    flash_defaults(flash_torch_header)
-    target_link_libraries(flash_torch_header PRIVATE OpenMP::OpenMP_CXX torch)
-    target_precompile_headers(flash_torch_header PRIVATE <torch/library.h> <torch/torch.h>)
-  endif()
+  flash_openmp(${target})
   target_precompile_headers(${target} REUSE_FROM flash_torch_header)
 endfunction()

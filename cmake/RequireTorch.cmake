@@ -8,7 +8,10 @@ set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${_requirements})
 file(STRINGS ${_requirements} _torch_line REGEX "^torch==")
 string(REGEX REPLACE "^torch==([0-9.]+).*" "\\1" FLASH_ATTENTION_TORCH_VERSION "${_torch_line}")
 
+# Torch's own configuration warns of a library (kineto) that its wheel does not hold and nothing here needs.
+set(CMAKE_MESSAGE_LOG_LEVEL ERROR)
 find_package(Torch QUIET)
+unset(CMAKE_MESSAGE_LOG_LEVEL)
 if(NOT Torch_FOUND OR NOT Torch_VERSION VERSION_EQUAL FLASH_ATTENTION_TORCH_VERSION)
   if(Torch_FOUND)
     set(_found "Torch ${Torch_VERSION} in ${Torch_DIR}")
