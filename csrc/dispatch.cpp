@@ -16,9 +16,9 @@ extern const KernelTable kScalarKernels;
 const std::vector<const KernelTable*>& all_kernels() {
   static const std::vector<const KernelTable*> tables = {
 #if defined(__x86_64__)
-      &kAvx2Kernels,
+    &kAvx2Kernels,
 #endif
-      &kScalarKernels,
+    &kScalarKernels,
   };
   return tables;
 }

@@ -1,5 +1,6 @@
 #pragma once
-// The kernels of one instruction set as a table of functions, and the choice of a table at run time.
+// The kernels of one instruction set as a table of functions, and the choice of a table at run
+// time.
 
 #include <cstdint>
 #include <string>
@@ -15,7 +16,7 @@ namespace flash {
 struct WorkPlan {
   int64_t units;
   int64_t steps;
-  int64_t flops_per_unit;   ///< rough, to decide how many units are worth a thread
+  int64_t flops_per_unit;  ///< rough, to decide how many units are worth a thread
 };
 
 /// Functions for one dtype. `scratch` is 64-byte aligned, `*_scratch_bytes` long, one per thread.
@@ -35,9 +36,9 @@ struct TypedKernels {
 };
 
 struct KernelTable {
-  const char* name;          ///< as FLASH_ATTENTION_ISA spells it
+  const char* name;  ///< as FLASH_ATTENTION_ISA spells it
   const char* description;
-  bool (*supported)();       ///< whether this CPU and its operating system can run it
+  bool (*supported)();  ///< whether this CPU and its operating system can run it
   TypedKernels f32;
   TypedKernels f64;
 };

@@ -23,13 +23,13 @@ using MutableRows = RowsOf<void*>;
 
 struct Shape {
   int64_t batch;
-  int64_t heads;        ///< query heads, a multiple of the two below
+  int64_t heads;  ///< query heads, a multiple of the two below
   int64_t key_heads;
   int64_t value_heads;
   int64_t queries;
   int64_t keys;
-  int64_t head_dim;     ///< width of query and key
-  int64_t value_dim;    ///< width of value and output
+  int64_t head_dim;   ///< width of query and key
+  int64_t value_dim;  ///< width of value and output
 };
 
 enum class BiasKind { kNone, kAdditive, kBoolean };
@@ -40,12 +40,12 @@ struct ScoreParams {
   double scale;
 
   BiasKind bias_kind;
-  const void* bias;          ///< the problem's dtype, or bool
-  int64_t bias_strides[4];   ///< batch, head, query, key; 0 where it broadcasts
+  const void* bias;         ///< the problem's dtype, or bool
+  int64_t bias_strides[4];  ///< batch, head, query, key; 0 where it broadcasts
 
   bool causal;
-  const int64_t* positions;      ///< null: query i is at i + keys - queries
-  int64_t position_strides[3];   ///< batch, head, query
+  const int64_t* positions;     ///< null: query i is at i + keys - queries
+  int64_t position_strides[3];  ///< batch, head, query
 
   double dropout;
   uint64_t dropout_seed;
@@ -56,8 +56,8 @@ struct ForwardParams {
   ScoreParams score;
   ConstRows query, key, value;
   MutableRows out;
-  void* row_max;   ///< [batch, heads, queries]: the largest score
-  void* row_sum;   ///< [batch, heads, queries]: sum of exp(score - row_max)
+  void* row_max;  ///< [batch, heads, queries]: the largest score
+  void* row_sum;  ///< [batch, heads, queries]: sum of exp(score - row_max)
   int64_t block_size;
 };
 
@@ -67,9 +67,9 @@ struct BackwardParams {
   ConstRows query, key, value, out, grad_out;
   const void* row_max;
   const void* row_sum;
-  const void* grad_lse;   ///< [batch, heads, queries] contiguous, or null
-  MutableRows grad_query, grad_key, grad_value;   ///< data may be null: not wanted
-  void* grad_bias;        ///< zero-filled, or null
+  const void* grad_lse;                          ///< [batch, heads, queries] contiguous, or null
+  MutableRows grad_query, grad_key, grad_value;  ///< data may be null: not wanted
+  void* grad_bias;                               ///< zero-filled, or null
   int64_t grad_bias_strides[4];
   int64_t block_size;
 };

@@ -4,8 +4,8 @@
 //
 // Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 3.3.
 //
-// Internal linkage on purpose: files for different instruction sets include this, and a shared inline
-// copy compiled for one of them could be the one that the linker keeps for all.
+// Internal linkage on purpose: files for different instruction sets include this, and a shared
+// inline copy compiled for one of them could be the one that the linker keeps for all.
 
 #include <cstdint>
 
@@ -64,7 +64,9 @@ inline uint32_t dropout_threshold(double dropout) {
   return threshold >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(threshold);
 }
 
-inline double dropout_keep_scale(double dropout) { return dropout < 1.0 ? 1.0 / (1.0 - dropout) : 0.0; }
+inline double dropout_keep_scale(double dropout) {
+  return dropout < 1.0 ? 1.0 / (1.0 - dropout) : 0.0;
+}
 
 }  // namespace
 }  // namespace flash

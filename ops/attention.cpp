@@ -2,11 +2,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <flash_attention/ops.h>
 #include <torch/library.h>
 
 #include <cmath>
-
-#include <flash_attention/ops.h>
 
 #include "ops/operator.h"
 
@@ -24,18 +23,20 @@ using ForwardSignature = ForwardResult(const at::Tensor&, const at::Tensor&, con
                                        const std::optional<at::Tensor>&, bool,
                                        const std::optional<at::Tensor>&, std::optional<double>,
                                        double, int64_t, bool);
-using BackwardSignature = BackwardResult(
-    const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&, const at::Tensor&,
-    const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-    const std::optional<at::Tensor>&, bool, const std::optional<at::Tensor>&, std::optional<double>,
-    double, int64_t, bool, std::array<bool, 4>);
+using BackwardSignature = BackwardResult(const at::Tensor&, const std::optional<at::Tensor>&,
+                                         const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         const at::Tensor&, const std::optional<at::Tensor>&, bool,
+                                         const std::optional<at::Tensor>&, std::optional<double>,
+                                         double, int64_t, bool, std::array<bool, 4>);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// Whether merging heads of [B, L, H, D] would be a view of `t` but not of a contiguous [B, H, L, D].
+// Whether merging heads of [B, L, H, D] would be a view of `t` but not of a contiguous [B, H, L,
+// D].
 bool is_heads_last(const at::Tensor& t) {
   return t.dim() == 4 && !t.is_contiguous() && t.transpose(1, 2).is_contiguous();
 }
@@ -113,7 +114,8 @@ double resolve_scale(std::optional<double> scale, int64_t head_dim) {
 
 TORCH_LIBRARY(flash, m) {
   const std::vector<at::Tag> compliant = {at::Tag::pt2_compliant_tag};
-  const std::vector<at::Tag> random = {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
+  const std::vector<at::Tag> random = {at::Tag::pt2_compliant_tag,
+                                       at::Tag::nondeterministic_seeded};
   m.def(
       "attention(Tensor query, Tensor key, Tensor value, *, Tensor? bias=None, bool causal=False, "
       "Tensor? query_positions=None, float? scale=None, float dropout=0.0, int block_size=64, "

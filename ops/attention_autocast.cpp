@@ -2,9 +2,8 @@
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
-#include <torch/library.h>
-
 #include <flash_attention/ops.h>
+#include <torch/library.h>
 
 namespace flash {
 namespace {
@@ -35,9 +34,9 @@ at::Tensor attention_autocast(const at::Tensor& query, const at::Tensor& key,
                               std::optional<double> scale, double dropout, int64_t block_size,
                               bool use_simd) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  return attention(to_float(query), to_float(key), to_float(value),
-                   options_in_float(bias, causal, query_positions, scale, dropout, block_size,
-                                    use_simd));
+  return attention(
+      to_float(query), to_float(key), to_float(value),
+      options_in_float(bias, causal, query_positions, scale, dropout, block_size, use_simd));
 }
 
 std::tuple<at::Tensor, at::Tensor> attention_with_lse_autocast(
@@ -46,9 +45,9 @@ std::tuple<at::Tensor, at::Tensor> attention_with_lse_autocast(
     const std::optional<at::Tensor>& query_positions, std::optional<double> scale, double dropout,
     int64_t block_size, bool use_simd) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  return attention_with_lse(to_float(query), to_float(key), to_float(value),
-                            options_in_float(bias, causal, query_positions, scale, dropout,
-                                             block_size, use_simd));
+  return attention_with_lse(
+      to_float(query), to_float(key), to_float(value),
+      options_in_float(bias, causal, query_positions, scale, dropout, block_size, use_simd));
 }
 
 }  // namespace

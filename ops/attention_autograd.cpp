@@ -1,13 +1,11 @@
 // Autograd: the forward saves its inputs, its output and two numbers per row; the backward computes
 // the weights again.
 
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
-
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-
 #include <flash_attention/ops.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
 
 #include "ops/operator.h"
 
@@ -40,21 +38,23 @@ class AttentionBackward : public torch::autograd::Function<AttentionBackward> {
   }
 };
 
-BackwardResult backward_autograd(
-    const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
-    const at::Tensor& key, const at::Tensor& value, const at::Tensor& out,
-    const at::Tensor& row_max, const at::Tensor& row_sum, const at::Tensor& seed,
-    const std::optional<at::Tensor>& bias, bool causal,
-    const std::optional<at::Tensor>& query_positions, std::optional<double> scale, double dropout,
-    int64_t block_size, bool use_simd, std::array<bool, 4> needed) {
+BackwardResult backward_autograd(const at::Tensor& grad_out,
+                                 const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
+                                 const at::Tensor& key, const at::Tensor& value,
+                                 const at::Tensor& out, const at::Tensor& row_max,
+                                 const at::Tensor& row_sum, const at::Tensor& seed,
+                                 const std::optional<at::Tensor>& bias, bool causal,
+                                 const std::optional<at::Tensor>& query_positions,
+                                 std::optional<double> scale, double dropout, int64_t block_size,
+                                 bool use_simd, std::array<bool, 4> needed) {
   const ForwardResult saved(out, row_max, row_sum, seed);
   const CallOptions options = {bias, causal, query_positions, scale, dropout, block_size, use_simd};
   if (!at::GradMode::is_enabled()) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return call_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
   }
-  const variable_list grads = AttentionBackward::apply(grad_out, grad_lse, query, key, value, saved,
-                                                       options, needed);
+  const variable_list grads =
+      AttentionBackward::apply(grad_out, grad_lse, query, key, value, saved, options, needed);
   return {grads[0], grads[1], grads[2], grads[3]};
 }
 
@@ -91,9 +91,9 @@ class Attention : public torch::autograd::Function<Attention> {
                                  ctx->saved_data["block_size"].toInt(),
                                  ctx->saved_data["use_simd"].toBool()};
     variable_list result(6);
-    const std::array<bool, 4> needed = {
-        ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
-        options.bias.has_value() && ctx->needs_input_grad(3)};
+    const std::array<bool, 4> needed = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        ctx->needs_input_grad(2),
+                                        options.bias.has_value() && ctx->needs_input_grad(3)};
     const bool has_lse_grad = grads.size() > 1 && grads[1].defined();
     if (!grads[0].defined() && !has_lse_grad) return result;
     const at::Tensor grad_out = grads[0].defined() ? grads[0] : at::zeros_like(out);

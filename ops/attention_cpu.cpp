@@ -2,12 +2,11 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <flash_attention/ops.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <stdexcept>
-
-#include <flash_attention/ops.h>
 
 #include "csrc/kernels.h"
 #include "ops/operator.h"
@@ -18,7 +17,8 @@ namespace {
 const TypedKernels& kernels_for(at::ScalarType dtype, bool use_simd) {
   const KernelTable* table = &scalar_kernels();
   try {
-    // Asked for even without SIMD, so that a misspelt FLASH_ATTENTION_ISA is an error in every call.
+    // Asked for even without SIMD, so that a misspelt FLASH_ATTENTION_ISA is an error in every
+    // call.
     const KernelTable& active = active_kernels();
     if (use_simd) table = &active;
   } catch (const std::invalid_argument& error) {
@@ -144,11 +144,11 @@ ForwardResult forward_cpu(const at::Tensor& query, const at::Tensor& key, const 
 }
 
 BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
-                            const at::Tensor& query, const at::Tensor& key,
-                            const at::Tensor& value, const at::Tensor& out,
-                            const at::Tensor& row_max, const at::Tensor& row_sum,
-                            const at::Tensor& seed, const std::optional<at::Tensor>& bias,
-                            bool causal, const std::optional<at::Tensor>& query_positions,
+                            const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                            const at::Tensor& out, const at::Tensor& row_max,
+                            const at::Tensor& row_sum, const at::Tensor& seed,
+                            const std::optional<at::Tensor>& bias, bool causal,
+                            const std::optional<at::Tensor>& query_positions,
                             std::optional<double> scale, double dropout, int64_t block_size,
                             bool use_simd, std::array<bool, 4> needed) {
   const Sizes sizes =
@@ -270,7 +270,8 @@ TORCH_LIBRARY_FRAGMENT(flash, m) {
       "ScalarType dtype, int block_size=64, bool use_simd=True, bool has_bias=False) "
       "-> (int forward, int backward)",
       [](int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t head_dim,
-         int64_t value_dim, at::ScalarType dtype, int64_t block_size, bool use_simd, bool has_bias) {
+         int64_t value_dim, at::ScalarType dtype, int64_t block_size, bool use_simd,
+         bool has_bias) {
         const flash::MemoryUsage bytes =
             flash::attention_memory(batch, heads, queries, keys, head_dim, value_dim, dtype,
                                     block_size, use_simd, has_bias);

@@ -1,12 +1,11 @@
 // What this library is: its version, the torch it was built against, the kernels it holds.
 
+#include <flash_attention/version.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
 #include <sstream>
 #include <stdexcept>
-
-#include <flash_attention/version.h>
 
 #include "csrc/kernels.h"
 

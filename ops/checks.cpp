@@ -9,16 +9,17 @@ namespace {
 void check_dtype(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value) {
   const at::ScalarType dtype = query.scalar_type();
   TORCH_CHECK_TYPE(key.scalar_type() == dtype && value.scalar_type() == dtype,
-                   "flash::attention: expected query, key and value of one dtype, got ", dtype, ", ",
-                   key.scalar_type(), " and ", value.scalar_type(),
+                   "flash::attention: expected query, key and value of one dtype, got ", dtype,
+                   ", ", key.scalar_type(), " and ", value.scalar_type(),
                    "; convert them with .to(dtype)");
   TORCH_CHECK_NOT_IMPLEMENTED(
       dtype != at::kHalf && dtype != at::kBFloat16,
       "flash::attention: expected float32 or float64, got ", dtype,
       ", which has no kernel yet; convert query, key and value with .float()");
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble,
-                   "flash::attention: expected query, key and value of dtype float32 or float64, got ",
-                   dtype, "; convert them with .float()");
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble,
+      "flash::attention: expected query, key and value of dtype float32 or float64, got ", dtype,
+      "; convert them with .float()");
 }
 
 void check_device(const at::Tensor& query, const at::Tensor& other, const char* name) {
@@ -102,9 +103,9 @@ Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::
   const auto heads = [dim](const at::Tensor& t) {
     return dim == 4 ? t.sym_size(1) : c10::SymInt(1);
   };
-  Sizes s = {query.sym_size(0), heads(query),        heads(key),          heads(value),
-             query.sym_size(-2), key.sym_size(-2),   query.sym_size(-1), value.sym_size(-1),
-             dim == 4};
+  Sizes s = {query.sym_size(0),  heads(query),       heads(key),
+             heads(value),       query.sym_size(-2), key.sym_size(-2),
+             query.sym_size(-1), value.sym_size(-1), dim == 4};
   TORCH_CHECK_VALUE(key.sym_size(-2) == value.sym_size(-2),
                     "flash::attention: expected key and value of one length, got ",
                     key.sym_size(-2), " and ", value.sym_size(-2));

@@ -11,11 +11,11 @@ namespace flash {
 /// Sizes of one call after a 3-D input has been read as one head.
 struct Sizes {
   c10::SymInt batch, heads, key_heads, value_heads, queries, keys, head_dim, value_dim;
-  bool has_head_dimension;   ///< false for [B, L, D]
+  bool has_head_dimension;  ///< false for [B, L, D]
 };
 
-/// Throws c10::TypeError, c10::ValueError or c10::NotImplementedError unless the arguments are those
-/// of `flash::attention`. Symbolic sizes are compared, never guessed.
+/// Throws c10::TypeError, c10::ValueError or c10::NotImplementedError unless the arguments are
+/// those of `flash::attention`. Symbolic sizes are compared, never guessed.
 Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                       const std::optional<at::Tensor>& bias,
                       const std::optional<at::Tensor>& query_positions, double dropout,

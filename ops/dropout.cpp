@@ -3,9 +3,8 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
-#include <torch/library.h>
-
 #include <flash_attention/ops.h>
+#include <torch/library.h>
 
 #include "csrc/philox.h"
 #include "ops/operator.h"

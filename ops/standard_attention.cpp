@@ -1,11 +1,10 @@
 // The O(L S) reference: plain ATen, every derivative, the semantics of the operator to the letter.
 
 #include <ATen/ATen.h>
+#include <flash_attention/ops.h>
 #include <torch/library.h>
 
 #include <limits>
-
-#include <flash_attention/ops.h>
 
 #include "ops/operator.h"
 
@@ -49,7 +48,7 @@ at::Tensor standard_attention(const at::Tensor& query, const at::Tensor& key,
 
   const double minus_inf = -std::numeric_limits<double>::infinity();
   at::Tensor scores = q.matmul(k.transpose(-2, -1)) * resolve_scale(o.scale(), q.size(-1));
-  at::Tensor excluded;   // true where a query may not attend, so that a NaN there goes no further
+  at::Tensor excluded;  // true where a query may not attend, so that a NaN there goes no further
   if (o.bias().has_value()) {
     const at::Tensor bias = with_head_dimension(*o.bias(), sizes, 4);
     const bool is_mask = bias.scalar_type() == at::kBool;

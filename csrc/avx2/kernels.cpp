@@ -1,18 +1,15 @@
-// Compiled with -mavx2 -mfma: nothing here may run before dispatch.cpp has asked the CPU, so the table
-// is a constant, and `supported` is a compiler built-in that needs no AVX.
+// Compiled with -mavx2 -mfma: nothing here may run before dispatch.cpp has asked the CPU, so the
+// table is a constant, and `supported` is a compiler built-in that needs no AVX.
 
 #include "csrc/avx2/vec.h"
-
 #include "csrc/generic/table.h"
 
 namespace flash {
 
 extern const KernelTable kAvx2Kernels;
-constinit const KernelTable kAvx2Kernels = {"avx2", "x86-64 AVX2 and FMA",
-                                  [] {
-                                    return __builtin_cpu_supports("avx2") != 0 &&
-                                           __builtin_cpu_supports("fma") != 0;
-                                  },
-                                  typed_kernels<Vec<float>>(), typed_kernels<Vec<double>>()};
+constinit const KernelTable kAvx2Kernels = {
+    "avx2", "x86-64 AVX2 and FMA",
+    [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; },
+    typed_kernels<Vec<float>>(), typed_kernels<Vec<double>>()};
 
 }  // namespace flash

@@ -1,5 +1,6 @@
 #pragma once
-// AVX2 + FMA registers behind the interface that generic/ is written on (described in csrc/README.md).
+// AVX2 + FMA registers behind the interface that generic/ is written on (described in
+// csrc/README.md).
 
 #include <immintrin.h>
 
@@ -23,7 +24,8 @@ struct Avx2Tiles {
 };
 
 // Lane masks for the first n lanes, read at an offset from the middle of a row of ones and zeros.
-alignas(64) constexpr int32_t kFirst32[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+alignas(64) constexpr int32_t kFirst32[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
+                                              0,  0,  0,  0,  0,  0,  0,  0};
 alignas(64) constexpr int64_t kFirst64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
 
 template <>
@@ -66,7 +68,8 @@ struct Vec<float> : Avx2Tiles {
     Reg value;
     __m256i integer;
   };
-  /// To the nearest integer. NaN gives an integer whose low byte is 0, so scaling by it is harmless.
+  /// To the nearest integer. NaN gives an integer whose low byte is 0, so scaling by it is
+  /// harmless.
   static Rounded round(Reg x) {
     const __m256i n = _mm256_cvtps_epi32(x);
     return {_mm256_cvtepi32_ps(n), n};

@@ -7,8 +7,8 @@
 //   dP = dO V^T                               dS = P o (dP - delta)
 //   dV += P^T dO        dQ += scale dS K      dK += scale dS^T Q      dbias += dS
 //
-// A block is up to kBlockTiles tiles of queries against `block` keys. S^T and dP^T are formed tile by
-// tile with queries as lanes; dQ, dK and dV are updated in place, in their natural layout.
+// A block is up to kBlockTiles tiles of queries against `block` keys. S^T and dP^T are formed tile
+// by tile with queries as lanes; dQ, dK and dV are updated in place, in their natural layout.
 
 #include <cstdint>
 #include <limits>
@@ -39,7 +39,7 @@ struct BackwardScratch {
   T* row_max;      // [kQueries], and so the next two
   T* inverse_sum;
   T* delta;
-  T* bias;         // [block][lanes], where there is one
+  T* bias;  // [block][lanes], where there is one
   int64_t bytes;
 
   BackwardScratch(const Shape& shape, int64_t block_size, bool has_bias, void* memory) {
@@ -99,7 +99,8 @@ class BackwardBlock {
 
   void step(int64_t key, int64_t keys) {
     for (int64_t t = 0; t < tiles_.count(); ++t) {
-      with_vecs<V::kScoreVecs>(tiles_.vecs(t), [&]<int kVecs>() { tile_step<kVecs>(t, key, keys); });
+      with_vecs<V::kScoreVecs>(tiles_.vecs(t),
+                               [&]<int kVecs>() { tile_step<kVecs>(t, key, keys); });
     }
     // Keys in groups that the same trailing tiles attend: the tiles before them hold only zeros.
     for (int64_t j = 0; j < keys;) {
@@ -122,9 +123,8 @@ class BackwardBlock {
     const int64_t first = first_ + at;
     const int64_t count = tiles_.end(t) - at;
     const double keep = dropout_keep_scale(p_.score.dropout);
-    pack_transposed<V, kLanes>(row_pointer<T>(p_.query, batch_, head_, first),
-                               p_.query.strides.row, count, shape.head_dim,
-                               static_cast<T>(p_.score.scale),
+    pack_transposed<V, kLanes>(row_pointer<T>(p_.query, batch_, head_, first), p_.query.strides.row,
+                               count, shape.head_dim, static_cast<T>(p_.score.scale),
                                scratch_.queries + shape.head_dim * at);
     pack_transposed<V, kLanes>(row_pointer<T>(p_.grad_out, batch_, head_, first),
                                p_.grad_out.strides.row, count, shape.value_dim,
@@ -180,7 +180,8 @@ class BackwardBlock {
         const T* left = row_pointer<T>(p_.key, batch_, key_head_, key);
         update_rows<V>({grad_scores, 1, Scratch::kStride}, {left, p_.key.strides.row}, attended,
                        row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
-                       p_.grad_query.strides.row, count, p_.shape.head_dim, {true, nullptr, nullptr});
+                       p_.grad_query.strides.row, count, p_.shape.head_dim,
+                       {true, nullptr, nullptr});
       }
       if (p_.grad_bias != nullptr) add_grad_bias(first_ + at, count, key, attended, grad_scores);
     }
@@ -253,30 +254,30 @@ class BackwardBlock {
     constexpr int64_t kStride = Scratch::kStride;
     const int64_t at = tiles_.begin(t);
     const Reg keep = V::broadcast(static_cast<T>(dropout_keep_scale(p_.score.dropout)));
-    score_tiles<V, kVecs>(
-        row_pointer<T>(p_.value, batch_, value_head_, key), p_.value.strides.row, keys,
-        p_.shape.value_dim, scratch_.grad_out + p_.shape.value_dim * at,
-        [&]<int kRows>(int64_t j, Reg (&tile)[kRows][kVecs]) {
+    score_tiles<V, kVecs>(row_pointer<T>(p_.value, batch_, value_head_, key), p_.value.strides.row,
+                          keys, p_.shape.value_dim, scratch_.grad_out + p_.shape.value_dim * at,
+                          [&]<int kRows>(int64_t j, Reg(&tile)[kRows][kVecs]) {
 #pragma GCC unroll 4
-          for (int v = 0; v < kVecs; ++v) {
-            const Reg delta = V::load(scratch_.delta + at + v * W);
+                            for (int v = 0; v < kVecs; ++v) {
+                              const Reg delta = V::load(scratch_.delta + at + v * W);
 #pragma GCC unroll 16
-            for (int r = 0; r < kRows; ++r) {
-              T* weight = weights + (j + r) * kStride + v * W;
-              Reg w = V::load(weight);
-              Reg grad = tile[r][v];
-              if constexpr (kDropout) {
-                const Reg signed_weight = w;
-                grad = V::if_positive(signed_weight, grad);
-                w = V::abs(w);
-                V::store(weight, V::if_positive(signed_weight, V::mul(w, keep)));
-              }
-              Reg ds = V::mul(w, V::sub(grad, delta));
-              if constexpr (kMasked) ds = V::if_equal(w, V::zero(), V::zero(), ds);
-              V::store(grad_scores + (j + r) * kStride + v * W, ds);
-            }
-          }
-        });
+                              for (int r = 0; r < kRows; ++r) {
+                                T* weight = weights + (j + r) * kStride + v * W;
+                                Reg w = V::load(weight);
+                                Reg grad = tile[r][v];
+                                if constexpr (kDropout) {
+                                  const Reg signed_weight = w;
+                                  grad = V::if_positive(signed_weight, grad);
+                                  w = V::abs(w);
+                                  V::store(weight, V::if_positive(signed_weight, V::mul(w, keep)));
+                                }
+                                Reg ds = V::mul(w, V::sub(grad, delta));
+                                if constexpr (kMasked)
+                                  ds = V::if_equal(w, V::zero(), V::zero(), ds);
+                                V::store(grad_scores + (j + r) * kStride + v * W, ds);
+                              }
+                            }
+                          });
   }
 
   // dK and dV of keys key + j … key + j + keys - 1, from the queries at and after `from`.

@@ -43,7 +43,8 @@ void clear_rows(const MutableRows& rows, int64_t batch, Range heads, Range range
   }
 }
 
-/// Step 0 pairs each query chunk with its own key chunk, so it meets every row once: it clears them.
+/// Step 0 pairs each query chunk with its own key chunk, so it meets every row once: it clears
+/// them.
 template <class V>
 void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t unit_end,
               void* memory) {

@@ -30,9 +30,9 @@ inline int64_t forward_block(const Shape& shape, int64_t block_size) {
 template <class V>
 struct ForwardScratch {
   using T = typename V::Scalar;
-  T* queries;     // [D][lanes]
-  T* scores;      // [block][lanes]
-  T* bias;        // [block][lanes], where there is one
+  T* queries;  // [D][lanes]
+  T* scores;   // [block][lanes]
+  T* bias;     // [block][lanes], where there is one
   int64_t bytes;
 
   ForwardScratch(const Shape& shape, int64_t block_size, bool has_bias, void* memory) {
@@ -41,7 +41,8 @@ struct ForwardScratch {
     queries = static_cast<T*>(memory);
     scores = queries + shape.head_dim * kLanes;
     bias = scores + block * kLanes;
-    bytes = (shape.head_dim + (has_bias ? 2 : 1) * block) * kLanes * static_cast<int64_t>(sizeof(T));
+    bytes =
+        (shape.head_dim + (has_bias ? 2 : 1) * block) * kLanes * static_cast<int64_t>(sizeof(T));
   }
 };
 
@@ -66,7 +67,8 @@ class ForwardTile {
     row_max_ = static_cast<T*>(p.row_max) + at;
     row_sum_ = static_cast<T*>(p.row_sum) + at;
     pack_transposed<V, kLanes>(row_pointer<T>(p.query, batch, head, first), p.query.strides.row,
-                               count, shape.head_dim, static_cast<T>(p.score.scale), scratch.queries);
+                               count, shape.head_dim, static_cast<T>(p.score.scale),
+                               scratch.queries);
     stage_.start(p.score, shape, batch, head, first, count, scratch.bias);
     for (int v = 0; v < kVecs; ++v) {
       max_[v] = V::broadcast(-std::numeric_limits<T>::infinity());
@@ -87,8 +89,8 @@ class ForwardTile {
   /// Whether row `i` must be computed again by `run_carefully`: it attended nothing, or a NaN that
   /// may belong to a key it does not attend came in as 0 * NaN.
   bool is_suspect(int64_t i) const {
-    return row_sum_[i] == 0 || (can_exclude(p_.score) &&
-                                has_nan<V>(out_ + i * p_.out.strides.row, p_.shape.value_dim));
+    return row_sum_[i] == 0 ||
+           (can_exclude(p_.score) && has_nan<V>(out_ + i * p_.out.strides.row, p_.shape.value_dim));
   }
 
   /// A single row (count = 1), key by key, touching no key that it does not attend.
@@ -144,8 +146,9 @@ class ForwardTile {
       const Reg one = V::broadcast(finish_scale());
       for (int v = 0; v < kVecs; ++v) V::store(scale + v * V::kWidth, V::div(one, sum_[v]));
     }
-    update_rows<V>({scores, 1, kLanes}, {values_ + key * p_.value.strides.row, p_.value.strides.row},
-                   keys, out_, p_.out.strides.row, count_, p_.shape.value_dim,
+    update_rows<V>({scores, 1, kLanes},
+                   {values_ + key * p_.value.strides.row, p_.value.strides.row}, keys, out_,
+                   p_.out.strides.row, count_, p_.shape.value_dim,
                    {accumulate, accumulate ? rescale : nullptr, finish ? scale : nullptr});
   }
 

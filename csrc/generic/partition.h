@@ -2,11 +2,11 @@
 // How a backward pass is cut into units that never write to the same memory at the same time.
 //
 // A unit is (owner, query chunk). An owner is a set of (batch, head) pairs that share a gradient:
-// heads of one key or value head, and everything that a broadcast bias is shared by. Inside an owner,
-// queries and keys are cut into `chunks` chunks each, and step t pairs query chunk a with key chunk
-// (a + t) mod chunks, a Latin square: within a step no two units touch the same rows of dQ or of
-// dK and dV, and over the steps each sum is formed in a fixed order. So one long sequence uses every
-// core, nothing is stored twice, and the bits do not depend on the number of threads.
+// heads of one key or value head, and everything that a broadcast bias is shared by. Inside an
+// owner, queries and keys are cut into `chunks` chunks each, and step t pairs query chunk a with
+// key chunk (a + t) mod chunks, a Latin square: within a step no two units touch the same rows of
+// dQ or of dK and dV, and over the steps each sum is formed in a fixed order. So one long sequence
+// uses every core, nothing is stored twice, and the bits do not depend on the number of threads.
 
 #include <cstdint>
 

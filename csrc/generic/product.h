@@ -72,7 +72,8 @@ template <int kRows, class F>
   for (; r + kRows <= rows; r += kRows) f.template operator()<kRows>(r);
   if constexpr (kRows > 6) {
     if (r < rows) {
-      for_row_tiles<6>(rows - r, [&]<int kRest>(int64_t i) { f.template operator()<kRest>(r + i); });
+      for_row_tiles<6>(rows - r,
+                       [&]<int kRest>(int64_t i) { f.template operator()<kRest>(r + i); });
     }
   } else if constexpr (kRows > 1) {
     if (r < rows) {
@@ -85,9 +86,9 @@ template <int kRows, class F>
 /// What happens to rows of output on the way in and out of the registers.
 template <class T>
 struct RowUpdate {
-  bool accumulate;     ///< add to what is there; else start from zero
-  const T* rescale;    ///< per row, multiplies what is there; null: 1
-  const T* finish;     ///< per row, multiplies the result; null: 1
+  bool accumulate;   ///< add to what is there; else start from zero
+  const T* rescale;  ///< per row, multiplies what is there; null: 1
+  const T* finish;   ///< per row, multiplies the result; null: 1
 };
 
 template <class V, int kRows, int kVecs, bool kTail>
@@ -158,7 +159,8 @@ void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_
   const typename V::Mask all = V::first(W);
   int64_t c = 0;
   for (; c + 2 * W <= columns; c += 2 * W) {
-    update_columns<V, 2, false>(a, {x.data + c, x.stride}, depth, out + c, stride, rows, update, all);
+    update_columns<V, 2, false>(a, {x.data + c, x.stride}, depth, out + c, stride, rows, update,
+                                all);
   }
   const int64_t rest = columns - c;
   const Right<typename V::Scalar> last = {x.data + c, x.stride};

@@ -66,11 +66,15 @@ class ScoreStage {
   /// Whether the query of `lane` may not attend `key`.
   bool excludes(int64_t lane, int64_t key) const {
     if (key >= limit_[lane]) return true;
-    const int64_t at = bias_offset_ + lane * params_->bias_strides[2] + key * params_->bias_strides[3];
+    const int64_t at =
+        bias_offset_ + lane * params_->bias_strides[2] + key * params_->bias_strides[3];
     switch (params_->bias_kind) {
-      case BiasKind::kAdditive: return static_cast<const T*>(params_->bias)[at] == -kInf;
-      case BiasKind::kBoolean: return !static_cast<const bool*>(params_->bias)[at];
-      case BiasKind::kNone: break;
+      case BiasKind::kAdditive:
+        return static_cast<const T*>(params_->bias)[at] == -kInf;
+      case BiasKind::kBoolean:
+        return !static_cast<const bool*>(params_->bias)[at];
+      case BiasKind::kNone:
+        break;
     }
     return false;
   }
@@ -82,7 +86,8 @@ class ScoreStage {
   void drop(T* p, int64_t stride, int64_t key, int64_t count) const {
     for_dropout_rows<kVecs>(key, count, [&](int64_t j, const uint32_t* word) {
       T* row = p + j * stride;
-      for (int i = 0; i < kVecs * V::kWidth; ++i) row[i] = word[i] >= dropout_threshold_ ? row[i] : T(0);
+      for (int i = 0; i < kVecs * V::kWidth; ++i)
+        row[i] = word[i] >= dropout_threshold_ ? row[i] : T(0);
     });
   }
 
@@ -91,7 +96,8 @@ class ScoreStage {
   void mark_dropped(T* p, int64_t stride, int64_t key, int64_t count) const {
     for_dropout_rows<kVecs>(key, count, [&](int64_t j, const uint32_t* word) {
       T* row = p + j * stride;
-      for (int i = 0; i < kVecs * V::kWidth; ++i) row[i] = word[i] >= dropout_threshold_ ? row[i] : -row[i];
+      for (int i = 0; i < kVecs * V::kWidth; ++i)
+        row[i] = word[i] >= dropout_threshold_ ? row[i] : -row[i];
     });
   }
 

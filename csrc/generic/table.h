@@ -20,7 +20,8 @@ constexpr TypedKernels typed_kernels() {
   };
   k.backward_plan = backward_plan<V>;
   k.backward_scratch_bytes = backward_scratch_bytes<V>;
-  k.backward = [](const BackwardParams& p, int64_t step, int64_t begin, int64_t end, void* scratch) {
+  k.backward = [](const BackwardParams& p, int64_t step, int64_t begin, int64_t end,
+                  void* scratch) {
     const FlushDenormals flush;
     backward<V>(p, step, begin, end, scratch);
   };

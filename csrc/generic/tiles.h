@@ -39,7 +39,7 @@ class QueryTiles {
   int64_t queries_;
   int64_t vecs_;
   int64_t count_;
-  int64_t full_;   // tiles that hold kMaxVecs vectors; the others hold one fewer
+  int64_t full_;  // tiles that hold kMaxVecs vectors; the others hold one fewer
 };
 
 /// Calls f.operator()<vecs>() with a compile-time number of vectors.
@@ -53,10 +53,10 @@ template <int kVecs, class F>
 
 template <class T, class Rows>
 inline auto* row_pointer(const Rows& rows, int64_t batch, int64_t head, int64_t row) {
-  using Element = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(rows.data)>>,
-                                     const T, T>;
-  return static_cast<Element*>(rows.data) + batch * rows.strides.batch +
-         head * rows.strides.head + row * rows.strides.row;
+  using Element =
+      std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(rows.data)>>, const T, T>;
+  return static_cast<Element*>(rows.data) + batch * rows.strides.batch + head * rows.strides.head +
+         row * rows.strides.row;
 }
 
 /// S^T tile by tile: `done(first_key, tile)` receives the finished register tile of scores of keys
@@ -85,7 +85,7 @@ template <class V, int kVecs>
                                   int64_t depth, const typename V::Scalar* packed,
                                   typename V::Scalar* s, int64_t stride) {
   score_tiles<V, kVecs>(keys, key_stride, count, depth, packed,
-                        [&]<int kRows>(int64_t j, typename V::Reg (&tile)[kRows][kVecs]) {
+                        [&]<int kRows>(int64_t j, typename V::Reg(&tile)[kRows][kVecs]) {
 #pragma GCC unroll 16
                           for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -103,7 +103,7 @@ template <class V, int kVecs>
                                           const typename V::Scalar* packed, typename V::Scalar* s,
                                           int64_t stride, typename V::Reg (&max)[kVecs]) {
   score_tiles<V, kVecs>(keys, key_stride, count, depth, packed,
-                        [&]<int kRows>(int64_t j, typename V::Reg (&tile)[kRows][kVecs]) {
+                        [&]<int kRows>(int64_t j, typename V::Reg(&tile)[kRows][kVecs]) {
 #pragma GCC unroll 4
                           for (int v = 0; v < kVecs; ++v) {
                             typename V::Reg top = max[v];
@@ -120,7 +120,8 @@ template <class V, int kVecs>
 /// Whether a row of numbers holds a NaN.
 template <class V>
 bool has_nan(const typename V::Scalar* row, int64_t count) {
-  // x * 0 is 0 for finite numbers and NaN for the rest; an Inf is looked at again by the scalar loop.
+  // x * 0 is 0 for finite numbers and NaN for the rest; an Inf is looked at again by the scalar
+  // loop.
   typename V::Reg sum = V::zero();
   int64_t c = 0;
   for (; c + V::kWidth <= count; c += V::kWidth) sum = V::fma(V::load(row + c), V::zero(), sum);

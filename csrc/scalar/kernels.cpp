@@ -1,12 +1,11 @@
-#include "csrc/scalar/vec.h"
-
 #include "csrc/generic/table.h"
+#include "csrc/scalar/vec.h"
 
 namespace flash {
 
 extern const KernelTable kScalarKernels;
 constinit const KernelTable kScalarKernels = {"scalar", "portable C++, one number at a time",
-                                    [] { return true; }, typed_kernels<Vec<float>>(),
-                                    typed_kernels<Vec<double>>()};
+                                              [] { return true; }, typed_kernels<Vec<float>>(),
+                                              typed_kernels<Vec<double>>()};
 
 }  // namespace flash

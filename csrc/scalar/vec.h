@@ -11,7 +11,7 @@ template <class T>
 struct Vec {
   using Scalar = T;
   using Reg = T;
-  struct Mask {};   // a vector of width 1 has no partial tail
+  struct Mask {};  // a vector of width 1 has no partial tail
   static constexpr int kWidth = 1;
 
   static constexpr int kScoreVecs = 3;
@@ -53,7 +53,8 @@ struct Vec {
   }
   static Reg scale(Reg x, Rounded n) {
     if constexpr (sizeof(T) == 4) {
-      const uint32_t bits = __builtin_bit_cast(uint32_t, x) + (static_cast<uint32_t>(n.integer) << 23);
+      const uint32_t bits =
+          __builtin_bit_cast(uint32_t, x) + (static_cast<uint32_t>(n.integer) << 23);
       return __builtin_bit_cast(T, bits);
     } else {
       const uint64_t bits =

@@ -52,11 +52,11 @@ TEST(Dispatch, ItsOwnVariableWinsOverAtens) {
 }
 
 TEST(Dispatch, AnUnknownNameIsAnErrorThatNamesTheKnownOnes) {
-  EXPECT_THAT([] { choose_kernels("sse9", nullptr); },
-              Throws<std::invalid_argument>(
-                  Property(&std::exception::what,
-                           testing::AllOf(HasSubstr("got 'sse9'"), HasSubstr("scalar"),
-                                          HasSubstr("FLASH_ATTENTION_ISA")))));
+  EXPECT_THAT(
+      [] { choose_kernels("sse9", nullptr); },
+      Throws<std::invalid_argument>(Property(
+          &std::exception::what, testing::AllOf(HasSubstr("got 'sse9'"), HasSubstr("scalar"),
+                                                HasSubstr("FLASH_ATTENTION_ISA")))));
 }
 
 }  // namespace

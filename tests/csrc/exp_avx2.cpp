@@ -1,5 +1,4 @@
 #include "csrc/avx2/vec.h"
-
 #include "tests/csrc/exp_check.h"
 
 namespace flash {

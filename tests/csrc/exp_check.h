@@ -9,10 +9,10 @@
 namespace flash {
 
 struct ExpReport {
-  double worst_ulp;        ///< over arguments whose result is a normal number
-  bool zero_below_range;   ///< 2^-inf and everything below the clamp is exactly 0
+  double worst_ulp;       ///< over arguments whose result is a normal number
+  bool zero_below_range;  ///< 2^-inf and everything below the clamp is exactly 0
   bool one_at_zero;
-  bool keeps_nan;          ///< quiet and with any payload
+  bool keeps_nan;  ///< quiet and with any payload
 };
 
 ExpReport scalar_exp_float();
@@ -47,8 +47,8 @@ ExpReport check_exp() {
     if (error > report.worst_ulp) report.worst_ulp = error;
   }
   const T clamp = kFloat ? T(-127) : T(-1023);
-  report.zero_below_range = exp2_of<V>(-__builtin_inf()) == 0 && exp2_of<V>(clamp) == 0 &&
-                            exp2_of<V>(clamp * 1000) == 0;
+  report.zero_below_range =
+      exp2_of<V>(-__builtin_inf()) == 0 && exp2_of<V>(clamp) == 0 && exp2_of<V>(clamp * 1000) == 0;
   report.one_at_zero = exp2_of<V>(0) == 1;
   report.keeps_nan = true;
   constexpr uint64_t kPayloads[] = {0x0, 0x1, 0x155, 0x1fffff};

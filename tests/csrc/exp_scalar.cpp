@@ -1,5 +1,4 @@
 #include "csrc/scalar/vec.h"
-
 #include "tests/csrc/exp_check.h"
 
 namespace flash {

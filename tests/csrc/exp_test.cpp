@@ -8,8 +8,8 @@
 namespace flash {
 namespace {
 
-// The bounds that generic/exp.h states for a fused multiply-add; without one, each of the polynomial's
-// steps rounds twice, which adds at most half a unit.
+// The bounds that generic/exp.h states for a fused multiply-add; without one, each of the
+// polynomial's steps rounds twice, which adds at most half a unit.
 struct Case {
   const char* isa;
   const char* dtype;
@@ -17,11 +17,12 @@ struct Case {
   double bound;
 };
 
-const Case kCases[] = {{"scalar", "float", scalar_exp_float, 2.5},
-                       {"scalar", "double", scalar_exp_double, 2.0},
+const Case kCases[] = {
+    {"scalar", "float", scalar_exp_float, 2.5},
+    {"scalar", "double", scalar_exp_double, 2.0},
 #if defined(__x86_64__)
-                       {"avx2", "float", avx2_exp_float, 2.1},
-                       {"avx2", "double", avx2_exp_double, 1.6},
+    {"avx2", "float", avx2_exp_float, 2.1},
+    {"avx2", "double", avx2_exp_double, 1.6},
 #endif
 };
 

@@ -75,7 +75,8 @@ Answer reference(const Problem<T>& p) {
       Real max = -std::numeric_limits<Real>::infinity(), sum = 0, delta = 0;
       for (int64_t j = 0; j < end; ++j) {
         Real dot = 0;
-        for (int64_t d = 0; d < s.head_dim; ++d) dot += Real(q[d]) * p.k[(kh * s.keys + j) * s.head_dim + d];
+        for (int64_t d = 0; d < s.head_dim; ++d)
+          dot += Real(q[d]) * p.k[(kh * s.keys + j) * s.head_dim + d];
         weight[j] = dot * Real(p.scale);
         if (p.options.bias) weight[j] += p.bias[(bh * s.queries + i) * s.keys + j];
         max = std::max(max, weight[j]);
@@ -121,8 +122,7 @@ const TypedKernels& typed(const KernelTable& table) {
 /// Exactly `bytes` of 64-byte aligned memory: what a kernel writes past it, a sanitizer sees.
 class AlignedMemory {
  public:
-  explicit AlignedMemory(int64_t bytes)
-      : data_(::operator new(bytes, std::align_val_t(64))) {}
+  explicit AlignedMemory(int64_t bytes) : data_(::operator new(bytes, std::align_val_t(64))) {}
   ~AlignedMemory() { ::operator delete(data_, std::align_val_t(64)); }
   AlignedMemory(const AlignedMemory&) = delete;
   void* get() const { return data_; }
@@ -162,20 +162,37 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
     for (int64_t unit = units - 1; unit >= 0; --unit) range(unit, unit + 1);
   };
 
-  const ForwardParams forward = {s, score, {p.q.data(), query}, {p.k.data(), key},
-                                 {p.v.data(), value}, {out.data(), output}, row_max.data(),
-                                 row_sum.data(), p.options.block_size};
+  const ForwardParams forward = {s,
+                                 score,
+                                 {p.q.data(), query},
+                                 {p.k.data(), key},
+                                 {p.v.data(), value},
+                                 {out.data(), output},
+                                 row_max.data(),
+                                 row_sum.data(),
+                                 p.options.block_size};
   const AlignedMemory forward_scratch(
       kernels.forward_scratch_bytes(s, p.options.block_size, p.options.bias));
   over_units(kernels.forward_plan(forward).units, [&](int64_t begin, int64_t end) {
     kernels.forward(forward, begin, end, forward_scratch.get());
   });
 
-  BackwardParams backward = {s, score, {p.q.data(), query}, {p.k.data(), key},
-                             {p.v.data(), value}, {out.data(), output},
-                             {p.grad_out.data(), output}, row_max.data(), row_sum.data(), nullptr,
-                             {dq.data(), query}, {dk.data(), key}, {dv.data(), value},
-                             p.options.bias ? dbias.data() : nullptr, {}, p.options.block_size};
+  BackwardParams backward = {s,
+                             score,
+                             {p.q.data(), query},
+                             {p.k.data(), key},
+                             {p.v.data(), value},
+                             {out.data(), output},
+                             {p.grad_out.data(), output},
+                             row_max.data(),
+                             row_sum.data(),
+                             nullptr,
+                             {dq.data(), query},
+                             {dk.data(), key},
+                             {dv.data(), value},
+                             p.options.bias ? dbias.data() : nullptr,
+                             {},
+                             p.options.block_size};
   std::copy(bias_strides, bias_strides + 4, backward.grad_bias_strides);
   const AlignedMemory scratch(
       kernels.backward_scratch_bytes(s, p.options.block_size, p.options.bias));
@@ -190,7 +207,9 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
       kernels.backward_finish(backward, begin, end, scratch.get());
     });
   }
-  const auto as_double = [](const std::vector<T>& x) { return std::vector<double>(x.begin(), x.end()); };
+  const auto as_double = [](const std::vector<T>& x) {
+    return std::vector<double>(x.begin(), x.end());
+  };
   return {as_double(out), as_double(dq), as_double(dk), as_double(dv), as_double(dbias)};
 }
 

@@ -1,17 +1,17 @@
 #pragma once
-// The C++ face of `torch.ops.flash.*`: exact attention on the CPU in O(N) memory, forward and backward.
+// The C++ face of `torch.ops.flash.*`: exact attention on the CPU in O(N) memory, forward and
+// backward.
 //
-// Sources: Dao et al., "FlashAttention" (arXiv:2205.14135), algorithm 1 and appendix B.2 (backward);
-// Dao, "FlashAttention-2" (arXiv:2307.08691), section 3.1.
+// Sources: Dao et al., "FlashAttention" (arXiv:2205.14135), algorithm 1 and appendix B.2
+// (backward); Dao, "FlashAttention-2" (arXiv:2307.08691), section 3.1.
 
 #include <ATen/core/Tensor.h>
+#include <flash_attention/export.h>
 #include <torch/arg.h>
 
 #include <cstdint>
 #include <optional>
 #include <tuple>
-
-#include <flash_attention/export.h>
 
 namespace flash {
 
@@ -40,20 +40,21 @@ struct AttentionOptions {
 
 /// softmax(scale * query key^T + bias) value, without ever forming the [L, S] matrix.
 ///
-/// query [B, H, L, D] or [B, L, D]; key [B, Hk, S, D]; value [B, Hv, S, Dv], with H a multiple of Hk
-/// and of Hv. float32 or float64, one dtype, any strides. Returns [B, H, L, Dv] (or [B, L, Dv]).
+/// query [B, H, L, D] or [B, L, D]; key [B, Hk, S, D]; value [B, Hv, S, Dv], with H a multiple of
+/// Hk and of Hv. float32 or float64, one dtype, any strides. Returns [B, H, L, Dv] (or [B, L, Dv]).
 /// A query with nothing to attend gives zeros. Differentiable in query, key, value and bias.
 /// Throws c10::TypeError, c10::ValueError or c10::NotImplementedError naming what was expected.
 FLASH_API at::Tensor attention(const at::Tensor& query, const at::Tensor& key,
                                const at::Tensor& value, const AttentionOptions& options = {});
 
-/// As `attention`, and also lse [B, H, L] (or [B, L]): the logarithm of each row's sum of exponentials,
-/// -inf where a query has nothing to attend. Differentiable through both outputs.
+/// As `attention`, and also lse [B, H, L] (or [B, L]): the logarithm of each row's sum of
+/// exponentials, -inf where a query has nothing to attend. Differentiable through both outputs.
 FLASH_API std::tuple<at::Tensor, at::Tensor> attention_with_lse(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const AttentionOptions& options = {});
 
-/// The O(L S) reference, in plain ATen: the same arguments, semantics and dropout mask as `attention`
+/// The O(L S) reference, in plain ATen: the same arguments, semantics and dropout mask as
+/// `attention`
 /// (`block_size` and `use_simd` have no meaning here), and any number of derivatives.
 FLASH_API at::Tensor standard_attention(const at::Tensor& query, const at::Tensor& key,
                                         const at::Tensor& value,
@@ -74,8 +75,8 @@ struct MemoryUsage {
   int64_t backward;  ///< scratch per thread
 };
 
-/// What `attention` allocates for query [batch, heads, queries, head_dim], key of `keys` rows and value
-/// of width `value_dim`, with the kernels and the number of threads that are active now.
+/// What `attention` allocates for query [batch, heads, queries, head_dim], key of `keys` rows and
+/// value of width `value_dim`, with the kernels and the number of threads that are active now.
 FLASH_API MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
                                        int64_t head_dim, int64_t value_dim, at::ScalarType dtype,
                                        int64_t block_size = 64, bool use_simd = true,
