@@ -113,8 +113,15 @@ variable_list apply(const at::Tensor& query, const at::Tensor& key, const at::Te
   return Attention::apply(query, key, value, options.bias, options, with_lse);
 }
 
+bool has_tangent(const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); }
+
 bool wants_grad(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                 const std::optional<at::Tensor>& bias) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !has_tangent(query) && !has_tangent(key) && !has_tangent(value) &&
+          !(bias.has_value() && has_tangent(*bias)),
+      "flash::attention: expected inputs without tangents, got a dual tensor; forward-mode "
+      "derivatives are not implemented, use flash::standard_attention");
   return at::GradMode::is_enabled() &&
          (query.requires_grad() || key.requires_grad() || value.requires_grad() ||
           (bias.has_value() && bias->requires_grad()));

@@ -101,9 +101,14 @@ class ForwardTile {
       if (stage_.excludes(0, key)) continue;
       step(key, 1, attended, false);
       attended = true;
+      store_statistics();
+      // The row is divided by its sum: it is NaN whatever follows.
+      if (row_sum_[0] != row_sum_[0]) break;
     }
-    store_statistics();
-    if (!attended) return;
+    if (!attended) {
+      store_statistics();
+      return;
+    }
     // Every score was -inf, by an Inf or an overflow: the softmax of that is NaN, not nothing.
     if (row_sum_[0] == 0) row_sum_[0] = std::numeric_limits<T>::quiet_NaN();
     const T finish = finish_scale() / row_sum_[0];
