@@ -13,11 +13,6 @@ function(flash_defaults target)
     CXX_VISIBILITY_PRESET hidden
     VISIBILITY_INLINES_HIDDEN ON
     DEFINE_SYMBOL "")
-  get_target_property(type ${target} TYPE)
-  if(type STREQUAL "EXECUTABLE")
-    # An installed program finds the Torch that it was linked with.
-    set_target_properties(${target} PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
-  endif()
 endfunction()
 
 # flash_openmp(<target>): compiles and links with OpenMP, and leaves the choice of libgomp.so.1 to the loader. To name the
