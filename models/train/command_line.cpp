@@ -105,6 +105,16 @@ void add_common_options(CLI::App& app, Settings& s) {
       ->type_name("FILE.json");
 }
 
+void refuse_given(const std::vector<std::vector<CLI::Option*>>& groups) {
+  for (const auto& options : groups) {
+    for (const CLI::Option* option : options) {
+      if (option->count() == 0) continue;
+      throw CLI::ValidationError(option->get_name(),
+                                 "has no meaning with --evaluate, which takes it from the model");
+    }
+  }
+}
+
 }  // namespace
 
 CommandLine parse_command_line(int argc, const char* const* argv) {
@@ -112,17 +122,14 @@ CommandLine parse_command_line(int argc, const char* const* argv) {
   CLI::App app(kDescription, "flash_train");
   app.footer(kExamples);
   add_common_options(app, settings);
-  CLI::Option* evaluate =
-      app.add_option("--evaluate", settings.evaluate,
-                     "Train nothing: compute the test error of this model, written by --output")
-          ->type_name("FILE.safetensors");
+  app.add_option("--evaluate", settings.evaluate,
+                 "Train nothing: compute the test error of this model, written by --output")
+      ->type_name("FILE.safetensors");
   const auto of_model = add_model_options(app, settings);
   const auto of_training = add_training_options(app, settings);
-  for (const auto& options : {of_model, of_training}) {
-    for (CLI::Option* option : options) evaluate->excludes(option);
-  }
   try {
     app.parse(argc, argv);
+    if (!settings.evaluate.empty()) refuse_given({of_model, of_training});
     if (settings.evaluate.empty() && settings.data.columns.empty()) {
       throw CLI::RequiredError("--columns (or --evaluate)");
     }

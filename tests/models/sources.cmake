@@ -1,4 +1,8 @@
 # The files of models_test, relative to tests/.
 set(FLASH_MODELS_TEST_SOURCES
+  models/checkpoint_test.cpp
+  models/csv_dataset_test.cpp
   models/fixture.cpp
-  models/patchtst_test.cpp)
+  models/patchtst_test.cpp
+  models/safetensors_test.cpp
+  models/training_test.cpp)
