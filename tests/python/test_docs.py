@@ -1,0 +1,143 @@
+"""The documentation: every Python block runs, every C++ block is compiled, every command exists.
+
+C++ blocks are compiled together once and run by docs_test (tests/docs); here it is only checked
+that no page is left out. CMake blocks are the file in tests/install that install_test builds.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "docs"))
+from cpp_examples import FENCE, blocks, translation_unit  # noqa: E402
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Fences of what is run or checked below, and of what is only to be looked at.
+LANGUAGES = {"python", "cpp", "cmake", "bash", "text"}
+WORDS = re.compile(r"[\w./=-]+")
+
+
+PYTHON_BLOCKS = [
+    pytest.param(page, line, text, id=f"{page.name}:{line}")
+    for page in PAGES
+    for line, text in blocks(page, "python")
+]
+
+
+def shell_commands() -> Iterator[list[str]]:
+    """The words of each line of each bash block, comments left out."""
+    for page in PAGES:
+        for _, text in blocks(page, "bash"):
+            for line in text.replace("\\\n", " ").splitlines():
+                if words := WORDS.findall(line.split(" #")[0]):
+                    yield words
+
+
+@pytest.fixture
+def restored_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Examples may write files and set the number of threads."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("restored_state")
+@pytest.mark.parametrize(("page", "line", "text"), PYTHON_BLOCKS)
+def test_python_block_runs(page: Path, line: int, text: str) -> None:
+    # Empty lines in front give an error the line number that it has in the page.
+    code = compile("\n" * (line - 1) + text, str(page), "exec")
+    exec(code, {"__name__": "__main__"})
+
+
+def test_every_block_names_a_language_that_is_checked() -> None:
+    found = {(page.name, match[1]) for page in PAGES for match in FENCE.finditer(page.read_text())}
+    assert {language for _, language in found} <= LANGUAGES, found
+    fences = [len(re.findall(r"^```", page.read_text(), re.M)) for page in PAGES]
+    matched = [len(FENCE.findall(page.read_text())) for page in PAGES]
+    assert fences == [2 * count for count in matched], "a fence without a language or an end"
+
+
+def test_every_page_with_cpp_is_compiled_by_docs_test() -> None:
+    listed = (ROOT / "tests" / "docs" / "CMakeLists.txt").read_text()
+    pages = re.search(r"set\(pages ([^)]*)\)", listed)[1].split()
+    with_cpp = {str(page.relative_to(ROOT)) for page in PAGES if blocks(page, "cpp")}
+    assert with_cpp
+    assert with_cpp <= set(pages)
+    unit = translation_unit(PAGES)
+    assert unit.count("\nTEST(") == sum(len(blocks(page, "cpp")) for page in PAGES)
+
+
+def test_cmake_blocks_are_the_project_that_install_test_builds() -> None:
+    tested = (ROOT / "tests" / "install" / "CMakeLists.txt").read_text()
+    shown = [text for page in PAGES for _, text in blocks(page, "cmake")]
+    assert shown
+    assert all(text == tested for text in shown)
+
+
+def test_shell_commands_name_targets_that_make_has() -> None:
+    phony = " ".join(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)).split()
+    targets = {words[1] for words in shell_commands() if words[0] == "make"}
+    assert targets >= {"demo", "test", "bench"}
+    assert targets <= set(phony)
+
+
+def test_shell_commands_name_scripts_with_the_options_they_have() -> None:
+    checked = 0
+    for words in shell_commands():
+        for i, word in enumerate(words):
+            if not word.endswith(".py"):
+                continue
+            source = (ROOT / word).read_text()
+            options = [w.split("=")[0] for w in words[i + 1 :] if w.startswith("--")]
+            assert all(f'"{option}"' in source for option in options), words
+            checked += 1
+    assert checked > 0
+
+
+def test_shell_commands_use_the_options_that_flash_train_has() -> None:
+    sources = "".join(p.read_text() for p in sorted((ROOT / "models" / "train").glob("*.cpp")))
+    used = {
+        word.split("=")[0]
+        for words in shell_commands()
+        if any(word.endswith("flash_train") for word in words)
+        for word in words
+        if word.startswith("--") and word != "--help"
+    }
+    assert used
+    assert {option for option in used if f'"{option}"' not in sources} == set()
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    checked = 0
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if target.startswith(("http://", "https://")):
+                continue
+            path, _, anchor = target.partition("#")
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), f"{page.name}: {target}"
+            if anchor and linked.suffix == ".md":
+                prose = FENCE.sub("", linked.read_text())
+                headings = re.findall(r"^#+ (.+)$", prose, re.M)
+                anchors = {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}
+                assert anchor in anchors, f"{page.name}: {target}"
+            checked += 1
+    assert checked > 0
+
+
+def test_no_table_is_left_unmeasured() -> None:
+    marker = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end of table -->", re.S)
+    source = (ROOT / "bench" / "tables.py").read_text()
+    tables = [match for page in PAGES for match in marker.finditer(page.read_text())]
+    assert tables
+    for name, body in (match.groups() for match in tables):
+        assert f'"{name}":' in source, f"bench/tables.py does not know the table {name}"
+        assert "Measured: " in body, f"run python bench/tables.py --only {name} --write ..."
