@@ -4,30 +4,31 @@
 # make build   set-up, build and installation into .venv only
 # make clean   removes what the above made
 #
-# Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make .venv from,
-# JOBS=... the number of compilers at once.
+# Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make
+# .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 JOBS ?= $(shell nproc)
 
 VENV := .venv/bin/python
+PIP := $(VENV) -m pip --disable-pip-version-check
 REQUIREMENTS := requirements.txt requirements-dev.txt
 PACKAGES := $(shell sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' requirements-system.txt)
+LIBRARY := build/ops/libflash_attention.so
+PACKAGE_SOURCES := $(wildcard ops/flash_attention/*.py) ops/flash_attention/py.typed \
+  setup.py pyproject.toml README.md LICENSE
 
 # Stamps: newer than what they were made from as long as nothing has changed.
 VENV_READY := .venv/.ready
 PACKAGE_READY := .venv/.package-ready
-LIBRARY := build/ops/libflash_attention.so
-PACKAGE_SOURCES := $(wildcard ops/flash_attention/*.py ops/flash_attention/py.typed) \
-  setup.py pyproject.toml README.md LICENSE
 
 .PHONY: demo test bench build clean system compile
-.NOTPARALLEL:
 
 demo: build
 	@$(VENV) bench/demo.py
@@ -35,13 +36,17 @@ demo: build
 bench: build
 	@$(VENV) bench/run.py
 
-# Best instruction set first; what does not depend on it (ctest label "once") is run with the first only.
+# Best instruction set first; what does not depend on it (ctest's label "once") is run with the
+# first only. The set-up of whoever calls does not decide what is tested.
 test: build
-	@isas=$$($(VENV) -c 'import flash_attention as f; print(*(i.name for i in f.build_info().isa if i.supported))'); \
+	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
+	isas=$$($(VENV) -c 'from flash_attention import build_info; \
+	  print(*(isa.name for isa in build_info().isa if isa.supported))'); \
 	once=; \
 	for isa in $$isas; do \
 	  echo "== C++ tests, FLASH_ATTENTION_ISA=$$isa"; \
-	  FLASH_ATTENTION_ISA=$$isa ctest --test-dir build --output-on-failure --no-tests=error $$once; \
+	  FLASH_ATTENTION_ISA=$$isa \
+	    ctest --test-dir build --output-on-failure --no-tests=error $$once; \
 	  once="-LE once"; \
 	done; \
 	for isa in $$isas; do \
@@ -54,33 +59,37 @@ build: $(PACKAGE_READY)
 clean:
 	rm -rf build .venv out
 
-# --- set-up ---------------------------------------------------------------------------------------------------------
+# --- set-up ---------------------------------------------------------------------------------------
 
 system:
 	@missing=; \
 	for package in $(PACKAGES); do \
-	  dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing+=" $$package"; \
+	  dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || \
+	    missing+=" $$package"; \
 	done; \
 	[ -z "$$missing" ] && exit; \
+	install="apt-get install -y --no-install-recommends$$missing"; \
 	if [ "$$(id -u)" != 0 ]; then \
-	  echo "make: these Debian packages are missing and only root can install them. Run this, then make again:"; \
-	  echo "    sudo apt-get update && sudo apt-get install -y --no-install-recommends$$missing"; \
+	  echo "make: Debian packages are missing, and only root can install them. Run this, then make:"; \
+	  echo "    sudo apt-get update && sudo $$install"; \
 	  exit 1; \
 	fi >&2; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update; \
-	apt-get install -y --no-install-recommends$$missing
+	$$install
 
 $(VENV_READY): $(REQUIREMENTS) | system
-	@[ -n "$(PYTHON)" ] || { echo "make: expected Python 3.11 on PATH, found none; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "make: expected Python 3.11, found $$($(PYTHON) --version 2>&1) as $(PYTHON); run make PYTHON=/path/to/python3.11" >&2; \
-	  exit 1; }
+	@found=none; \
+	[ -z "$(PYTHON)" ] || found="$$($(PYTHON) --version 2>&1 || true) ($(PYTHON))"; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: expected Python 3.11, found $$found; run make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; \
+	}
 	$(PYTHON) -m venv .venv
-	$(VENV) -m pip install --disable-pip-version-check $(addprefix -r ,$(REQUIREMENTS))
+	$(PIP) install $(addprefix -r ,$(REQUIREMENTS))
 	@touch $@
 
-# --- build ----------------------------------------------------------------------------------------------------------
+# --- build ----------------------------------------------------------------------------------------
 
 build/build.ninja: $(VENV_READY)
 	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DFLASH_ATTENTION_BUILD_BENCH=ON \
@@ -94,7 +103,9 @@ compile: build/build.ninja
 $(LIBRARY): compile
 	@:
 
+# Without build/python, or a module that was deleted here would live on in the wheel.
 $(PACKAGE_READY): $(LIBRARY) $(PACKAGE_SOURCES)
-	FLASH_ATTENTION_BUILD_DIR=build $(VENV) -m pip install --disable-pip-version-check --quiet \
-	  --no-build-isolation --no-deps --force-reinstall .
+	rm -rf build/python
+	FLASH_ATTENTION_BUILD_DIR=build $(PIP) install --quiet --no-build-isolation --no-deps \
+	  --force-reinstall .
 	@touch $@

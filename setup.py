@@ -1,7 +1,8 @@
 """Builds the wheel by running CMake on this folder; project metadata is in pyproject.toml.
 
-FLASH_ATTENTION_BUILD_DIR names a CMake build directory to use, so that `make`, which has compiled everything there,
-does not compile it twice. Without it the operator is built in setuptools' own temporary directory.
+FLASH_ATTENTION_BUILD_DIR names a CMake build directory to use, so that `make`, which has compiled
+everything there, does not compile it twice. Without it the operator is built in setuptools' own
+temporary directory.
 """
 
 import os
@@ -83,7 +84,9 @@ class PlatformWheel(bdist_wheel):
 
 def project_version() -> str:
     """The version in the project() line of CMakeLists.txt."""
-    return re.search(r"^project\(\w+ VERSION ([\d.]+)", (ROOT / "CMakeLists.txt").read_text(), re.M)[1]
+    return re.search(
+        r"^project\(\w+ VERSION ([\d.]+)", (ROOT / "CMakeLists.txt").read_text(), re.M
+    )[1]
 
 
 check_torch()

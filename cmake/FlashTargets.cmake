@@ -15,8 +15,9 @@ function(flash_defaults target)
     DEFINE_SYMBOL "")
 endfunction()
 
-# flash_openmp(<target>): compiles and links with OpenMP, and leaves the choice of libgomp.so.1 to the loader. To name the
-# compiler's own, as OpenMP::OpenMP_CXX does, would put it beside the copy that Torch brings in the run-time search path.
+# flash_openmp(<target>): compiles and links with OpenMP, and leaves the choice of libgomp.so.1 to
+# the loader. To name the compiler's own, as OpenMP::OpenMP_CXX does, would put it beside the copy
+# that Torch brings in the run-time search path.
 function(flash_openmp target)
   target_compile_options(${target} PRIVATE
     $<TARGET_PROPERTY:OpenMP::OpenMP_CXX,INTERFACE_COMPILE_OPTIONS>)

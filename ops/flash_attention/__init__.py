@@ -1,7 +1,7 @@
 """Exact attention for PyTorch on the CPU, in O(N) memory, forward and backward.
 
-Importing this package loads the compiled library, after which `torch.ops.flash.attention` exists; the
-functions here are its typed and documented face.
+Importing this package loads the compiled library, after which `torch.ops.flash.attention` exists;
+the functions here are its typed and documented face.
 
 >>> import torch
 >>> import flash_attention

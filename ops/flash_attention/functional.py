@@ -56,8 +56,8 @@ def attention(
             that the query attends the key.
         causal: a query attends the keys at positions up to its own. The queries are the last L of
             the S positions (bottom-right), unless `query_positions` says otherwise.
-        query_positions: int64, broadcasts to [B, H, L] ([B, L] for 3-D inputs): the position of each
-            query, for `causal`. `torch.arange(L)` gives torch's top-left causal mask.
+        query_positions: int64, broadcasts to [B, H, L] ([B, L] for 3-D inputs): the position of
+            each query, for `causal`. `torch.arange(L)` gives torch's top-left causal mask.
         scale: factor on the scores; None means 1/sqrt(D).
         dropout: probability in [0, 1] of dropping an attention weight; the others are scaled by
             1/(1 - dropout). The seed comes from torch's CPU generator.
@@ -116,8 +116,8 @@ def attention_with_lse(
     Source: the L of Dao, FlashAttention-2 (arXiv:2307.08691), section 3.1, algorithm 1.
 
     Args:
-        query, key, value, bias, causal, query_positions, scale, dropout, block_size, use_simd: as in
-            `attention`.
+        query, key, value, bias, causal, query_positions, scale, dropout, block_size, use_simd: as
+            in `attention`.
 
     Returns:
         The output of `attention`, and lse [B, H, L] ([B, L] for 3-D inputs) in the same dtype: the

@@ -1,5 +1,6 @@
-# Installs the build directory BUILD into a fresh prefix, moves the prefix, builds this folder's project against it and runs
-# it. Moved, because an installation that remembers where it was made works on the machine that made it only.
+# Installs the build directory BUILD into a fresh prefix, moves the prefix, builds this folder's
+# project against it and runs it. Moved, because an installation that remembers where it was made
+# works on the machine that made it only.
 
 set(work ${BUILD}/install_test)
 file(REMOVE_RECURSE ${work})
@@ -22,9 +23,11 @@ file(WRITE ${work}/torch/TorchConfigVersion.cmake
      "set(PACKAGE_VERSION 2.12.1)\nset(PACKAGE_VERSION_COMPATIBLE TRUE)\n")
 execute_process(
   COMMAND ${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${work}/other -G ${GENERATOR}
-          -DCMAKE_CXX_COMPILER=${COMPILER} -DCMAKE_PREFIX_PATH=${work}/prefix -DTorch_DIR=${work}/torch
+          -DCMAKE_CXX_COMPILER=${COMPILER} -DCMAKE_PREFIX_PATH=${work}/prefix
+          -DTorch_DIR=${work}/torch
   ERROR_VARIABLE printed RESULT_VARIABLE failed)
 string(REGEX REPLACE "[ \n]+" " " printed "${printed}")
-if(NOT failed OR NOT printed MATCHES "was built against Torch .*, found 2.12.1. Run: .* pip install torch==")
-  message(FATAL_ERROR "expected find_package(FlashAttention) to refuse Torch 2.12.1, got: ${printed}")
+set(expected "was built against Torch .*, found 2.12.1. Run: .* pip install torch==")
+if(NOT failed OR NOT printed MATCHES "${expected}")
+  message(FATAL_ERROR "expected find_package to refuse Torch 2.12.1, got: ${printed}")
 endif()

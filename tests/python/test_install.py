@@ -1,4 +1,4 @@
-"""The installed package, and what a wrong or missing torch gets to read: at import, from pip and from CMake."""
+"""The installed package, and what a wrong or missing torch gets to read: import, pip and CMake."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAKE_TORCH = {
 
 @pytest.fixture(params=FAKE_TORCH)
 def fake_torch(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, str], str]:
-    """An environment in which `import torch` finds another torch, or none; and how errors name it."""
+    """An environment where `import torch` finds another torch, or none; and its name in errors."""
     source, found = FAKE_TORCH[request.param]
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(source)
@@ -53,7 +53,15 @@ def test_import_names_the_torch_it_needs_and_the_command(fake_torch) -> None:
 
 def test_pip_install_names_the_torch_it_needs_and_the_commands(fake_torch, tmp_path) -> None:
     environment, found = fake_torch
-    pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-build-isolation",
+        "--no-deps",
+        "--no-index",
+    ]
     printed = failure(*pip, "--target", tmp_path / "target", ROOT, env=environment)
     assert f"expected torch {REQUIRED} to compile against, got {found}" in printed
     assert f"pip install torch=={REQUIRED}" in printed
@@ -61,7 +69,9 @@ def test_pip_install_names_the_torch_it_needs_and_the_commands(fake_torch, tmp_p
 
 
 @pytest.mark.parametrize("version", ["2.12.1", "2.14.0", None])
-def test_cmake_names_the_torch_it_needs_and_the_command(version: str | None, tmp_path: Path) -> None:
+def test_cmake_names_the_torch_it_needs_and_the_command(
+    version: str | None, tmp_path: Path
+) -> None:
     find = ["-DCMAKE_DISABLE_FIND_PACKAGE_Torch=ON"]
     if version is not None:
         (tmp_path / "TorchConfig.cmake").write_text("set(Torch_FOUND TRUE)\n")
@@ -124,7 +134,9 @@ def test_build_info_names_torch_and_the_kernels() -> None:
 def test_wheel_holds_the_package_and_nothing_else() -> None:
     files = {str(file) for file in importlib.metadata.files("flash_attention")}
     package = {name for name in files if "dist-info" not in name and "__pycache__" not in name}
-    modules = {f"flash_attention/{path.name}" for path in (ROOT / "ops/flash_attention").glob("*.py")}
+    modules = {
+        f"flash_attention/{path.name}" for path in (ROOT / "ops/flash_attention").glob("*.py")
+    }
     assert package == modules | {
         "flash_attention/_build_config.py",
         "flash_attention/lib/libflash_attention.so",

@@ -1,4 +1,4 @@
-"""Includes point one way: models -> ops -> csrc, and an instruction set's folder is its own business."""
+"""Includes point one way, models -> ops -> csrc; an ISA folder is included from itself only."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 TORCH = re.compile(r"(torch|ATen|c10|caffe2)/")
 ISA_FOLDERS = sorted(p.parent.name for p in (ROOT / "csrc").glob("*/kernels.cpp"))
 
-# Inline functions of these, compiled with an instruction set's flags, could be the copy that the linker keeps for the
-# whole library, and then crash on a CPU without that instruction set.
+# Inline functions of these, compiled with an instruction set's flags, could be the copy that the
+# linker keeps for the whole library, and then crash on a CPU without that instruction set.
 CONTAINERS = {"algorithm", "deque", "functional", "iostream", "map", "memory", "set", "string"}
 CONTAINERS |= {"string_view", "unordered_map", "unordered_set", "vector"}
 
 
 def includes(folder: str) -> Iterator[tuple[Path, str]]:
-    """Every (file, what it includes) below `folder`; a path in quotes is made relative to the root."""
+    """Every (file, what it includes) below `folder`; quoted paths made relative to the root."""
     for file in sorted((ROOT / folder).rglob("*")):
         if file.suffix not in {".h", ".cpp"}:
             continue
