@@ -37,6 +37,15 @@ struct Right {
   int64_t stride;
 };
 
+template <class V, int kRows, int kVecs>
+[[gnu::always_inline]] inline void clear(typename V::Reg (&tile)[kRows][kVecs]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) tile[r][v] = V::zero();
+  }
+}
+
 /// Adds a product of `depth` terms to a tile held in registers. The last vector of a row is read
 /// through `tail` if kTail, since memory may end right behind it.
 template <class V, int kRows, int kVecs, bool kTail>
@@ -83,41 +92,61 @@ template <int kRows, class F>
   }
 }
 
-/// What happens to rows of output on the way in and out of the registers.
+/// Terms summed one after another before the sum joins a larger one. Rounding grows with the
+/// longest chain: a row of 2,049 terms in one would be several times less accurate than a blocked
+/// sum.
+constexpr int64_t kLongestChain = 64;
+
+/// What happens to rows of output as a product is added to them.
 template <class T>
 struct RowUpdate {
-  bool accumulate;   ///< add to what is there; else start from zero
+  bool accumulate;   ///< add to what is there; else replace it
   const T* rescale;  ///< per row, multiplies what is there; null: 1
   const T* finish;   ///< per row, multiplies the result; null: 1
 };
+
+/// tile[r] += factor[r] * rows[r]; without factors, of 1.
+template <class V, int kRows, int kVecs, bool kTail>
+[[gnu::always_inline]] inline void add_rows(typename V::Reg (&tile)[kRows][kVecs],
+                                            const typename V::Scalar* rows, int64_t stride,
+                                            const typename V::Scalar* factor,
+                                            typename V::Mask tail) {
+  const auto row = [&](int r, int v) {
+    const typename V::Scalar* p = rows + r * stride + v * V::kWidth;
+    return kTail && v == kVecs - 1 ? V::load(p, tail) : V::load(p);
+  };
+  if (factor == nullptr) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::add(row(r, v), tile[r][v]);
+    }
+    return;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const typename V::Reg f = V::broadcast(factor + r);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) tile[r][v] = V::fma(f, row(r, v), tile[r][v]);
+  }
+}
 
 template <class V, int kRows, int kVecs, bool kTail>
 [[gnu::noinline]] void update_tile(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
                                    int64_t depth, typename V::Scalar* out, int64_t stride,
                                    RowUpdate<typename V::Scalar> update, typename V::Mask tail) {
-  typename V::Reg tile[kRows][kVecs];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      const bool masked = kTail && v == kVecs - 1;
-      const typename V::Scalar* p = out + r * stride + v * V::kWidth;
-      tile[r][v] = !update.accumulate ? V::zero() : masked ? V::load(p, tail) : V::load(p);
-    }
-  }
-  if (update.rescale != nullptr) {
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const typename V::Reg factor = V::broadcast(update.rescale + r);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::mul(factor, tile[r][v]);
-    }
-  }
+  using Reg = typename V::Reg;
+  // The product starts from zero and what is there is added last: see kLongestChain.
+  Reg tile[kRows][kVecs];
+  clear<V>(tile);
   multiply_add<V, kRows, kVecs, kTail>(tile, a, x, depth, tail);
+  if (update.accumulate) {
+    add_rows<V, kRows, kVecs, kTail>(tile, out, stride, update.rescale, tail);
+  }
   if (update.finish != nullptr) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const typename V::Reg factor = V::broadcast(update.finish + r);
+      const Reg factor = V::broadcast(update.finish + r);
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) tile[r][v] = V::mul(factor, tile[r][v]);
     }
@@ -149,7 +178,8 @@ inline void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar>
   });
 }
 
-/// out[rows][columns] = update(out, a x), row-major in place, any number of rows and columns.
+/// out[rows][columns] = update(out, a x), row-major in place, any number of rows and columns. The
+/// depth is a block of keys or of queries: chains are as long as that.
 template <class V>
 void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
                  typename V::Scalar* out, int64_t stride, int64_t rows, int64_t columns,

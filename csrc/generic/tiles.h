@@ -67,14 +67,23 @@ template <class V, int kVecs, class Done>
                                                int64_t count, int64_t depth,
                                                const typename V::Scalar* packed, Done&& done) {
   for_row_tiles<V::score_rows(kVecs)>(count, [&]<int kRows>(int64_t j) {
+    constexpr int64_t kLanes = kVecs * V::kWidth;
     typename V::Reg tile[kRows][kVecs];
+    clear<V>(tile);
+    multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1}, {packed, kLanes},
+                                         min_of(depth, kLongestChain), V::first(V::kWidth));
+    for (int64_t d = kLongestChain; d < depth; d += kLongestChain) {
+      typename V::Reg part[kRows][kVecs];
+      clear<V>(part);
+      multiply_add<V, kRows, kVecs, false>(part, {left + j * stride + d, stride, 1},
+                                           {packed + d * kLanes, kLanes},
+                                           min_of(depth - d, kLongestChain), V::first(V::kWidth));
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::zero();
+        for (int v = 0; v < kVecs; ++v) tile[r][v] = V::add(tile[r][v], part[r][v]);
+      }
     }
-    multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1},
-                                         {packed, kVecs * V::kWidth}, depth, V::first(V::kWidth));
     done(j, tile);
   });
 }
