@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import flash_attention
 import torch
 from problems import Problem
-from reference import NAMES, Result, definition, differentiate, rounding_model
+from reference import NAMES, Result, Size, definition, differentiate, rounding_model
 from tolerances import (
-    FLOAT32_ROUNDING_UNITS,
+    FLOAT32_ROUNDING_UNITS_LARGEST,
+    FLOAT32_ROUNDING_UNITS_RMS,
     FLOAT32_TIMES_MATH_PATH,
     FLOAT64_ABSOLUTE,
     UNIT_ROUNDOFF,
@@ -36,40 +39,73 @@ def run_output_only(problem: Problem, call: Callable[..., Tensor]) -> Result:
     return Result(out.detach(), torch.full_like(problem.grad_lse, torch.nan), grads)
 
 
-def largest_difference(actual: Tensor, expected: Tensor) -> float:
-    """max |actual - expected| in float64; equal infinities differ by 0, a stray NaN by infinity."""
+def differences(actual: Tensor, expected: Tensor) -> Tensor:
+    """|actual - expected| in float64; equal infinities differ by 0, a stray NaN by infinity."""
     actual, expected = actual.double(), expected.double()
-    difference = (actual - expected).abs().masked_fill(actual == expected, 0.0)
-    return difference.nan_to_num(torch.inf).max().item() if difference.numel() else 0.0
+    return (actual - expected).abs().masked_fill(actual == expected, 0.0).nan_to_num(torch.inf)
+
+
+def largest_difference(actual: Tensor, expected: Tensor) -> float:
+    """The largest of `differences`."""
+    difference = differences(actual, expected)
+    return difference.max().item() if difference.numel() else 0.0
+
+
+def size_of_error(actual: Tensor, expected: Tensor) -> Size:
+    difference = differences(actual, expected)
+    if difference.numel() == 0:
+        return Size(0.0, 0.0)
+    return Size(math.sqrt((difference**2).mean().item()), difference.max().item())
+
+
+class Judge:
+    """Holds the tensors of one problem to its truth, by the rule of the problem's dtype."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.truth = definition(problem, torch.float64).tensors()
+
+    @functools.cached_property
+    def math_path(self) -> dict[str, Tensor]:
+        return definition(self.problem, torch.float32).tensors()
+
+    @functools.cached_property
+    def rounding(self) -> dict[str, Size]:
+        return rounding_model(self.problem)
+
+    def complaint(self, name: str, actual: Tensor) -> str | None:
+        """What is wrong with result `name`, or None."""
+        expected = self.truth[name]
+        assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
+        assert actual.dtype == self.problem.dtype, (name, actual.dtype)
+        error = size_of_error(actual, expected)
+        if self.problem.dtype == torch.float64:
+            if error.largest < FLOAT64_ABSOLUTE:
+                return None
+            return f"{name}: error {error.largest:.3g}, allowed {FLOAT64_ABSOLUTE:.3g}"
+        math_error = size_of_error(self.math_path[name], expected)
+        rms = FLOAT32_TIMES_MATH_PATH * math_error.rms
+        largest = FLOAT32_TIMES_MATH_PATH * math_error.largest
+        if error.rms <= rms and error.largest <= largest:
+            return None
+        unit = UNIT_ROUNDOFF[torch.float32]  # only now is the model worth its time
+        rms_floor = FLOAT32_ROUNDING_UNITS_RMS * unit * self.rounding[name].rms
+        largest_floor = FLOAT32_ROUNDING_UNITS_LARGEST * unit * self.rounding[name].largest
+        if error.rms <= max(rms, rms_floor) and error.largest <= max(largest, largest_floor):
+            return None
+        return (
+            f"{name}: rms error {error.rms:.3g}, allowed twice the math path's {rms / 2:.3g} or the"
+            f" rounding floor {rms_floor:.3g}; largest error {error.largest:.3g}, allowed twice the"
+            f" math path's {largest / 2:.3g} or the rounding floor {largest_floor:.3g}"
+        )
 
 
 def assert_close_to_truth(actual: Result, problem: Problem, *, skip_lse: bool = False) -> None:
-    """Holds every tensor of `actual` to the float64 truth, by the rule of its dtype."""
-    truth = definition(problem, torch.float64).tensors()
-    math_path: dict[str, Tensor] = {}
-    units: dict[str, float] = {}
-    failures = []
-    for name, tensor in actual.tensors().items():
-        if name == "lse" and skip_lse:
-            continue
-        assert tensor.shape == truth[name].shape, (name, tensor.shape, truth[name].shape)
-        assert tensor.dtype == problem.dtype, (name, tensor.dtype)
-        error = largest_difference(tensor, truth[name])
-        if problem.dtype == torch.float64:
-            if not error < FLOAT64_ABSOLUTE:
-                failures.append(f"{name}: error {error:.3g}, allowed {FLOAT64_ABSOLUTE:.3g}")
-            continue
-        if not math_path:
-            math_path = definition(problem, torch.float32).tensors()
-        limit = FLOAT32_TIMES_MATH_PATH * largest_difference(math_path[name], truth[name])
-        if not error <= limit:  # only now is the model of unavoidable rounding worth its time
-            units = units or rounding_model(problem)
-            floor = FLOAT32_ROUNDING_UNITS * UNIT_ROUNDOFF[problem.dtype] * units[name]
-            if not error <= max(limit, floor):
-                failures.append(
-                    f"{name}: error {error:.3g}, allowed twice the math path's {limit / 2:.3g}"
-                    f" or the rounding floor {floor:.3g}"
-                )
+    """Holds every tensor of `actual` to the float64 truth."""
+    judge = Judge(problem)
+    tensors = {n: t for n, t in actual.tensors().items() if not (skip_lse and n == "lse")}
+    complaints = [judge.complaint(name, tensor) for name, tensor in tensors.items()]
+    failures = [c for c in complaints if c is not None]
     assert not failures, f"{problem.spec}\n" + "\n".join(failures)
 
 

@@ -157,11 +157,21 @@ def group_sum(x: Tensor, like: Tensor) -> Tensor:
     return x.unflatten(1, (like.size(1), -1)).sum(2)
 
 
-def rounding_model(problem: Problem) -> dict[str, float]:
-    """Largest expected error of each result, in units of one rounding, to first order.
+@dataclass
+class Size:
+    """How large the errors of one tensor are."""
+
+    rms: float
+    largest: float
+
+
+def rounding_model(problem: Problem) -> dict[str, Size]:
+    """Expected error of each result, in units of one rounding, to first order.
 
     Every product, exponential and output is off by one relative rounding, independently, so errors add
-    in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units.
+    in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units. The slope of the loss in a score
+    is a difference of two dot products of Dv terms, whose partial sums round too: 2 units each. With
+    one key (or one that outweighs the rest) they are equal, and those roundings are all that is left.
     """
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     options = problem.options
@@ -174,7 +184,9 @@ def rounding_model(problem: Problem) -> dict[str, float]:
     every_key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
     weights = torch.softmax(scores, -1).nan_to_num(0.0)
     keep = dropout_keep(problem)
-    kept = torch.ones(()) if keep is None else keep / max(1.0 - options["dropout"], 1e-300)
+    kept = torch.ones((), dtype=torch.float64)
+    if keep is not None:
+        kept = keep.double() / (1.0 - options["dropout"]) if options["dropout"] < 1.0 else 0.0 * kept
     grad_out = with_heads(problem.grad_out.double())
     grad_lse = problem.grad_lse.double().view(*weights.shape[:3], 1)
 
@@ -185,7 +197,7 @@ def rounding_model(problem: Problem) -> dict[str, float]:
     delta = (grad_out * out).sum(-1, keepdim=True)
     slope = (grad_out @ value.mT) * kept - delta + grad_lse
     slope_error = (grad_out**2 @ (value**2).mT) * kept**2
-    slope_error = slope_error + (grad_out**2 * out**2).sum(-1, keepdim=True)
+    slope_error = 2.0**2 * (slope_error + (grad_out**2 * out**2).sum(-1, keepdim=True))
     dscore_error = weight_error * slope**2 + weights**2 * slope_error
     squares = {
         "out": dropped_error @ value**2,
@@ -198,4 +210,7 @@ def rounding_model(problem: Problem) -> dict[str, float]:
         rank = problem.inputs["query"].dim()
         target = dscore_error.squeeze(1) if rank == 3 else dscore_error
         squares["dbias"] = target.sum_to_size(inputs["bias"].shape)
-    return {n: math.sqrt(s.max().item()) if s.numel() else 0.0 for n, s in squares.items()}
+    return {
+        name: Size(math.sqrt(x.mean().item()), math.sqrt(x.max().item())) if x.numel() else Size(0, 0)
+        for name, x in squares.items()
+    }

@@ -75,12 +75,29 @@ def test_prediction_is_exact_for_every_block_size(block_size: int, use_simd: boo
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_causal_and_masks_take_no_more(dtype: torch.dtype) -> None:
-    shape = {"batch": 1, "heads": 2, "queries": 300, "keys": 400}
-    for spec in (Spec(**shape, causal=True), Spec(**shape, mask="LS"), Spec(**shape, mask="B11S")):
-        problem = make_problem(spec, dtype)
-        usage = predicted(problem)
-        assert (measure_forward(problem), measure_backward(problem)) == tuple(usage)
+def test_causal_takes_no_more(dtype: torch.dtype) -> None:
+    problem = make_problem(Spec(1, 2, queries=300, keys=400, causal=True), dtype)
+    usage = predicted(problem)
+    assert (measure_forward(problem), measure_backward(problem)) == tuple(usage)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [{"mask": "LS"}, {"mask": "B11S"}, {"bias": "LS", "bias_grad": False}],
+    ids=["mask-LS", "mask-B11S", "bias-LS"],
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_a_bias_takes_a_tile_a_thread_more(dtype: torch.dtype, bias: dict[str, object]) -> None:
+    """The extra scratch is one block of keys by one tile of queries: it stays when L and S grow."""
+    extra = set()
+    with threads(1):
+        for queries, keys in ((300, 400), (1100, 900)):
+            problem = make_problem(Spec(1, 2, queries=queries, keys=keys, **bias), dtype)
+            usage = predicted(problem)
+            extra.add(measure_forward(problem) - usage.forward)
+            extra.add(measure_backward(problem) - usage.backward)
+    assert max(extra) <= 256 * 64 * problem.inputs["query"].element_size()
+    assert len(extra) <= 2  # one number for the forward and one for the backward
 
 
 def test_dropout_takes_a_seed_and_nothing_else() -> None:

@@ -1,0 +1,106 @@
+"""The same bits for any number of threads, from run to run, forward and backward."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import flash_attention
+import pytest
+import torch
+from checks import run
+from measuring import threads
+from problems import DTYPES, VARIANTS, Problem, Spec, dtype_name, make_problem
+from reference import Result
+
+# Long enough that every thread gets units of work in both directions.
+BASE = Spec(batch=2, heads=4, queries=150, keys=170, head_dim=16, value_dim=24)
+
+OPTIONS = {"plain": BASE} | {
+    name: replace(BASE, **changes)
+    for group, variants in VARIANTS.items()
+    if group != "lengths"
+    for name, changes in variants.items()
+}
+
+# B * H = 1: only blocks of queries and of keys are left to share.
+LONG = {
+    "one-long-sequence": Spec(1, 1, queries=1300, keys=1300, head_dim=8, value_dim=8),
+    "one-long-causal": Spec(1, 1, queries=1300, keys=1300, head_dim=8, value_dim=8, causal=True),
+    "few-queries": Spec(1, 1, queries=3, keys=5000, head_dim=16, value_dim=16),
+    "few-keys": Spec(1, 1, queries=5000, keys=3, head_dim=16, value_dim=16),
+    "key-bias": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, bias="S"),
+    "row-bias": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, bias="L1"),
+    "scalar-bias": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, bias=""),
+    "dropout": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, dropout=0.3),
+}
+
+
+def run_on(problem: Problem, count: int) -> Result:
+    with threads(count):
+        return run(problem)
+
+
+def assert_same_bits(actual: Result, expected: Result, what: str) -> None:
+    for name, tensor in expected.tensors().items():
+        assert torch.equal(actual.tensors()[name], tensor), f"{name} differs {what}"
+
+
+@pytest.mark.parametrize("spec", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_any_number_of_threads_for_every_option(dtype: torch.dtype, spec: Spec) -> None:
+    problem = make_problem(spec, dtype)
+    expected = run_on(problem, 1)
+    for count in (2, 3, 8):
+        assert_same_bits(run_on(problem, count), expected, f"between 1 and {count} threads")
+
+
+@pytest.mark.parametrize("spec", LONG.values(), ids=LONG.keys())
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_any_number_of_threads_for_one_sequence(dtype: torch.dtype, spec: Spec) -> None:
+    problem = make_problem(spec, dtype)
+    expected = run_on(problem, 1)
+    for count in range(2, 9):
+        assert_same_bits(run_on(problem, count), expected, f"between 1 and {count} threads")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_from_run_to_run(dtype: torch.dtype) -> None:
+    problem = make_problem(replace(BASE, bias="1H1S", causal=True, dropout=0.2), dtype)
+    expected = run(problem)
+    for _ in range(5):
+        assert_same_bits(run(problem), expected, "between two runs")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_a_batch_is_its_elements(dtype: torch.dtype) -> None:
+    """What else is in the batch changes no bit of a sequence."""
+    problem = make_problem(replace(BASE, causal=True), dtype)
+    together = run(problem)
+    for b in range(BASE.batch):
+        one = make_problem(replace(BASE, batch=1, causal=True), dtype)
+        one.inputs = {name: t[b : b + 1] for name, t in problem.inputs.items()}
+        one.grad_out, one.grad_lse = problem.grad_out[b : b + 1], problem.grad_lse[b : b + 1]
+        for name, tensor in run(one).tensors().items():
+            assert torch.equal(tensor, together.tensors()[name][b : b + 1]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_memory_layout_changes_no_bit(dtype: torch.dtype) -> None:
+    problem = make_problem(replace(BASE, layout="transposed", causal=True), dtype)
+    expected = run(problem)
+    problem.inputs = {name: t.contiguous() for name, t in problem.inputs.items()}
+    assert_same_bits(run(problem), expected, "between layouts")
+
+
+def test_inside_a_parallel_caller() -> None:
+    """Calls from several Python threads at once, as a data loader or a server makes them."""
+    problem = make_problem(replace(BASE, causal=True), torch.float32)
+    expected = run(problem).out
+
+    def call(_: int) -> torch.Tensor:
+        return flash_attention.attention(**problem.inputs, **problem.options)
+
+    with ThreadPoolExecutor(4) as pool:
+        for out in pool.map(call, range(16)):
+            assert torch.equal(out, expected)
