@@ -70,6 +70,7 @@ struct BackwardParams {
   const void* grad_lse;                          ///< [batch, heads, queries] contiguous, or null
   MutableRows grad_query, grad_key, grad_value;  ///< data may be null: not wanted
   void* grad_bias;                               ///< zero-filled, or null
+  bool grad_bias_is_double;                      ///< else of the problem's dtype
   int64_t grad_bias_strides[4];
   int64_t block_size;
 };

@@ -104,6 +104,13 @@ class Scratch {
   at::Tensor memory_;
 };
 
+/// The dtype that the gradient of a bias is summed in. One that broadcasts sums up to B H L S
+/// numbers into one, too many for float32.
+at::ScalarType sum_dtype(const at::Tensor& bias, const Sizes& s) {
+  const bool broadcasts = bias.numel() < s.batch * s.heads * s.queries * s.keys;
+  return broadcasts ? at::kDouble : bias.scalar_type();
+}
+
 ForwardResult forward_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const std::optional<at::Tensor>& bias, bool causal,
                           const std::optional<at::Tensor>& query_positions,
@@ -165,8 +172,8 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   const at::Tensor d_query = grad(needed[0], query);
   const at::Tensor d_key = grad(needed[1], key);
   const at::Tensor d_value = grad(needed[2], value);
-  const at::Tensor d_bias =
-      needed[3] ? at::zeros(bias->sizes(), bias->options()) : at::empty({0}, query.options());
+  at::Tensor d_bias = at::empty({0}, query.options());
+  if (needed[3]) d_bias = at::zeros(bias->sizes(), bias->options().dtype(sum_dtype(*bias, sizes)));
 
   BackwardParams p = {};
   p.shape = shape_of(sizes);
@@ -185,6 +192,7 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   if (needed[2]) p.grad_value = mutable_rows_of(d_value);
   if (needed[3]) {
     p.grad_bias = d_bias.mutable_data_ptr();
+    p.grad_bias_is_double = d_bias.scalar_type() == at::kDouble;
     broadcast_strides(d_bias, sizes, 4, p.grad_bias_strides);
   }
   p.block_size = block_size;
@@ -203,7 +211,7 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
       kernels.backward_finish(p, begin, end, scratch.of_this_thread());
     });
   }
-  return {d_query, d_key, d_value, d_bias};
+  return {d_query, d_key, d_value, d_bias.to(query.scalar_type())};
 }
 
 at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -234,6 +242,9 @@ MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int6
       batch >= 0 && heads >= 0 && queries >= 0 && keys >= 0 && head_dim >= 0 && value_dim >= 0,
       "flash::attention_memory: expected sizes of at least 0, got batch ", batch, ", heads ", heads,
       ", queries ", queries, ", keys ", keys, ", head_dim ", head_dim, ", value_dim ", value_dim);
+  TORCH_CHECK_NOT_IMPLEMENTED(dtype != at::kHalf && dtype != at::kBFloat16,
+                              "flash::attention_memory: expected dtype float32 or float64, got ",
+                              dtype, ", which has no kernel yet");
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble,
                    "flash::attention_memory: expected dtype float32 or float64, got ", dtype);
   TORCH_CHECK_VALUE(block_size >= 1,

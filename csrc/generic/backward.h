@@ -183,7 +183,11 @@ class BackwardBlock {
                        p_.grad_query.strides.row, count, p_.shape.head_dim,
                        {true, nullptr, nullptr});
       }
-      if (p_.grad_bias != nullptr) add_grad_bias(first_ + at, count, key, attended, grad_scores);
+      if (p_.grad_bias != nullptr && p_.grad_bias_is_double) {
+        add_grad_bias<double>(first_ + at, count, key, attended, grad_scores);
+      } else if (p_.grad_bias != nullptr) {
+        add_grad_bias<T>(first_ + at, count, key, attended, grad_scores);
+      }
     }
     for (int64_t j = attended; j < keys; ++j) {
       for (int i = 0; i < kLanes; ++i) {
@@ -299,30 +303,31 @@ class BackwardBlock {
   }
 
   // Summed over whatever the bias broadcasts over, before it is added.
+  template <class Sum>
   void add_grad_bias(int64_t query, int64_t queries, int64_t key, int64_t keys,
                      const T* grad_scores) const {
     const int64_t* stride = p_.grad_bias_strides;
-    T* grad = static_cast<T*>(p_.grad_bias) + batch_ * stride[0] + head_ * stride[1] +
-              query * stride[2] + key * stride[3];
-    if (stride[2] != 0) {
-      for (int64_t i = 0; i < queries; ++i) {
-        T sum = 0;
-        for (int64_t j = 0; j < keys; ++j) {
-          const T value = grad_scores[j * Scratch::kStride + i];
-          if (stride[3] != 0) {
-            grad[i * stride[2] + j * stride[3]] += value;
-          } else {
-            sum += value;
-          }
-        }
-        if (stride[3] == 0) grad[i * stride[2]] += sum;
+    Sum* grad = static_cast<Sum*>(p_.grad_bias) + batch_ * stride[0] + head_ * stride[1] +
+                query * stride[2] + key * stride[3];
+    if (stride[2] == 0) {
+      for (int64_t j = 0; j < keys; ++j) {
+        Sum sum = 0;
+        for (int64_t i = 0; i < queries; ++i) sum += grad_scores[j * Scratch::kStride + i];
+        grad[j * stride[3]] += sum;
       }
-      return;
-    }
-    for (int64_t j = 0; j < keys; ++j) {
-      T sum = 0;
-      for (int64_t i = 0; i < queries; ++i) sum += grad_scores[j * Scratch::kStride + i];
-      grad[j * stride[3]] += sum;
+    } else if (stride[3] == 0) {
+      for (int64_t i = 0; i < queries; ++i) {
+        Sum sum = 0;
+        for (int64_t j = 0; j < keys; ++j) sum += grad_scores[j * Scratch::kStride + i];
+        grad[i * stride[2]] += sum;
+      }
+    } else {
+      for (int64_t i = 0; i < queries; ++i) {
+        Sum* row = grad + i * stride[2];
+        for (int64_t j = 0; j < keys; ++j) {
+          row[j * stride[3]] += grad_scores[j * Scratch::kStride + i];
+        }
+      }
     }
   }
 

@@ -191,6 +191,7 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
                              {dk.data(), key},
                              {dv.data(), value},
                              p.options.bias ? dbias.data() : nullptr,
+                             sizeof(T) == 8,
                              {},
                              p.options.block_size};
   std::copy(bias_strides, bias_strides + 4, backward.grad_bias_strides);

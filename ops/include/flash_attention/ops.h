@@ -77,6 +77,9 @@ struct MemoryUsage {
 
 /// What `attention` allocates for query [batch, heads, queries, head_dim], key of `keys` rows and
 /// value of width `value_dim`, with the kernels and the number of threads that are active now.
+/// `has_bias` adds the tile of a bias or a mask, a part of the scratch. Copies are not in it: of an
+/// input whose last dimension is not contiguous, and of a grad_out like that; nor the float64 sums
+/// that the gradient of a broadcast bias is formed in, twice its size.
 FLASH_API MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
                                        int64_t head_dim, int64_t value_dim, at::ScalarType dtype,
                                        int64_t block_size = 64, bool use_simd = true,
