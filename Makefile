@@ -75,7 +75,7 @@ system:
 	  exit 1; \
 	fi >&2; \
 	export DEBIAN_FRONTEND=noninteractive; \
-	apt-get update; \
+	apt-get update || echo "make: apt-get update failed; going on with the lists that are here" >&2; \
 	$$install
 
 $(VENV_READY): $(REQUIREMENTS) | system
