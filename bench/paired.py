@@ -132,7 +132,7 @@ def report(rows: list[Row]) -> str:
         f"shortfall: {row.what} against {row.rival}: {row.ratio:.2f}, wanted {row.target:g}"
         for row in short
     ]
-    return measure.table(header, cells, left=2) + "\n" + "\n".join(lines)
+    return measure.table(header, cells, left=2) + "\n\n" + "; ".join(lines) + "."
 
 
 def measure_here(args: argparse.Namespace) -> int:

@@ -35,8 +35,9 @@ def grid(
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns, 3.9 * rows + 0.9), squeeze=False, dpi=110
     )
-    figure.suptitle(f"{title}\n", fontsize=14)
-    figure.text(0.5, 1 - 0.52 / figure.get_figheight(), subtitle, ha="center", fontsize=8.5)
+    # In inches from the top, so that tall and flat figures look alike.
+    figure.text(0.5, 1 - 0.35 / figure.get_figheight(), title, ha="center", fontsize=14)
+    figure.text(0.5, 1 - 0.6 / figure.get_figheight(), subtitle, ha="center", fontsize=8.5)
     return figure, axes
 
 
@@ -52,7 +53,7 @@ def length_axis(axes: Axes, lengths: Iterable[int]) -> None:
 def save(figure: Figure, path: Path) -> Path:
     """Writes the picture and frees it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.65 / figure.get_figheight()))
     figure.savefig(path)
     plt.close(figure)
     return path
