@@ -33,3 +33,7 @@ CLOSE = {torch.float32: 2e-5, torch.float64: 1e-12}
 # Flash against standard attention in float64, values of order 1: the integration guide's figure.
 # Rounding is far below it (1e-13); a wrong scale, mask or head is far above.
 GUIDE_FLOAT64 = 1e-10
+
+# Flash against standard attention over some tens of training steps in float32: each step's rounding feeds
+# the next through Adam, which turns relative differences of 1e-6 into steps of the same size.
+TRAINING_LOSS_FLOAT32 = 1e-4

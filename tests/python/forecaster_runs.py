@@ -1,0 +1,98 @@
+"""Runs of flash_train for the tests of its command line and of its files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A network that trains in a second, without the dropout that would slow so few steps down.
+SMALL = {
+    "--input-size": 28,
+    "--horizon": 4,
+    "--patch-len": 7,
+    "--stride": 3,
+    "--hidden-size": 8,
+    "--n-heads": 2,
+    "--dropout": 0.1,
+    "--epochs": 3,
+    "--batch-size": 16,
+    "--learning-rate": 0.01,
+    "--threads": 1,
+}
+
+
+def executable() -> Path:
+    """flash_train: what the environment variable FLASH_TRAIN names, else that of `make build`."""
+    path = Path(os.environ.get("FLASH_TRAIN", ROOT / "build" / "models" / "flash_train"))
+    assert path.is_file(), f"expected flash_train at {path}; run `make build` or set FLASH_TRAIN"
+    return path
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs flash_train with its output captured; whether it succeeds is for the caller to see."""
+    command = [str(executable()), *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def error_of(*arguments: object) -> str:
+    """What flash_train says on stderr when it refuses these arguments."""
+    process = run(*arguments)
+    assert process.returncode in (1, 2), process.stdout + process.stderr
+    assert "Traceback" not in process.stderr and "terminate called" not in process.stderr
+    return process.stderr
+
+
+def write_waves(path: Path, rows: int = 160) -> Path:
+    """A CSV with a date, two weekly waves and a column of words."""
+    lines = ["day,up,down,word"]
+    for row in range(rows):
+        wave = math.sin(2 * math.pi * row / 7)
+        lines.append(f"day {row},{10 + 3 * wave + row % 3},{-5 * wave + 0.1 * (row % 5)},calm")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@dataclass(frozen=True)
+class Training:
+    """The files of one training, and what it printed."""
+
+    folder: Path
+    process: subprocess.CompletedProcess[str]
+
+    @property
+    def csv(self) -> Path:
+        return self.folder / "waves.csv"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def forecast(self) -> Path:
+        return self.folder / "forecast.csv"
+
+    @cached_property
+    def report(self) -> dict:
+        return json.loads((self.folder / "report.json").read_text())
+
+
+def train(folder: Path, **options: object) -> Training:
+    """Trains on write_waves() with SMALL, changed by `options` (attention="standard", ...)."""
+    csv = write_waves(folder / "waves.csv")
+    settings = SMALL | {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    outputs = {
+        "--output": folder / "model.safetensors",
+        "--forecast-csv": folder / "forecast.csv",
+        "--report": folder / "report.json",
+    }
+    arguments = [word for pair in (settings | outputs).items() for word in pair]
+    process = run(csv, "--columns", "up,down", *arguments)
+    assert process.returncode == 0, process.stderr
+    return Training(folder, process)
