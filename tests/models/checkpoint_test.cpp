@@ -60,6 +60,16 @@ TEST(Checkpoint, OfNeuralforecastLoadsWithEitherAttention) {
   }
 }
 
+TEST(Checkpoint, OfNeuralforecastBeganWithTheWeightsOfTheSameSeed) {
+  // The head is drawn last, so it is right only if everything before it was drawn alike.
+  const auto options = load_patchtst(fixture_path("neuralforecast_checkpoint"))->options;
+  torch::manual_seed(1);
+  PatchTST model(options);
+  const auto expected = models::read_safetensors(fixture_path("neuralforecast_forward")).tensors;
+  EXPECT_TRUE(
+      torch::equal(model->named_parameters()["model.head.linear.weight"], expected.at("initial")));
+}
+
 TEST(Checkpoint, WithoutHyperparametersIsRefused) {
   EXPECT_THAT(
       [] { load_patchtst(fixture_path("patchtst_train_bn")); },
