@@ -77,7 +77,9 @@ def test_gradcheck_of_the_lse_alone() -> None:
     assert torch.autograd.gradcheck(lambda *x: call(*x)[1], inputs)
 
 
-@pytest.mark.parametrize("spec", [SPECS["plain"], SPECS["bias-LS"], SPECS["causal"]], ids=str)
+@pytest.mark.parametrize(
+    "spec", [SPECS["plain"], SPECS["bias-LS"], SPECS["causal"]], ids=["plain", "bias", "causal"]
+)
 def test_standard_attention_has_second_derivatives(spec: Spec) -> None:
     problem = make_problem(spec, torch.float64)
     leaves = problem.leaves()

@@ -23,11 +23,3 @@ def test_opcheck(op: str, dtype: torch.dtype, spec: Spec, differentiable: bool) 
     overload = getattr(torch.ops.flash, op).default
     results = torch.library.opcheck(overload, positional, {**leaves, **problem.options})
     assert set(results.values()) == {"SUCCESS"}
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_opcheck_of_the_dropout_mask(dtype: torch.dtype) -> None:
-    del dtype  # the mask has none
-    overload = torch.ops.flash.dropout_mask.default
-    results = torch.library.opcheck(overload, (2, 3, 5, 7, 0.5), {})
-    assert set(results.values()) == {"SUCCESS"}

@@ -1,0 +1,177 @@
+"""torch.compile and torch.export: one graph, dynamic shapes, dropout that stays random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import flash_attention
+import pytest
+import torch
+from checks import largest_difference
+from problems import DTYPES, Spec, dtype_name, make_problem
+from tolerances import CLOSE
+from torch import Tensor
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """No test sees what another compiled."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled(function: Callable[..., Tensor], dynamic: bool | None = None) -> Callable[..., Tensor]:
+    """`function` through AOTAutograd in one graph; no C++ compiler is involved."""
+    return torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+
+
+SPECS = {
+    "plain": Spec(),
+    "causal": Spec(causal=True),
+    "bias": Spec(bias="1H1S"),
+    "mask": Spec(mask="B11S"),
+    "positions": Spec(causal=True, positions="L"),
+    "grouped": Spec(key_heads=2, value_heads=1),
+    "transposed": Spec(layout="transposed"),
+    "last-dim-strided": Spec(layout="last-dim-strided"),
+    "three-dimensional": Spec(rank=3),
+    "dropout": Spec(dropout=0.4),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_compiled_equals_eager(dtype: torch.dtype, spec: Spec) -> None:
+    problem = make_problem(spec, dtype)
+
+    def step(**inputs: Tensor) -> Tensor:
+        out, lse = torch.ops.flash.attention_with_lse(**inputs, **problem.options)
+        lse = lse.masked_fill(lse == -torch.inf, 0.0)  # rows that attend nothing
+        return (out * problem.grad_out).sum() + (lse * problem.grad_lse).sum()
+
+    results = []
+    for call in (step, compiled(step)):
+        torch.manual_seed(0)
+        leaves = problem.leaves()
+        loss = call(**leaves)
+        inputs = [leaves[n] for n in problem.differentiable]
+        results.append([loss, *torch.autograd.grad(loss, inputs)])
+    for eager, traced in zip(*results, strict=True):
+        assert largest_difference(traced, eager) <= 100 * CLOSE[dtype]  # a sum over 1824 numbers
+
+
+def test_dynamic_shapes_compile_once() -> None:
+    calls = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        calls.append(graph)
+        return graph.forward
+
+    function = torch.compile(
+        lambda q, k, v: flash_attention.attention(q, k, v, causal=True),
+        backend=backend,
+        fullgraph=True,
+        dynamic=True,
+    )
+    for batch, queries, keys in ((2, 9, 20), (3, 14, 33), (5, 40, 41)):
+        spec = Spec(batch, 4, queries=queries, keys=keys)
+        inputs = make_problem(spec, torch.float32).inputs
+        expected = flash_attention.attention(**inputs, causal=True)
+        assert torch.equal(function(*inputs.values()), expected)
+    assert len(calls) == 1
+
+
+def test_dynamic_shapes_with_gradients() -> None:
+    function = compiled(lambda q, k, v, b: flash_attention.attention(q, k, v, bias=b), dynamic=True)
+    for queries, keys in ((9, 20), (14, 33), (40, 25)):
+        problem = make_problem(Spec(queries=queries, keys=keys, bias="1H1S"), torch.float64)
+        grads = []
+        for call in (function, lambda q, k, v, b: flash_attention.attention(q, k, v, bias=b)):
+            leaves = list(problem.leaves().values())
+            grads.append(torch.autograd.grad(call(*leaves), leaves, problem.grad_out))
+        for traced, eager in zip(*grads, strict=True):
+            assert largest_difference(traced, eager) < CLOSE[torch.float64]
+
+
+def test_compiled_dropout_draws_anew_and_follows_the_seed() -> None:
+    inputs = list(make_problem(Spec(), torch.float32).inputs.values())
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flash_attention.attention(q, k, v, dropout=0.5)
+
+    traced = compiled(function)
+    torch.manual_seed(1)
+    first, second = traced(*inputs), traced(*inputs)
+    assert not torch.equal(first, second)
+    torch.manual_seed(1)
+    assert torch.equal(first, function(*inputs)) and torch.equal(second, function(*inputs))
+
+
+def test_compiled_dropout_uses_one_mask_forward_and_backward() -> None:
+    problem = make_problem(Spec(dropout=0.5), torch.float64)
+    traced = compiled(lambda q, k, v: flash_attention.attention(q, k, v, dropout=0.5))
+    torch.manual_seed(2)
+    leaves = list(problem.leaves().values())
+    grads = torch.autograd.grad(traced(*leaves), leaves, problem.grad_out)
+    torch.manual_seed(2)
+    out = flash_attention.attention(*leaves, dropout=0.5)
+    for traced_grad, eager_grad in zip(
+        grads, torch.autograd.grad(out, leaves, problem.grad_out), strict=True
+    ):
+        assert largest_difference(traced_grad, eager_grad) < CLOSE[torch.float64]
+
+
+def test_two_calls_with_dropout_are_not_merged() -> None:
+    """Common subexpressions are shared by the compiler, but not those that draw random numbers."""
+    inputs = list(make_problem(Spec(), torch.float32).inputs.values())
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(flash_attention.attention(q, k, v, dropout=0.5) for _ in range(2))
+
+    first, second = compiled(function)(*inputs)
+    assert not torch.equal(first, second)
+
+
+class SelfAttention(torch.nn.Module):
+    """What a user exports: a projection, attention, a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = torch.nn.Linear(12, 36)
+        self.merge = torch.nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (3, 4)).mT for t in self.project(x).chunk(3, -1))
+        q, k, v = (t.mT.transpose(1, 2) for t in (q, k, v))
+        out = flash_attention.attention(q, k, v, causal=True)
+        return self.merge(out.transpose(1, 2).flatten(2))
+
+
+def test_export_with_dynamic_shapes() -> None:
+    module = SelfAttention()
+    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2)
+    exported = torch.export.export(
+        module, (torch.randn(2, 7, 12),), dynamic_shapes=({0: batch, 1: length},)
+    )
+    targets = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert targets.count("flash.attention.default") == 1
+    for shape in ((2, 7, 12), (5, 30, 12)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(exported.module()(x), module(x))
+
+
+def test_compiled_module_trains_like_the_eager_one() -> None:
+    torch.manual_seed(3)
+    eager = SelfAttention()
+    traced = SelfAttention()
+    traced.load_state_dict(eager.state_dict())
+    x = torch.randn(4, 10, 12)
+    for model, call in ((eager, eager), (traced, compiled(traced))):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (call(x) - x).square().mean().backward()
+            optimizer.step()
+    for mine, theirs in zip(traced.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)

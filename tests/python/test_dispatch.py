@@ -1,0 +1,108 @@
+"""What is registered, under which schema, and tensors of unusual kinds."""
+
+from __future__ import annotations
+
+import json
+
+import flash_attention
+import pytest
+import torch
+from checks import run
+from problems import DTYPES, Spec, dtype_name, make_problem
+
+ARGUMENTS = (
+    "(Tensor query, Tensor key, Tensor value, *, Tensor? bias=None, bool causal=False, "
+    "Tensor? query_positions=None, float? scale=None, float dropout=0., int block_size=64, "
+    "bool use_simd=True)"
+)
+
+SCHEMAS = {
+    "attention": f"flash::attention{ARGUMENTS} -> Tensor",
+    "attention_with_lse": f"flash::attention_with_lse{ARGUMENTS} -> (Tensor out, Tensor lse)",
+}
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_schema(op: str) -> None:
+    assert str(getattr(torch.ops.flash, op).default._schema) == SCHEMAS[op]
+
+
+@pytest.mark.parametrize("key", ["CPU", "Meta", "Autograd", "AutocastCPU"])
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_registrations(op: str, key: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"flash::{op}", key)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [Spec(), Spec(rank=3), Spec(layout="transposed")],
+    ids=["four-dimensional", "three-dimensional", "transposed"],
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_meta_gives_shape_type_and_strides(dtype: torch.dtype, spec: Spec) -> None:
+    problem = make_problem(spec, dtype)
+    real = flash_attention.attention_with_lse(**problem.inputs)
+    meta = flash_attention.attention_with_lse(
+        **{name: t.to("meta") for name, t in problem.inputs.items()}
+    )
+    for actual, expected in zip(meta, real, strict=True):
+        assert actual.is_meta
+        assert (actual.shape, actual.dtype, actual.stride()) == (
+            expected.shape,
+            expected.dtype,
+            expected.stride(),
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_lazily_negated_and_conjugated_views(dtype: torch.dtype) -> None:
+    problem = make_problem(Spec(bias="LS"), dtype)
+    expected = run(problem)
+    for name, tensor in problem.inputs.items():
+        problem.inputs[name] = torch._neg_view(-tensor)
+        assert problem.inputs[name].is_neg()
+    actual = run(problem)
+    for name, tensor in expected.tensors().items():
+        assert torch.equal(actual.tensors()[name], tensor), name
+
+
+def test_parameters_and_subclasses() -> None:
+    class Tagged(torch.Tensor):
+        pass
+
+    inputs = make_problem(Spec(), torch.float32).inputs
+    expected = flash_attention.attention(**inputs)
+    tagged = flash_attention.attention(**{n: t.as_subclass(Tagged) for n, t in inputs.items()})
+    assert isinstance(tagged, Tagged) and torch.equal(tagged.as_subclass(torch.Tensor), expected)
+    parameters = {n: torch.nn.Parameter(t) for n, t in inputs.items()}
+    assert torch.equal(flash_attention.attention(**parameters), expected)
+
+
+class Attended(torch.utils.data.Dataset):
+    """Calls the operator where the items are made: in a forked worker."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        x = torch.full((1, 50, 8), float(index)) + torch.arange(8.0)
+        return flash_attention.attention(x, x, x)
+
+
+def test_data_loader_workers() -> None:
+    x = torch.randn(4, 4, 200, 16)
+    flash_attention.attention(x, x, x)  # the parent has used its threads before it forks
+    items = Attended()
+    expected = torch.cat([items[index] for index in range(len(items))])
+    loader = torch.utils.data.DataLoader(items, batch_size=None, num_workers=2, timeout=60)
+    torch.testing.assert_close(torch.cat(list(loader)), expected)
+
+
+def test_build_info() -> None:
+    info = flash_attention.build_info()
+    raw = json.loads(torch.ops.flash._build_info())
+    assert raw["version"] == info.version == flash_attention.__version__
+    assert torch.__version__.startswith(raw["torch"])
+    names = [isa.name for isa in info.isa]
+    assert names[-1] == "scalar" and "avx2" in names and info.active in names
+    assert all(isa.description for isa in info.isa)
