@@ -115,8 +115,7 @@ Entry parse_entry(const std::string& path, const std::string& name, const Json& 
   return entry;
 }
 
-/// JSON objects may repeat a key and the parser would keep the last: two tensors of one name are
-/// refused.
+/// JSON may repeat a key, and the parser would keep the last: two tensors of one name are refused.
 Json parse_header(const std::string& path, const std::string& text) {
   std::set<std::string> seen;
   std::string repeated;
@@ -201,8 +200,7 @@ const char* dtype_name(const std::string& path, const std::string& tensor, at::S
   fail(path, "tensor ", tensor, ": dtype ", type, " cannot be stored in the format");
 }
 
-/// Wide elements first and the header padded to 8 bytes, so that all data is aligned in memory
-/// maps.
+/// Wide elements first and the header padded to 8 bytes: all data is aligned in memory maps.
 std::pair<std::string, std::vector<at::Tensor>> make_header(const std::string& path,
                                                             const TensorMap& tensors,
                                                             const Metadata& metadata) {

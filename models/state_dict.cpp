@@ -7,8 +7,7 @@
 namespace flash::models {
 namespace {
 
-/// neuralforecast stores its loss functions' quantiles beside the weights; they are no part of a
-/// network.
+/// neuralforecast stores its losses' quantiles beside the weights; the network has none.
 bool belongs_to_a_loss(const std::string& name) {
   return name.starts_with("loss.") || name.starts_with("valid_loss.") ||
          name.starts_with("__hparams__.");

@@ -11,8 +11,7 @@ void TokenBatchNormImpl::reset() {
 }
 
 torch::Tensor TokenBatchNormImpl::forward(const torch::Tensor& x) {
-  // Statistics over batch and time together are those of the rows of one matrix: no transpose
-  // needed.
+  // Statistics over batch and time together are those of a matrix's rows: no transpose needed.
   return norm_(x.flatten(0, 1)).view_as(x);
 }
 
@@ -50,8 +49,7 @@ void PatchEncoderLayerImpl::reset() {
 }
 
 torch::Tensor PatchEncoderLayerImpl::forward(torch::Tensor x, ScoreHistory& history) {
-  // With `batch_normalization` the norm comes first and its result is also what the residual adds
-  // to.
+  // With `batch_normalization` the norm comes first, and the residual adds to its result.
   const bool norm_first = options_.batch_normalization();
   if (norm_first) x = attention_norm_(x);
   x = x + attention_dropout_(attention_->forward(x, history));

@@ -10,8 +10,7 @@ namespace flash::models {
 ScoreScaleImpl::ScoreScaleImpl(int64_t head_dim) : head_dim_(head_dim) { reset(); }
 
 void ScoreScaleImpl::reset() {
-  // Rounded to float32 and cast later, as in Python, so that a float64 model scales by the same
-  // number.
+  // Rounded to float32 and cast later, as in Python: a float64 model scales by that number, too.
   const auto scale = static_cast<float>(std::pow(static_cast<double>(head_dim_), -0.5));
   scale_ = register_parameter("scale", torch::tensor(scale), /*requires_grad=*/false);
 }

@@ -49,8 +49,7 @@ class ResidualAttentionImpl : public torch::nn::Cloneable<ResidualAttentionImpl>
 
   void reset() override;
 
-  /// x [B, T, hidden_size] -> [B, T, hidden_size]. Reads `history` of the layer before, leaves its
-  /// own.
+  /// x [B, T, hidden_size] -> the same shape. `history` goes from layer to layer.
   torch::Tensor forward(const torch::Tensor& x, ScoreHistory& history);
 
  private:

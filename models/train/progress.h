@@ -1,6 +1,5 @@
 #pragma once
-// The progress of a training run: one line rewritten in place on a terminal, a line per epoch
-// elsewhere.
+// The progress of a training: a line rewritten in place on a terminal, one per epoch elsewhere.
 
 #include <chrono>
 #include <cstdint>

@@ -1,5 +1,4 @@
-// PatchTST against neuralforecast's outputs, gradients and batch-norm statistics, with both
-// attentions.
+// PatchTST with both attentions against neuralforecast's outputs, gradients and statistics.
 
 #include <flash_attention/models/patchtst.h>
 #include <gtest/gtest.h>

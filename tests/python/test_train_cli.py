@@ -183,7 +183,10 @@ def test_a_model_answers_its_own_settings(option: str, training: Training):
         (["--columns", "up,word"], 'line 2, column word: expected a finite number, got "calm"'),
         (["--columns", "up", "--input-size", "120"], "expected at least 134 rows in the training"),
         (["--columns", "up", "--season", "400"], "expected --season of at most the input size 365"),
-        (["--columns", "up", "--attention", "sparse"], "--attention: sparse not in {flash,standard"),
+        (
+            ["--columns", "up", "--attention", "sparse"],
+            "--attention: sparse not in {flash,standard",
+        ),
         (["--columns", "up", "--epochs", "0"], "--epochs"),
         (["--columns", "up", "--dropout", "1.5"], "--dropout: Value 1.5 not in range"),
         (["--columns", "up", "--dropuot", "0.5"], "--dropuot"),
@@ -191,7 +194,10 @@ def test_a_model_answers_its_own_settings(option: str, training: Training):
             ["--columns", "up", "--input-size", "20", "--horizon", "4", "--n-heads", "17"],
             "expected hidden_size of at least n_heads, got hidden_size 16 and n_heads 17",
         ),
-        (["--columns", "up", "--output", "/nonexistent/m.safetensors"], "/nonexistent is not writable"),
+        (
+            ["--columns", "up", "--output", "/nonexistent/m.safetensors"],
+            "/nonexistent is not writable",
+        ),
         (["--columns", "up", "--report", "/tmp"], "/tmp: expected a file to write, got a folder"),
         (["--evaluate", "/nonexistent.safetensors"], "No such file or directory"),
     ],

@@ -1,13 +1,10 @@
 #pragma once
-// PatchTST (Nie et al., "A Time Series is Worth 64 Words", arXiv:2211.14730) as in
-// neuralforecast 3.3.0: the same option names, defaults, parameter names and numbers. Kept on
-// purpose, since they change the numbers:
-//  - Normalisation inside the encoder is always batch norm; `batch_normalization` moves it in front
-//  of
-//    each sublayer, where it replaces the residual stream (so it is no ordinary pre-norm).
-//  - The attention output passes two dropouts, and `fc_dropout` is accepted but has no effect.
-//  - RevIN's deviation (and mean, if used) is detached, so the input gradient is not the full
-//  derivative.
+// PatchTST (Nie et al., "A Time Series is Worth 64 Words", arXiv:2211.14730) as in neuralforecast
+// 3.3.0: its option names, defaults, parameter names, initial weights and numbers. Kept on purpose:
+//  - Inside the encoder it is always batch norm; `batch_normalization` moves it in front of each
+//    sublayer, where it replaces the residual stream (so it is no ordinary pre-norm).
+//  - The attention output passes two dropouts; `fc_dropout` has no effect.
+//  - RevIN's deviation (and mean) is detached: the input gradient is not the full derivative.
 // Not kept: with `res_attention=false` neuralforecast drops attention weights in eval mode too.
 
 #include <flash_attention/export.h>

@@ -33,8 +33,7 @@ FLASH_API SafetensorsFile read_safetensors(const std::string& path);
 /// Writes `tensors` (CPU, dense, any strides) and `metadata`. The file appears under `path` only
 /// once it is complete, so that a full disk never leaves half a model behind.
 ///
-/// Throws c10::ValueError if a tensor's dtype has no name in the format or the file cannot be
-/// written.
+/// Throws c10::ValueError if the format has no name for a dtype, or the file cannot be written.
 FLASH_API void write_safetensors(const std::string& path, const TensorMap& tensors,
                                  const Metadata& metadata = {});
 
