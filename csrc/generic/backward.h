@@ -67,9 +67,8 @@ class BackwardBlock {
   using Reg = typename V::Reg;
   using Scratch = BackwardScratch<V>;
 
-  /// `grad_scale` multiplies dS, and so dQ and dK.
-  BackwardBlock(const BackwardParams& p, const Scratch& scratch, double grad_scale, int64_t batch,
-                int64_t head, Range queries)
+  BackwardBlock(const BackwardParams& p, const Scratch& scratch, int64_t batch, int64_t head,
+                Range queries)
       : p_(p),
         scratch_(scratch),
         batch_(batch),
@@ -79,7 +78,7 @@ class BackwardBlock {
         first_(queries.begin),
         count_(queries.end - queries.begin),
         tiles_(count_),
-        grad_scale_(grad_scale) {
+        scale_(static_cast<T>(p.score.scale)) {
     for (int64_t t = 0; t < tiles_.count(); ++t) {
       with_vecs<V::kScoreVecs>(tiles_.vecs(t), [&]<int kVecs>() { prepare<kVecs>(t); });
       key_end_ = max_of(key_end_, stages_[t].key_end());
@@ -124,12 +123,11 @@ class BackwardBlock {
     const int64_t count = tiles_.end(t) - at;
     const double keep = dropout_keep_scale(p_.score.dropout);
     pack_transposed<V, kLanes>(row_pointer<T>(p_.query, batch_, head_, first), p_.query.strides.row,
-                               count, shape.head_dim, static_cast<T>(p_.score.scale),
+                               count, shape.head_dim, scale_,
                                scratch_.queries + shape.head_dim * at);
     pack_transposed<V, kLanes>(row_pointer<T>(p_.grad_out, batch_, head_, first),
                                p_.grad_out.strides.row, count, shape.value_dim,
-                               static_cast<T>(grad_scale_ * keep),
-                               scratch_.grad_out + shape.value_dim * at);
+                               static_cast<T>(keep), scratch_.grad_out + shape.value_dim * at);
     const int64_t row = (batch_ * shape.heads + head_) * shape.queries + first;
     for (int64_t i = 0; i < kLanes; ++i) {
       T max = 0, inverse = 0, delta = 0;
@@ -143,7 +141,7 @@ class BackwardBlock {
       }
       scratch_.row_max[at + i] = max;
       scratch_.inverse_sum[at + i] = inverse;
-      scratch_.delta[at + i] = delta * static_cast<T>(grad_scale_);
+      scratch_.delta[at + i] = delta;
     }
     stages_[t].start(p_.score, shape, batch_, head_, first, count, scratch_.bias);
   }
@@ -181,7 +179,7 @@ class BackwardBlock {
         update_rows<V>({grad_scores, 1, Scratch::kStride}, {left, p_.key.strides.row}, attended,
                        row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
                        p_.grad_query.strides.row, count, p_.shape.head_dim,
-                       {true, nullptr, nullptr});
+                       {true, scale_, nullptr, nullptr});
       }
       if (p_.grad_bias != nullptr && p_.grad_bias_is_double) {
         add_grad_bias<double>(first_ + at, count, key, attended, grad_scores);
@@ -292,13 +290,15 @@ class BackwardBlock {
       const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, first_ + from);
       update_rows<V>({scratch_.weights + at, kStride, 1}, {grad, p_.grad_out.strides.row},
                      count_ - from, row_pointer<T>(p_.grad_value, batch_, value_head_, key + j),
-                     p_.grad_value.strides.row, keys, p_.shape.value_dim, {true, nullptr, nullptr});
+                     p_.grad_value.strides.row, keys, p_.shape.value_dim,
+                     {true, T(1), nullptr, nullptr});
     }
     if (p_.grad_key.data != nullptr) {
       const T* query = row_pointer<T>(p_.query, batch_, head_, first_ + from);
       update_rows<V>({scratch_.grad_scores + at, kStride, 1}, {query, p_.query.strides.row},
                      count_ - from, row_pointer<T>(p_.grad_key, batch_, key_head_, key + j),
-                     p_.grad_key.strides.row, keys, p_.shape.head_dim, {true, nullptr, nullptr});
+                     p_.grad_key.strides.row, keys, p_.shape.head_dim,
+                     {true, scale_, nullptr, nullptr});
     }
   }
 
@@ -336,7 +336,7 @@ class BackwardBlock {
   const int64_t batch_, head_, key_head_, value_head_;
   const int64_t first_, count_;
   const QueryTiles<V> tiles_;
-  const double grad_scale_;
+  const T scale_;
   int64_t key_end_ = 0;
   ScoreStage<V> stages_[kBlockTiles];
 };

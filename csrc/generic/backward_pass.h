@@ -27,11 +27,6 @@ int64_t backward_scratch_bytes(const Shape& shape, int64_t block_size, bool has_
   return round_up(BackwardScratch<V>(shape, block_size, has_bias, nullptr).bytes, 64);
 }
 
-/// The scale is folded into dS, and so into dQ and dK at once, unless a bias wants dS as it is.
-inline double folded_scale(const BackwardParams& p) {
-  return p.grad_bias == nullptr ? p.score.scale : 1.0;
-}
-
 template <class T>
 void clear_rows(const MutableRows& rows, int64_t batch, Range heads, Range range, int64_t columns) {
   if (rows.data == nullptr) return;
@@ -68,16 +63,15 @@ void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t
       for (int64_t head = heads.begin; head < heads.end; ++head) {
         for (int64_t query = queries.begin; query < queries.end; query += kQueries) {
           const Range block = {query, min_of(query + kQueries, queries.end)};
-          BackwardBlock<V>(p, scratch, folded_scale(p), batch, head, block).run(keys);
+          BackwardBlock<V>(p, scratch, batch, head, block).run(keys);
         }
       }
     }
   }
 }
 
-inline bool backward_needs_finish(const BackwardParams& p) {
-  return can_exclude(p.score) || p.grad_bias != nullptr;
-}
+/// Where nothing is masked, a NaN belongs to every row that holds one.
+inline bool backward_needs_finish(const BackwardParams& p) { return can_exclude(p.score); }
 
 template <class T>
 bool all_nan(const T* row, int64_t columns) {
@@ -96,7 +90,7 @@ void redo_query_row(const BackwardParams& p, const BackwardScratch<V>& scratch, 
   clear_rows<typename V::Scalar>(p.grad_query, batch, {head, head + 1}, {query, query + 1},
                                  p.shape.head_dim);
   const auto* sum = row_pointer<typename V::Scalar>(p.grad_query, batch, head, query);
-  BackwardBlock<V> row(only, scratch, folded_scale(p), batch, head, {query, query + 1});
+  BackwardBlock<V> row(only, scratch, batch, head, {query, query + 1});
   for (int64_t key = 0; key < p.shape.keys && !all_nan(sum, p.shape.head_dim); ++key) {
     if (!row.excludes(key)) row.step(key, 1);
   }
@@ -116,49 +110,41 @@ void redo_key_row(const BackwardParams& p, const BackwardScratch<V>& scratch, bo
   const int64_t group = p.shape.heads / (is_key ? p.shape.key_heads : p.shape.value_heads);
   for (int64_t query_head = head * group; query_head < (head + 1) * group; ++query_head) {
     for (int64_t query = 0; query < p.shape.queries && !all_nan(sum, columns); ++query) {
-      BackwardBlock<V> row(only, scratch, folded_scale(p), batch, query_head, {query, query + 1});
+      BackwardBlock<V> row(only, scratch, batch, query_head, {query, query + 1});
       if (!row.excludes(key)) row.step(key, 1);
     }
   }
 }
 
 template <class V, class Redo>
-void finish_rows(const MutableRows& rows, int64_t batch, Range heads, Range range, int64_t columns,
-                 typename V::Scalar scale, bool check, Redo&& redo) {
-  using T = typename V::Scalar;
+void redo_rows(const MutableRows& rows, int64_t batch, Range heads, Range range, int64_t columns,
+               Redo&& redo) {
   if (rows.data == nullptr) return;
   for (int64_t head = heads.begin; head < heads.end; ++head) {
     for (int64_t i = range.begin; i < range.end; ++i) {
-      T* row = row_pointer<T>(rows, batch, head, i);
-      if (check && has_nan<V>(row, columns)) redo(head, i);
-      if (scale != T(1)) {
-        for (int64_t c = 0; c < columns; ++c) row[c] *= scale;
-      }
+      const auto* row = row_pointer<typename V::Scalar>(rows, batch, head, i);
+      if (has_nan<V>(row, columns)) redo(head, i);
     }
   }
 }
 
-/// Scales dQ and dK where a bias kept dS unscaled, and computes again the rows that hold NaN in a
-/// problem with masks: 0 * NaN of a masked pair may have come in.
+/// Computes again the rows that hold NaN in a problem with masks: 0 * NaN of a masked pair may have
+/// come in.
 template <class V>
 void backward_finish(const BackwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
-  using T = typename V::Scalar;
   const Partition parts = partition<V>(p);
   const bool has_bias = p.score.bias_kind != BiasKind::kNone;
   const BackwardScratch<V> scratch(p.shape, p.block_size, has_bias, memory);
-  const bool check = can_exclude(p.score);
-  const T scale = p.grad_bias == nullptr ? T(1) : static_cast<T>(p.score.scale);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
     const Range batches = parts.batches(unit);
     const Range keys = parts.keys(unit, 0);
     for (int64_t b = batches.begin; b < batches.end; ++b) {
-      finish_rows<V>(p.grad_query, b, parts.heads(unit), parts.queries(unit), p.shape.head_dim,
-                     scale, check,
-                     [&](int64_t head, int64_t i) { redo_query_row(p, scratch, b, head, i); });
-      finish_rows<V>(p.grad_key, b, parts.key_heads(unit), keys, p.shape.head_dim, scale, check,
-                     [&](int64_t head, int64_t i) { redo_key_row(p, scratch, true, b, head, i); });
-      finish_rows<V>(p.grad_value, b, parts.value_heads(unit), keys, p.shape.value_dim, T(1), check,
-                     [&](int64_t head, int64_t i) { redo_key_row(p, scratch, false, b, head, i); });
+      redo_rows<V>(p.grad_query, b, parts.heads(unit), parts.queries(unit), p.shape.head_dim,
+                   [&](int64_t head, int64_t i) { redo_query_row(p, scratch, b, head, i); });
+      redo_rows<V>(p.grad_key, b, parts.key_heads(unit), keys, p.shape.head_dim,
+                   [&](int64_t head, int64_t i) { redo_key_row(p, scratch, true, b, head, i); });
+      redo_rows<V>(p.grad_value, b, parts.value_heads(unit), keys, p.shape.value_dim,
+                   [&](int64_t head, int64_t i) { redo_key_row(p, scratch, false, b, head, i); });
     }
   }
 }

@@ -154,7 +154,7 @@ class ForwardTile {
     update_rows<V>({scores, 1, kLanes},
                    {values_ + key * p_.value.strides.row, p_.value.strides.row}, keys, out_,
                    p_.out.strides.row, count_, p_.shape.value_dim,
-                   {accumulate, accumulate ? rescale : nullptr, finish ? scale : nullptr});
+                   {accumulate, T(1), accumulate ? rescale : nullptr, finish ? scale : nullptr});
   }
 
   // Scores to weights in place; the block's sum is added up apart, so that a long row loses less.

@@ -101,31 +101,33 @@ constexpr int64_t kLongestChain = 64;
 template <class T>
 struct RowUpdate {
   bool accumulate;   ///< add to what is there; else replace it
+  T weight;          ///< multiplies the product; with `rescale` it must be 1
   const T* rescale;  ///< per row, multiplies what is there; null: 1
   const T* finish;   ///< per row, multiplies the result; null: 1
 };
 
-/// tile[r] += factor[r] * rows[r]; without factors, of 1.
+/// tile[r] = rescale[r] * rows[r] + tile[r]; without `rescale`, rows[r] + weight * tile[r].
 template <class V, int kRows, int kVecs, bool kTail>
 [[gnu::always_inline]] inline void add_rows(typename V::Reg (&tile)[kRows][kVecs],
                                             const typename V::Scalar* rows, int64_t stride,
-                                            const typename V::Scalar* factor,
+                                            RowUpdate<typename V::Scalar> update,
                                             typename V::Mask tail) {
   const auto row = [&](int r, int v) {
     const typename V::Scalar* p = rows + r * stride + v * V::kWidth;
     return kTail && v == kVecs - 1 ? V::load(p, tail) : V::load(p);
   };
-  if (factor == nullptr) {
+  if (update.rescale == nullptr) {
+    const typename V::Reg weight = V::broadcast(update.weight);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::add(row(r, v), tile[r][v]);
+      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::fma(weight, tile[r][v], row(r, v));
     }
     return;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    const typename V::Reg f = V::broadcast(factor + r);
+    const typename V::Reg f = V::broadcast(update.rescale + r);
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) tile[r][v] = V::fma(f, row(r, v), tile[r][v]);
   }
@@ -141,7 +143,7 @@ template <class V, int kRows, int kVecs, bool kTail>
   clear<V>(tile);
   multiply_add<V, kRows, kVecs, kTail>(tile, a, x, depth, tail);
   if (update.accumulate) {
-    add_rows<V, kRows, kVecs, kTail>(tile, out, stride, update.rescale, tail);
+    add_rows<V, kRows, kVecs, kTail>(tile, out, stride, update, tail);
   }
   if (update.finish != nullptr) {
 #pragma GCC unroll 16
@@ -171,7 +173,7 @@ inline void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar>
                            RowUpdate<typename V::Scalar> update, typename V::Mask tail) {
   for_row_tiles<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
     const RowUpdate<typename V::Scalar> here = {
-        update.accumulate, update.rescale == nullptr ? nullptr : update.rescale + r,
+        update.accumulate, update.weight, update.rescale == nullptr ? nullptr : update.rescale + r,
         update.finish == nullptr ? nullptr : update.finish + r};
     update_tile<V, kRows, kVecs, kTail>({a.data + r * a.row, a.row, a.step}, x, depth,
                                         out + r * stride, stride, here, tail);
