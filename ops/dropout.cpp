@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <flash_attention/ops.h>
 #include <torch/library.h>
 
@@ -38,8 +39,10 @@ at::Tensor dropout_mask_from_seed(int64_t batch, int64_t heads, int64_t queries,
   return mask;
 }
 
-at::Tensor dropout_mask(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
-                        double dropout) {
+namespace {
+
+at::Tensor draw_dropout_mask(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
+                             double dropout) {
   TORCH_CHECK_VALUE(batch >= 0 && heads >= 0 && queries >= 0 && keys >= 0,
                     "flash::dropout_mask: expected sizes of at least 0, got batch ", batch,
                     ", heads ", heads, ", queries ", queries, ", keys ", keys);
@@ -49,10 +52,22 @@ at::Tensor dropout_mask(int64_t batch, int64_t heads, int64_t queries, int64_t k
   return dropout_mask_from_seed(batch, heads, queries, keys, dropout, draw_seed());
 }
 
+}  // namespace
+
+at::Tensor dropout_mask(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
+                        double dropout) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("flash::dropout_mask", "")
+                             .typed<decltype(dropout_mask)>();
+  return op.call(batch, heads, queries, keys, dropout);
+}
+
 }  // namespace flash
 
 TORCH_LIBRARY_FRAGMENT(flash, m) {
-  m.def(torch::schema("dropout_mask(int batch, int heads, int queries, int keys, float dropout) "
-                      "-> Tensor"),
-        flash::dropout_mask);
+  m.def("dropout_mask(int batch, int heads, int queries, int keys, float dropout) -> Tensor",
+        {at::Tag::nondeterministic_seeded});
+  // Explicit, not implicit: it reads and writes memory, so a tracer must not look inside.
+  m.impl("dropout_mask",
+         torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, flash::draw_dropout_mask));
 }

@@ -212,6 +212,12 @@ def dropout_mask(batch: int, heads: int, queries: int, keys: int, dropout: float
     return torch.ops.flash.dropout_mask(batch, heads, queries, keys, dropout)
 
 
+@torch.library.register_fake("flash::dropout_mask")
+def _dropout_mask_fake(batch: int, heads: int, queries: int, keys: int, dropout: float) -> Tensor:
+    """The shape alone, for torch.compile: without a tensor argument no Meta kernel is ever asked."""
+    return torch.empty(batch, heads, queries, keys, dtype=torch.bool)
+
+
 @dataclass(frozen=True)
 class InstructionSet:
     """A set of kernels in the library.

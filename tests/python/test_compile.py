@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import flash_attention
@@ -175,3 +176,13 @@ def test_compiled_module_trains_like_the_eager_one() -> None:
             optimizer.step()
     for mine, theirs in zip(traced.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_the_reference_compiles_with_dropout() -> None:
+    problem = make_problem(Spec(dropout=0.4), torch.float64)
+    call = functools.partial(flash_attention.standard_attention, dropout=0.4)
+    results = []
+    for function in (call, compiled(call)):
+        torch.manual_seed(0)
+        results.append(function(**problem.inputs))
+    torch.testing.assert_close(*results, rtol=0, atol=CLOSE[torch.float64])

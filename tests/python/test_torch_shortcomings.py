@@ -97,6 +97,21 @@ def test_a_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: fl
         )
 
 
+@pytest.mark.parametrize("shift", [-1e6, -1e4, 1e4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_a_shift_that_the_logits_can_hold_costs_nothing(dtype: torch.dtype, shift: float) -> None:
+    """Whole logits plus a whole shift are exact, so the gradients must not notice the shift."""
+    problem = make_problem(Spec(1, 2, queries=64, keys=64, head_dim=16, bias="LS", scale=1.0), dtype)
+    for name in ("query", "key"):
+        problem.inputs[name] = problem.inputs[name].round().clamp(-2, 2)
+    plain = run(with_bias(problem, torch.zeros(64, 64)))
+    shifted = run(with_bias(problem, torch.full((64, 64), shift)))
+    for name, gradient in plain.grads.items():
+        torch.testing.assert_close(
+            shifted.grads[name], gradient, rtol=0, atol=CLOSE[dtype], msg=name
+        )
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_left_padding_with_the_lowest_float(dtype: torch.dtype) -> None:
     """S = 128 with 40 padded positions as tokenisers mask them: 40 rows see padding alone."""
