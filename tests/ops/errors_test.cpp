@@ -1,0 +1,91 @@
+// Bad input from C++: the exception's type, and a text with the values. The full table of messages
+// is in tests/python/test_errors.py; both go through the same check.
+
+#include <flash_attention/ops.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "ops/testing.h"
+
+namespace flash {
+namespace {
+
+using at::Tensor;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::StartsWith;
+using tests::Inputs;
+using tests::message_of;
+
+constexpr char kExpected[] = "flash::attention: expected ";
+
+TEST(Errors, KeyAndValueOfDifferentLengths) {
+  const Tensor query = at::randn({1, 1, 16, 8}), key = at::randn({1, 1, 16, 8});
+  const Tensor value = at::randn({1, 1, 4'000'000, 1});
+  const auto matcher =
+      AllOf(StartsWith(kExpected), HasSubstr("one length"), HasSubstr("got 16 and 4000000"));
+  EXPECT_THAT(message_of<c10::ValueError>([&] { attention(query, key, value); }), matcher);
+  EXPECT_THAT(message_of<c10::ValueError>([&] { attention_with_lse(query, key, value); }), matcher);
+  EXPECT_THAT(message_of<c10::ValueError>([&] { standard_attention(query, key, value); }), matcher);
+}
+
+TEST(Errors, WrongTypesAreTypeErrors) {
+  const Inputs x;
+  EXPECT_THAT(
+      message_of<c10::TypeError>([&] { attention(x.query.to(at::kFloat), x.key, x.value); }),
+      AllOf(StartsWith(kExpected), HasSubstr("Float"), HasSubstr("Double")));
+  EXPECT_THAT(message_of<c10::TypeError>([&] {
+                attention(x.query.to(at::kInt), x.key.to(at::kInt), x.value.to(at::kInt));
+              }),
+              AllOf(StartsWith(kExpected), HasSubstr("Int")));
+  const auto int_bias = AttentionOptions().bias(at::zeros({19, 33}, at::kLong));
+  EXPECT_THAT(message_of<c10::TypeError>([&] { attention(x.query, x.key, x.value, int_bias); }),
+              AllOf(StartsWith(kExpected), HasSubstr("bias"), HasSubstr("Long")));
+}
+
+TEST(Errors, TypesWithoutAKernelAreNotImplemented) {
+  for (const at::ScalarType dtype : {at::kHalf, at::kBFloat16}) {
+    const Inputs x(at::kFloat);
+    const auto call = [&] { attention(x.query.to(dtype), x.key.to(dtype), x.value.to(dtype)); };
+    EXPECT_THAT(message_of<c10::NotImplementedError>(call),
+                AllOf(StartsWith(kExpected), HasSubstr(toString(dtype))));
+  }
+}
+
+TEST(Errors, BadOptionsAreValueErrors) {
+  const Inputs x;
+  const auto message = [&](const AttentionOptions& options) {
+    return message_of<c10::ValueError>([&] { attention(x.query, x.key, x.value, options); });
+  };
+  EXPECT_THAT(message(AttentionOptions().dropout(-0.1)),
+              AllOf(StartsWith(kExpected), HasSubstr("dropout"), HasSubstr("-0.1")));
+  EXPECT_THAT(message(AttentionOptions().dropout(std::nan(""))), HasSubstr("nan"));
+  EXPECT_THAT(message(AttentionOptions().block_size(0)),
+              AllOf(StartsWith(kExpected), HasSubstr("block_size"), HasSubstr("got 0")));
+  EXPECT_THAT(message(AttentionOptions().bias(at::zeros({18, 33}, at::kDouble))),
+              AllOf(StartsWith(kExpected), HasSubstr("[2, 4, 19, 33]"), HasSubstr("[18, 33]")));
+  EXPECT_THAT(message(AttentionOptions().query_positions(at::zeros({18}, at::kLong))),
+              AllOf(StartsWith(kExpected), HasSubstr("query_positions"), HasSubstr("[18]")));
+}
+
+TEST(Errors, HeadsThatDoNotDivide) {
+  const Inputs x;
+  const Tensor three = x.key.narrow(1, 0, 3);
+  EXPECT_THAT(message_of<c10::ValueError>([&] { attention(x.query, three, x.value); }),
+              AllOf(StartsWith(kExpected), HasSubstr("multiple"), HasSubstr("got 3")));
+}
+
+TEST(Errors, MetaTensorsGetTheSameText) {
+  const Inputs x;
+  const Tensor shorter = x.value.narrow(2, 0, 32);
+  const auto on_cpu = message_of<c10::ValueError>([&] { attention(x.query, x.key, shorter); });
+  const auto on_meta = message_of<c10::ValueError>(
+      [&] { attention(x.query.to(at::kMeta), x.key.to(at::kMeta), shorter.to(at::kMeta)); });
+  EXPECT_EQ(on_cpu, on_meta);
+  EXPECT_THAT(on_cpu, HasSubstr("got 33 and 32"));
+}
+
+}  // namespace
+}  // namespace flash

@@ -1,0 +1,55 @@
+#pragma once
+// What the tests of the operator's C++ interface share.
+
+#include <ATen/ATen.h>
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <string>
+
+#include "tolerances.h"
+
+namespace flash::tests {
+
+struct Shape {
+  int64_t batch = 2, heads = 4, queries = 19, keys = 33, head_dim = 8, value_dim = 12;
+};
+
+/// Standard normal query, key and value, the same for every call.
+struct Inputs {
+  at::Tensor query, key, value;
+
+  explicit Inputs(at::ScalarType dtype = at::kDouble, const Shape& s = {}) {
+    torch::manual_seed(17);
+    query = at::randn({s.batch, s.heads, s.queries, s.head_dim}, dtype);
+    key = at::randn({s.batch, s.heads, s.keys, s.head_dim}, dtype);
+    value = at::randn({s.batch, s.heads, s.keys, s.value_dim}, dtype);
+  }
+
+  Inputs& requires_grad() {
+    for (at::Tensor* t : {&query, &key, &value}) t->requires_grad_();
+    return *this;
+  }
+};
+
+inline double tolerance(at::ScalarType dtype) {
+  return dtype == at::kDouble ? kOperatorFloat64 : kOperatorFloat32;
+}
+
+/// Largest absolute difference; NaN if there is one on either side.
+inline double largest_difference(const at::Tensor& a, const at::Tensor& b) {
+  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
+}
+
+/// The text of the `Error` that `call` throws, or a text that says it threw none.
+template <class Error, class Call>
+std::string message_of(Call&& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what_without_backtrace();
+  }
+  return "no exception";
+}
+
+}  // namespace flash::tests
