@@ -85,6 +85,9 @@ std::vector<size_t> find_columns(const std::string& path, int64_t line,
   TORCH_CHECK_VALUE(!wanted.empty(), path, ": expected at least one column to read, got none");
   std::vector<size_t> positions;
   for (const std::string& name : wanted) {
+    TORCH_CHECK_VALUE(std::count(wanted.begin(), wanted.end(), name) == 1, path,
+                      ": expected each column to be asked for once, got ", name, " twice in ",
+                      join(wanted));
     const auto count = std::count(header.begin(), header.end(), name);
     TORCH_CHECK_VALUE(count == 1, path, ", line ", line, ": expected one column ", name, ", got ",
                       count == 0 ? "none" : std::to_string(count).c_str(),

@@ -110,7 +110,8 @@ void refuse_given(const std::vector<std::vector<CLI::Option*>>& groups) {
     for (const CLI::Option* option : options) {
       if (option->count() == 0) continue;
       throw CLI::ValidationError(option->get_name(),
-                                 "has no meaning with --evaluate, which takes it from the model");
+                                 "cannot be given with --evaluate, which trains nothing and takes "
+                                 "the rest from the model");
     }
   }
 }

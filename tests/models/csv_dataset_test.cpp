@@ -77,6 +77,11 @@ TEST(BrokenCsv, NamingAColumnTwice) {
             ", line 1: expected one column a, got 2; the file has the columns a, b, a");
 }
 
+TEST(Csv, GivesNoColumnTwice) {
+  EXPECT_EQ(refusal("a,b\n1,2\n", {"a", "b", "a"}),
+            ": expected each column to be asked for once, got a twice in a, b, a");
+}
+
 TEST(BrokenCsv, WithTextInANumber) {
   EXPECT_EQ(refusal("a,b\n1,2\n3,4x\n"),
             ", line 3, column b: expected a finite number, got \"4x\"");

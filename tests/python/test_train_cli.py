@@ -173,7 +173,7 @@ def test_columns_or_a_model_are_needed(waves: Path):
 @pytest.mark.parametrize("option", ["--columns", "--epochs", "--hidden-size", "--output"])
 def test_a_model_answers_its_own_settings(option: str, training: Training):
     error = error_of(training.csv, "--evaluate", training.model, option, "5")
-    assert f"{option}: has no meaning with --evaluate, which takes it from the model" in error
+    assert f"{option}: cannot be given with --evaluate, which trains nothing" in error
 
 
 @pytest.mark.parametrize(
