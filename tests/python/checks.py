@@ -11,6 +11,7 @@ import torch
 from problems import Problem
 from reference import NAMES, Result, Size, definition, differentiate, rounding_model
 from tolerances import (
+    FEWEST_FOR_RMS,
     FLOAT32_ROUNDING_UNITS_LARGEST,
     FLOAT32_ROUNDING_UNITS_RMS,
     FLOAT32_TIMES_MATH_PATH,
@@ -55,7 +56,9 @@ def size_of_error(actual: Tensor, expected: Tensor) -> Size:
     difference = differences(actual, expected)
     if difference.numel() == 0:
         return Size(0.0, 0.0)
-    return Size(math.sqrt((difference**2).mean().item()), difference.max().item())
+    # The root mean square of a few numbers is as much luck as their largest: it says nothing more.
+    rms = math.sqrt((difference**2).mean().item()) if difference.numel() >= FEWEST_FOR_RMS else 0.0
+    return Size(rms, difference.max().item())
 
 
 class Judge:

@@ -23,6 +23,10 @@ FLOAT32_ROUNDING_UNITS_RMS = 2.0
 # seed where their root mean squares are equal. So it may also be this many units.
 FLOAT32_ROUNDING_UNITS_LARGEST = 8.0
 
+# Of fewer numbers than this the root mean square is luck, too, and only the largest error is judged: the
+# gradient of a bias that is one number for all scores, say.
+FEWEST_FOR_RMS = 16
+
 # Half the spacing of floats at 1: the relative error of one rounding.
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
