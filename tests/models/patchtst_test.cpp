@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "models/fixture.h"
+#include "ops/allocations.h"
 #include "tolerances.h"
 
 namespace flash::tests {
@@ -187,6 +188,27 @@ TEST(PatchTSTModel, DropsAttentionWeightsOnlyInTraining) {
       EXPECT_TRUE(torch::equal(model->forward(input), model->forward(input)));
     }
   }
+}
+
+/// Bytes that a forward and a backward need at their peak, with this many patches.
+int64_t training_step_bytes(int64_t patches, bool flash) {
+  PatchTST model(
+      tiny_options().input_size(patches + 4).patch_len(6).stride(1).use_flash_attention(flash));
+  const torch::Tensor input = torch::randn({1, patches + 4, 1});
+  return peak_beyond_result([&] {
+    const torch::Tensor sum = model->forward(input).sum();
+    sum.backward();
+    return sum.detach();
+  });
+}
+
+TEST(PatchTSTModel, NeedsMemoryInProportionToThePatchesWithFlashAttention) {
+  const auto growth = [](bool flash) {
+    return static_cast<double>(training_step_bytes(2000, flash)) /
+           static_cast<double>(training_step_bytes(1000, flash));
+  };
+  EXPECT_LT(growth(true), 2.1);   // twice, and nothing that grows faster
+  EXPECT_GT(growth(false), 3.5);  // nearly four times: the matrices of scores
 }
 
 TEST(PatchTSTModel, ClonesWithoutSharingParameters) {
