@@ -28,3 +28,8 @@ def test_opcheck(op: str, dtype: torch.dtype, spec: Spec, differentiable: bool) 
     overload = getattr(torch.ops.flash, op).default
     results = torch.library.opcheck(overload, positional, {**leaves, **problem.options})
     assert set(results.values()) == {"SUCCESS"}
+
+
+def test_opcheck_of_the_dropout_mask() -> None:
+    results = torch.library.opcheck(torch.ops.flash.dropout_mask.default, (2, 3, 5, 7, 0.5), {})
+    assert set(results.values()) == {"SUCCESS"}
