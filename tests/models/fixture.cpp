@@ -1,11 +1,22 @@
 #include "models/fixture.h"
 
+#include <gtest/gtest.h>
 #include <torch/torch.h>
 
 #include <fstream>
 #include <limits>
 
 namespace flash::tests {
+namespace {
+
+/// Networks this small gain nothing from a second thread, and wait for it where the machine is
+/// busy.
+class OneThread : public testing::Environment {
+  void SetUp() override { at::set_num_threads(1); }
+};
+const testing::Environment* const kOneThread = testing::AddGlobalTestEnvironment(new OneThread);
+
+}  // namespace
 
 models::TensorMap Fixture::under(const std::string& prefix) const {
   models::TensorMap found;

@@ -89,7 +89,7 @@ def test_a_file_written_by_python_is_used(training: Training, tmp_path: Path):
         tensors[name] = torch.zeros_like(tensors[name])
     changed, report = tmp_path / "changed.safetensors", tmp_path / "report.json"
     save_file(tensors, changed, metadata(training.model))
-    process = run(training.csv, "--evaluate", changed, "--report", report)
+    process = run(training.csv, "--evaluate", changed, "--report", report, "--threads", 1)
     assert process.returncode == 0, process.stderr
     test = json.loads(report.read_text())["test"]
     assert test["model"] == test["naive"]

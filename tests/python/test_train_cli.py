@@ -237,7 +237,8 @@ def test_the_demonstration_beats_both_naive_forecasts(tmp_path: Path):
     """docs/training.md promises as much for the weather table, here in a quarter of the epochs."""
     report = tmp_path / "report.json"
     data = Path(__file__).resolve().parents[2] / "data" / "seattle-weather.csv"
-    process = run(data, "--columns", "temp_max,temp_min", "--epochs", 2, "--report", report)
+    settings = ("--columns", "temp_max,temp_min", "--epochs", 2, "--threads", 1)
+    process = run(data, *settings, "--report", report)
     assert process.returncode == 0, process.stderr
     test = json.loads(report.read_text())["test"]
     assert test["model"]["mae"] < test["naive"]["mae"]
