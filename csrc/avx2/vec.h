@@ -14,6 +14,9 @@ struct Vec;
 
 // Sixteen registers: `rows * vecs` accumulators, `vecs` loaded operands and one broadcast must fit.
 struct Avx2Tiles {
+  /// Terms summed one after another before the sum joins a larger one. Rounding grows with the
+  /// longest chain: 2,049 terms in one would be several times less accurate than a blocked sum.
+  static constexpr int64_t kLongestChain = 64;
   /// Vectors of queries in a score tile.
   static constexpr int kScoreVecs = 3;
   /// Keys per score tile that holds `vecs` vectors of queries.

@@ -152,8 +152,11 @@ class BackwardBlock {
     const int64_t columns = p_.shape.value_dim;
     Reg sum = V::zero();
     int64_t c = 0;
-    for (; c + V::kWidth <= columns; c += V::kWidth) {
-      sum = V::fma(V::load(grad + c), V::load(out + c), sum);
+    while (c + V::kWidth <= columns) {
+      Reg part = V::zero();
+      const int64_t end = min_of(columns - V::kWidth, c + (V::kLongestChain - 1) * V::kWidth);
+      for (; c <= end; c += V::kWidth) part = V::fma(V::load(grad + c), V::load(out + c), part);
+      sum = V::add(sum, part);
     }
     alignas(64) T lanes[V::kWidth];
     V::store(lanes, sum);

@@ -92,11 +92,6 @@ template <int kRows, class F>
   }
 }
 
-/// Terms summed one after another before the sum joins a larger one. Rounding grows with the
-/// longest chain: a row of 2,049 terms in one would be several times less accurate than a blocked
-/// sum.
-constexpr int64_t kLongestChain = 64;
-
 /// What happens to rows of output as a product is added to them.
 template <class T>
 struct RowUpdate {
@@ -138,7 +133,7 @@ template <class V, int kRows, int kVecs, bool kTail>
                                    int64_t depth, typename V::Scalar* out, int64_t stride,
                                    RowUpdate<typename V::Scalar> update, typename V::Mask tail) {
   using Reg = typename V::Reg;
-  // The product starts from zero and what is there is added last: see kLongestChain.
+  // The product starts from zero and what is there is added last: see V::kLongestChain.
   Reg tile[kRows][kVecs];
   clear<V>(tile);
   multiply_add<V, kRows, kVecs, kTail>(tile, a, x, depth, tail);

@@ -71,13 +71,13 @@ template <class V, int kVecs, class Done>
     typename V::Reg tile[kRows][kVecs];
     clear<V>(tile);
     multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1}, {packed, kLanes},
-                                         min_of(depth, kLongestChain), V::first(V::kWidth));
-    for (int64_t d = kLongestChain; d < depth; d += kLongestChain) {
+                                         min_of(depth, V::kLongestChain), V::first(V::kWidth));
+    for (int64_t d = V::kLongestChain; d < depth; d += V::kLongestChain) {
       typename V::Reg part[kRows][kVecs];
       clear<V>(part);
-      multiply_add<V, kRows, kVecs, false>(part, {left + j * stride + d, stride, 1},
-                                           {packed + d * kLanes, kLanes},
-                                           min_of(depth - d, kLongestChain), V::first(V::kWidth));
+      multiply_add<V, kRows, kVecs, false>(
+          part, {left + j * stride + d, stride, 1}, {packed + d * kLanes, kLanes},
+          min_of(depth - d, V::kLongestChain), V::first(V::kWidth));
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4

@@ -14,6 +14,8 @@ struct Vec {
   struct Mask {};  // a vector of width 1 has no partial tail
   static constexpr int kWidth = 1;
 
+  /// As in avx2/vec.h; shorter, since without a fused multiply-add every term rounds twice.
+  static constexpr int64_t kLongestChain = 16;
   static constexpr int kScoreVecs = 3;
   static constexpr int score_rows(int vecs) { return vecs == 3 ? 4 : vecs == 2 ? 6 : 8; }
   static constexpr int kColumnVecs = 2;
