@@ -9,6 +9,7 @@
 namespace flash {
 
 #if defined(__x86_64__)
+extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx2Kernels;
 #endif
 extern const KernelTable kScalarKernels;
@@ -16,6 +17,7 @@ extern const KernelTable kScalarKernels;
 const std::vector<const KernelTable*>& all_kernels() {
   static const std::vector<const KernelTable*> tables = {
 #if defined(__x86_64__)
+    &kAvx512Kernels,
     &kAvx2Kernels,
 #endif
     &kScalarKernels,

@@ -24,6 +24,8 @@ struct Avx2Tiles {
   /// Vectors of columns in a tile of output or gradient rows, and the rows that go with them.
   static constexpr int kColumnVecs = 2;
   static constexpr int column_rows(int vecs) { return vecs == 2 ? 6 : 12; }
+  /// Whether `exp2` splits an exponent at the integer below (`fraction`) or the nearest (`round`).
+  static constexpr bool kSplitsDown = false;
 };
 
 // Lane masks for the first n lanes, read at an offset from the middle of a row of ones and zeros.

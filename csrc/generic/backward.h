@@ -230,13 +230,15 @@ class BackwardBlock {
       inverse[v] = V::load(scratch_.inverse_sum + at + v * W);
     }
     for (int64_t j = 0; j < keys; ++j, row += Scratch::kStride) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) {
-        const Reg score = V::load(row + v * W);
-        Reg weight = V::mul(exp<V>(V::sub(score, max[v])), inverse[v]);
-        if constexpr (kMasked) weight = V::if_equal(score, minus_inf, V::zero(), weight);
-        V::store(row + v * W, weight);
-      }
+      Reg score[kVecs], weight[kVecs];
+      each<kVecs>([&](int v) { score[v] = V::load(row + v * W); });
+      each<kVecs>([&](int v) { weight[v] = V::sub(score[v], max[v]); });
+      exp<V>(weight);
+      each<kVecs>([&](int v) {
+        weight[v] = V::mul(weight[v], inverse[v]);
+        if constexpr (kMasked) weight[v] = V::if_equal(score[v], minus_inf, V::zero(), weight[v]);
+        V::store(row + v * W, weight[v]);
+      });
     }
   }
 

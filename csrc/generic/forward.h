@@ -136,14 +136,17 @@ class ForwardTile {
     const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
     alignas(64) T rescale[kLanes];
     alignas(64) T scale[kLanes];
-    Reg base[kVecs];
+    Reg base[kVecs], factor[kVecs];
     for (int v = 0; v < kVecs; ++v) {
       // -inf - (-inf) is NaN: a lane that has seen no key yet subtracts 0 instead.
       base[v] = V::if_equal(top[v], minus_inf, V::zero(), top[v]);
-      const Reg factor = exp<V>(V::sub(max_[v], base[v]));
-      V::store(rescale + v * V::kWidth, factor);
-      sum_[v] = V::mul(sum_[v], factor);
+      factor[v] = V::sub(max_[v], base[v]);
       max_[v] = top[v];
+    }
+    exp<V>(factor);
+    for (int v = 0; v < kVecs; ++v) {
+      V::store(rescale + v * V::kWidth, factor[v]);
+      sum_[v] = V::mul(sum_[v], factor[v]);
     }
     weigh(keys, base);
     if (stage_.has_dropout()) stage_.template drop<kVecs>(scores, kLanes, key, keys);
@@ -165,14 +168,14 @@ class ForwardTile {
       sum[v] = V::zero();
       from[v] = base[v];
     }
-#pragma GCC unroll 2
     for (int64_t j = 0; j < keys; ++j, row += kLanes) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) {
-        const Reg weight = exp<V>(V::sub(V::load(row + v * V::kWidth), from[v]));
-        V::store(row + v * V::kWidth, weight);
-        sum[v] = V::add(sum[v], weight);
-      }
+      Reg weight[kVecs];
+      each<kVecs>([&](int v) { weight[v] = V::sub(V::load(row + v * V::kWidth), from[v]); });
+      exp<V>(weight);
+      each<kVecs>([&](int v) {
+        V::store(row + v * V::kWidth, weight[v]);
+        sum[v] = V::add(sum[v], weight[v]);
+      });
     }
     for (int v = 0; v < kVecs; ++v) sum_[v] = V::add(sum_[v], sum[v]);
   }

@@ -55,7 +55,6 @@ template <class V, int kRows, int kVecs, bool kTail>
                                                 typename V::Mask tail) {
   const typename V::Scalar* left = a.data;
   const typename V::Scalar* right = x.data;
-#pragma GCC unroll 2
   for (int64_t n = 0; n < depth; ++n) {
     typename V::Reg row[kVecs];
 #pragma GCC unroll 4
@@ -129,7 +128,7 @@ template <class V, int kRows, int kVecs, bool kTail>
 }
 
 template <class V, int kRows, int kVecs, bool kTail>
-[[gnu::noinline]] void update_tile(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
+[[gnu::always_inline]] inline void update_tile(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
                                    int64_t depth, typename V::Scalar* out, int64_t stride,
                                    RowUpdate<typename V::Scalar> update, typename V::Mask tail) {
   using Reg = typename V::Reg;
@@ -162,8 +161,9 @@ template <class V, int kRows, int kVecs, bool kTail>
   }
 }
 
+// Not a call per tile: that alone would cost 50 cycles, an eighth of a tile.
 template <class V, int kVecs, bool kTail>
-inline void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
+[[gnu::noinline]] void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
                            typename V::Scalar* out, int64_t stride, int64_t rows,
                            RowUpdate<typename V::Scalar> update, typename V::Mask tail) {
   for_row_tiles<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
@@ -175,6 +175,15 @@ inline void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar>
   });
 }
 
+/// Calls f.operator()<vecs>() with a compile-time number of vectors.
+template <int kVecs, class F>
+[[gnu::always_inline]] inline void with_vecs(int vecs, F&& f) {
+  if constexpr (kVecs > 1) {
+    if (vecs < kVecs) return with_vecs<kVecs - 1>(vecs, f);
+  }
+  f.template operator()<kVecs>();
+}
+
 /// out[rows][columns] = update(out, a x), row-major in place, any number of rows and columns. The
 /// depth is a block of keys or of queries: chains are as long as that.
 template <class V>
@@ -182,22 +191,25 @@ void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_
                  typename V::Scalar* out, int64_t stride, int64_t rows, int64_t columns,
                  RowUpdate<typename V::Scalar> update) {
   constexpr int64_t W = V::kWidth;
-  static_assert(V::kColumnVecs == 2);
+  constexpr int kMost = V::kColumnVecs;
   const typename V::Mask all = V::first(W);
   int64_t c = 0;
-  for (; c + 2 * W <= columns; c += 2 * W) {
-    update_columns<V, 2, false>(a, {x.data + c, x.stride}, depth, out + c, stride, rows, update,
-                                all);
+  for (; c + kMost * W <= columns; c += kMost * W) {
+    update_columns<V, kMost, false>(a, {x.data + c, x.stride}, depth, out + c, stride, rows, update,
+                                    all);
   }
   const int64_t rest = columns - c;
+  if (rest == 0) return;
   const Right<typename V::Scalar> last = {x.data + c, x.stride};
-  if (rest > W) {
-    update_columns<V, 2, true>(a, last, depth, out + c, stride, rows, update, V::first(rest - W));
-  } else if (rest == W) {
-    update_columns<V, 1, false>(a, last, depth, out + c, stride, rows, update, all);
-  } else if (rest > 0) {
-    update_columns<V, 1, true>(a, last, depth, out + c, stride, rows, update, V::first(rest));
-  }
+  const int64_t tail = rest % W;
+  with_vecs<kMost>(static_cast<int>(ceil_div(rest, W)), [&]<int kVecs>() {
+    if (tail == 0) {
+      update_columns<V, kVecs, false>(a, last, depth, out + c, stride, rows, update, all);
+    } else {
+      update_columns<V, kVecs, true>(a, last, depth, out + c, stride, rows, update,
+                                     V::first(tail));
+    }
+  });
 }
 
 /// out[c][r] = factor * rows[r][c] for `count` rows of `columns` numbers; out has rows of kLanes
@@ -212,7 +224,7 @@ void pack_transposed(const typename V::Scalar* rows, int64_t stride, int64_t cou
     const typename V::Mask mask = V::first(width);
     for (int lane = 0; lane < kLanes; lane += W) {
       typename V::Reg block[W];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < W; ++i) {
         const typename V::Scalar* row = rows + (lane + i) * stride + c;
         block[i] = lane + i >= count ? V::zero()
@@ -220,7 +232,7 @@ void pack_transposed(const typename V::Scalar* rows, int64_t stride, int64_t cou
                                      : V::mul(scale, V::load(row, mask));
       }
       V::transpose(block);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < W; ++i) {
         if (i < width) V::store(out + (c + i) * kLanes + lane, block[i]);
       }

@@ -42,15 +42,6 @@ class QueryTiles {
   int64_t full_;  // tiles that hold kMaxVecs vectors; the others hold one fewer
 };
 
-/// Calls f.operator()<vecs>() with a compile-time number of vectors.
-template <int kVecs, class F>
-[[gnu::always_inline]] inline void with_vecs(int vecs, F&& f) {
-  if constexpr (kVecs > 1) {
-    if (vecs < kVecs) return with_vecs<kVecs - 1>(vecs, f);
-  }
-  f.template operator()<kVecs>();
-}
-
 template <class T, class Rows>
 inline auto* row_pointer(const Rows& rows, int64_t batch, int64_t head, int64_t row) {
   using Element =

@@ -20,6 +20,7 @@ struct Vec {
   static constexpr int score_rows(int vecs) { return vecs == 3 ? 4 : vecs == 2 ? 6 : 8; }
   static constexpr int kColumnVecs = 2;
   static constexpr int column_rows(int vecs) { return vecs == 2 ? 6 : 12; }
+  static constexpr bool kSplitsDown = false;
 
   static Reg zero() { return T(0); }
   static Reg broadcast(T x) { return x; }

@@ -1,0 +1,154 @@
+#pragma once
+// AVX-512 (F, DQ) registers behind the interface that generic/ is written on (described in
+// csrc/README.md).
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace flash {
+namespace {
+
+template <class T>
+struct Vec;
+
+// Thirty-two registers: `rows * vecs` accumulators, `vecs` loaded operands and one broadcast fit.
+struct Avx512Tiles {
+  /// As in avx2/vec.h.
+  static constexpr int64_t kLongestChain = 64;
+  static constexpr int kScoreVecs = 3;
+  static constexpr int score_rows(int vecs) { return vecs == 3 ? 8 : vecs == 2 ? 12 : 16; }
+  static constexpr int kColumnVecs = 4;
+  static constexpr int column_rows(int vecs) {
+    return vecs == 4 ? 6 : vecs == 3 ? 8 : vecs == 2 ? 12 : 16;
+  }
+  static constexpr bool kSplitsDown = true;
+};
+
+template <>
+struct Vec<float> : Avx512Tiles {
+  using Scalar = float;
+  using Reg = __m512;
+  using Mask = __mmask16;
+  static constexpr int kWidth = 16;
+
+  static Reg zero() { return _mm512_setzero_ps(); }
+  static Reg broadcast(float x) { return _mm512_set1_ps(x); }
+  static Reg broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
+  static Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
+  static Reg load(const float* p, Mask mask) { return _mm512_maskz_loadu_ps(mask, p); }
+  static void store(float* p, Reg x, Mask mask) { _mm512_mask_storeu_ps(p, mask, x); }
+
+  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  static Reg abs(Reg x) { return _mm512_abs_ps(x); }
+  static Reg if_less(Reg a, Reg b, Reg x, Reg y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+  }
+  static Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), y, x);
+  }
+  static Reg if_positive(Reg sign, Reg x) {
+    return _mm512_maskz_mov_ps(_knot_mask16(_mm512_movepi32_mask(_mm512_castps_si512(sign))), x);
+  }
+
+  /// x - floor(x), in [0, 1); 0 for an infinity.
+  static Reg fraction(Reg x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); }
+  /// x * 2^floor(n), 0 for n = -inf.
+  static Reg scale(Reg x, Reg n) { return _mm512_scalef_ps(x, n); }
+
+  static void transpose(Reg (&r)[16]) {
+    Reg a[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      a[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+      a[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    // b[4 g + k]: column k of every 128-bit lane, of rows 4 g … 4 g + 3.
+    Reg b[16];
+#pragma GCC unroll 4
+    for (int g = 0; g < 16; g += 4) {
+      b[g] = _mm512_shuffle_ps(a[g], a[g + 2], 0x44);
+      b[g + 1] = _mm512_shuffle_ps(a[g], a[g + 2], 0xEE);
+      b[g + 2] = _mm512_shuffle_ps(a[g + 1], a[g + 3], 0x44);
+      b[g + 3] = _mm512_shuffle_ps(a[g + 1], a[g + 3], 0xEE);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const Reg even_low = _mm512_shuffle_f32x4(b[k], b[4 + k], 0x88);
+      const Reg odd_low = _mm512_shuffle_f32x4(b[k], b[4 + k], 0xDD);
+      const Reg even_high = _mm512_shuffle_f32x4(b[8 + k], b[12 + k], 0x88);
+      const Reg odd_high = _mm512_shuffle_f32x4(b[8 + k], b[12 + k], 0xDD);
+      r[k] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+      r[8 + k] = _mm512_shuffle_f32x4(even_low, even_high, 0xDD);
+      r[4 + k] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+      r[12 + k] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD);
+    }
+  }
+};
+
+template <>
+struct Vec<double> : Avx512Tiles {
+  using Scalar = double;
+  using Reg = __m512d;
+  using Mask = __mmask8;
+  static constexpr int kWidth = 8;
+
+  static Reg zero() { return _mm512_setzero_pd(); }
+  static Reg broadcast(double x) { return _mm512_set1_pd(x); }
+  static Reg broadcast(const double* p) { return _mm512_set1_pd(*p); }
+  static Reg load(const double* p) { return _mm512_loadu_pd(p); }
+  static void store(double* p, Reg x) { _mm512_storeu_pd(p, x); }
+  static Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
+  static Reg load(const double* p, Mask mask) { return _mm512_maskz_loadu_pd(mask, p); }
+  static void store(double* p, Reg x, Mask mask) { _mm512_mask_storeu_pd(p, mask, x); }
+
+  static Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm512_mul_pd(a, b); }
+  static Reg div(Reg a, Reg b) { return _mm512_div_pd(a, b); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
+  static Reg max(Reg a, Reg b) { return _mm512_max_pd(a, b); }
+  static Reg abs(Reg x) { return _mm512_abs_pd(x); }
+  static Reg if_less(Reg a, Reg b, Reg x, Reg y) {
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), y, x);
+  }
+  static Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), y, x);
+  }
+  static Reg if_positive(Reg sign, Reg x) {
+    return _mm512_maskz_mov_pd(_knot_mask8(_mm512_movepi64_mask(_mm512_castpd_si512(sign))), x);
+  }
+
+  static Reg fraction(Reg x) { return _mm512_reduce_pd(x, _MM_FROUND_TO_NEG_INF); }
+  static Reg scale(Reg x, Reg n) { return _mm512_scalef_pd(x, n); }
+
+  static void transpose(Reg (&r)[8]) {
+    Reg a[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      a[i] = _mm512_unpacklo_pd(r[i], r[i + 1]);
+      a[i + 1] = _mm512_unpackhi_pd(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      const Reg even_low = _mm512_shuffle_f64x2(a[k], a[2 + k], 0x88);
+      const Reg odd_low = _mm512_shuffle_f64x2(a[k], a[2 + k], 0xDD);
+      const Reg even_high = _mm512_shuffle_f64x2(a[4 + k], a[6 + k], 0x88);
+      const Reg odd_high = _mm512_shuffle_f64x2(a[4 + k], a[6 + k], 0xDD);
+      r[k] = _mm512_shuffle_f64x2(even_low, even_high, 0x88);
+      r[4 + k] = _mm512_shuffle_f64x2(even_low, even_high, 0xDD);
+      r[2 + k] = _mm512_shuffle_f64x2(odd_low, odd_high, 0x88);
+      r[6 + k] = _mm512_shuffle_f64x2(odd_low, odd_high, 0xDD);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace flash
