@@ -30,6 +30,7 @@ struct BackwardScratch {
   static constexpr int64_t kQueries = kBlockTiles * QueryTiles<V>::kMaxLanes;
   // Rows of P and dS are longer than a block: at a power of two they would share cache sets.
   static constexpr int64_t kStride = kQueries + 16;
+  static constexpr int64_t kMaxKeys = 128;
 
   int64_t block;
   T* queries;      // per tile [D][lanes], scaled
@@ -43,8 +44,7 @@ struct BackwardScratch {
   int64_t bytes;
 
   BackwardScratch(const Shape& shape, int64_t block_size, bool has_bias, void* memory) {
-    constexpr int64_t kMaxBackwardBlock = 128;
-    block = max_of(1, min_of(min_of(block_size, kMaxBackwardBlock), shape.keys));
+    block = max_of(1, min_of(min_of(block_size, kMaxKeys), shape.keys));
     queries = static_cast<T*>(memory);
     grad_out = queries + shape.head_dim * kQueries;
     weights = grad_out + shape.value_dim * kQueries;
@@ -101,15 +101,7 @@ class BackwardBlock {
       with_vecs<V::kScoreVecs>(tiles_.vecs(t),
                                [&]<int kVecs>() { tile_step<kVecs>(t, key, keys); });
     }
-    // Keys in groups that the same trailing tiles attend: the tiles before them hold only zeros.
-    for (int64_t j = 0; j < keys;) {
-      int64_t tile = 0;
-      while (tile < tiles_.count() && stages_[tile].key_end() <= key + j) ++tile;
-      if (tile == tiles_.count()) break;
-      const int64_t group_end = min_of(keys, stages_[tile].key_end() - key);
-      update_key_rows(key, j, group_end - j, tiles_.begin(tile));
-      j = group_end;
-    }
+    update_key_rows(key, keys);
   }
 
  private:
@@ -174,15 +166,28 @@ class BackwardBlock {
     T* weights = scratch_.weights + at;
     T* grad_scores = scratch_.grad_scores + at;
     if (attended > 0) {
-      form_weights<kVecs>(t, key, attended, weights);
-      form_grad_scores<kVecs>(t, key, attended, weights, grad_scores);
+      stages_[t].template start_block<kVecs>(key, attended);
+      stages_[t].template for_segments<kVecs>(
+          key, attended, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
+            form_weights<kVecs, kLive>(t, key, j, n, limited, weights);
+          });
+      if (stages_[t].has_dropout()) {
+        stages_[t].template mark_dropped<kVecs>(weights, Scratch::kStride, key, attended);
+      }
+      stages_[t].template for_segments<kVecs>(
+          key, attended, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
+            form_grad_scores<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores);
+          });
       const int64_t count = tiles_.end(t) - at;
       if (p_.grad_query.data != nullptr) {
+        int64_t ends[kLanes];
+        const bool ragged = !stages_[t].is_unlimited(key, attended);
+        if (ragged) stages_[t].attended_keys(key, attended, ends);
         const T* left = row_pointer<T>(p_.key, batch_, key_head_, key);
         update_rows<V>({grad_scores, 1, Scratch::kStride}, {left, p_.key.strides.row}, attended,
                        row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
                        p_.grad_query.strides.row, count, p_.shape.head_dim,
-                       {true, scale_, nullptr, nullptr});
+                       {true, scale_, nullptr, nullptr}, {nullptr, ragged ? ends : nullptr});
       }
       if (p_.grad_bias != nullptr && p_.grad_bias_is_double) {
         add_grad_bias<double>(first_ + at, count, key, attended, grad_scores);
@@ -190,32 +195,47 @@ class BackwardBlock {
         add_grad_bias<T>(first_ + at, count, key, attended, grad_scores);
       }
     }
-    for (int64_t j = attended; j < keys; ++j) {
-      for (int i = 0; i < kLanes; ++i) {
-        weights[j * Scratch::kStride + i] = T(0);
-        grad_scores[j * Scratch::kStride + i] = T(0);
+    clear<kVecs>(attended, keys, weights, grad_scores);
+  }
+
+  // Zeroes kVecs vectors of P and dS for keys j … end - 1.
+  template <int kVecs>
+  static void clear(int64_t j, int64_t end, T* weights, T* grad_scores) {
+    for (; j < end; ++j) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        V::store(weights + j * Scratch::kStride + v * V::kWidth, V::zero());
+        V::store(grad_scores + j * Scratch::kStride + v * V::kWidth, V::zero());
       }
     }
   }
 
-  // weights[key][lane] = P, its sign set where dropout drops it.
-  template <int kVecs>
-  void form_weights(int64_t t, int64_t key, int64_t keys, T* weights) {
+  // One segment of weights[key][lane] = P, its sign set where dropout drops it.
+  template <int kVecs, int kLive>
+  void form_weights(int64_t t, int64_t block, int64_t j, int64_t keys, bool limited, T* weights) {
     constexpr int64_t kStride = Scratch::kStride;
+    constexpr int64_t kLanes = kVecs * V::kWidth;
+    constexpr int64_t kSkip = (kVecs - kLive) * V::kWidth;
     const int64_t at = tiles_.begin(t);
-    raw_scores<V, kVecs>(row_pointer<T>(p_.key, batch_, key_head_, key), p_.key.strides.row, keys,
-                         p_.shape.head_dim, scratch_.queries + p_.shape.head_dim * at, weights,
-                         kStride);
-    if (stages_[t].is_plain(key, keys)) {
-      weigh<kVecs, false>(weights, keys, at);
-    } else {
-      Reg unused[kVecs];
-      for (int v = 0; v < kVecs; ++v) unused[v] = V::zero();
-      stages_[t].template apply<kVecs>(weights, kStride, key, keys, unused);
-      weigh<kVecs, true>(weights, keys, at);
+    if constexpr (kSkip > 0) {
+      for (int64_t i = j; i < j + keys; ++i) {
+        for (int64_t lane = 0; lane < kSkip; lane += V::kWidth) {
+          V::store(weights + i * kStride + lane, V::zero());
+          V::store(scratch_.grad_scores + at + i * kStride + lane, V::zero());
+        }
+      }
     }
-    if (stages_[t].has_dropout()) {
-      stages_[t].template mark_dropped<kVecs>(weights, kStride, key, keys);
+    T* live = weights + j * kStride + kSkip;
+    raw_scores<V, kLive>(row_pointer<T>(p_.key, batch_, key_head_, block + j), p_.key.strides.row,
+                         keys, p_.shape.head_dim,
+                         {scratch_.queries + p_.shape.head_dim * at + kSkip, kLanes}, live, kStride);
+    if (!limited && p_.score.bias_kind == BiasKind::kNone) {
+      weigh<kLive, false>(live, keys, at + kSkip);
+    } else {
+      Reg unused[kLive];
+      for (int v = 0; v < kLive; ++v) unused[v] = V::zero();
+      stages_[t].template apply<kVecs, kLive>(live, kStride, block, j, keys, limited, unused);
+      weigh<kLive, true>(live, keys, at + kSkip);
     }
   }
 
@@ -242,27 +262,36 @@ class BackwardBlock {
     }
   }
 
-  template <int kVecs>
-  void form_grad_scores(int64_t t, int64_t key, int64_t keys, T* weights, T* grad_scores) {
+  template <int kVecs, int kLive>
+  void form_grad_scores(int64_t t, int64_t block, int64_t j, int64_t keys, bool limited, T* weights,
+                        T* grad_scores) {
+    constexpr int64_t kLanes = kVecs * V::kWidth;
+    constexpr int64_t kSkip = (kVecs - kLive) * V::kWidth;
+    const int64_t at = tiles_.begin(t);
+    const Right<T> packed = {scratch_.grad_out + p_.shape.value_dim * at + kSkip, kLanes};
+    const int64_t offset = j * Scratch::kStride + kSkip;
+    const auto form = [&]<bool kMasked, bool kDropout>() {
+      form_grad_scores_as<kLive, kMasked, kDropout>(packed, at + kSkip, block + j, keys,
+                                                    weights + offset, grad_scores + offset);
+    };
     if (stages_[t].has_dropout()) {
-      form_grad_scores_as<kVecs, true, true>(t, key, keys, weights, grad_scores);
-    } else if (!stages_[t].is_plain(key, keys)) {
-      form_grad_scores_as<kVecs, true, false>(t, key, keys, weights, grad_scores);
+      form.template operator()<true, true>();
+    } else if (limited || p_.score.bias_kind != BiasKind::kNone) {
+      form.template operator()<true, false>();
     } else {
-      form_grad_scores_as<kVecs, false, false>(t, key, keys, weights, grad_scores);
+      form.template operator()<false, false>();
     }
   }
 
   // dS = P o (dP - delta) as each tile of dP^T = V dO^T leaves the registers.
   template <int kVecs, bool kMasked, bool kDropout>
-  [[gnu::noinline]] void form_grad_scores_as(int64_t t, int64_t key, int64_t keys, T* weights,
-                                             T* grad_scores) const {
+  [[gnu::noinline]] void form_grad_scores_as(Right<T> packed, int64_t at, int64_t key, int64_t keys,
+                                             T* weights, T* grad_scores) const {
     constexpr int W = V::kWidth;
     constexpr int64_t kStride = Scratch::kStride;
-    const int64_t at = tiles_.begin(t);
     const Reg keep = V::broadcast(static_cast<T>(dropout_keep_scale(p_.score.dropout)));
     score_tiles<V, kVecs>(row_pointer<T>(p_.value, batch_, value_head_, key), p_.value.strides.row,
-                          keys, p_.shape.value_dim, scratch_.grad_out + p_.shape.value_dim * at,
+                          keys, p_.shape.value_dim, packed,
                           [&]<int kRows>(int64_t j, Reg(&tile)[kRows][kVecs]) {
 #pragma GCC unroll 4
                             for (int v = 0; v < kVecs; ++v) {
@@ -287,23 +316,42 @@ class BackwardBlock {
                           });
   }
 
-  // dK and dV of keys key + j … key + j + keys - 1, from the queries at and after `from`.
-  void update_key_rows(int64_t key, int64_t j, int64_t keys, int64_t from) {
-    constexpr int64_t kStride = Scratch::kStride;
-    const int64_t at = j * kStride + from;
+  // dK and dV of a block of keys, each from the first query that attends it.
+  void update_key_rows(int64_t key, int64_t keys) {
+    int64_t begins[Scratch::kMaxKeys];
+    const bool ragged = !stages_[0].is_unlimited(key, keys) ||
+                        !stages_[tiles_.count() - 1].is_unlimited(key, keys);
+    if (ragged) find_first_queries(key, keys, begins);
+    const Terms terms = {ragged ? begins : nullptr, nullptr};
     if (p_.grad_value.data != nullptr) {
-      const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, first_ + from);
-      update_rows<V>({scratch_.weights + at, kStride, 1}, {grad, p_.grad_out.strides.row},
-                     count_ - from, row_pointer<T>(p_.grad_value, batch_, value_head_, key + j),
+      const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, first_);
+      update_rows<V>({scratch_.weights, Scratch::kStride, 1}, {grad, p_.grad_out.strides.row},
+                     count_, row_pointer<T>(p_.grad_value, batch_, value_head_, key),
                      p_.grad_value.strides.row, keys, p_.shape.value_dim,
-                     {true, T(1), nullptr, nullptr});
+                     {true, T(1), nullptr, nullptr}, terms);
     }
     if (p_.grad_key.data != nullptr) {
-      const T* query = row_pointer<T>(p_.query, batch_, head_, first_ + from);
-      update_rows<V>({scratch_.grad_scores + at, kStride, 1}, {query, p_.query.strides.row},
-                     count_ - from, row_pointer<T>(p_.grad_key, batch_, key_head_, key + j),
+      const T* query = row_pointer<T>(p_.query, batch_, head_, first_);
+      update_rows<V>({scratch_.grad_scores, Scratch::kStride, 1}, {query, p_.query.strides.row},
+                     count_, row_pointer<T>(p_.grad_key, batch_, key_head_, key),
                      p_.grad_key.strides.row, keys, p_.shape.head_dim,
-                     {true, scale_, nullptr, nullptr});
+                     {true, scale_, nullptr, nullptr}, terms);
+    }
+  }
+
+  // first[j]: the first query that attends key + j, or count_.
+  void find_first_queries(int64_t key, int64_t keys, int64_t* first) const {
+    int64_t query = 0;
+    for (int64_t t = 0, j = 0; t <= tiles_.count(); ++t) {
+      const bool past_end = t == tiles_.count();
+      const int64_t end = past_end ? count_ : tiles_.end(t);
+      for (; query < end || past_end; ++query) {
+        // Keys up to this query's limit that no query before it attends.
+        const int64_t limit =
+            past_end ? key + keys : stages_[t].limit(query - tiles_.begin(t));
+        for (; j < keys && key + j < limit; ++j) first[j] = query;
+        if (past_end) return;
+      }
     }
   }
 

@@ -123,7 +123,7 @@ void redo_rows(const MutableRows& rows, int64_t batch, Range heads, Range range,
   for (int64_t head = heads.begin; head < heads.end; ++head) {
     for (int64_t i = range.begin; i < range.end; ++i) {
       const auto* row = row_pointer<typename V::Scalar>(rows, batch, head, i);
-      if (has_nan<V>(row, columns)) redo(head, i);
+      if (has_nan<V>(row, 0, 1, columns)) redo(head, i);
     }
   }
 }

@@ -1,6 +1,8 @@
 #pragma once
 // 2^x and e^x on vectors, for the weights of a softmax: arguments up to 0, and NaN.
 
+#include <utility>
+
 namespace flash {
 namespace {
 
@@ -9,44 +11,69 @@ namespace {
 /// behind it.
 template <int N, class F>
 [[gnu::always_inline]] inline void each(F&& step) {
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) step(i);
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
+    (step(kIndex), ...);
+  }(std::make_integer_sequence<int, N>());
 }
 
-/// f to 2^f by a polynomial that is exactly 1 at 0. The coefficients make the largest relative error
-/// as small as it can be for |f| <= 1/2, or for 0 <= f < 1 where V splits an exponent downwards.
+/// The numbers of an exponential: log2(e), the clamp, and the coefficients of a polynomial for 2^f
+/// from f^1 up. They make the largest relative error as small as it can be with a value of exactly 1
+/// at 0: for |f| <= 1/2, or for 0 <= f < 1 where V splits an exponent downwards.
+template <class T, bool kDown>
+struct ExpNumbers;
+template <>
+struct ExpNumbers<float, false> {
+  float log2_e = 1.44269504f, clamp = -127;
+  float c[5] = {0.69314698f, 0.24022242f, 0.055507337f, 0.009671513f, 0.0013264727f};
+};
+template <>
+struct ExpNumbers<float, true> {
+  float log2_e = 1.44269504f, clamp = -127;
+  float c[5] = {0.69315131f, 0.24016445f, 0.055799913f, 0.0090170303f, 0.0018671301f};
+};
+template <>
+struct ExpNumbers<double, false> {
+  double log2_e = 1.4426950408889634, clamp = -1023;
+  double c[11] = {0.6931471805599455,     0.2402265069591012,     0.055504108664806553,
+                  0.0096181291076007110,  0.0013333558149582433,  0.00015403530448740787,
+                  1.5252731092200807e-05, 1.3215439256000032e-06, 1.0179106033870054e-07,
+                  7.073143019078215e-09,  4.3093148583739213e-10};
+};
+template <>
+struct ExpNumbers<double, true> {
+  double log2_e = 1.4426950408889634, clamp = -1023;
+  double c[11] = {0.69314718055994593,    0.2402265069590633,     0.055504108665602253,
+                  0.0096181290995507956,  0.0013333558629566755,  0.0001540351230962866,
+                  1.5253175055562796e-05, 1.320836728895114e-06,  1.0253212435721934e-07,
+                  6.5595293227705284e-09, 6.2634661422960210e-10};
+};
+
+/// f to 2^f.
 template <class V, int N>
 [[gnu::always_inline]] inline void exp2_polynomial(typename V::Reg (&f)[N]) {
-  using T = typename V::Scalar;
   using Reg = typename V::Reg;
-  const auto c = [](double nearest, double down) {
-    return V::broadcast(static_cast<T>(V::kSplitsDown ? down : nearest));
-  };
-  const Reg one = V::broadcast(T(1));
+  constexpr ExpNumbers<typename V::Scalar, V::kSplitsDown> kNumbers;
+  const auto c = [&](int power) { return V::broadcast(kNumbers.c[power - 1]); };
+  const Reg one = V::broadcast(typename V::Scalar(1));
   Reg p[N];
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (sizeof(typename V::Scalar) == 4) {
     const auto step = [&](Reg next) { each<N>([&](int i) { p[i] = V::fma(p[i], f[i], next); }); };
-    each<N>([&](int i) { p[i] = c(0.0013264727, 0.0018671301); });
-    step(c(0.009671513, 0.0090170303));
-    step(c(0.055507337, 0.055799913));
-    step(c(0.24022242, 0.24016445));
-    step(c(0.69314698, 0.69315131));
+    each<N>([&](int i) { p[i] = c(5); });
+    step(c(4));
+    step(c(3));
+    step(c(2));
+    step(c(1));
     step(one);
   } else {
     // Estrin's scheme: the chain of eleven dependent steps would be longer than the arithmetic.
     each<N>([&](int i) {
       const Reg x = f[i], x2 = V::mul(x, x), x4 = V::mul(x2, x2);
-      const Reg a0 = V::fma(c(0.6931471805599455, 0.69314718055994593), x, one);
-      const Reg a1 = V::fma(c(0.055504108664806553, 0.055504108665602253), x,
-                            c(0.2402265069591012, 0.2402265069590633));
-      const Reg a2 = V::fma(c(0.0013333558149582433, 0.0013333558629566755), x,
-                            c(0.0096181291076007110, 0.0096181290995507956));
-      const Reg a3 = V::fma(c(1.5252731092200807e-05, 1.5253175055562796e-05), x,
-                            c(0.00015403530448740787, 0.0001540351230962866));
-      const Reg a4 = V::fma(c(1.0179106033870054e-07, 1.0253212435721934e-07), x,
-                            c(1.3215439256000032e-06, 1.320836728895114e-06));
-      const Reg a5 = V::fma(c(4.3093148583739213e-10, 6.2634661422960210e-10), x,
-                            c(7.073143019078215e-09, 6.5595293227705284e-09));
+      const Reg a0 = V::fma(c(1), x, one);
+      const Reg a1 = V::fma(c(3), x, c(2));
+      const Reg a2 = V::fma(c(5), x, c(4));
+      const Reg a3 = V::fma(c(7), x, c(6));
+      const Reg a4 = V::fma(c(9), x, c(8));
+      const Reg a5 = V::fma(c(11), x, c(10));
       p[i] = V::fma(V::fma(V::fma(a5, x2, a4), x4, V::fma(a3, x2, a2)), x4, V::fma(a1, x2, a0));
     });
   }
@@ -60,7 +87,7 @@ template <class V, int N>
 /// and 2.3 where it is the one below.
 template <class V, int N>
 [[gnu::always_inline]] inline void exp2(typename V::Reg (&x)[N]) {
-  using T = typename V::Scalar;
+  constexpr ExpNumbers<typename V::Scalar, V::kSplitsDown> kNumbers;
   typename V::Reg f[N];
   if constexpr (V::kSplitsDown) {
     each<N>([&](int i) { f[i] = V::fraction(x[i]); });
@@ -68,7 +95,7 @@ template <class V, int N>
     each<N>([&](int i) { x[i] = V::scale(f[i], x[i]); });
   } else {
     typename V::Rounded n[N];
-    each<N>([&](int i) { x[i] = V::max(V::broadcast(sizeof(T) == 4 ? T(-127) : T(-1023)), x[i]); });
+    each<N>([&](int i) { x[i] = V::max(V::broadcast(kNumbers.clamp), x[i]); });
     each<N>([&](int i) { n[i] = V::round(x[i]); });
     each<N>([&](int i) { f[i] = V::sub(x[i], n[i].value); });
     exp2_polynomial<V>(f);
@@ -80,7 +107,8 @@ template <class V, int N>
 /// that differ by little and are large (a bias of -1e4, a finite mask) would be rounded apart.
 template <class V, int N>
 [[gnu::always_inline]] inline void exp(typename V::Reg (&x)[N]) {
-  const auto log2_e = V::broadcast(static_cast<typename V::Scalar>(1.4426950408889634074));
+  constexpr ExpNumbers<typename V::Scalar, V::kSplitsDown> kNumbers;
+  const auto log2_e = V::broadcast(kNumbers.log2_e);
   each<N>([&](int i) { x[i] = V::mul(x[i], log2_e); });
   exp2<V>(x);
 }

@@ -80,17 +80,26 @@ class ForwardTile {
     const int64_t end = stage_.key_end();
     for (int64_t key = 0; key < end; key += block_) {
       const int64_t keys = min_of(block_, end - key);
-      step(key, keys, key > 0, key + keys == end);
+      weigh_block(key, keys);
+      update_out(key, keys, key > 0, key + keys == end);
     }
     store_statistics();
     if (end == 0) clear_out();
   }
 
-  /// Whether row `i` must be computed again by `run_carefully`: it attended nothing, or a NaN that
-  /// may belong to a key it does not attend came in as 0 * NaN.
+  /// Whether some row must be computed again by `run_carefully`, and whether row `i` must: it attended
+  /// nothing, or a NaN that may belong to a key it does not attend came in as 0 * NaN.
+  bool has_suspects() const {
+    for (int64_t i = 0; i < count_; ++i) {
+      if (row_sum_[i] == 0) return true;
+    }
+    return can_exclude(p_.score) &&
+           has_nan<V>(out_, p_.out.strides.row, count_, p_.shape.value_dim);
+  }
   bool is_suspect(int64_t i) const {
     return row_sum_[i] == 0 ||
-           (can_exclude(p_.score) && has_nan<V>(out_ + i * p_.out.strides.row, p_.shape.value_dim));
+           (can_exclude(p_.score) &&
+            has_nan<V>(out_ + i * p_.out.strides.row, 0, 1, p_.shape.value_dim));
   }
 
   /// A single row (count = 1), key by key, touching no key that it does not attend.
@@ -99,7 +108,8 @@ class ForwardTile {
     clear_out();
     for (int64_t key = 0; key < stage_.key_end(); ++key) {
       if (stage_.excludes(0, key)) continue;
-      step(key, 1, attended, false);
+      weigh_block(key, 1);
+      update_out(key, 1, attended, false);
       attended = true;
       store_statistics();
       // The row is divided by its sum: it is NaN whatever follows.
@@ -118,24 +128,18 @@ class ForwardTile {
  private:
   T finish_scale() const { return static_cast<T>(dropout_keep_scale(p_.score.dropout)); }
 
-  // One block of keys. `finish` divides the rows by their sum as they are stored.
-  void step(int64_t key, int64_t keys, bool accumulate, bool finish) {
-    T* scores = scratch_.scores;
+  // Scores of a block to weights, against the largest score so far. What was summed up against a
+  // smaller one is rescaled: `rescale_` for the rows of out.
+  void weigh_block(int64_t key, int64_t keys) {
     Reg top[kVecs];
     for (int v = 0; v < kVecs; ++v) top[v] = max_[v];
-    const T* left = keys_ + key * p_.key.strides.row;
-    if (stage_.is_plain(key, keys)) {
-      raw_scores_and_max<V, kVecs>(left, p_.key.strides.row, keys, p_.shape.head_dim,
-                                   scratch_.queries, scores, kLanes, top);
-    } else {
-      raw_scores<V, kVecs>(left, p_.key.strides.row, keys, p_.shape.head_dim, scratch_.queries,
-                           scores, kLanes);
-      stage_.template apply<kVecs>(scores, kLanes, key, keys, top);
-    }
+    stage_.template start_block<kVecs>(key, keys);
+    stage_.template for_segments<kVecs>(
+        key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool limited) {
+          form_scores<kLive>(key, j, n, dead, limited, top + dead);
+        });
 
     const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
-    alignas(64) T rescale[kLanes];
-    alignas(64) T scale[kLanes];
     Reg base[kVecs], factor[kVecs];
     for (int v = 0; v < kVecs; ++v) {
       // -inf - (-inf) is NaN: a lane that has seen no key yet subtracts 0 instead.
@@ -145,39 +149,72 @@ class ForwardTile {
     }
     exp<V>(factor);
     for (int v = 0; v < kVecs; ++v) {
-      V::store(rescale + v * V::kWidth, factor[v]);
+      V::store(rescale_ + v * V::kWidth, factor[v]);
       sum_[v] = V::mul(sum_[v], factor[v]);
     }
-    weigh(keys, base);
+    stage_.template for_segments<kVecs>(
+        key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool) {
+          weigh<kLive>(scratch_.scores + j * kLanes, n, dead, base + dead, sum_ + dead);
+        });
+  }
+
+  // Adds the block's P V to the rows of out. `finish` divides them by their sum as they are stored.
+  void update_out(int64_t key, int64_t keys, bool accumulate, bool finish) {
+    T* scores = scratch_.scores;
     if (stage_.has_dropout()) stage_.template drop<kVecs>(scores, kLanes, key, keys);
+    alignas(64) T scale[kLanes];
     if (finish) {
       const Reg one = V::broadcast(finish_scale());
       for (int v = 0; v < kVecs; ++v) V::store(scale + v * V::kWidth, V::div(one, sum_[v]));
     }
+    int64_t attended[kLanes];
+    const bool ragged = !stage_.is_unlimited(key, keys);
+    if (ragged) stage_.attended_keys(key, keys, attended);
     update_rows<V>({scores, 1, kLanes},
                    {values_ + key * p_.value.strides.row, p_.value.strides.row}, keys, out_,
                    p_.out.strides.row, count_, p_.shape.value_dim,
-                   {accumulate, T(1), accumulate ? rescale : nullptr, finish ? scale : nullptr});
+                   {accumulate, T(1), accumulate ? rescale_ : nullptr,
+                    finish ? scale : nullptr},
+                   {nullptr, ragged ? attended : nullptr});
   }
 
-  // Scores to weights in place; the block's sum is added up apart, so that a long row loses less.
-  [[gnu::noinline]] void weigh(int64_t keys, const Reg (&base)[kVecs]) {
-    T* row = scratch_.scores;
-    Reg sum[kVecs], from[kVecs];
-    for (int v = 0; v < kVecs; ++v) {
+  // Final scores of one segment, raising `top` to the largest of each lane.
+  template <int kLive>
+  void form_scores(int64_t block, int64_t j, int64_t keys, int dead, bool limited, Reg* top) {
+    const T* left = keys_ + (block + j) * p_.key.strides.row;
+    const Right<T> packed = {scratch_.queries + dead * V::kWidth, kLanes};
+    T* scores = scratch_.scores + j * kLanes + dead * V::kWidth;
+    if (!limited && p_.score.bias_kind == BiasKind::kNone) {
+      raw_scores_and_max<V, kLive>(left, p_.key.strides.row, keys, p_.shape.head_dim, packed,
+                                   scores, kLanes, top);
+    } else {
+      raw_scores<V, kLive>(left, p_.key.strides.row, keys, p_.shape.head_dim, packed, scores,
+                           kLanes);
+      stage_.template apply<kVecs, kLive>(scores, kLanes, block, j, keys, limited, top);
+    }
+  }
+
+  // Scores to weights in place, 0 in the vectors that attend nothing here. The sum is added up apart,
+  // so that a long row loses less.
+  template <int kLive>
+  [[gnu::noinline]] static void weigh(T* row, int64_t keys, int dead, const Reg* base, Reg* total) {
+    Reg sum[kLive], from[kLive];
+    for (int v = 0; v < kLive; ++v) {
       sum[v] = V::zero();
       from[v] = base[v];
     }
     for (int64_t j = 0; j < keys; ++j, row += kLanes) {
-      Reg weight[kVecs];
-      each<kVecs>([&](int v) { weight[v] = V::sub(V::load(row + v * V::kWidth), from[v]); });
+      for (int v = 0; v < dead; ++v) V::store(row + v * V::kWidth, V::zero());
+      T* live = row + dead * V::kWidth;
+      Reg weight[kLive];
+      each<kLive>([&](int v) { weight[v] = V::sub(V::load(live + v * V::kWidth), from[v]); });
       exp<V>(weight);
-      each<kVecs>([&](int v) {
-        V::store(row + v * V::kWidth, weight[v]);
+      each<kLive>([&](int v) {
+        V::store(live + v * V::kWidth, weight[v]);
         sum[v] = V::add(sum[v], weight[v]);
       });
     }
-    for (int v = 0; v < kVecs; ++v) sum_[v] = V::add(sum_[v], sum[v]);
+    for (int v = 0; v < kLive; ++v) total[v] = V::add(total[v], sum[v]);
   }
 
   void store_statistics() {
@@ -210,6 +247,7 @@ class ForwardTile {
   ScoreStage<V> stage_;
   Reg max_[kVecs];
   Reg sum_[kVecs];
+  alignas(64) T rescale_[kLanes];  // what the last block's larger scores leave of the rows of out
 };
 
 template <class V>
@@ -242,6 +280,7 @@ void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void*
     with_vecs<V::kScoreVecs>(tiles.vecs(tile), [&]<int kVecs>() {
       ForwardTile<V, kVecs> all(p, batch, head, begin, count, scratch);
       all.run();
+      if (!all.has_suspects()) return;
       for (int64_t i = 0; i < count; ++i) {
         if (!all.is_suspect(i)) continue;
         ForwardTile<V, 1>(p, batch, head, begin + i, 1, scratch).run_carefully();

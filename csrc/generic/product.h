@@ -127,6 +127,29 @@ template <class V, int kRows, int kVecs, bool kTail>
   }
 }
 
+/// Which terms of the sum a row takes, [begin, end); the others are zeros. Null: from the first, to the
+/// last.
+struct Terms {
+  const int64_t* begin = nullptr;
+  const int64_t* end = nullptr;
+
+  Terms from_row(int64_t r) const {
+    return {begin == nullptr ? nullptr : begin + r, end == nullptr ? nullptr : end + r};
+  }
+  /// The smallest range that holds those of rows 0 … rows - 1.
+  template <int kRows>
+  void cover(int64_t* first, int64_t* last) const {
+    if (begin != nullptr) {
+      *first = begin[0];
+      for (int r = 1; r < kRows; ++r) *first = min_of(*first, begin[r]);
+    }
+    if (end != nullptr) {
+      *last = end[0];
+      for (int r = 1; r < kRows; ++r) *last = max_of(*last, end[r]);
+    }
+  }
+};
+
 template <class V, int kRows, int kVecs, bool kTail>
 [[gnu::always_inline]] inline void update_tile(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
                                    int64_t depth, typename V::Scalar* out, int64_t stride,
@@ -165,12 +188,16 @@ template <class V, int kRows, int kVecs, bool kTail>
 template <class V, int kVecs, bool kTail>
 [[gnu::noinline]] void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
                            typename V::Scalar* out, int64_t stride, int64_t rows,
-                           RowUpdate<typename V::Scalar> update, typename V::Mask tail) {
+                           RowUpdate<typename V::Scalar> update, Terms terms,
+                           typename V::Mask tail) {
   for_row_tiles<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
     const RowUpdate<typename V::Scalar> here = {
         update.accumulate, update.weight, update.rescale == nullptr ? nullptr : update.rescale + r,
         update.finish == nullptr ? nullptr : update.finish + r};
-    update_tile<V, kRows, kVecs, kTail>({a.data + r * a.row, a.row, a.step}, x, depth,
+    int64_t first = 0, last = depth;
+    terms.from_row(r).template cover<kRows>(&first, &last);
+    update_tile<V, kRows, kVecs, kTail>({a.data + r * a.row + first * a.step, a.row, a.step},
+                                        {x.data + first * x.stride, x.stride}, last - first,
                                         out + r * stride, stride, here, tail);
   });
 }
@@ -189,14 +216,14 @@ template <int kVecs, class F>
 template <class V>
 void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
                  typename V::Scalar* out, int64_t stride, int64_t rows, int64_t columns,
-                 RowUpdate<typename V::Scalar> update) {
+                 RowUpdate<typename V::Scalar> update, Terms terms = {}) {
   constexpr int64_t W = V::kWidth;
   constexpr int kMost = V::kColumnVecs;
   const typename V::Mask all = V::first(W);
   int64_t c = 0;
   for (; c + kMost * W <= columns; c += kMost * W) {
     update_columns<V, kMost, false>(a, {x.data + c, x.stride}, depth, out + c, stride, rows, update,
-                                    all);
+                                    terms, all);
   }
   const int64_t rest = columns - c;
   if (rest == 0) return;
@@ -204,10 +231,11 @@ void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_
   const int64_t tail = rest % W;
   with_vecs<kMost>(static_cast<int>(ceil_div(rest, W)), [&]<int kVecs>() {
     if (tail == 0) {
-      update_columns<V, kVecs, false>(a, last, depth, out + c, stride, rows, update, all);
+      update_columns<V, kVecs, false>(a, last, depth, out + c, stride, rows, update, terms,
+                                      all);
     } else {
       update_columns<V, kVecs, true>(a, last, depth, out + c, stride, rows, update,
-                                     V::first(tail));
+                                     terms, V::first(tail));
     }
   });
 }

@@ -43,23 +43,58 @@ class ScoreStage {
 
   /// Whether scores against keys [key, key + count) pass through unchanged.
   bool is_plain(int64_t key, int64_t count) const {
-    return params_->bias_kind == BiasKind::kNone && key + count <= full_end_;
+    return params_->bias_kind == BiasKind::kNone && is_unlimited(key, count);
   }
 
-  /// Turns raw scores s[key][lane] into final ones: -inf where a query may not attend.
-  /// `max` is raised to the largest score of each lane.
+  /// Whether every query of the tile may attend all of keys [key, key + count), but for the bias.
+  bool is_unlimited(int64_t key, int64_t count) const { return key + count <= full_end_; }
+
+  /// Cuts keys [key, key + count), of which some query attends the last, where the limits change
+  /// what there is to do: calls f.operator()<live>(j, n, dead, limited) for keys key + j …
+  /// key + j + n - 1, which no lane of the first `dead` vectors attends and some lane of the
+  /// `live = kVecs - dead` others does. `limited`: not every such lane attends all of them.
+  template <int kVecs, class F>
+  void for_segments(int64_t key, int64_t count, F&& f) const {
+    const int64_t full = max_of(0, min_of(full_end_ - key, count));
+    if (full > 0) f.template operator()<kVecs>(int64_t{0}, full, 0, false);
+    int dead = 0;
+    for (int64_t j = full; j < count;) {
+      while (vector_end_[dead] <= key + j) ++dead;
+      const int64_t end = min_of(count, vector_end_[dead] - key);
+      with_vecs<kVecs>(kVecs - dead,
+                       [&]<int kLive>() { f.template operator()<kLive>(j, end - j, dead, true); });
+      j = end;
+    }
+  }
+
+  /// How many of keys [key, key + count) each lane may attend, into end[lane].
+  void attended_keys(int64_t key, int64_t count, int64_t* end) const {
+    for (int64_t i = 0; i < count_; ++i) end[i] = max_of(0, min_of(limit_[i] - key, count));
+  }
+  int64_t limit(int64_t lane) const { return limit_[lane]; }
+
+  /// Reads the bias of keys [key, key + count), which `apply` then adds.
   template <int kVecs>
-  void apply(T* s, int64_t stride, int64_t key, int64_t count, Reg (&max)[kVecs]) {
-    const bool limited = key + count > full_end_;
+  void start_block(int64_t key, int64_t count) {
+    if (params_->bias_kind != BiasKind::kNone) load_bias<kVecs>(key, count);
+  }
+
+  /// Turns raw scores s[key][lane] of one segment into final ones: -inf where a query may not attend.
+  /// `max` is raised to the largest score of each lane. `block` is the key that `start_block` was
+  /// told, of a tile of kTileVecs vectors.
+  template <int kTileVecs, int kVecs>
+  void apply(T* s, int64_t stride, int64_t block, int64_t j, int64_t count, bool limited,
+             Reg* max) const {
+    constexpr int kDead = kTileVecs - kVecs;
+    const T* bias = bias_tile_ + (j * kTileVecs + kDead) * V::kWidth;
+    const int64_t* limits = limit_ + kDead * V::kWidth;
+    constexpr int64_t kBiasStride = kTileVecs * V::kWidth;
     if (params_->bias_kind == BiasKind::kNone) {
-      apply_as<kVecs, false, true>(s, stride, key, count, max);
+      apply_as<kVecs, false, true>(s, stride, bias, kBiasStride, limits, block + j, count, max);
+    } else if (limited) {
+      apply_as<kVecs, true, true>(s, stride, bias, kBiasStride, limits, block + j, count, max);
     } else {
-      load_bias<kVecs>(key, count);
-      if (limited) {
-        apply_as<kVecs, true, true>(s, stride, key, count, max);
-      } else {
-        apply_as<kVecs, true, false>(s, stride, key, count, max);
-      }
+      apply_as<kVecs, true, false>(s, stride, bias, kBiasStride, limits, block + j, count, max);
     }
   }
 
@@ -108,9 +143,10 @@ class ScoreStage {
     const bool causal = p.causal;
     int64_t largest = 0;
     int64_t smallest = shape.keys;
+    int64_t limit = 0;
     for (int64_t lane = 0; lane < count_; ++lane) {
       const int64_t query = first_ + lane;
-      int64_t limit = shape.keys;
+      limit = shape.keys;
       if (causal) {
         const int64_t position =
             p.positions == nullptr
@@ -123,7 +159,14 @@ class ScoreStage {
       largest = max_of(largest, limit);
       smallest = min_of(smallest, limit);
     }
-    for (int64_t lane = count_; lane < kMaxLanes; ++lane) limit_[lane] = largest;
+    // Padding does what the last query does, so that it never asks for work of its own.
+    for (int64_t lane = count_; lane < kMaxLanes; ++lane) limit_[lane] = limit;
+    for (int v = 0; v < V::kScoreVecs; ++v) {
+      vector_end_[v] = 0;
+      for (int i = 0; i < V::kWidth; ++i) {
+        vector_end_[v] = max_of(vector_end_[v], limit_[v * V::kWidth + i]);
+      }
+    }
     key_end_ = largest;
     full_end_ = smallest;
   }
@@ -156,13 +199,14 @@ class ScoreStage {
   }
 
   template <int kVecs, bool kBias, bool kLimit>
-  void apply_as(T* s, int64_t stride, int64_t key, int64_t count, Reg (&max)[kVecs]) const {
+  static void apply_as(T* s, int64_t stride, const T* bias, int64_t bias_stride,
+                       const int64_t* limits, int64_t key, int64_t count, Reg* max) {
     constexpr int W = V::kWidth;
     const Reg minus_inf = V::broadcast(-kInf);
     // Limits counted from `key` are small integers, exact in T however long the sequence is.
     alignas(64) T relative[kVecs * W];
     for (int i = 0; i < kVecs * W; ++i) {
-      relative[i] = static_cast<T>(min_of(max_of(limit_[i] - key, 0), count));
+      relative[i] = static_cast<T>(min_of(max_of(limits[i] - key, 0), count));
     }
     Reg limit[kVecs], top[kVecs];
     for (int v = 0; v < kVecs; ++v) {
@@ -175,8 +219,8 @@ class ScoreStage {
       for (int v = 0; v < kVecs; ++v) {
         Reg x = V::load(s + j * stride + v * W);
         if constexpr (kBias) {
-          const Reg bias = V::load(bias_tile_ + (j * kVecs + v) * W);
-          x = V::if_equal(bias, minus_inf, minus_inf, V::add(x, bias));
+          const Reg b = V::load(bias + j * bias_stride + v * W);
+          x = V::if_equal(b, minus_inf, minus_inf, V::add(x, b));
         }
         if constexpr (kLimit) x = V::if_less(position, limit[v], x, minus_inf);
         V::store(s + j * stride + v * W, x);
@@ -208,6 +252,7 @@ class ScoreStage {
   PhiloxKey dropout_key_;
   uint32_t dropout_threshold_;
   int64_t limit_[kMaxLanes];
+  int64_t vector_end_[V::kScoreVecs];  // the largest limit of a vector of lanes
 };
 
 }  // namespace

@@ -51,23 +51,22 @@ inline auto* row_pointer(const Rows& rows, int64_t batch, int64_t head, int64_t 
 }
 
 /// S^T tile by tile: `done(first_key, tile)` receives the finished register tile of scores of keys
-/// first_key … against all lanes. `left` holds `count` rows of `depth` numbers, `packed` the other
-/// operand transposed, [depth][lanes].
+/// first_key … against kVecs vectors of lanes. `left` holds `count` rows of `depth` numbers, `packed`
+/// the other operand transposed, `depth` rows of lanes.
 template <class V, int kVecs, class Done>
 [[gnu::always_inline]] inline void score_tiles(const typename V::Scalar* left, int64_t stride,
                                                int64_t count, int64_t depth,
-                                               const typename V::Scalar* packed, Done&& done) {
-  for_row_tiles<V::score_rows(kVecs)>(count, [&]<int kRows>(int64_t j) {
-    constexpr int64_t kLanes = kVecs * V::kWidth;
+                                               Right<typename V::Scalar> packed, Done&& done) {
+  for_row_tiles<V::score_rows(kVecs)>(count, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
     typename V::Reg tile[kRows][kVecs];
     clear<V>(tile);
-    multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1}, {packed, kLanes},
+    multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1}, packed,
                                          min_of(depth, V::kLongestChain), V::first(V::kWidth));
     for (int64_t d = V::kLongestChain; d < depth; d += V::kLongestChain) {
       typename V::Reg part[kRows][kVecs];
       clear<V>(part);
       multiply_add<V, kRows, kVecs, false>(
-          part, {left + j * stride + d, stride, 1}, {packed + d * kLanes, kLanes},
+          part, {left + j * stride + d, stride, 1}, {packed.data + d * packed.stride, packed.stride},
           min_of(depth - d, V::kLongestChain), V::first(V::kWidth));
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
@@ -82,7 +81,7 @@ template <class V, int kVecs, class Done>
 /// Raw scores s[key][lane] = scale * q k.
 template <class V, int kVecs>
 [[gnu::noinline]] void raw_scores(const typename V::Scalar* keys, int64_t key_stride, int64_t count,
-                                  int64_t depth, const typename V::Scalar* packed,
+                                  int64_t depth, Right<typename V::Scalar> packed,
                                   typename V::Scalar* s, int64_t stride) {
   score_tiles<V, kVecs>(keys, key_stride, count, depth, packed,
                         [&]<int kRows>(int64_t j, typename V::Reg(&tile)[kRows][kVecs]) {
@@ -100,8 +99,8 @@ template <class V, int kVecs>
 template <class V, int kVecs>
 [[gnu::noinline]] void raw_scores_and_max(const typename V::Scalar* keys, int64_t key_stride,
                                           int64_t count, int64_t depth,
-                                          const typename V::Scalar* packed, typename V::Scalar* s,
-                                          int64_t stride, typename V::Reg (&max)[kVecs]) {
+                                          Right<typename V::Scalar> packed, typename V::Scalar* s,
+                                          int64_t stride, typename V::Reg* max) {
   score_tiles<V, kVecs>(keys, key_stride, count, depth, packed,
                         [&]<int kRows>(int64_t j, typename V::Reg(&tile)[kRows][kVecs]) {
 #pragma GCC unroll 4
@@ -117,21 +116,28 @@ template <class V, int kVecs>
                         });
 }
 
-/// Whether a row of numbers holds a NaN.
+/// Whether rows of numbers hold a NaN.
 template <class V>
-bool has_nan(const typename V::Scalar* row, int64_t count) {
-  // x * 0 is 0 for finite numbers and NaN for the rest; an Inf is looked at again by the scalar
-  // loop.
+bool has_nan(const typename V::Scalar* rows, int64_t stride, int64_t count, int64_t columns) {
+  // x * 0 is 0 for finite numbers and NaN for the rest; an Inf is looked at again one by one.
+  const int64_t last = columns % V::kWidth;
+  const typename V::Mask tail = V::first(last);
   typename V::Reg sum = V::zero();
-  int64_t c = 0;
-  for (; c + V::kWidth <= count; c += V::kWidth) sum = V::fma(V::load(row + c), V::zero(), sum);
+  for (int64_t r = 0; r < count; ++r) {
+    const typename V::Scalar* row = rows + r * stride;
+    int64_t c = 0;
+    for (; c + V::kWidth <= columns; c += V::kWidth) sum = V::fma(V::load(row + c), V::zero(), sum);
+    if (last > 0) sum = V::fma(V::load(row + c, tail), V::zero(), sum);
+  }
   alignas(64) typename V::Scalar lanes[V::kWidth];
   V::store(lanes, sum);
-  bool suspect = c < count;
+  bool suspect = false;
   for (int i = 0; i < V::kWidth; ++i) suspect |= lanes[i] != 0;
   if (!suspect) return false;
-  for (c = 0; c < count; ++c) {
-    if (row[c] != row[c]) return true;
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      if (rows[r * stride + c] != rows[r * stride + c]) return true;
+    }
   }
   return false;
 }
