@@ -121,41 +121,52 @@ class BackwardBlock {
                                p_.grad_out.strides.row, count, shape.value_dim,
                                static_cast<T>(keep), scratch_.grad_out + shape.value_dim * at);
     const int64_t row = (batch_ * shape.heads + head_) * shape.queries + first;
-    for (int64_t i = 0; i < kLanes; ++i) {
-      T max = 0, inverse = 0, delta = 0;
-      if (i < count) {
-        const T saved_max = static_cast<const T*>(p_.row_max)[row + i];
-        const T saved_sum = static_cast<const T*>(p_.row_sum)[row + i];
-        max = saved_max == -std::numeric_limits<T>::infinity() ? T(0) : saved_max;
-        inverse = saved_sum == 0 ? T(0) : T(1) / saved_sum;
-        delta = row_delta(first + i);
-        if (p_.grad_lse != nullptr) delta -= static_cast<const T*>(p_.grad_lse)[row + i];
-      }
-      scratch_.row_max[at + i] = max;
-      scratch_.inverse_sum[at + i] = inverse;
-      scratch_.delta[at + i] = delta;
+    const T* saved_max = static_cast<const T*>(p_.row_max) + row;
+    const T* saved_sum = static_cast<const T*>(p_.row_sum) + row;
+    const T* grad_lse = p_.grad_lse == nullptr ? nullptr : static_cast<const T*>(p_.grad_lse) + row;
+    const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
+    for (int64_t lane = 0; lane < kLanes; lane += V::kWidth) {
+      const typename V::Mask mask = V::first(max_of(0, min_of(count - lane, V::kWidth)));
+      const auto read = [&](const T* p) { return V::load(p + lane, mask); };
+      const Reg max = read(saved_max), sum = read(saved_sum);
+      Reg delta = row_deltas(first + lane, count - lane);
+      if (grad_lse != nullptr) delta = V::sub(delta, read(grad_lse));
+      V::store(scratch_.row_max + at + lane, V::if_equal(max, minus_inf, V::zero(), max));
+      V::store(scratch_.inverse_sum + at + lane,
+               V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum)));
+      V::store(scratch_.delta + at + lane, delta);
     }
     stages_[t].start(p_.score, shape, batch_, head_, first, count, scratch_.bias);
   }
 
-  T row_delta(int64_t query) const {
-    const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, query);
-    const T* out = row_pointer<T>(p_.out, batch_, head_, query);
+  // rowsum(dO o O) of a vector of queries, of which `count` exist.
+  Reg row_deltas(int64_t query, int64_t count) const {
+    constexpr int W = V::kWidth;
     const int64_t columns = p_.shape.value_dim;
-    Reg sum = V::zero();
-    int64_t c = 0;
-    while (c + V::kWidth <= columns) {
-      Reg part = V::zero();
-      const int64_t end = min_of(columns - V::kWidth, c + (V::kLongestChain - 1) * V::kWidth);
-      for (; c <= end; c += V::kWidth) part = V::fma(V::load(grad + c), V::load(out + c), part);
-      sum = V::add(sum, part);
+    const typename V::Mask tail = V::first(columns % W);
+    Reg row[W];
+    for (int i = 0; i < W; ++i) {
+      row[i] = V::zero();
+      if (i >= count) continue;
+      const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, query + i);
+      const T* out = row_pointer<T>(p_.out, batch_, head_, query + i);
+      for (int64_t c = 0; c < columns;) {
+        Reg part = V::zero();
+        const int64_t end = min_of(columns, c + V::kLongestChain * W);
+        for (; c + W <= end; c += W) part = V::fma(V::load(grad + c), V::load(out + c), part);
+        if (c < end) part = V::fma(V::load(grad + c, tail), V::load(out + c, tail), part);
+        c = end;
+        row[i] = V::add(row[i], part);
+      }
     }
-    alignas(64) T lanes[V::kWidth];
-    V::store(lanes, sum);
-    T total = 0;
-    for (int i = 0; i < V::kWidth; ++i) total += lanes[i];
-    for (; c < columns; ++c) total += grad[c] * out[c];
-    return total;
+    // The sums across the registers, W of them at once.
+    V::transpose(row);
+#pragma GCC unroll 8
+    for (int step = W / 2; step > 0; step /= 2) {
+#pragma GCC unroll 16
+      for (int i = 0; i < step; ++i) row[i] = V::add(row[i], row[i + step]);
+    }
+    return row[0];
   }
 
   template <int kVecs>

@@ -121,6 +121,8 @@ void redo_rows(const MutableRows& rows, int64_t batch, Range heads, Range range,
                Redo&& redo) {
   if (rows.data == nullptr) return;
   for (int64_t head = heads.begin; head < heads.end; ++head) {
+    const auto* first = row_pointer<typename V::Scalar>(rows, batch, head, range.begin);
+    if (!has_nan<V>(first, rows.strides.row, range.end - range.begin, columns)) continue;
     for (int64_t i = range.begin; i < range.end; ++i) {
       const auto* row = row_pointer<typename V::Scalar>(rows, batch, head, i);
       if (has_nan<V>(row, 0, 1, columns)) redo(head, i);

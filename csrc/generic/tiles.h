@@ -120,15 +120,24 @@ template <class V, int kVecs>
 template <class V>
 bool has_nan(const typename V::Scalar* rows, int64_t stride, int64_t count, int64_t columns) {
   // x * 0 is 0 for finite numbers and NaN for the rest; an Inf is looked at again one by one.
+  constexpr int kChains = 4;  // independent sums, or each addition would wait for the one before
   const int64_t last = columns % V::kWidth;
   const typename V::Mask tail = V::first(last);
-  typename V::Reg sum = V::zero();
-  for (int64_t r = 0; r < count; ++r) {
-    const typename V::Scalar* row = rows + r * stride;
-    int64_t c = 0;
-    for (; c + V::kWidth <= columns; c += V::kWidth) sum = V::fma(V::load(row + c), V::zero(), sum);
-    if (last > 0) sum = V::fma(V::load(row + c, tail), V::zero(), sum);
+  typename V::Reg sums[kChains];
+  for (int i = 0; i < kChains; ++i) sums[i] = V::zero();
+  for (int64_t r = 0; r < count; r += kChains) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kChains; ++i) {
+      if (r + i >= count) break;
+      const typename V::Scalar* row = rows + (r + i) * stride;
+      int64_t c = 0;
+      for (; c + V::kWidth <= columns; c += V::kWidth) {
+        sums[i] = V::fma(V::load(row + c), V::zero(), sums[i]);
+      }
+      if (last > 0) sums[i] = V::fma(V::load(row + c, tail), V::zero(), sums[i]);
+    }
   }
+  const typename V::Reg sum = V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3]));
   alignas(64) typename V::Scalar lanes[V::kWidth];
   V::store(lanes, sum);
   bool suspect = false;

@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, str]] = {
     "nothing": {},
     "scalar": {"FLASH_ATTENTION_ISA": "scalar"},
     "avx2": {"FLASH_ATTENTION_ISA": "avx2"},
+    "avx512": {"FLASH_ATTENTION_ISA": "avx512"},
     "unknown": {"FLASH_ATTENTION_ISA": "avx3"},
     "aten-default": {"ATEN_CPU_CAPABILITY": "default"},
     "aten-avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
@@ -81,6 +82,13 @@ def test_avx2_can_be_asked_for(reports: dict[str, dict[str, object]], case: str)
         assert reports[case]["active"] == "scalar"
     else:
         assert reports[case]["error"] == "ValueError"
+
+
+def test_avx512_can_be_asked_for(reports: dict[str, dict[str, object]]) -> None:
+    if SUPPORTED["avx512"]:
+        assert reports["avx512"]["active"] == "avx512"
+    else:
+        assert reports["avx512"]["error"] == "ValueError"
 
 
 def test_an_unknown_name_is_an_error_that_names_the_known(
