@@ -60,6 +60,9 @@ BackwardResult backward_autograd(const at::Tensor& grad_out,
 
 class Attention : public torch::autograd::Function<Attention> {
  public:
+  /// causal, scale, dropout, block_size, use_simd.
+  using SavedOptions = std::tuple<bool, std::optional<double>, double, int64_t, bool>;
+
   static variable_list forward(AutogradContext* ctx, const at::Tensor& query, const at::Tensor& key,
                                const at::Tensor& value, const std::optional<at::Tensor>& bias,
                                const CallOptions& o, bool with_lse) {
@@ -67,11 +70,9 @@ class Attention : public torch::autograd::Function<Attention> {
     auto [out, row_max, row_sum, seed] = call_forward(query, key, value, o);
     ctx->save_for_backward({query, key, value, bias.value_or(at::Tensor()),
                             o.query_positions.value_or(at::Tensor()), out, row_max, row_sum, seed});
-    ctx->saved_data["causal"] = o.causal;
-    ctx->saved_data["scale"] = o.scale;
-    ctx->saved_data["dropout"] = o.dropout;
-    ctx->saved_data["block_size"] = o.block_size;
-    ctx->saved_data["use_simd"] = o.use_simd;
+    // One entry: each costs a string, a hash and a node of the map.
+    ctx->saved_data["options"] =
+        SavedOptions(o.causal, o.scale, o.dropout, o.block_size, o.use_simd);
     ctx->set_materialize_grads(false);
     if (with_lse) return {out, log_sum_exp(row_max, row_sum)};
     return {out};
@@ -83,13 +84,10 @@ class Attention : public torch::autograd::Function<Attention> {
       return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
     };
     const at::Tensor& out = saved[5];
-    const CallOptions options = {optional(saved[3]),
-                                 ctx->saved_data["causal"].toBool(),
-                                 optional(saved[4]),
-                                 ctx->saved_data["scale"].toOptional<double>(),
-                                 ctx->saved_data["dropout"].toDouble(),
-                                 ctx->saved_data["block_size"].toInt(),
-                                 ctx->saved_data["use_simd"].toBool()};
+    const auto [causal, scale, dropout, block_size, use_simd] =
+        ctx->saved_data["options"].to<SavedOptions>();
+    const CallOptions options = {optional(saved[3]), causal,     optional(saved[4]), scale,
+                                 dropout,            block_size, use_simd};
     variable_list result(6);
     const std::array<bool, 4> needed = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                         ctx->needs_input_grad(2),

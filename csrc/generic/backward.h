@@ -386,13 +386,41 @@ class BackwardBlock {
         grad[i * stride[2]] += sum;
       }
     } else {
-      for (int64_t i = 0; i < queries; ++i) {
+      int64_t i = 0;
+      if constexpr (sizeof(Sum) == sizeof(T)) {
+        if (stride[3] == 1) i = add_grad_bias_rows(grad, queries, keys, grad_scores);
+      }
+      for (; i < queries; ++i) {
         Sum* row = grad + i * stride[2];
         for (int64_t j = 0; j < keys; ++j) {
           row[j * stride[3]] += grad_scores[j * Scratch::kStride + i];
         }
       }
     }
+  }
+
+  // Adds dS, transposed in registers, to contiguous rows; returns how many rows it has done.
+  int64_t add_grad_bias_rows(T* grad, int64_t queries, int64_t keys, const T* grad_scores) const {
+    constexpr int W = V::kWidth;
+    int64_t i = 0;
+    for (; i + W <= queries; i += W) {
+      for (int64_t j = 0; j < keys; j += W) {
+        const int64_t width = min_of(W, keys - j);
+        const typename V::Mask mask = V::first(width);
+        Reg block[W];
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) {
+          block[r] = r < width ? V::load(grad_scores + (j + r) * Scratch::kStride + i) : V::zero();
+        }
+        V::transpose(block);
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) {
+          T* row = grad + (i + r) * p_.grad_bias_strides[2] + j;
+          V::store(row, V::add(V::load(row, mask), block[r]), mask);
+        }
+      }
+    }
+    return i;
   }
 
   const BackwardParams& p_;
