@@ -26,7 +26,7 @@ using ForwardSignature = ForwardResult(const at::Tensor&, const at::Tensor&, con
 using BackwardSignature = BackwardResult(const at::Tensor&, const std::optional<at::Tensor>&,
                                          const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                          const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                         const at::Tensor&, const std::optional<at::Tensor>&, bool,
+                                         const std::optional<at::Tensor>&, bool,
                                          const std::optional<at::Tensor>&, std::optional<double>,
                                          double, int64_t, bool, std::array<bool, 4>);
 
@@ -45,9 +45,9 @@ bool is_heads_last(const at::Tensor& t) {
 
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                      const AttentionOptions& o) {
-  static const auto op = find<AttentionSignature>("flash::attention");
-  return op.call(query, key, value, o.bias(), o.causal(), o.query_positions(), o.scale(),
-                 o.dropout(), o.block_size(), o.use_simd());
+  return call_attention(query, key, value,
+                        {o.bias(), o.causal(), o.query_positions(), o.scale(), o.dropout(),
+                         o.block_size(), o.use_simd()});
 }
 
 std::tuple<at::Tensor, at::Tensor> attention_with_lse(const at::Tensor& query,
@@ -57,6 +57,13 @@ std::tuple<at::Tensor, at::Tensor> attention_with_lse(const at::Tensor& query,
   static const auto op = find<AttentionWithLseSignature>("flash::attention_with_lse");
   return op.call(query, key, value, o.bias(), o.causal(), o.query_positions(), o.scale(),
                  o.dropout(), o.block_size(), o.use_simd());
+}
+
+at::Tensor call_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                          const CallOptions& o) {
+  static const auto op = find<AttentionSignature>("flash::attention");
+  return op.call(query, key, value, o.bias, o.causal, o.query_positions, o.scale, o.dropout,
+                 o.block_size, o.use_simd);
 }
 
 ForwardResult call_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -71,9 +78,9 @@ BackwardResult call_backward(const at::Tensor& grad_out, const std::optional<at:
                              const at::Tensor& value, const ForwardResult& saved,
                              const CallOptions& o, std::array<bool, 4> needed) {
   static const auto op = find<BackwardSignature>("flash::_backward");
-  const auto& [out, row_max, row_sum, seed] = saved;
-  return op.call(grad_out, grad_lse, query, key, value, out, row_max, row_sum, seed, o.bias,
-                 o.causal, o.query_positions, o.scale, o.dropout, o.block_size, o.use_simd, needed);
+  const auto& [out, row_stats, seed] = saved;
+  return op.call(grad_out, grad_lse, query, key, value, out, row_stats, seed, o.bias, o.causal,
+                 o.query_positions, o.scale, o.dropout, o.block_size, o.use_simd, needed);
 }
 
 at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Sizes& s) {
@@ -87,9 +94,9 @@ at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Siz
   return at::empty_symint({s.batch, s.heads, s.queries, s.value_dim}, query.options());
 }
 
-at::Tensor empty_rows(const at::Tensor& query, const Sizes& s) {
-  if (!s.has_head_dimension) return at::empty_symint({s.batch, s.queries}, query.options());
-  return at::empty_symint({s.batch, s.heads, s.queries}, query.options());
+at::Tensor empty_row_stats(const at::Tensor& query, const Sizes& s) {
+  if (!s.has_head_dimension) return at::empty_symint({2, s.batch, s.queries}, query.options());
+  return at::empty_symint({2, s.batch, s.heads, s.queries}, query.options());
 }
 
 at::Tensor empty_grad(const at::Tensor& input) {
@@ -101,8 +108,8 @@ at::Tensor empty_grad(const at::Tensor& input) {
   return at::empty_symint(sizes, input.options());
 }
 
-at::Tensor log_sum_exp(const at::Tensor& row_max, const at::Tensor& row_sum) {
-  return row_sum.log().add_(row_max);
+at::Tensor log_sum_exp(const at::Tensor& row_stats) {
+  return row_stats.select(0, 1).log().add_(row_stats.select(0, 0));
 }
 
 double resolve_scale(std::optional<double> scale, int64_t head_dim) {
@@ -129,11 +136,11 @@ TORCH_LIBRARY(flash, m) {
   m.def(
       "_forward(Tensor query, Tensor key, Tensor value, Tensor? bias, bool causal, "
       "Tensor? query_positions, float? scale, float dropout, int block_size, bool use_simd) "
-      "-> (Tensor out, Tensor row_max, Tensor row_sum, Tensor seed)",
+      "-> (Tensor out, Tensor row_stats, Tensor seed)",
       random);
   m.def(
       "_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, "
-      "Tensor out, Tensor row_max, Tensor row_sum, Tensor seed, Tensor? bias, bool causal, "
+      "Tensor out, Tensor row_stats, Tensor seed, Tensor? bias, bool causal, "
       "Tensor? query_positions, float? scale, float dropout, int block_size, bool use_simd, "
       "bool[4] needed) -> (Tensor, Tensor, Tensor, Tensor)",
       compliant);

@@ -41,13 +41,13 @@ class AttentionBackward : public torch::autograd::Function<AttentionBackward> {
 BackwardResult backward_autograd(const at::Tensor& grad_out,
                                  const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
                                  const at::Tensor& key, const at::Tensor& value,
-                                 const at::Tensor& out, const at::Tensor& row_max,
-                                 const at::Tensor& row_sum, const at::Tensor& seed,
+                                 const at::Tensor& out, const at::Tensor& row_stats,
+                                 const at::Tensor& seed,
                                  const std::optional<at::Tensor>& bias, bool causal,
                                  const std::optional<at::Tensor>& query_positions,
                                  std::optional<double> scale, double dropout, int64_t block_size,
                                  bool use_simd, std::array<bool, 4> needed) {
-  const ForwardResult saved(out, row_max, row_sum, seed);
+  const ForwardResult saved(out, row_stats, seed);
   const CallOptions options = {bias, causal, query_positions, scale, dropout, block_size, use_simd};
   if (!at::GradMode::is_enabled()) {
     const at::AutoDispatchBelowADInplaceOrView below;
@@ -67,14 +67,14 @@ class Attention : public torch::autograd::Function<Attention> {
                                const at::Tensor& value, const std::optional<at::Tensor>& bias,
                                const CallOptions& o, bool with_lse) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [out, row_max, row_sum, seed] = call_forward(query, key, value, o);
+    auto [out, row_stats, seed] = call_forward(query, key, value, o);
     ctx->save_for_backward({query, key, value, bias.value_or(at::Tensor()),
-                            o.query_positions.value_or(at::Tensor()), out, row_max, row_sum, seed});
+                            o.query_positions.value_or(at::Tensor()), out, row_stats, seed});
     // One entry: each costs a string, a hash and a node of the map.
     ctx->saved_data["options"] =
         SavedOptions(o.causal, o.scale, o.dropout, o.block_size, o.use_simd);
     ctx->set_materialize_grads(false);
-    if (with_lse) return {out, log_sum_exp(row_max, row_sum)};
+    if (with_lse) return {out, log_sum_exp(row_stats)};
     return {out};
   }
 
@@ -97,7 +97,7 @@ class Attention : public torch::autograd::Function<Attention> {
     const at::Tensor grad_out = grads[0].defined() ? grads[0] : at::zeros_like(out);
     const auto [d_query, d_key, d_value, d_bias] = call_backward(
         grad_out, has_lse_grad ? std::optional<at::Tensor>(grads[1]) : std::nullopt, saved[0],
-        saved[1], saved[2], ForwardResult(out, saved[6], saved[7], saved[8]), options, needed);
+        saved[1], saved[2], ForwardResult(out, saved[6], saved[7]), options, needed);
     if (needed[0]) result[0] = d_query;
     if (needed[1]) result[1] = d_key;
     if (needed[2]) result[2] = d_value;
@@ -132,8 +132,9 @@ at::Tensor attention_autograd(const at::Tensor& query, const at::Tensor& key,
                               bool use_simd) {
   const CallOptions options = {bias, causal, query_positions, scale, dropout, block_size, use_simd};
   if (wants_grad(query, key, value, bias)) return apply(query, key, value, options, false)[0];
+  // Nothing is saved: neither the statistics nor the seed need tensors of their own.
   const at::AutoDispatchBelowADInplaceOrView below;
-  return std::get<0>(call_forward(query, key, value, options));
+  return call_attention(query, key, value, options);
 }
 
 std::tuple<at::Tensor, at::Tensor> attention_with_lse_autograd(
@@ -147,8 +148,8 @@ std::tuple<at::Tensor, at::Tensor> attention_with_lse_autograd(
     return {result[0], result[1]};
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  const auto [out, row_max, row_sum, seed] = call_forward(query, key, value, options);
-  return {out, log_sum_exp(row_max, row_sum)};
+  const auto [out, row_stats, seed] = call_forward(query, key, value, options);
+  return {out, log_sum_exp(row_stats)};
 }
 
 }  // namespace

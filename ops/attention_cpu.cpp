@@ -60,7 +60,7 @@ void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, in
 }
 
 ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_dim,
-                         const at::Tensor& seed) {
+                         int64_t seed) {
   ScoreParams p = {};
   p.scale = resolve_scale(o.scale, head_dim);
   p.causal = o.causal;
@@ -74,7 +74,7 @@ ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_
     broadcast_strides(*o.query_positions, sizes, 3, p.position_strides);
   }
   p.dropout = o.dropout;
-  if (o.dropout > 0) p.dropout_seed = static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
+  p.dropout_seed = static_cast<uint64_t>(seed);
   return p;
 }
 
@@ -91,16 +91,22 @@ struct Schedule {
   int64_t threads;
 };
 
+/// Memory for each thread, and some for all of them.
 class Scratch {
  public:
-  Scratch(int64_t bytes, int64_t threads)
-      : bytes_(bytes), memory_(at::empty({bytes * threads}, at::kByte)) {}
-  void* of_this_thread() const {
-    return memory_.mutable_data_ptr<uint8_t>() + bytes_ * at::get_thread_num();
-  }
+  Scratch(int64_t bytes, int64_t threads, int64_t shared_bytes = 0)
+      : bytes_(bytes),
+        threads_(threads),
+        memory_(at::empty({bytes * threads + shared_bytes}, at::kByte)) {}
+  void* of_this_thread() const { return at(at::get_thread_num()); }
+  void* shared() const { return at(threads_); }
 
  private:
-  int64_t bytes_;
+  void* at(int64_t thread) const {
+    return memory_.mutable_data_ptr<uint8_t>() + bytes_ * thread;
+  }
+
+  int64_t bytes_, threads_;
   at::Tensor memory_;
 };
 
@@ -111,50 +117,81 @@ at::ScalarType sum_dtype(const at::Tensor& bias, const Sizes& s) {
   return broadcasts ? at::kDouble : bias.scalar_type();
 }
 
+/// A forward pass up to where its results go.
+class Forward {
+ public:
+  Forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+          const CallOptions& o)
+      : sizes_(check_attention(query, key, value, o.bias, o.query_positions, o.dropout,
+                               o.block_size)),
+        kernels_(kernels_for(query.scalar_type(), o.use_simd)),
+        query_(with_contiguous_rows(query)),
+        key_(with_contiguous_rows(key)),
+        value_(with_contiguous_rows(value)),
+        seed_(o.dropout > 0 ? draw_seed() : 0) {
+    params_.shape = shape_of(sizes_);
+    params_.score = score_params(o, sizes_, params_.shape.head_dim, seed_);
+    params_.query = rows_of(query_);
+    params_.key = rows_of(key_);
+    params_.value = rows_of(value_);
+    params_.block_size = o.block_size;
+    plan_ = kernels_.forward_plan(params_);
+    scratch_bytes_ =
+        kernels_.forward_scratch_bytes(params_.shape, o.block_size, o.bias.has_value());
+  }
+
+  const Sizes& sizes() const { return sizes_; }
+  int64_t seed() const { return seed_; }
+
+  /// Writes row_stats where it is told to, or else to memory of its own.
+  void run(const at::Tensor& out, void* row_stats) {
+    const Schedule schedule(plan_);
+    const int64_t stats_bytes = out_rows() * static_cast<int64_t>(out.element_size());
+    const Scratch scratch(scratch_bytes_, schedule.threads,
+                          row_stats == nullptr ? 2 * stats_bytes : 0);
+    if (row_stats == nullptr) row_stats = scratch.shared();
+    params_.out = mutable_rows_of(out);
+    params_.row_max = row_stats;
+    params_.row_sum = static_cast<uint8_t*>(row_stats) + stats_bytes;
+    at::parallel_for(0, plan_.units, schedule.grain, [&](int64_t begin, int64_t end) {
+      kernels_.forward(params_, begin, end, scratch.of_this_thread());
+    });
+  }
+
+ private:
+  int64_t out_rows() const {
+    return params_.shape.batch * params_.shape.heads * params_.shape.queries;
+  }
+
+  const Sizes sizes_;
+  const TypedKernels& kernels_;
+  const at::Tensor query_, key_, value_;
+  const int64_t seed_;
+  ForwardParams params_ = {};
+  WorkPlan plan_;
+  int64_t scratch_bytes_;
+};
+
 ForwardResult forward_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const std::optional<at::Tensor>& bias, bool causal,
                           const std::optional<at::Tensor>& query_positions,
                           std::optional<double> scale, double dropout, int64_t block_size,
                           bool use_simd) {
-  const Sizes sizes =
-      check_attention(query, key, value, bias, query_positions, dropout, block_size);
-  const TypedKernels& kernels = kernels_for(query.scalar_type(), use_simd);
-  const at::Tensor q = with_contiguous_rows(query);
-  const at::Tensor k = with_contiguous_rows(key);
-  const at::Tensor v = with_contiguous_rows(value);
-  at::Tensor out = empty_out(query, value, sizes);
-  at::Tensor row_max = empty_rows(query, sizes);
-  at::Tensor row_sum = empty_rows(query, sizes);
+  Forward forward(query, key, value,
+                  {bias, causal, query_positions, scale, dropout, block_size, use_simd});
+  at::Tensor out = empty_out(query, value, forward.sizes());
+  at::Tensor row_stats = empty_row_stats(query, forward.sizes());
   at::Tensor seed = at::empty({dropout > 0 ? 1 : 0}, query.options().dtype(at::kLong));
-  if (dropout > 0) *seed.mutable_data_ptr<int64_t>() = draw_seed();
-
-  ForwardParams p = {};
-  p.shape = shape_of(sizes);
-  p.score = score_params({bias, causal, query_positions, scale, dropout, block_size, use_simd},
-                         sizes, p.shape.head_dim, seed);
-  p.query = rows_of(q);
-  p.key = rows_of(k);
-  p.value = rows_of(v);
-  p.out = mutable_rows_of(out);
-  p.row_max = row_max.mutable_data_ptr();
-  p.row_sum = row_sum.mutable_data_ptr();
-  p.block_size = block_size;
-
-  const WorkPlan plan = kernels.forward_plan(p);
-  const Schedule schedule(plan);
-  const Scratch scratch(kernels.forward_scratch_bytes(p.shape, block_size, bias.has_value()),
-                        schedule.threads);
-  at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
-    kernels.forward(p, begin, end, scratch.of_this_thread());
-  });
-  return {out, row_max, row_sum, seed};
+  if (dropout > 0) *seed.mutable_data_ptr<int64_t>() = forward.seed();
+  forward.run(out, row_stats.mutable_data_ptr());
+  return {out, row_stats, seed};
 }
 
 BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
                             const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                            const at::Tensor& out, const at::Tensor& row_max,
-                            const at::Tensor& row_sum, const at::Tensor& seed,
-                            const std::optional<at::Tensor>& bias, bool causal,
+                            const at::Tensor& out, const at::Tensor& row_stats,
+                            const at::Tensor& seed, const std::optional<at::Tensor>& bias,
+                            bool causal,
                             const std::optional<at::Tensor>& query_positions,
                             std::optional<double> scale, double dropout, int64_t block_size,
                             bool use_simd, std::array<bool, 4> needed) {
@@ -178,14 +215,15 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   BackwardParams p = {};
   p.shape = shape_of(sizes);
   p.score = score_params({bias, causal, query_positions, scale, dropout, block_size, use_simd},
-                         sizes, p.shape.head_dim, seed);
+                         sizes, p.shape.head_dim,
+                         dropout > 0 ? *seed.const_data_ptr<int64_t>() : 0);
   p.query = rows_of(q);
   p.key = rows_of(k);
   p.value = rows_of(v);
   p.out = rows_of(out);
   p.grad_out = rows_of(d_out);
-  p.row_max = row_max.const_data_ptr();
-  p.row_sum = row_sum.const_data_ptr();
+  p.row_max = row_stats.const_data_ptr();
+  p.row_sum = static_cast<const uint8_t*>(p.row_max) + row_stats.nbytes() / 2;
   p.grad_lse = d_lse.defined() ? d_lse.const_data_ptr() : nullptr;
   if (needed[0]) p.grad_query = mutable_rows_of(d_query);
   if (needed[1]) p.grad_key = mutable_rows_of(d_key);
@@ -219,8 +257,11 @@ at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const a
                          const std::optional<at::Tensor>& query_positions,
                          std::optional<double> scale, double dropout, int64_t block_size,
                          bool use_simd) {
-  return std::get<0>(forward_cpu(query, key, value, bias, causal, query_positions, scale, dropout,
-                                 block_size, use_simd));
+  Forward forward(query, key, value,
+                  {bias, causal, query_positions, scale, dropout, block_size, use_simd});
+  at::Tensor out = empty_out(query, value, forward.sizes());
+  forward.run(out, nullptr);
+  return out;
 }
 
 std::tuple<at::Tensor, at::Tensor> attention_with_lse_cpu(
@@ -228,9 +269,9 @@ std::tuple<at::Tensor, at::Tensor> attention_with_lse_cpu(
     const std::optional<at::Tensor>& bias, bool causal,
     const std::optional<at::Tensor>& query_positions, std::optional<double> scale, double dropout,
     int64_t block_size, bool use_simd) {
-  const auto [out, row_max, row_sum, seed] = forward_cpu(
+  const auto [out, row_stats, seed] = forward_cpu(
       query, key, value, bias, causal, query_positions, scale, dropout, block_size, use_simd);
-  return {out, log_sum_exp(row_max, row_sum)};
+  return {out, log_sum_exp(row_stats)};
 }
 
 }  // namespace

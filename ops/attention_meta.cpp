@@ -13,14 +13,14 @@ ForwardResult forward_meta(const at::Tensor& query, const at::Tensor& key, const
                            const std::optional<at::Tensor>& query_positions, std::optional<double>,
                            double dropout, int64_t block_size, bool) {
   const Sizes s = check_attention(query, key, value, bias, query_positions, dropout, block_size);
-  return {empty_out(query, value, s), empty_rows(query, s), empty_rows(query, s),
+  return {empty_out(query, value, s), empty_row_stats(query, s),
           at::empty({dropout > 0 ? 1 : 0}, query.options().dtype(at::kLong))};
 }
 
 BackwardResult backward_meta(const at::Tensor&, const std::optional<at::Tensor>&,
                              const at::Tensor& query, const at::Tensor& key,
                              const at::Tensor& value, const at::Tensor&, const at::Tensor&,
-                             const at::Tensor&, const at::Tensor&,
+                             const at::Tensor&,
                              const std::optional<at::Tensor>& bias, bool,
                              const std::optional<at::Tensor>&, std::optional<double>, double,
                              int64_t, bool, std::array<bool, 4> needed) {
@@ -48,7 +48,7 @@ std::tuple<at::Tensor, at::Tensor> attention_with_lse_meta(
     int64_t block_size, bool use_simd) {
   const auto result = forward_meta(query, key, value, bias, causal, query_positions, scale, dropout,
                                    block_size, use_simd);
-  return {std::get<0>(result), std::get<1>(result)};
+  return {std::get<0>(result), log_sum_exp(std::get<1>(result))};
 }
 
 }  // namespace

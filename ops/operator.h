@@ -24,11 +24,15 @@ struct CallOptions {
   bool use_simd;
 };
 
-/// flash::_forward: out, row_max, row_sum, seed.
+/// flash::attention.
+at::Tensor call_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                          const CallOptions& options);
+
+/// flash::_forward: out, row_stats, seed.
 ///
-/// row_max and row_sum [B, H, L] (or [B, L]) are the largest score and the sum of
-/// exp(score - row_max). seed is int64 [1] with dropout and [0] without.
-using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+/// row_stats [2, B, H, L] (or [2, B, L]) holds row_max, the largest score of each row, and row_sum, the
+/// sum of exp(score - row_max). seed is int64 [1] with dropout and [0] without.
+using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 ForwardResult call_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const CallOptions& options);
 
@@ -43,14 +47,14 @@ BackwardResult call_backward(const at::Tensor& grad_out, const std::optional<at:
 /// models produce it, gives [B, L, H, Dv], so that merging the heads stays a view.
 at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Sizes& sizes);
 
-/// row_max, row_sum or lse, uninitialised.
-at::Tensor empty_rows(const at::Tensor& query, const Sizes& sizes);
+/// row_stats, uninitialised.
+at::Tensor empty_row_stats(const at::Tensor& query, const Sizes& sizes);
 
 /// Gradient of `input`, uninitialised, of its layout where rows of that are contiguous.
 at::Tensor empty_grad(const at::Tensor& input);
 
-/// Logarithm of each row's sum of exponentials.
-at::Tensor log_sum_exp(const at::Tensor& row_max, const at::Tensor& row_sum);
+/// [B, H, L] (or [B, L]): the logarithm of each row's sum of exponentials.
+at::Tensor log_sum_exp(const at::Tensor& row_stats);
 
 /// 1 / sqrt(head_dim) unless given. A head_dim of 0 has only scores of 0, and any finite scale.
 double resolve_scale(std::optional<double> scale, int64_t head_dim);

@@ -26,6 +26,8 @@ struct Avx2Tiles {
   static constexpr int column_rows(int vecs) { return vecs == 2 ? 6 : 12; }
   /// Whether `exp2` splits an exponent at the integer below (`fraction`) or the nearest (`round`).
   static constexpr bool kSplitsDown = false;
+  /// Exponentials side by side.
+  static constexpr int kExpRows = 4;
 };
 
 // Lane masks for the first n lanes, read at an offset from the middle of a row of ones and zeros.

@@ -23,6 +23,7 @@ struct Avx512Tiles {
     return vecs == 4 ? 6 : vecs == 3 ? 8 : vecs == 2 ? 12 : 16;
   }
   static constexpr bool kSplitsDown = true;
+  static constexpr int kExpRows = 8;
 };
 
 template <>

@@ -253,22 +253,24 @@ class BackwardBlock {
   // kMasked: a weight of an excluded key is 0 even where the row's statistics are NaN.
   template <int kVecs, bool kMasked>
   [[gnu::noinline]] void weigh(T* row, int64_t keys, int64_t at) const {
-    constexpr int W = V::kWidth;
+    constexpr int64_t kStride = Scratch::kStride;
     const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
-    Reg max[kVecs], inverse[kVecs];
-    for (int v = 0; v < kVecs; ++v) {
-      max[v] = V::load(scratch_.row_max + at + v * W);
-      inverse[v] = V::load(scratch_.inverse_sum + at + v * W);
-    }
-    for (int64_t j = 0; j < keys; ++j, row += Scratch::kStride) {
-      Reg score[kVecs], weight[kVecs];
-      each<kVecs>([&](int v) { score[v] = V::load(row + v * W); });
-      each<kVecs>([&](int v) { weight[v] = V::sub(score[v], max[v]); });
-      exp<V>(weight);
-      each<kVecs>([&](int v) {
-        weight[v] = V::mul(weight[v], inverse[v]);
-        if constexpr (kMasked) weight[v] = V::if_equal(score[v], minus_inf, V::zero(), weight[v]);
-        V::store(row + v * W, weight[v]);
+    for (int v = 0; v < kVecs; ++v, at += V::kWidth, row += V::kWidth) {
+      const Reg max = V::load(scratch_.row_max + at);
+      const Reg inverse = V::load(scratch_.inverse_sum + at);
+      for_exp_groups<V>(keys, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
+        T* first = row + j * kStride;
+        Reg weight[kRows];
+        each<kRows>([&](int i) { weight[i] = V::sub(V::load(first + i * kStride), max); });
+        exp<V>(weight);
+        each<kRows>([&](int i) {
+          T* p = first + i * kStride;
+          weight[i] = V::mul(weight[i], inverse);
+          if constexpr (kMasked) {
+            weight[i] = V::if_equal(V::load(p), minus_inf, V::zero(), weight[i]);
+          }
+          V::store(p, weight[i]);
+        });
       });
     }
   }

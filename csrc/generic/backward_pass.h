@@ -10,7 +10,7 @@ namespace {
 
 template <class V>
 Partition partition(const BackwardParams& p) {
-  return Partition(p, QueryTiles<V>::kMaxLanes, BackwardScratch<V>::kQueries);
+  return Partition(p, V::kWidth, BackwardScratch<V>::kQueries);
 }
 
 template <class V>
@@ -38,13 +38,21 @@ void clear_rows(const MutableRows& rows, int64_t batch, Range heads, Range range
   }
 }
 
+/// The queries of a unit in blocks of about one size, whole tiles all but the last: a small block would
+/// read and write whole rows of dK and dV for little.
+template <class V>
+int64_t queries_per_block(Range queries) {
+  const int64_t count = max_of(1, queries.end - queries.begin);
+  const int64_t blocks = ceil_div(count, BackwardScratch<V>::kQueries);
+  return round_up(ceil_div(count, blocks), QueryTiles<V>::kMaxLanes);
+}
+
 /// Step 0 pairs each query chunk with its own key chunk, so it meets every row once: it clears
 /// them.
 template <class V>
 void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t unit_end,
               void* memory) {
   using T = typename V::Scalar;
-  constexpr int64_t kQueries = BackwardScratch<V>::kQueries;
   const Partition parts = partition<V>(p);
   const bool has_bias = p.score.bias_kind != BiasKind::kNone;
   const BackwardScratch<V> scratch(p.shape, p.block_size, has_bias, memory);
@@ -53,6 +61,7 @@ void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t
     const Range heads = parts.heads(unit);
     const Range queries = parts.queries(unit);
     const Range keys = parts.keys(unit, step);
+    const int64_t block_queries = queries_per_block<V>(queries);
     for (int64_t batch = batches.begin; batch < batches.end; ++batch) {
       if (step == 0) {
         clear_rows<T>(p.grad_query, batch, heads, queries, p.shape.head_dim);
@@ -61,8 +70,8 @@ void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t
       }
       if (keys.empty()) continue;
       for (int64_t head = heads.begin; head < heads.end; ++head) {
-        for (int64_t query = queries.begin; query < queries.end; query += kQueries) {
-          const Range block = {query, min_of(query + kQueries, queries.end)};
+        for (int64_t query = queries.begin; query < queries.end; query += block_queries) {
+          const Range block = {query, min_of(query + block_queries, queries.end)};
           BackwardBlock<V>(p, scratch, batch, head, block).run(keys);
         }
       }

@@ -16,6 +16,15 @@ template <int N, class F>
   }(std::make_integer_sequence<int, N>());
 }
 
+/// Calls f.operator()<rows>(first_row) for groups of V::kExpRows rows and then row by row. So many
+/// exponentials side by side keep the core busy and still fit its registers and schedulers.
+template <class V, class F>
+[[gnu::always_inline]] inline void for_exp_groups(int64_t rows, F&& f) {
+  int64_t r = 0;
+  for (; r + V::kExpRows <= rows; r += V::kExpRows) f.template operator()<V::kExpRows>(r);
+  for (; r < rows; ++r) f.template operator()<1>(r);
+}
+
 /// The numbers of an exponential: log2(e), the clamp, and the coefficients of a polynomial for 2^f
 /// from f^1 up. They make the largest relative error as small as it can be with a value of exactly 1
 /// at 0: for |f| <= 1/2, or for 0 <= f < 1 where V splits an exponent downwards.

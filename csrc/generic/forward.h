@@ -20,11 +20,16 @@
 namespace flash {
 namespace {
 
-// Beyond this a block only costs cache: the scratch of a thread stays bounded for any block_size.
-constexpr int64_t kMaxBlock = 256;
+// Beyond this a step only costs cache: the scratch of a thread stays bounded for any block_size.
+constexpr int64_t kMaxKeysPerStep = 256;
 
-inline int64_t forward_block(const Shape& shape, int64_t block_size) {
-  return max_of(1, min_of(min_of(block_size, kMaxBlock), shape.keys));
+/// Keys per step. Two blocks where the sequence has many: the cost of a step (rescaling, reading and
+/// writing the rows of out) is shared by twice as many keys, and sums of 128 terms, at the default, are
+/// still short. A short sequence has few steps to save, and keeps its scratch small instead.
+inline int64_t keys_per_step(const Shape& shape, int64_t block_size) {
+  const int64_t block = min_of(block_size, kMaxKeysPerStep);
+  const int64_t step = shape.keys > 4 * block ? min_of(2 * block, kMaxKeysPerStep) : block;
+  return max_of(1, min_of(step, shape.keys));
 }
 
 template <class V>
@@ -37,7 +42,7 @@ struct ForwardScratch {
 
   ForwardScratch(const Shape& shape, int64_t block_size, bool has_bias, void* memory) {
     constexpr int64_t kLanes = QueryTiles<V>::kMaxLanes;
-    const int64_t block = forward_block(shape, block_size);
+    const int64_t block = keys_per_step(shape, block_size);
     queries = static_cast<T*>(memory);
     scores = queries + shape.head_dim * kLanes;
     bias = scores + block * kLanes;
@@ -56,7 +61,7 @@ class ForwardTile {
 
   ForwardTile(const ForwardParams& p, int64_t batch, int64_t head, int64_t first, int64_t count,
               const ForwardScratch<V>& scratch)
-      : p_(p), scratch_(scratch), count_(count), block_(forward_block(p.shape, p.block_size)) {
+      : p_(p), scratch_(scratch), count_(count), block_(keys_per_step(p.shape, p.block_size)) {
     const Shape& shape = p.shape;
     const int64_t group = shape.heads / shape.key_heads;
     const int64_t value_group = shape.heads / shape.value_heads;
@@ -198,23 +203,22 @@ class ForwardTile {
   // so that a long row loses less.
   template <int kLive>
   [[gnu::noinline]] static void weigh(T* row, int64_t keys, int dead, const Reg* base, Reg* total) {
-    Reg sum[kLive], from[kLive];
-    for (int v = 0; v < kLive; ++v) {
-      sum[v] = V::zero();
-      from[v] = base[v];
+    for (int v = 0; v < dead; ++v, row += V::kWidth) {
+      for (int64_t j = 0; j < keys; ++j) V::store(row + j * kLanes, V::zero());
     }
-    for (int64_t j = 0; j < keys; ++j, row += kLanes) {
-      for (int v = 0; v < dead; ++v) V::store(row + v * V::kWidth, V::zero());
-      T* live = row + dead * V::kWidth;
-      Reg weight[kLive];
-      each<kLive>([&](int v) { weight[v] = V::sub(V::load(live + v * V::kWidth), from[v]); });
-      exp<V>(weight);
-      each<kLive>([&](int v) {
-        V::store(live + v * V::kWidth, weight[v]);
-        sum[v] = V::add(sum[v], weight[v]);
+    for (int v = 0; v < kLive; ++v, row += V::kWidth) {
+      const Reg from = base[v];
+      Reg sum = V::zero();
+      for_exp_groups<V>(keys, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
+        T* at = row + j * kLanes;
+        Reg weight[kRows];
+        each<kRows>([&](int i) { weight[i] = V::sub(V::load(at + i * kLanes), from); });
+        exp<V>(weight);
+        each<kRows>([&](int i) { V::store(at + i * kLanes, weight[i]); });
+        each<kRows>([&](int i) { sum = V::add(sum, weight[i]); });
       });
+      total[v] = V::add(total[v], sum);
     }
-    for (int v = 0; v < kLive; ++v) total[v] = V::add(total[v], sum[v]);
   }
 
   void store_statistics() {

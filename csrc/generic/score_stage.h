@@ -55,7 +55,9 @@ class ScoreStage {
   /// `live = kVecs - dead` others does. `limited`: not every such lane attends all of them.
   template <int kVecs, class F>
   void for_segments(int64_t key, int64_t count, F&& f) const {
-    const int64_t full = max_of(0, min_of(full_end_ - key, count));
+    int64_t full = max_of(0, min_of(full_end_ - key, count));
+    // In whole score tiles: what remains goes with the limited keys, not into a small tile of its own.
+    if (full < count) full -= full % V::score_rows(kVecs);
     if (full > 0) f.template operator()<kVecs>(int64_t{0}, full, 0, false);
     int dead = 0;
     for (int64_t j = full; j < count;) {

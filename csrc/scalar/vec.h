@@ -21,6 +21,8 @@ struct Vec {
   static constexpr int kColumnVecs = 2;
   static constexpr int column_rows(int vecs) { return vecs == 2 ? 6 : 12; }
   static constexpr bool kSplitsDown = false;
+  /// Exponentials side by side.
+  static constexpr int kExpRows = 1;
 
   static Reg zero() { return T(0); }
   static Reg broadcast(T x) { return x; }
