@@ -32,10 +32,20 @@ inline int64_t keys_per_step(const Shape& shape, int64_t block_size) {
   return max_of(1, min_of(step, shape.keys));
 }
 
+/// Tiles that go through the keys together, step by step, so that a block of keys and values that no
+/// first-level cache holds is fetched once for all of them. Where the nearer caches hold every key, one
+/// tile at a time does as well with less scratch.
+template <class V>
+int64_t tiles_per_group(const Shape& shape) {
+  constexpr int64_t kMostTiles = 4, kSecondLevel = 1024 * 1024;
+  const int64_t row_bytes = (shape.head_dim + shape.value_dim) * sizeof(typename V::Scalar);
+  return shape.keys * row_bytes < kSecondLevel ? 1 : kMostTiles;
+}
+
 template <class V>
 struct ForwardScratch {
   using T = typename V::Scalar;
-  T* queries;  // [D][lanes]
+  T* queries;  // per tile of a group [D][lanes]
   T* scores;   // [block][lanes]
   T* bias;     // [block][lanes], where there is one
   int64_t bytes;
@@ -44,36 +54,42 @@ struct ForwardScratch {
     constexpr int64_t kLanes = QueryTiles<V>::kMaxLanes;
     const int64_t block = keys_per_step(shape, block_size);
     queries = static_cast<T*>(memory);
-    scores = queries + shape.head_dim * kLanes;
+    const int64_t packed = tiles_per_group<V>(shape) * shape.head_dim;
+    scores = queries + packed * kLanes;
     bias = scores + block * kLanes;
-    bytes =
-        (shape.head_dim + (has_bias ? 2 : 1) * block) * kLanes * static_cast<int64_t>(sizeof(T));
+    bytes = (packed + (has_bias ? 2 : 1) * block) * kLanes * static_cast<int64_t>(sizeof(T));
   }
 };
 
-/// One tile: queries first … first + count - 1 of one (batch, head).
-template <class V, int kVecs>
+/// One tile: queries first … first + count - 1 of one (batch, head), in kVecs vectors. Every method
+/// with a kVecs is to be called with that number.
+template <class V>
 class ForwardTile {
  public:
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
-  static constexpr int kLanes = kVecs * V::kWidth;
 
-  ForwardTile(const ForwardParams& p, int64_t batch, int64_t head, int64_t first, int64_t count,
-              const ForwardScratch<V>& scratch)
-      : p_(p), scratch_(scratch), count_(count), block_(keys_per_step(p.shape, p.block_size)) {
+  /// `slot`: which of the group's packed queries are this tile's.
+  template <int kVecs>
+  void start(const ForwardParams& p, int64_t batch, int64_t head, int64_t first, int64_t count,
+             const ForwardScratch<V>& scratch, int64_t slot) {
     const Shape& shape = p.shape;
     const int64_t group = shape.heads / shape.key_heads;
     const int64_t value_group = shape.heads / shape.value_heads;
+    p_ = &p;
+    count_ = count;
+    block_ = keys_per_step(shape, p.block_size);
     keys_ = row_pointer<T>(p.key, batch, head / group, 0);
     values_ = row_pointer<T>(p.value, batch, head / value_group, 0);
     out_ = row_pointer<T>(p.out, batch, head, first);
     const int64_t at = (batch * shape.heads + head) * shape.queries + first;
     row_max_ = static_cast<T*>(p.row_max) + at;
     row_sum_ = static_cast<T*>(p.row_sum) + at;
-    pack_transposed<V, kLanes>(row_pointer<T>(p.query, batch, head, first), p.query.strides.row,
-                               count, shape.head_dim, static_cast<T>(p.score.scale),
-                               scratch.queries);
+    queries_ = scratch.queries + slot * shape.head_dim * kMaxLanes;
+    scores_ = scratch.scores;
+    pack_transposed<V, kVecs * V::kWidth>(row_pointer<T>(p.query, batch, head, first),
+                                          p.query.strides.row, count, shape.head_dim,
+                                          static_cast<T>(p.score.scale), queries_);
     stage_.start(p.score, shape, batch, head, first, count, scratch.bias);
     for (int v = 0; v < kVecs; ++v) {
       max_[v] = V::broadcast(-std::numeric_limits<T>::infinity());
@@ -81,15 +97,22 @@ class ForwardTile {
     }
   }
 
-  void run() {
+  int64_t key_end() const { return stage_.key_end(); }
+
+  /// Takes in the block of keys that starts at `key` < key_end(); the steps go from 0 up.
+  template <int kVecs>
+  void step(int64_t key) {
     const int64_t end = stage_.key_end();
-    for (int64_t key = 0; key < end; key += block_) {
-      const int64_t keys = min_of(block_, end - key);
-      weigh_block(key, keys);
-      update_out(key, keys, key > 0, key + keys == end);
-    }
-    store_statistics();
-    if (end == 0) clear_out();
+    const int64_t keys = min_of(block_, end - key);
+    weigh_block<kVecs>(key, keys);
+    update_out<kVecs>(key, keys, key > 0, key + keys == end);
+  }
+
+  /// After the last step.
+  template <int kVecs>
+  void finish() {
+    store_statistics<kVecs>();
+    if (stage_.key_end() == 0) clear_out();
   }
 
   /// Whether some row must be computed again by `run_carefully`, and whether row `i` must: it attended
@@ -98,50 +121,52 @@ class ForwardTile {
     for (int64_t i = 0; i < count_; ++i) {
       if (row_sum_[i] == 0) return true;
     }
-    return can_exclude(p_.score) &&
-           has_nan<V>(out_, p_.out.strides.row, count_, p_.shape.value_dim);
+    return can_exclude(p_->score) &&
+           has_nan<V>(out_, p_->out.strides.row, count_, p_->shape.value_dim);
   }
   bool is_suspect(int64_t i) const {
     return row_sum_[i] == 0 ||
-           (can_exclude(p_.score) &&
-            has_nan<V>(out_ + i * p_.out.strides.row, 0, 1, p_.shape.value_dim));
+           (can_exclude(p_->score) &&
+            has_nan<V>(out_ + i * p_->out.strides.row, 0, 1, p_->shape.value_dim));
   }
 
-  /// A single row (count = 1), key by key, touching no key that it does not attend.
+  /// A single row (count = 1, kVecs = 1), key by key, touching no key that it does not attend.
   void run_carefully() {
     bool attended = false;
     clear_out();
     for (int64_t key = 0; key < stage_.key_end(); ++key) {
       if (stage_.excludes(0, key)) continue;
-      weigh_block(key, 1);
-      update_out(key, 1, attended, false);
+      weigh_block<1>(key, 1);
+      update_out<1>(key, 1, attended, false);
       attended = true;
-      store_statistics();
+      store_statistics<1>();
       // The row is divided by its sum: it is NaN whatever follows.
       if (row_sum_[0] != row_sum_[0]) break;
     }
     if (!attended) {
-      store_statistics();
+      store_statistics<1>();
       return;
     }
     // Every score was -inf, by an Inf or an overflow: the softmax of that is NaN, not nothing.
     if (row_sum_[0] == 0) row_sum_[0] = std::numeric_limits<T>::quiet_NaN();
     const T finish = finish_scale() / row_sum_[0];
-    for (int64_t c = 0; c < p_.shape.value_dim; ++c) out_[c] *= finish;
+    for (int64_t c = 0; c < p_->shape.value_dim; ++c) out_[c] *= finish;
   }
 
  private:
-  T finish_scale() const { return static_cast<T>(dropout_keep_scale(p_.score.dropout)); }
+  T finish_scale() const { return static_cast<T>(dropout_keep_scale(p_->score.dropout)); }
 
   // Scores of a block to weights, against the largest score so far. What was summed up against a
   // smaller one is rescaled: `rescale_` for the rows of out.
+  template <int kVecs>
   void weigh_block(int64_t key, int64_t keys) {
+    constexpr int kLanes = kVecs * V::kWidth;
     Reg top[kVecs];
     for (int v = 0; v < kVecs; ++v) top[v] = max_[v];
     stage_.template start_block<kVecs>(key, keys);
     stage_.template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool limited) {
-          form_scores<kLive>(key, j, n, dead, limited, top + dead);
+          form_scores<kVecs, kLive>(key, j, n, dead, limited, top + dead);
         });
 
     const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
@@ -159,13 +184,15 @@ class ForwardTile {
     }
     stage_.template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool) {
-          weigh<kLive>(scratch_.scores + j * kLanes, n, dead, base + dead, sum_ + dead);
+          weigh<kVecs, kLive>(scores_ + j * kLanes, n, dead, base + dead, sum_ + dead);
         });
   }
 
   // Adds the block's P V to the rows of out. `finish` divides them by their sum as they are stored.
+  template <int kVecs>
   void update_out(int64_t key, int64_t keys, bool accumulate, bool finish) {
-    T* scores = scratch_.scores;
+    constexpr int kLanes = kVecs * V::kWidth;
+    T* scores = scores_;
     if (stage_.has_dropout()) stage_.template drop<kVecs>(scores, kLanes, key, keys);
     alignas(64) T scale[kLanes];
     if (finish) {
@@ -176,24 +203,25 @@ class ForwardTile {
     const bool ragged = !stage_.is_unlimited(key, keys);
     if (ragged) stage_.attended_keys(key, keys, attended);
     update_rows<V>({scores, 1, kLanes},
-                   {values_ + key * p_.value.strides.row, p_.value.strides.row}, keys, out_,
-                   p_.out.strides.row, count_, p_.shape.value_dim,
+                   {values_ + key * p_->value.strides.row, p_->value.strides.row}, keys, out_,
+                   p_->out.strides.row, count_, p_->shape.value_dim,
                    {accumulate, T(1), accumulate ? rescale_ : nullptr,
                     finish ? scale : nullptr},
                    {nullptr, ragged ? attended : nullptr});
   }
 
   // Final scores of one segment, raising `top` to the largest of each lane.
-  template <int kLive>
+  template <int kVecs, int kLive>
   void form_scores(int64_t block, int64_t j, int64_t keys, int dead, bool limited, Reg* top) {
-    const T* left = keys_ + (block + j) * p_.key.strides.row;
-    const Right<T> packed = {scratch_.queries + dead * V::kWidth, kLanes};
-    T* scores = scratch_.scores + j * kLanes + dead * V::kWidth;
-    if (!limited && p_.score.bias_kind == BiasKind::kNone) {
-      raw_scores_and_max<V, kLive>(left, p_.key.strides.row, keys, p_.shape.head_dim, packed,
+    constexpr int kLanes = kVecs * V::kWidth;
+    const T* left = keys_ + (block + j) * p_->key.strides.row;
+    const Right<T> packed = {queries_ + dead * V::kWidth, kLanes};
+    T* scores = scores_ + j * kLanes + dead * V::kWidth;
+    if (!limited && p_->score.bias_kind == BiasKind::kNone) {
+      raw_scores_and_max<V, kLive>(left, p_->key.strides.row, keys, p_->shape.head_dim, packed,
                                    scores, kLanes, top);
     } else {
-      raw_scores<V, kLive>(left, p_.key.strides.row, keys, p_.shape.head_dim, packed, scores,
+      raw_scores<V, kLive>(left, p_->key.strides.row, keys, p_->shape.head_dim, packed, scores,
                            kLanes);
       stage_.template apply<kVecs, kLive>(scores, kLanes, block, j, keys, limited, top);
     }
@@ -201,8 +229,9 @@ class ForwardTile {
 
   // Scores to weights in place, 0 in the vectors that attend nothing here. The sum is added up apart,
   // so that a long row loses less.
-  template <int kLive>
+  template <int kVecs, int kLive>
   [[gnu::noinline]] static void weigh(T* row, int64_t keys, int dead, const Reg* base, Reg* total) {
+    constexpr int kLanes = kVecs * V::kWidth;
     for (int v = 0; v < dead; ++v, row += V::kWidth) {
       for (int64_t j = 0; j < keys; ++j) V::store(row + j * kLanes, V::zero());
     }
@@ -221,7 +250,9 @@ class ForwardTile {
     }
   }
 
+  template <int kVecs>
   void store_statistics() {
+    constexpr int kLanes = kVecs * V::kWidth;
     alignas(64) T lanes[2][kLanes];
     for (int v = 0; v < kVecs; ++v) {
       V::store(lanes[0] + v * V::kWidth, max_[v]);
@@ -235,23 +266,27 @@ class ForwardTile {
 
   void clear_out() {
     for (int64_t i = 0; i < count_; ++i) {
-      for (int64_t c = 0; c < p_.shape.value_dim; ++c) out_[i * p_.out.strides.row + c] = T(0);
+      for (int64_t c = 0; c < p_->shape.value_dim; ++c) out_[i * p_->out.strides.row + c] = T(0);
     }
   }
 
-  const ForwardParams& p_;
-  const ForwardScratch<V>& scratch_;
-  const int64_t count_;
-  const int64_t block_;
+  static constexpr int kMaxVecs = QueryTiles<V>::kMaxVecs;
+  static constexpr int kMaxLanes = QueryTiles<V>::kMaxLanes;
+
+  const ForwardParams* p_;
+  int64_t count_;
+  int64_t block_;
   const T* keys_;
   const T* values_;
   T* out_;
   T* row_max_;
   T* row_sum_;
+  T* queries_;
+  T* scores_;
   ScoreStage<V> stage_;
-  Reg max_[kVecs];
-  Reg sum_[kVecs];
-  alignas(64) T rescale_[kLanes];  // what the last block's larger scores leave of the rows of out
+  Reg max_[kMaxVecs];
+  Reg sum_[kMaxVecs];
+  alignas(64) T rescale_[kMaxLanes];  // what the last block's larger scores leave of the rows of out
 };
 
 template <class V>
@@ -267,29 +302,57 @@ int64_t forward_scratch_bytes(const Shape& shape, int64_t block_size, bool has_b
   return round_up(ForwardScratch<V>(shape, block_size, has_bias, nullptr).bytes, 64);
 }
 
+/// Units unit_begin … unit_end - 1, a group at a time. Tiles of a group share nothing but what they
+/// read, so how units are grouped changes no bit.
 template <class V>
 void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
   const QueryTiles<V> tiles(p.shape.queries);
   const bool has_bias = p.score.bias_kind != BiasKind::kNone;
   const ForwardScratch<V> scratch(p.shape, p.block_size, has_bias, memory);
-  for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
+  const int64_t step = keys_per_step(p.shape, p.block_size);
+  const int64_t most = tiles_per_group<V>(p.shape);
+  ForwardTile<V> group[4];
+  for (int64_t unit = unit_begin; unit < unit_end;) {
     const int64_t batch = unit / (tiles.count() * p.shape.heads);
     const int64_t head = unit / tiles.count() % p.shape.heads;
+    const int64_t first_order = unit % tiles.count();
+    const int64_t size = min_of(most, min_of(unit_end - unit, tiles.count() - first_order));
     // From both ends towards the middle: a causal tile costs more the later it is, and so every
     // contiguous range of units, which is what a thread gets, costs about the same.
-    const int64_t order = unit % tiles.count();
-    const int64_t tile = order % 2 == 0 ? order / 2 : tiles.count() - 1 - order / 2;
-    const int64_t begin = tiles.begin(tile);
-    const int64_t count = tiles.end(tile) - begin;
-    with_vecs<V::kScoreVecs>(tiles.vecs(tile), [&]<int kVecs>() {
-      ForwardTile<V, kVecs> all(p, batch, head, begin, count, scratch);
-      all.run();
-      if (!all.has_suspects()) return;
-      for (int64_t i = 0; i < count; ++i) {
-        if (!all.is_suspect(i)) continue;
-        ForwardTile<V, 1>(p, batch, head, begin + i, 1, scratch).run_carefully();
+    const auto tile_at = [&](int64_t slot) {
+      const int64_t order = first_order + slot;
+      return order % 2 == 0 ? order / 2 : tiles.count() - 1 - order / 2;
+    };
+    const auto for_tiles = [&](auto&& f) {
+      for (int64_t slot = 0; slot < size; ++slot) {
+        with_vecs<V::kScoreVecs>(tiles.vecs(tile_at(slot)),
+                                 [&]<int kVecs>() { f.template operator()<kVecs>(slot); });
+      }
+    };
+    int64_t end = 0;
+    for_tiles([&]<int kVecs>(int64_t slot) {
+      const int64_t begin = tiles.begin(tile_at(slot));
+      group[slot].template start<kVecs>(p, batch, head, begin, tiles.end(tile_at(slot)) - begin,
+                                        scratch, slot);
+      end = max_of(end, group[slot].key_end());
+    });
+    for (int64_t key = 0; key < end; key += step) {
+      for_tiles([&]<int kVecs>(int64_t slot) {
+        if (key < group[slot].key_end()) group[slot].template step<kVecs>(key);
+      });
+    }
+    for_tiles([&]<int kVecs>(int64_t slot) {
+      group[slot].template finish<kVecs>();
+      if (!group[slot].has_suspects()) return;
+      const int64_t begin = tiles.begin(tile_at(slot));
+      for (int64_t i = 0; begin + i < tiles.end(tile_at(slot)); ++i) {
+        if (!group[slot].is_suspect(i)) continue;
+        ForwardTile<V> row;
+        row.template start<1>(p, batch, head, begin + i, 1, scratch, slot);
+        row.run_carefully();
       }
     });
+    unit += size;
   }
 }
 
