@@ -1,11 +1,12 @@
 # make demo    the main job: tables, a trained forecaster, pictures
 # make test    every test, C++ and Python, on every instruction set of this CPU
-# make bench   the benchmarks, as JSON and pictures
+# make bench   speed beside torch's attention at each instruction set, judged; 40 minutes
 # make build   set-up, build and installation into .venv only
 # make clean   removes what the above made
 #
 # Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make
-# .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB).
+# .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB), BENCH=... options of
+# bench/run.py.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -34,7 +35,7 @@ demo: build
 	@$(VENV) bench/demo.py
 
 bench: build
-	@$(VENV) bench/run.py
+	@$(VENV) bench/run.py $(BENCH)
 
 # Best instruction set first; what does not depend on it (ctest's label "once") is run with the
 # first only. The set-up of whoever calls does not decide what is tested.

@@ -29,17 +29,37 @@ AVX2_ENVIRONMENT = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "FLASH_ATTENTION_ISA": "avx2",
 }
+# The same for AVX-512: oneDNN would take AMX where the CPU has it.
+AVX512_ENVIRONMENT = {
+    "ATEN_CPU_CAPABILITY": "avx512",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+    "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+    "FLASH_ATTENTION_ISA": "avx512",
+}
+ENVIRONMENTS = {"avx2": AVX2_ENVIRONMENT, "avx512": AVX512_ENVIRONMENT, "native": {}}
 
 # A timed sample repeats a short call until it lasts this long, so that the clock does not matter.
 SHORTEST_SAMPLE_SECONDS = 3e-4
+# A call shorter than this is called once before its sample begins: what ran before it left the
+# caches to itself, and to fetch the inputs again would be a good part of so short a time.
+WARMED_SECONDS = 5e-3
+
+# The cores that whoever started this process allows it.
+CORES = sorted(os.sched_getaffinity(0))
 
 
 def environment(isa: str) -> dict[str, str]:
-    """For a child process: everybody at AVX2 ("avx2"), or each at its best ("native").
+    """For a child process: everybody at "avx2" or at "avx512", or each at its best ("native").
 
     The instruction set is chosen once, while a library is loaded, so it takes a fresh process.
     """
-    return dict(os.environ) | (AVX2_ENVIRONMENT if isa == "avx2" else {})
+    return dict(os.environ) | ENVIRONMENTS[isa]
+
+
+def pin(threads: int) -> None:
+    """As many threads of torch, and as many cores, the last ones: the first has the interrupts."""
+    os.sched_setaffinity(0, CORES[-threads:])
+    torch.set_num_threads(threads)
 
 
 def cpu_name() -> str:
@@ -118,17 +138,22 @@ def interleaved(
     after `budget` seconds if at least three rounds are done.
     """
     repeats: dict[str, int] = {}
+    warmed: dict[str, bool] = {}
     for name, call in calls.items():
         call()  # the first call of a process allocates and, in MKL, chooses its kernels
         start = time.perf_counter()
         call()
-        repeats[name] = max(1, int(SHORTEST_SAMPLE_SECONDS / (time.perf_counter() - start)))
+        seconds = time.perf_counter() - start
+        repeats[name] = max(1, int(SHORTEST_SAMPLE_SECONDS / seconds))
+        warmed[name] = seconds < WARMED_SECONDS
     samples: dict[str, list[float]] = {name: [] for name in calls}
     begin = time.perf_counter()
     for done in range(rounds):
         if done >= 3 and time.perf_counter() - begin > budget:
             break
         for name, call in calls.items():
+            if warmed[name]:
+                call()
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
@@ -136,9 +161,15 @@ def interleaved(
     return samples
 
 
+def quartiles_of_ratio(slow: list[float], fast: list[float]) -> tuple[float, float, float]:
+    """Over rounds, of slow / fast, each ratio within one round; the second is the median."""
+    low, median, high = statistics.quantiles((s / f for s, f in zip(slow, fast, strict=True)), n=4)
+    return low, median, high
+
+
 def median_ratio(slow: list[float], fast: list[float]) -> float:
     """The median over rounds of slow / fast, each ratio within one round."""
-    return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
+    return quartiles_of_ratio(slow, fast)[1]
 
 
 @contextlib.contextmanager

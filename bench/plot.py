@@ -1,6 +1,6 @@
-"""Draws the results of `bench/run.py` as PNG pictures.
+"""What the pictures of all scripts share, and those of `bench/google_benchmark.py`.
 
-python bench/plot.py bench/results/<cpu>.json --output out/bench
+python bench/plot.py out/google_benchmark/results.json --output out/google_benchmark
 """
 
 from __future__ import annotations
@@ -135,8 +135,9 @@ def draw(record: dict[str, Any], output: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("record", type=Path, help="JSON written by bench/run.py")
-    parser.add_argument("--output", type=Path, default=Path("out/bench"), help="folder of the PNGs")
+    parser.add_argument("record", type=Path, help="results.json of bench/google_benchmark.py")
+    output = Path("out/google_benchmark")
+    parser.add_argument("--output", type=Path, default=output, help="folder of the PNGs")
     args = parser.parse_args()
     for picture in draw(json.loads(args.record.read_text()), args.output):
         print(picture)

@@ -1,133 +1,137 @@
-"""Runs flash_attention_benchmark, writes JSON and draws it; `make bench` calls this.
+"""Measures flash beside torch's own and standard attention and judges it; `make bench` calls this.
 
-    python bench/run.py            # lengths 64-4096 at D 64, head sizes 8-128 at L 1024: minutes
-    python bench/run.py --quick    # three lengths, float32, forward: seconds
-    python bench/run.py --full     # every length with every head size; about half an hour
+    python bench/run.py                              # every point, at every instruction set
+    python bench/run.py --quick                      # a few small points: seconds
+    python bench/run.py --isa avx2 --strict          # one instruction set; status 1 on a shortfall
+    python bench/run.py --length 300 --head-dim 48   # one shape of your own
 
-The numbers go to out/bench: the output of Google Benchmark as it is, and a short form that
-`bench/plot.py` draws. `--record` also keeps the short form as bench/results/<cpu>.json.
+One process per instruction set, to which torch is held, too; one core, one thread. All candidates
+of a point take turns, so that a slow moment of a shared machine falls on all of them. To out/bench
+go results.json, results.md and pictures; `--record` also keeps the numbers in bench/results.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import flash_attention
 import measure
-import plot
+import pictures
+import progress
+import report
+import results
+import speed
+import targets
+from results import Record
 
-# Google Benchmark appends /real_time to a name, so the last argument is followed by a slash.
-SWEEPS = {
-    "default": "/(L:[0-9]+/D:64|L:1024/D:[0-9]+)/",
-    "quick": "Forward/.*/f32/.*/L:(64|256|1024)/D:64/",
-    "full": "/",
-}
-NAME = re.compile(
-    r"(?P<direction>\w+)/(?P<method>\w+)/(?P<dtype>f32|f64)/(?P<mask>full|causal)"
-    r"/L:(?P<length>\d+)/D:(?P<head_size>\d+)/"
-)
+ISAS = ("avx2", "avx512")
 
 
-def run_benchmark(args: argparse.Namespace, sweep: str, raw: Path) -> None:
-    """Runs the executable, which prints as it goes, and leaves its JSON in `raw`."""
-    executable = args.build / "bench" / "flash_attention_benchmark"
-    if not executable.is_file():
-        sys.exit(
-            f"bench/run.py: expected {executable}, found none; run `make build`, or give the CMake "
-            "build directory by --build (configured with -DFLASH_ATTENTION_BUILD_BENCH=ON)"
-        )
-    raw.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        executable,
-        f"--threads={args.threads}",
-        f"--benchmark_filter={SWEEPS[sweep]}",
-        f"--benchmark_min_time={args.min_time}",
-        f"--benchmark_out={raw}",
-        "--benchmark_out_format=json",
-    ]
-    environment = measure.environment(args.isa)
-    status = subprocess.run([str(word) for word in command], env=environment).returncode
+def supported() -> list[str]:
+    """Which of the instruction sets that can be compared this CPU runs."""
+    found = {isa.name for isa in flash_attention.build_info().isa if isa.supported}
+    return [isa for isa in ISAS if isa in found]
+
+
+def record_path() -> Path:
+    """Where this CPU's numbers are kept."""
+    folder = measure.ROOT / "bench" / "results"
+    return folder / f"{measure.slug(measure.cpu_name())}.json"
+
+
+def child_options(args: argparse.Namespace) -> list[str]:
+    """The options of `speed.add_options`, handed on."""
+    options = [f"--build={args.build}", f"--rounds={speed.rounds_of(args)}"]
+    options += [f"--{name}" for name in ("quick", "full") if getattr(args, name)]
+    if args.length is not None:
+        names = ("length", "head_dim", "heads", "batch", "dtype")
+        options += [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
+    return options
+
+
+def run_isa(args: argparse.Namespace, isa: str, later: float) -> Record:
+    """Measures in a process that is held to `isa`; `later` is what is expected to follow."""
+    path = args.output / f"{isa}.json"
+    command = [sys.executable, str(Path(speed.__file__)), f"--isa={isa}", f"--json={path}"]
+    command += [f"--later={later}", *child_options(args)]
+    status = subprocess.run(command, env=measure.environment(isa)).returncode
     if status != 0:
-        sys.exit(f"bench/run.py: {executable} ended with status {status}")
+        sys.exit(f"bench/run.py: measuring at {isa} ended with status {status}")
+    return results.read(path)
 
 
-def shorten(raw: dict[str, Any]) -> dict[str, Any]:
-    """The machine, and per benchmark what it was, seconds per call and FLOP/s."""
-    context = raw["context"]
-    build = json.loads(context["flash_build_info"])
-    results = []
-    for entry in raw["benchmarks"]:
-        fields: dict[str, Any] = NAME.match(entry["name"]).groupdict()
-        fields["length"] = int(fields["length"])
-        fields["head_size"] = int(fields["head_size"])
-        fields["seconds"] = float(f"{entry['real_time'] * 1e-3:.4g}")  # the unit asked for is ms
-        fields["flops_per_second"] = float(f"{entry['FLOP/s']:.4g}")
-        results.append(fields)
-    where = measure.machine() | {
-        "threads": int(context["threads"]),
-        "torch_cpu_capability": context["torch_cpu_capability"],
-        "date": context["date"][:10],
-    }
-    return {
-        "where": f"{measure.describe(where)}; kernels of this project: {build['active']}",
-        "machine": where,
-        "heads": int(context["heads"]),
-        "results": results,
-    }
+def run_all(args: argparse.Namespace, isas: list[str]) -> Record:
+    """One instruction set after the other."""
+    rounds = speed.rounds_of(args)
+    plans = {isa: speed.chosen(args, isa) for isa in isas}
+    seconds = {isa: progress.expected_seconds(plan, rounds) for isa, plan in plans.items()}
+    print(
+        f"{sum(map(len, plans.values()))} points at {', '.join(isas)}, {rounds} rounds each: about "
+        f"{progress.minutes_text(sum(seconds.values()))}",
+        flush=True,
+    )
+    record = Record({}, [])
+    for isa in isas:
+        later = sum(seconds[other] for other in isas[isas.index(isa) + 1 :])
+        record = record.merged(run_isa(args, isa, later))
+    return record
 
 
-def write_record(record: dict[str, Any], path: Path) -> None:
-    """JSON with one result a line, so that a new measurement reads well as a diff."""
-    head = {name: value for name, value in record.items() if name != "results"}
-    lines = ",\n  ".join(json.dumps(row) for row in record["results"])
-    text = json.dumps(head, indent=1)[:-2] + f',\n "results": [\n  {lines}\n ]\n}}\n'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+def write(record: Record, args: argparse.Namespace) -> list[Path]:
+    """Numbers, page and pictures; returns the files."""
+    files = [args.output / "results.json", args.output / "results.md"]
+    record.write(files[0])
+    files[1].write_text(report.page(record))
+    if args.record:
+        kept = record_path()
+        older = results.read(kept) if kept.is_file() else Record({}, [])
+        older.merged(record).write(kept, short=True)
+        files.append(kept)
+    return files + pictures.draw(record, args.output)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sweeps = parser.add_mutually_exclusive_group()
-    sweeps.add_argument("--quick", action="store_true", help="three lengths, float32, forward")
-    sweeps.add_argument("--full", action="store_true", help="every length with every head size")
-    parser.add_argument("--build", type=Path, default=measure.ROOT / "build")
-    parser.add_argument("--output", type=Path, default=measure.ROOT / "out" / "bench")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--isa",
-        choices=["native", "avx2"],
-        default="native",
-        help="each at its best, as a user meets them, or all held to AVX2",
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--min-time", type=float, default=0.1, help="seconds per benchmark")
+    speed.add_options(parser)
+    parser.add_argument("--isa", choices=ISAS, help="only this instruction set")
+    parser.add_argument("--output", type=Path, default=measure.ROOT / "out" / "bench")
     parser.add_argument("--record", action="store_true", help="keep as bench/results/<cpu>.json")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 on a shortfall")
     args = parser.parse_args()
-    sweep = "quick" if args.quick else "full" if args.full else "default"
+    if args.record and (args.quick or args.length is not None):
+        parser.error("--record keeps whole runs only: expected it without --quick and --length")
+    if args.strict and (args.quick or args.length is not None):
+        parser.error("--strict judges whole runs only: expected it without --quick and --length")
+    isas = supported() if args.isa is None else [args.isa]
+    if not set(isas) <= set(supported()) or not isas:
+        sys.exit(
+            f"bench/run.py: expected a CPU with {args.isa or 'AVX2'}, found one that runs "
+            f"{', '.join(supported()) or 'only the scalar kernels'}"
+        )
 
-    raw = args.output / "google_benchmark.json"
-    run_benchmark(args, sweep, raw)
-    record = shorten(json.loads(raw.read_text()))
-    files = [raw, args.output / "results.json"]
-    if args.record:
-        results = measure.ROOT / "bench" / "results"
-        files.append(results / f"{measure.slug(measure.cpu_name())}.json")
-    for path in files[1:]:
-        write_record(record, path)
-    files += plot.draw(record, args.output)
-
-    if not args.quick:
-        print("\nTargets, measured call by call in turns (bench/paired.py):")
-        paired = Path(__file__).with_name("paired.py")
-        subprocess.run([sys.executable, str(paired)], check=True)
+    record = run_all(args, isas)
+    files = write(record, args)
+    for isa in isas:
+        if args.length is not None:
+            print(f"\n{isa}:\n{report.points_table(record.of(isa))}")
+        else:
+            print(f"\nTime at a block size over that at the default, {isa}:")
+            print(report.block_table(record.of(isa, "block size")))
     print("\nWritten:")
     for path in files:
         print(f"  {path}")
-    return 0
+    if args.length is not None:
+        return 0
+    lines = targets.lines(record)
+    if args.quick:
+        print("\nA quick run: small shapes and few rounds, so these verdicts say little.")
+    print(f"\nTargets:\n{targets.report(lines)}")
+    return int(args.strict and any(line.verdict == "SHORTFALL" for line in lines))
 
 
 if __name__ == "__main__":

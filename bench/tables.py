@@ -5,14 +5,14 @@
     python bench/tables.py --write README.md docs/guide.md  # renew them in these files
 
 A file holds a table between the comments `<!-- table: NAME -->` and `<!-- end of table -->`. One
-thread on one core; everybody held to AVX2, except in the tables whose names end in -native.
+thread on one core, everybody held to AVX2. The tables of speed are not measured here but taken from
+what `bench/run.py --record` kept of this CPU, or from another record named by --record.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import statistics
 import subprocess
@@ -23,8 +23,12 @@ from pathlib import Path
 import comparison
 import flash_attention
 import measure
-import paired
+import report
+import results
+import run
+import targets
 import torch
+from results import Record
 
 # What the guide's table promises at each of its lengths.
 GUIDE_SAVINGS = {128: 16, 512: 64, 1024: 128, 2048: 256, 4096: 512}
@@ -135,62 +139,6 @@ def simd() -> str:
     return measure.table(["dtype", "use_simd=True", "use_simd=False", "faster"], rows)
 
 
-def speed() -> str:
-    """float32, 8 heads, D 64: times of flash, and how many times the rivals' they are."""
-    header = ["L", "what", "flash", "standard", "torch's own", "standard / flash", "torch / flash"]
-    cells = []
-    for length in measure.GUIDE_LENGTHS:
-        for backward in (False, True):
-            for causal in (False, True):
-                settings = argparse.Namespace(
-                    dtype="float32", heads=8, length=length, head_dim=64, rounds=15
-                )
-                standard, torch_own = paired.compare(settings, backward, causal)
-                times = (standard.flash_seconds, standard.rival_seconds, torch_own.rival_seconds)
-                cells.append(
-                    [
-                        str(length),
-                        standard.what,
-                        *(measure.seconds_text(seconds) for seconds in times),
-                        f"{standard.ratio:.2f}x",
-                        f"{torch_own.ratio:.2f}x",
-                    ]
-                )
-    return measure.table(header, cells, left=2)
-
-
-def comparison_rows() -> list[paired.Row]:
-    """float32, 8 heads, L 1024, D 64, forward and with backward, full and causal."""
-    settings = argparse.Namespace(dtype="float32", heads=8, length=1024, head_dim=64, rounds=31)
-    return [
-        row
-        for backward in (False, True)
-        for causal in (False, True)
-        for row in paired.compare(settings, backward, causal)
-    ]
-
-
-def targets() -> str:
-    """The comparison that the project set itself a mark in."""
-    return paired.report([row for row in comparison_rows() if row.target is not None])
-
-
-def native() -> str:
-    """The same shapes with each side at its best on this CPU; the marks are for AVX2."""
-    header = ["what", "rival", "flash", "rival's", "times as fast"]
-    cells = [
-        [
-            row.what,
-            row.rival,
-            measure.seconds_text(row.flash_seconds),
-            measure.seconds_text(row.rival_seconds),
-            f"{row.ratio:.2f}",
-        ]
-        for row in comparison_rows()
-    ]
-    return measure.table(header, cells, left=2)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "memory-batch": memory_batch,
@@ -198,9 +146,19 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "block-size": block_size,
     "simd": simd,
-    "speed": speed,
-    "targets": targets,
-    "speed-native": native,
+}
+
+
+def recorded_targets(record: Record) -> str:
+    """Every mark, and whether it is reached."""
+    return targets.side_by_side(targets.lines(record))
+
+
+# Made from a record of `bench/run.py`: the function, and the instruction sets that it shows.
+RECORDED: dict[str, tuple[Callable[[Record], str], tuple[str, ...]]] = {
+    "targets": (recorded_targets, run.ISAS),
+    "speed": (lambda record: report.speed_table(record, "avx2"), ("avx2",)),
+    "speed-native": (lambda record: report.speed_table(record, "avx512"), ("avx512",)),
 }
 
 
@@ -210,33 +168,56 @@ def replace(text: str, name: str, body: str) -> str:
     return pattern.sub(lambda match: f"{match[1]}{body}\n{match[2]}", text)
 
 
+def show(name: str, body: str, files: list[Path]) -> None:
+    """Prints a table and renews it where it stands."""
+    print(f"## {name}\n\n{body}\n", flush=True)
+    for path in files:
+        path.write_text(replace(path.read_text(), name, body))
+
+
 def measure_here(args: argparse.Namespace) -> None:
     """In the child: pin, measure, print, write."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    torch.set_num_threads(1)
+    measure.pin(1)
     where = f"Measured: {measure.describe(measure.machine())}."
     for name in args.only:
-        body = f"{TABLES[name]()}\n\n{where}"
-        print(f"## {name}\n\n{body}\n", flush=True)
-        for path in args.write:
-            path.write_text(replace(path.read_text(), name, body))
+        show(name, f"{TABLES[name]()}\n\n{where}", args.write)
+
+
+def show_recorded(names: list[str], path: Path, files: list[Path]) -> None:
+    """The tables that come from a record, with where that was measured."""
+    if not path.is_file():
+        sys.exit(
+            f"bench/tables.py: expected {path} for {', '.join(names)}, found none; run "
+            "bench/run.py --record, or name another record by --record"
+        )
+    record = results.read(path)
+    for name in names:
+        make, isas = RECORDED[name]
+        runs = [record.runs[isa]["where"] for isa in isas if isa in record.runs]
+        if runs:
+            where = "\n".join(f"Measured: {place}." for place in runs)
+            show(name, f"{make(record)}\n\n{where}", files)
+        else:
+            print(f"## {name}: {path} has no numbers of {', '.join(isas)}\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES))
+    names = [*TABLES, *RECORDED]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--write", nargs="+", type=Path, default=[], metavar="FILE")
+    parser.add_argument("--record", type=Path, default=run.record_path(), help="of bench/run.py")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         measure_here(args)
         return 0
-    for isa in ("avx2", "native"):
-        names = [name for name in args.only if name.endswith("-native") == (isa == "native")]
-        if names:
-            command = [sys.executable, sys.argv[0], "--child", "--only", *names]
-            command += ["--write", *map(str, args.write)] if args.write else []
-            subprocess.run(command, env=measure.environment(isa), check=True)
+    if measured := [name for name in args.only if name in TABLES]:
+        command = [sys.executable, sys.argv[0], "--child", "--only", *measured]
+        command += ["--write", *map(str, args.write)] if args.write else []
+        subprocess.run(command, env=measure.environment("avx2"), check=True)
+    if recorded := [name for name in args.only if name in RECORDED]:
+        show_recorded(recorded, args.record, args.write)
     return 0
 
 

@@ -1,6 +1,7 @@
 // The operator's schema, its C++ entry points, and what its dispatch keys share.
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <flash_attention/ops.h>
 #include <torch/library.h>
@@ -83,29 +84,40 @@ BackwardResult call_backward(const at::Tensor& grad_out, const std::optional<at:
                  o.query_positions, o.scale, o.dropout, o.block_size, o.use_simd, needed);
 }
 
+at::Tensor allocate(c10::SymIntArrayRef sizes, const at::Tensor& like,
+                    std::optional<at::ScalarType> dtype) {
+  const at::ScalarType type = dtype.value_or(like.scalar_type());
+  // Inside a CPU kernel another way through the dispatcher would take as long as the allocation.
+  if (like.is_cpu()) {
+    return at::detail::empty_cpu(C10_AS_INTARRAYREF_SLOW(sizes), type);
+  }
+  return at::empty_symint(sizes, like.options().dtype(type));
+}
+
 at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Sizes& s) {
-  if (!s.has_head_dimension) {
-    return at::empty_symint({s.batch, s.queries, s.value_dim}, query.options());
-  }
+  if (!s.has_head_dimension) return allocate({s.batch, s.queries, s.value_dim}, query);
   if (is_heads_last(query)) {
-    return at::empty_symint({s.batch, s.queries, s.heads, s.value_dim}, value.options())
-        .transpose(1, 2);
+    return allocate({s.batch, s.queries, s.heads, s.value_dim}, value).transpose(1, 2);
   }
-  return at::empty_symint({s.batch, s.heads, s.queries, s.value_dim}, query.options());
+  return allocate({s.batch, s.heads, s.queries, s.value_dim}, query);
 }
 
 at::Tensor empty_row_stats(const at::Tensor& query, const Sizes& s) {
-  if (!s.has_head_dimension) return at::empty_symint({2, s.batch, s.queries}, query.options());
-  return at::empty_symint({2, s.batch, s.heads, s.queries}, query.options());
+  if (!s.has_head_dimension) return allocate({2, s.batch, s.queries}, query);
+  return allocate({2, s.batch, s.heads, s.queries}, query);
 }
 
-at::Tensor empty_grad(const at::Tensor& input) {
+at::Tensor empty_seed(const at::Tensor& query, double dropout) {
+  return allocate({dropout > 0 ? 1 : 0}, query, at::kLong);
+}
+
+at::Tensor empty_grad(bool needed, const at::Tensor& input) {
+  if (!needed) return allocate({0}, input);
   const auto sizes = input.sym_sizes();
   if (is_heads_last(input)) {
-    return at::empty_symint({sizes[0], sizes[2], sizes[1], sizes[3]}, input.options())
-        .transpose(1, 2);
+    return allocate({sizes[0], sizes[2], sizes[1], sizes[3]}, input).transpose(1, 2);
   }
-  return at::empty_symint(sizes, input.options());
+  return allocate(sizes, input);
 }
 
 at::Tensor log_sum_exp(const at::Tensor& row_stats) {

@@ -68,8 +68,10 @@ class Attention : public torch::autograd::Function<Attention> {
                                const CallOptions& o, bool with_lse) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [out, row_stats, seed] = call_forward(query, key, value, o);
+    // Without dropout the seed is an empty tensor: to make another costs less than to save it.
     ctx->save_for_backward({query, key, value, bias.value_or(at::Tensor()),
-                            o.query_positions.value_or(at::Tensor()), out, row_stats, seed});
+                            o.query_positions.value_or(at::Tensor()), out, row_stats,
+                            o.dropout > 0 ? seed : at::Tensor()});
     // One entry: each costs a string, a hash and a node of the map.
     ctx->saved_data["options"] =
         SavedOptions(o.causal, o.scale, o.dropout, o.block_size, o.use_simd);
@@ -95,9 +97,11 @@ class Attention : public torch::autograd::Function<Attention> {
     const bool has_lse_grad = grads.size() > 1 && grads[1].defined();
     if (!grads[0].defined() && !has_lse_grad) return result;
     const at::Tensor grad_out = grads[0].defined() ? grads[0] : at::zeros_like(out);
+    const at::Tensor seed =
+        saved[7].defined() ? saved[7] : at::empty({0}, out.options().dtype(at::kLong));
     const auto [d_query, d_key, d_value, d_bias] = call_backward(
         grad_out, has_lse_grad ? std::optional<at::Tensor>(grads[1]) : std::nullopt, saved[0],
-        saved[1], saved[2], ForwardResult(out, saved[6], saved[7]), options, needed);
+        saved[1], saved[2], ForwardResult(out, saved[6], seed), options, needed);
     if (needed[0]) result[0] = d_query;
     if (needed[1]) result[1] = d_key;
     if (needed[2]) result[2] = d_value;

@@ -1,6 +1,7 @@
 // CPU: tensors to pointers and strides, and units of work to threads.
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <flash_attention/ops.h>
 #include <torch/library.h>
@@ -97,7 +98,7 @@ class Scratch {
   Scratch(int64_t bytes, int64_t threads, int64_t shared_bytes = 0)
       : bytes_(bytes),
         threads_(threads),
-        memory_(at::empty({bytes * threads + shared_bytes}, at::kByte)) {}
+        memory_(at::detail::empty_cpu({bytes * threads + shared_bytes}, at::kByte)) {}
   void* of_this_thread() const { return at(at::get_thread_num()); }
   void* shared() const { return at(threads_); }
 
@@ -181,7 +182,7 @@ ForwardResult forward_cpu(const at::Tensor& query, const at::Tensor& key, const 
                   {bias, causal, query_positions, scale, dropout, block_size, use_simd});
   at::Tensor out = empty_out(query, value, forward.sizes());
   at::Tensor row_stats = empty_row_stats(query, forward.sizes());
-  at::Tensor seed = at::empty({dropout > 0 ? 1 : 0}, query.options().dtype(at::kLong));
+  at::Tensor seed = empty_seed(query, dropout);
   if (dropout > 0) *seed.mutable_data_ptr<int64_t>() = forward.seed();
   forward.run(out, row_stats.mutable_data_ptr());
   return {out, row_stats, seed};
@@ -203,13 +204,10 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   const at::Tensor v = with_contiguous_rows(value);
   const at::Tensor d_out = with_contiguous_rows(grad_out);
   const at::Tensor d_lse = grad_lse.has_value() ? grad_lse->contiguous() : at::Tensor();
-  const auto grad = [&](bool wanted, const at::Tensor& input) {
-    return wanted ? empty_grad(input) : at::empty({0}, query.options());
-  };
-  const at::Tensor d_query = grad(needed[0], query);
-  const at::Tensor d_key = grad(needed[1], key);
-  const at::Tensor d_value = grad(needed[2], value);
-  at::Tensor d_bias = at::empty({0}, query.options());
+  const at::Tensor d_query = empty_grad(needed[0], query);
+  const at::Tensor d_key = empty_grad(needed[1], key);
+  const at::Tensor d_value = empty_grad(needed[2], value);
+  at::Tensor d_bias = allocate({0}, query);
   if (needed[3]) d_bias = at::zeros(bias->sizes(), bias->options().dtype(sum_dtype(*bias, sizes)));
 
   BackwardParams p = {};

@@ -13,8 +13,7 @@ ForwardResult forward_meta(const at::Tensor& query, const at::Tensor& key, const
                            const std::optional<at::Tensor>& query_positions, std::optional<double>,
                            double dropout, int64_t block_size, bool) {
   const Sizes s = check_attention(query, key, value, bias, query_positions, dropout, block_size);
-  return {empty_out(query, value, s), empty_row_stats(query, s),
-          at::empty({dropout > 0 ? 1 : 0}, query.options().dtype(at::kLong))};
+  return {empty_out(query, value, s), empty_row_stats(query, s), empty_seed(query, dropout)};
 }
 
 BackwardResult backward_meta(const at::Tensor&, const std::optional<at::Tensor>&,
@@ -24,12 +23,8 @@ BackwardResult backward_meta(const at::Tensor&, const std::optional<at::Tensor>&
                              const std::optional<at::Tensor>& bias, bool,
                              const std::optional<at::Tensor>&, std::optional<double>, double,
                              int64_t, bool, std::array<bool, 4> needed) {
-  const auto grad = [&](bool wanted, const at::Tensor& input) {
-    return wanted ? empty_grad(input) : at::empty({0}, query.options());
-  };
-  return {grad(needed[0], query), grad(needed[1], key), grad(needed[2], value),
-          needed[3] ? at::empty_symint(bias->sym_sizes(), bias->options())
-                    : at::empty({0}, query.options())};
+  return {empty_grad(needed[0], query), empty_grad(needed[1], key), empty_grad(needed[2], value),
+          needed[3] ? at::empty_symint(bias->sym_sizes(), bias->options()) : allocate({0}, query)};
 }
 
 at::Tensor attention_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

@@ -43,6 +43,11 @@ BackwardResult call_backward(const at::Tensor& grad_out, const std::optional<at:
                              const at::Tensor& value, const ForwardResult& saved,
                              const CallOptions& options, std::array<bool, 4> needed);
 
+/// Contiguous and uninitialised, on the device of `like`; in its dtype unless one is given. For kernels
+/// of the CPU and Meta keys only: it does not show itself to modes that follow every call.
+at::Tensor allocate(c10::SymIntArrayRef sizes, const at::Tensor& like,
+                    std::optional<at::ScalarType> dtype = std::nullopt);
+
 /// Output of the call, uninitialised. It follows the layout of query: [B, L, H, D] in memory, as
 /// models produce it, gives [B, L, H, Dv], so that merging the heads stays a view.
 at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Sizes& sizes);
@@ -50,8 +55,12 @@ at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Siz
 /// row_stats, uninitialised.
 at::Tensor empty_row_stats(const at::Tensor& query, const Sizes& sizes);
 
-/// Gradient of `input`, uninitialised, of its layout where rows of that are contiguous.
-at::Tensor empty_grad(const at::Tensor& input);
+/// The seed that the call draws, uninitialised: int64 [1] with dropout and [0] without.
+at::Tensor empty_seed(const at::Tensor& query, double dropout);
+
+/// Gradient of `input`, uninitialised, of its layout where rows of that are contiguous; [0] unless it
+/// is needed.
+at::Tensor empty_grad(bool needed, const at::Tensor& input);
 
 /// [B, H, L] (or [B, L]): the logarithm of each row's sum of exponentials.
 at::Tensor log_sum_exp(const at::Tensor& row_stats);

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import flash_attention
@@ -14,10 +14,10 @@ import torch
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 import comparison  # noqa: E402
+import google_benchmark  # noqa: E402
 import measure  # noqa: E402
-import paired  # noqa: E402
 import plot  # noqa: E402
-import run  # noqa: E402
+import results  # noqa: E402
 import tables  # noqa: E402
 
 
@@ -54,6 +54,30 @@ def test_interleaved_takes_turns() -> None:
     timed = "".join(order).lstrip("a").lstrip("b")  # behind the two warm-ups of each
     changes = sum(x != y for x, y in zip(timed, timed[1:], strict=False))
     assert changes == 2 * 4 - 1
+
+
+def test_interleaved_warms_a_short_call_before_its_sample() -> None:
+    order: list[str] = []
+
+    def long() -> None:
+        order.append("a")
+        time.sleep(2 * measure.WARMED_SECONDS)
+
+    measure.interleaved({"a": long, "b": lambda: order.append("b") or time.sleep(1e-3)}, rounds=2)
+    assert "".join(order) == "aabb" + 2 * "abb"
+
+
+def test_ratio_is_taken_within_each_round() -> None:
+    assert measure.median_ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0]) == 3.0
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_environment_holds_everybody_to_the_instruction_set(isa: str) -> None:
+    found = measure.environment(isa)
+    for name in ("ATEN_CPU_CAPABILITY", "FLASH_ATTENTION_ISA"):
+        assert found[name] == isa
+    for name in ("MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA"):
+        assert found[name].startswith(isa.upper())
 
 
 def test_comparison_sees_the_difference_of_the_dtypes() -> None:
@@ -96,13 +120,6 @@ def test_tables_are_put_between_their_comments() -> None:
     assert tables.replace(page, "z", "nothing") == page
 
 
-def test_report_states_pass_and_shortfall() -> None:
-    rows = [paired.Row("forward", "torch", 1.0, r, r, r, r, 1.0) for r in (1.25, 0.5)]
-    text = paired.report(rows)
-    assert "1 of 2 targets reached; shortfall: forward against torch: 0.50, wanted 1." in text
-    assert [row.verdict for row in rows] == ["pass", "SHORTFALL"]
-
-
 def google_benchmark_output() -> dict:
     """As Google Benchmark writes it, for two lengths and two head sizes."""
     cells = [(64, 64), (1024, 64), (1024, 16)]
@@ -130,8 +147,9 @@ def google_benchmark_output() -> dict:
 
 
 def test_record_keeps_every_benchmark_and_its_unit(tmp_path: Path) -> None:
-    record = run.shorten(google_benchmark_output())
-    run.write_record(record, tmp_path / "record.json")
+    record = google_benchmark.shorten(google_benchmark_output())
+    head = {name: value for name, value in record.items() if name != "results"}
+    results.write_rows(head, record["results"], tmp_path / "record.json")
     assert json.loads((tmp_path / "record.json").read_text()) == record
     assert len(record["results"]) == 3 * 3 * 2 * 2 * 3
     assert record["results"][0] == {
@@ -148,22 +166,6 @@ def test_record_keeps_every_benchmark_and_its_unit(tmp_path: Path) -> None:
 
 
 def test_pictures_are_drawn_from_a_record(tmp_path: Path) -> None:
-    pictures = plot.draw(run.shorten(google_benchmark_output()), tmp_path)
+    pictures = plot.draw(google_benchmark.shorten(google_benchmark_output()), tmp_path)
     assert [p.name for p in pictures] == ["time_f32.png", "time_f64.png", "rate_by_head_size.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
-
-
-def test_paired_runs_from_end_to_end(tmp_path: Path) -> None:
-    record = tmp_path / "paired.json"
-    command = [sys.executable, BENCH / "paired.py", "--length=64", "--heads=1", "--rounds=3"]
-    options = ["--isa=native", f"--json={record}"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "targets reached" in done.stdout
-    rows = json.loads(record.read_text())["rows"]
-    assert {(row["what"], row["rival"]) for row in rows} == {
-        (what + mask, rival)
-        for what in ("forward", "forward + backward")
-        for mask in ("", ", causal")
-        for rival in ("standard", "torch")
-    }

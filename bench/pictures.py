@@ -1,0 +1,121 @@
+"""Draws a run of `bench/run.py`: ratio against length, and the roofline.
+
+python bench/pictures.py bench/results/<cpu>.json --output out/bench
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import plot
+from matplotlib.axes import Axes
+from matplotlib.ticker import ScalarFormatter
+from results import Record, Result, read
+
+# Okabe and Ito's colours again, one per head size.
+HEAD_DIM_STYLES = {
+    16: {"color": "#0072B2", "marker": "o"},
+    32: {"color": "#E69F00", "marker": "s"},
+    64: {"color": "#009E73", "marker": "^"},
+    128: {"color": "#CC79A7", "marker": "D"},
+}
+PANELS = [(direction, causal) for direction in ("forward", "backward") for causal in (False, True)]
+
+
+def title(direction: str, causal: bool) -> str:
+    return f"{direction}, {'causal' if causal else 'full'}"
+
+
+def ratio_panel(panel: Axes, results: list[Result]) -> None:
+    """One line per head size; the line at 1 is where both take the same time."""
+    for head_dim, style in HEAD_DIM_STYLES.items():
+        line = [result for result in results if result.point.head_dim == head_dim]
+        if not line:
+            continue
+        lengths = [result.point.length for result in line]
+        ratios = [result.times_as_fast("torch") for result in line]
+        panel.plot(lengths, ratios, label=f"D {head_dim}", **style)
+    panel.axhline(1, color="0.4", linestyle="--", linewidth=1)
+    panel.set_ylim(bottom=0)
+    panel.set_ylabel("torch's time / flash's")
+    plot.length_axis(panel, sorted({result.point.length for result in results}))
+
+
+def draw_ratios(record: Record, isa: str, dtype: str, output: Path) -> Path | None:
+    """Ratio against length, forward and backward, full and causal."""
+    results = [r for r in record.of(isa, "grid") if r.point.dtype == dtype]
+    if not results:
+        return None
+    heading = f"How many times torch's time is flash's: {dtype}, 8 heads, {isa}"
+    figure, axes = plot.grid(2, 2, heading, record.runs[isa]["where"])
+    for panel, (direction, causal) in zip(axes.flat, PANELS, strict=True):
+        chosen = [r for r in results if (r.point.direction, r.point.causal) == (direction, causal)]
+        ratio_panel(panel, chosen)
+        panel.set_title(title(direction, causal))
+    axes[0][0].legend()
+    return plot.save(figure, output / f"ratio_{isa}_{dtype}.png")
+
+
+def roof(panel: Axes, peak: float, bandwidth: float, intensities: list[float]) -> None:
+    """What the core allows: the slope of its memory, then the multiply-adds."""
+    edge = peak / bandwidth
+    left, right = min([edge / 2, *intensities]), max([edge * 2, *intensities])
+    panel.plot(
+        [left, edge, right],
+        [left * bandwidth / 1e9, peak / 1e9, peak / 1e9],
+        color="0.3",
+        label=f"measured: {bandwidth / 1e9:.0f} GB/s copied, {peak / 1e9:.0f} GFLOP/s",
+    )
+
+
+def draw_roofline(record: Record, isa: str, dtype: str, output: Path) -> Path | None:
+    """GFLOP/s against operations per byte of inputs and outputs."""
+    results = [r for r in record.of(isa, "grid") if r.point.dtype == dtype]
+    if not results:
+        return None
+    run = record.runs[isa]
+    heading = f"Roofline of one core: {dtype}, 8 heads, {isa}"
+    figure, axes = plot.grid(2, 2, heading, run["where"])
+    for panel, (direction, causal) in zip(axes.flat, PANELS, strict=True):
+        chosen = [r for r in results if (r.point.direction, r.point.causal) == (direction, causal)]
+        intensities = [r.point.flops / r.point.bytes for r in chosen]
+        roof(panel, run["rates"][f"fma {dtype}"], run["rates"]["copy"], intensities)
+        for method in ("flash", "torch"):
+            rates = [r.rate(method) / 1e9 for r in chosen]
+            style = plot.STYLES[method] | {"linestyle": "none", "alpha": 0.7}
+            panel.plot(intensities, rates, **style)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log", base=2)
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter(ScalarFormatter())
+        panel.set_xlabel("operations per byte of inputs and outputs")
+        panel.set_ylabel("GFLOP/s")
+        panel.set_title(title(direction, causal))
+        panel.grid(True, alpha=0.3)
+    axes[0][0].legend()
+    return plot.save(figure, output / f"roofline_{isa}_{dtype}.png")
+
+
+def draw(record: Record, output: Path) -> list[Path]:
+    """Every picture that the points of the run are enough for."""
+    pictures = [
+        draw_one(record, isa, dtype, output)
+        for isa in record.runs
+        for dtype in ("float32", "float64")
+        for draw_one in (draw_ratios, draw_roofline)
+    ]
+    return [picture for picture in pictures if picture is not None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("record", type=Path, help="JSON written by bench/run.py")
+    parser.add_argument("--output", type=Path, default=Path("out/bench"), help="folder of the PNGs")
+    args = parser.parse_args()
+    for picture in draw(read(args.record), args.output):
+        print(picture)
+
+
+if __name__ == "__main__":
+    main()

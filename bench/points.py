@@ -1,0 +1,194 @@
+"""What `make bench` measures: the points, their operations and bytes.
+
+A point is one shape and direction, at which two or more candidates take turns. The first candidate
+is the subject; the ratio of another one is its time over the subject's. What each candidate calls
+is in `candidates.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import measure
+
+HEAD_DIMS = (16, 32, 64, 128)
+LENGTHS = (64, 128, 512, 1024, 2048, 4096)
+# Without 4096, which takes longer than all the others together and twice as long as in float32;
+# `--full` has it.
+FLOAT64_LENGTHS = LENGTHS[:-1]
+FORECAST_LENGTHS = (12, 42, 96)
+FORECAST_HEAD_DIMS = (8, 16, 32)
+BLOCK_LENGTHS = (512, 1024, 4096)
+# (heads, length) at D 64: two long heads, eight shorter ones, and one head that has to be shared.
+THREAD_SHAPES = ((2, 2048), (8, 1024), (1, 4096))
+# Where torch has the option only outside of its own flash attention.
+RIVAL_OPTIONS = ("dropout", "bias gradient", "value width", "3-D")
+OPTIONS = (
+    "dropout",
+    "bias gradient",
+    "boolean mask",
+    "value width",
+    "3-D",
+    "grouped heads",
+    "query positions",
+    "strided heads",
+)
+
+# Products of matrices that attention cannot do without: scores and output forward; scores again and
+# four gradients backward.
+PRODUCTS = {"forward": 2, "recorded": 2, "backward": 5, "training": 7}
+# Tensors of one size read or written: query, key, value, output; backward all of these, the
+# gradient of the output, and three gradients. Forward and backward at once reads them once.
+TENSORS = {"forward": 4, "recorded": 4, "backward": 8, "training": 8}
+SIZES = {"float32": 4, "float64": 8}
+DIRECTIONS = {
+    "forward": "forward",
+    "recorded": "forward with autograd",
+    "backward": "backward",
+    "training": "forward + backward",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One shape in one direction.
+
+    Attributes:
+        group: which part of the run it belongs to; decides the candidates and the targets.
+        direction: "forward" without autograd, "recorded" forward with it, "backward" alone,
+            "training" forward + backward.
+        option: what is different from the plain call, or nothing.
+    """
+
+    group: str
+    direction: str
+    length: int
+    head_dim: int
+    heads: int = 8
+    batch: int = 1
+    dtype: str = "float32"
+    causal: bool = False
+    option: str = ""
+
+    @property
+    def flops(self) -> float:
+        """Multiply-adds counted as two; half of them when causal, as the papers count."""
+        product = 2.0 * self.batch * self.heads * self.length**2 * self.head_dim
+        return PRODUCTS[self.direction] * product * (0.5 if self.causal else 1.0)
+
+    @property
+    def bytes(self) -> int:
+        """Inputs and outputs, each once: the least that has to go through memory."""
+        tensor = self.batch * self.heads * self.length * self.head_dim * SIZES[self.dtype]
+        return TENSORS[self.direction] * tensor
+
+    @property
+    def label(self) -> str:
+        """For a line of progress or a table."""
+        heads = f"B {self.batch} " if self.batch > 1 else ""
+        causal = ", causal" if self.causal else ""
+        option = f", {self.option}" if self.option else ""
+        shape = f"{heads}H {self.heads} L {self.length} D {self.head_dim}"
+        return f"{self.group}: {DIRECTIONS[self.direction]}, {self.dtype}, {shape}{causal}{option}"
+
+
+def grid(dtype: str, lengths: tuple[int, ...]) -> Iterator[Point]:
+    """8 heads, every head size and length, both directions, full and causal."""
+    for length in lengths:
+        for head_dim in HEAD_DIMS:
+            for direction in ("forward", "backward"):
+                for causal in (False, True):
+                    yield Point("grid", direction, length, head_dim, dtype=dtype, causal=causal)
+
+
+def forecast() -> Iterator[Point]:
+    """Many short sequences: attention over the patches of a forecaster."""
+    for length in FORECAST_LENGTHS:
+        for head_dim in FORECAST_HEAD_DIMS:
+            for direction in ("forward", "backward"):
+                yield Point("forecast", direction, length, head_dim, batch=128)
+
+
+def overhead() -> Iterator[Point]:
+    """So little work that what remains is the way through the dispatcher and autograd."""
+    for direction in ("forward", "recorded", "training"):
+        yield Point("overhead", direction, 4, 8, heads=1)
+
+
+def threads() -> Iterator[Point]:
+    """Two threads against one."""
+    for heads, length in THREAD_SHAPES:
+        for direction in ("forward", "backward"):
+            yield Point("threads", direction, length, 64, heads=heads)
+
+
+def options() -> Iterator[Point]:
+    """Options beside torch with the same option, and beside the plain call."""
+    for option in RIVAL_OPTIONS:
+        yield Point("option/torch", "training", 2048, 64, heads=4, option=option)
+    for option in OPTIONS:
+        causal = option == "query positions"
+        yield Point("option/plain", "training", 1024, 64, causal=causal, option=option)
+
+
+def block_sizes() -> Iterator[Point]:
+    """The effect of block_size."""
+    for length in BLOCK_LENGTHS:
+        for direction in ("forward", "training"):
+            yield Point("block size", direction, length, 64)
+
+
+def own_shape(length: int, head_dim: int, heads: int, batch: int, dtype: str) -> list[Point]:
+    """One shape of the user's, both directions, full and causal."""
+    return [
+        Point("own shape", direction, length, head_dim, heads, batch, dtype, causal)
+        for direction in ("forward", "backward")
+        for causal in (False, True)
+    ]
+
+
+def plan(isa: str, full: bool = False) -> list[Point]:
+    """Everything, in the order in which it is measured."""
+    points = [*overhead(), *grid("float32", LENGTHS), *forecast()]
+    if full:
+        points += grid("float64", LENGTHS)
+    elif isa == "avx2":  # the instruction set with a mark for float64
+        points += grid("float64", FLOAT64_LENGTHS)
+    return [*points, *options(), *block_sizes(), *threads()]
+
+
+def quick_plan() -> list[Point]:
+    """A few points of every group: seconds."""
+    return [
+        *overhead(),
+        *(
+            Point("grid", direction, length, head_dim, dtype=dtype, causal=causal)
+            for dtype in SIZES
+            for length in (64, 128)
+            for head_dim in (16, 64)
+            for direction in ("forward", "backward")
+            for causal in (False, True)
+        ),
+        *(Point("forecast", direction, 12, 8, batch=128) for direction in ("forward", "backward")),
+        *(Point("option/torch", "training", 64, 16, heads=4, option=o) for o in RIVAL_OPTIONS),
+        *(
+            Point("option/plain", "training", 64, 16, causal=o == "query positions", option=o)
+            for o in OPTIONS
+        ),
+        Point("block size", "forward", 128, 64),
+        Point("threads", "forward", 128, 64, heads=2),
+    ]
+
+
+def has_standard(point: Point) -> bool:
+    """Whether standard attention is measured, too: at the guide's lengths, and at own shapes."""
+    if point.group == "own shape":
+        return True
+    guide = point.length in measure.GUIDE_LENGTHS and point.head_dim == 64
+    return (
+        point.group == "grid"
+        and guide
+        and point.direction == "forward"
+        and point.dtype == "float32"
+    )
