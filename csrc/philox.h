@@ -20,22 +20,38 @@ inline PhiloxKey philox_key(uint64_t seed) {
   return {{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)}};
 }
 
-/// Ten rounds over `kLanes` counters at once; counter[w][lane] is replaced by four random words.
-/// Written as loops over lanes so that the compiler vectorises each round.
-template <int kLanes>
-inline void philox(PhiloxKey key, uint32_t (&counter)[4][kLanes]) {
-  constexpr uint32_t kMultiplier[2] = {0xD2511F53u, 0xCD9E8D57u};
+/// Counters of philox, kWidth of them: 32-bit numbers, each in the low half of 64 bits, so that a
+/// product has room. What is above is never read. This is one; an instruction set has its own in vec.h.
+struct ScalarCounters {
+  using Reg = uint64_t;
+  static constexpr int kWidth = 1;
+  static Reg broadcast(uint32_t x) { return x; }
+  static Reg sequence(uint32_t first) { return first; }  // first, first + 1, …
+  static Reg product(Reg a, Reg b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
+  static Reg high_half(Reg x) { return x >> 32; }
+  static Reg exclusive_or(Reg a, Reg b) { return a ^ b; }
+  static void store(uint32_t* p, Reg x) { *p = static_cast<uint32_t>(x); }
+};
+
+/// Ten rounds; the four numbers of each counter are replaced by random ones. kSide registers go side by
+/// side, since a round is a chain of some seven cycles.
+template <class C, int kSide>
+inline void philox(PhiloxKey key, typename C::Reg (&counter)[kSide][4]) {
+  using Reg = typename C::Reg;
+  const Reg multiplier[2] = {C::broadcast(0xD2511F53u), C::broadcast(0xCD9E8D57u)};
   constexpr uint32_t kWeyl[2] = {0x9E3779B9u, 0xBB67AE85u};
+#pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const uint64_t product0 = static_cast<uint64_t>(kMultiplier[0]) * counter[0][lane];
-      const uint64_t product1 = static_cast<uint64_t>(kMultiplier[1]) * counter[2][lane];
-      const uint32_t next0 = static_cast<uint32_t>(product1 >> 32) ^ counter[1][lane] ^ key.word[0];
-      const uint32_t next2 = static_cast<uint32_t>(product0 >> 32) ^ counter[3][lane] ^ key.word[1];
-      counter[0][lane] = next0;
-      counter[1][lane] = static_cast<uint32_t>(product1);
-      counter[2][lane] = next2;
-      counter[3][lane] = static_cast<uint32_t>(product0);
+    const Reg key0 = C::broadcast(key.word[0]), key1 = C::broadcast(key.word[1]);
+#pragma GCC unroll 3
+    for (int i = 0; i < kSide; ++i) {
+      Reg(&c)[4] = counter[i];
+      const Reg product0 = C::product(c[0], multiplier[0]);
+      const Reg product1 = C::product(c[2], multiplier[1]);
+      c[0] = C::exclusive_or(C::high_half(product1), C::exclusive_or(c[1], key0));
+      c[2] = C::exclusive_or(C::high_half(product0), C::exclusive_or(c[3], key1));
+      c[1] = product1;
+      c[3] = product0;
     }
     key.word[0] += kWeyl[0];
     key.word[1] += kWeyl[1];
@@ -45,16 +61,28 @@ inline void philox(PhiloxKey key, uint32_t (&counter)[4][kLanes]) {
 /// Random words for the weights of queries `first_query + lane` and keys 4 * key_group … + 3 of one
 /// (batch, head): word[r][lane] belongs to key 4 * key_group + r. This is where the counter is laid
 /// out; the mask depends on nothing else.
-template <int kLanes>
+template <class C, int kLanes>
 inline void dropout_words(PhiloxKey key, int64_t batch_head, int64_t first_query, int64_t key_group,
                           uint32_t (&word)[4][kLanes]) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    word[0][lane] = static_cast<uint32_t>(key_group);
-    word[1][lane] = static_cast<uint32_t>(first_query + lane);
-    word[2][lane] = static_cast<uint32_t>(batch_head);
-    word[3][lane] = static_cast<uint32_t>(batch_head >> 32);
+  constexpr int kRegs = kLanes / C::kWidth;
+  static_assert(kLanes % C::kWidth == 0);
+  constexpr int kSide = kRegs % 2 == 0 ? 2 : kRegs % 3 == 0 ? 3 : 1;
+  for (int lane = 0; lane < kLanes; lane += kSide * C::kWidth) {
+    typename C::Reg counter[kSide][4];
+#pragma GCC unroll 3
+    for (int i = 0; i < kSide; ++i) {
+      counter[i][0] = C::broadcast(static_cast<uint32_t>(key_group));
+      counter[i][1] = C::sequence(static_cast<uint32_t>(first_query + lane + i * C::kWidth));
+      counter[i][2] = C::broadcast(static_cast<uint32_t>(batch_head));
+      counter[i][3] = C::broadcast(static_cast<uint32_t>(batch_head >> 32));
+    }
+    philox<C, kSide>(key, counter);
+#pragma GCC unroll 3
+    for (int i = 0; i < kSide; ++i) {
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) C::store(&word[r][lane + i * C::kWidth], counter[i][r]);
+    }
   }
-  philox(key, word);
 }
 
 /// A weight is kept if its word is at least this. At dropout = 1 one weight in 2^32 passes, and is

@@ -29,7 +29,7 @@ at::Tensor dropout_mask_from_seed(int64_t batch, int64_t heads, int64_t queries,
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t j = 0; j < keys; j += 4) {
         uint32_t word[4][1];
-        dropout_words<1>(key, row / queries, row % queries, j / 4, word);
+        dropout_words<ScalarCounters, 1>(key, row / queries, row % queries, j / 4, word);
         for (int64_t r = 0; r < 4 && j + r < keys; ++r) {
           kept[row * keys + j + r] = dropout < 1.0 && word[r][0] >= threshold;
         }

@@ -12,8 +12,26 @@ namespace {
 template <class T>
 struct Vec;
 
+/// Counters of philox.h.
+struct Avx2Counters {
+  using Reg = __m256i;
+  static constexpr int kWidth = 4;
+  static Reg broadcast(uint32_t x) { return _mm256_set1_epi64x(x); }
+  static Reg sequence(uint32_t first) {
+    return _mm256_add_epi64(broadcast(first), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+  static Reg product(Reg a, Reg b) { return _mm256_mul_epu32(a, b); }
+  static Reg high_half(Reg x) { return _mm256_srli_epi64(x, 32); }
+  static Reg exclusive_or(Reg a, Reg b) { return _mm256_xor_si256(a, b); }
+  static void store(uint32_t* p, Reg x) {
+    const Reg low = _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(low));
+  }
+};
+
 // Sixteen registers: `rows * vecs` accumulators, `vecs` loaded operands and one broadcast must fit.
 struct Avx2Tiles {
+  using Counters = Avx2Counters;
   /// Terms summed one after another before the sum joins a larger one. Rounding grows with the
   /// longest chain: 2,049 terms in one would be several times less accurate than a blocked sum.
   static constexpr int64_t kLongestChain = 64;
@@ -67,6 +85,12 @@ struct Vec<float> : Avx2Tiles {
   }
   static Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+  }
+  /// `x` where the flag of the lane is true, else `y`.
+  static Reg if_set(const bool* flags, Reg x, Reg y) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(flags));
+    const __m256i clear = _mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256());
+    return _mm256_blendv_ps(x, y, _mm256_castsi256_ps(clear));
   }
   /// `x` where the sign bit of `sign` is clear, else +0.
   static Reg if_positive(Reg sign, Reg x) { return _mm256_blendv_ps(x, zero(), sign); }
@@ -133,6 +157,11 @@ struct Vec<double> : Avx2Tiles {
   }
   static Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
     return _mm256_blendv_pd(y, x, _mm256_cmp_pd(a, b, _CMP_EQ_OQ));
+  }
+  static Reg if_set(const bool* flags, Reg x, Reg y) {
+    const __m128i bytes = _mm_loadu_si32(flags);
+    const __m256i clear = _mm256_cmpeq_epi64(_mm256_cvtepu8_epi64(bytes), _mm256_setzero_si256());
+    return _mm256_blendv_pd(x, y, _mm256_castsi256_pd(clear));
   }
   static Reg if_positive(Reg sign, Reg x) { return _mm256_blendv_pd(x, zero(), sign); }
 

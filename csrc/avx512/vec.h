@@ -12,8 +12,25 @@ namespace {
 template <class T>
 struct Vec;
 
+/// Counters of philox.h.
+struct Avx512Counters {
+  using Reg = __m512i;
+  static constexpr int kWidth = 8;
+  static Reg broadcast(uint32_t x) { return _mm512_set1_epi64(x); }
+  static Reg sequence(uint32_t first) {
+    return _mm512_add_epi64(broadcast(first), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Reg product(Reg a, Reg b) { return _mm512_mul_epu32(a, b); }
+  static Reg high_half(Reg x) { return _mm512_srli_epi64(x, 32); }
+  static Reg exclusive_or(Reg a, Reg b) { return _mm512_xor_si512(a, b); }
+  static void store(uint32_t* p, Reg x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(x));
+  }
+};
+
 // Thirty-two registers: `rows * vecs` accumulators, `vecs` loaded operands and one broadcast fit.
 struct Avx512Tiles {
+  using Counters = Avx512Counters;
   /// As in avx2/vec.h.
   static constexpr int64_t kLongestChain = 64;
   static constexpr int kScoreVecs = 3;
@@ -54,6 +71,11 @@ struct Vec<float> : Avx512Tiles {
   }
   static Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), y, x);
+  }
+  static Reg if_set(const bool* flags, Reg x, Reg y) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(flags));
+    const __m512i wide = _mm512_cvtepu8_epi32(bytes);
+    return _mm512_mask_blend_ps(_mm512_test_epi32_mask(wide, wide), y, x);
   }
   static Reg if_positive(Reg sign, Reg x) {
     return _mm512_maskz_mov_ps(_knot_mask16(_mm512_movepi32_mask(_mm512_castps_si512(sign))), x);
@@ -122,6 +144,10 @@ struct Vec<double> : Avx512Tiles {
   }
   static Reg if_equal(Reg a, Reg b, Reg x, Reg y) {
     return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), y, x);
+  }
+  static Reg if_set(const bool* flags, Reg x, Reg y) {
+    const __m512i wide = _mm512_cvtepu8_epi64(_mm_loadu_si64(flags));
+    return _mm512_mask_blend_pd(_mm512_test_epi64_mask(wide, wide), y, x);
   }
   static Reg if_positive(Reg sign, Reg x) {
     return _mm512_maskz_mov_pd(_knot_mask8(_mm512_movepi64_mask(_mm512_castpd_si512(sign))), x);

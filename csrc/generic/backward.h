@@ -418,7 +418,11 @@ class BackwardBlock {
 #pragma GCC unroll 16
         for (int r = 0; r < W; ++r) {
           T* row = grad + (i + r) * p_.grad_bias_strides[2] + j;
-          V::store(row, V::add(V::load(row, mask), block[r]), mask);
+          if (width == W) {  // a masked store is microcode on some CPUs
+            V::store(row, V::add(V::load(row), block[r]));
+          } else {
+            V::store(row, V::add(V::load(row, mask), block[r]), mask);
+          }
         }
       }
     }

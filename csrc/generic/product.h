@@ -247,10 +247,12 @@ void pack_transposed(const typename V::Scalar* rows, int64_t stride, int64_t cou
                      typename V::Scalar factor, typename V::Scalar* out) {
   constexpr int W = V::kWidth;
   const typename V::Reg scale = V::broadcast(factor);
-  for (int64_t c = 0; c < columns; c += W) {
-    const int64_t width = min_of(W, columns - c);
-    const typename V::Mask mask = V::first(width);
-    for (int lane = 0; lane < kLanes; lane += W) {
+  // Along W rows to their end, then the next W: rows a power of two apart share cache sets, and so many
+  // of them fit, while all rows would evict each line before its second half is read.
+  for (int lane = 0; lane < kLanes; lane += W) {
+    for (int64_t c = 0; c < columns; c += W) {
+      const int64_t width = min_of(W, columns - c);
+      const typename V::Mask mask = V::first(width);
       typename V::Reg block[W];
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) {

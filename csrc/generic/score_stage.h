@@ -182,10 +182,21 @@ class ScoreStage {
     const int64_t offset = bias_offset_ + key * column;
     if (params_->bias_kind == BiasKind::kBoolean) {
       const bool* mask = static_cast<const bool*>(params_->bias) + offset;
-      for (int64_t j = 0; j < count; ++j) {
-        for (int64_t i = 0; i < kLanes; ++i) {
-          bias_tile_[j * kLanes + i] = i >= count_ || mask[i * row + j * column] ? T(0) : -kInf;
+      // A few keys of all queries at once: rows of the mask become rows of numbers, and those columns.
+      constexpr int64_t kKeys = V::kWidth;
+      for (int64_t j = 0; j < count; j += kKeys) {
+        alignas(64) T rows[kLanes * kKeys];
+        const int64_t width = min_of(kKeys, count - j);
+        for (int64_t i = 0; i < count_; ++i) {
+          const bool* from = mask + i * row + j * column;
+          T* to = rows + i * kKeys;
+          if (width == kKeys && column == 1) {
+            V::store(to, V::if_set(from, V::zero(), V::broadcast(-kInf)));
+          } else {
+            for (int64_t k = 0; k < width; ++k) to[k] = from[k * column] ? T(0) : -kInf;
+          }
         }
+        pack_transposed<V, kLanes>(rows, kKeys, count_, width, T(1), bias_tile_ + j * kLanes);
       }
     } else if (column == 1) {
       pack_transposed<V, kLanes>(static_cast<const T*>(params_->bias) + offset, row, count_, count,
@@ -238,7 +249,7 @@ class ScoreStage {
     constexpr int kLanes = kVecs * V::kWidth;
     for (int64_t group = key / 4; group * 4 < key + count; ++group) {
       alignas(64) uint32_t word[4][kLanes];
-      dropout_words<kLanes>(dropout_key_, batch_head_, first_, group, word);
+      dropout_words<typename V::Counters, kLanes>(dropout_key_, batch_head_, first_, group, word);
       for (int64_t r = 0; r < 4; ++r) {
         const int64_t j = group * 4 + r - key;
         if (j >= 0 && j < count) f(j, word[r]);

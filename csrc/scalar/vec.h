@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "csrc/philox.h"
+
 namespace flash {
 namespace {
 
@@ -11,6 +13,7 @@ template <class T>
 struct Vec {
   using Scalar = T;
   using Reg = T;
+  using Counters = ScalarCounters;
   struct Mask {};  // a vector of width 1 has no partial tail
   static constexpr int kWidth = 1;
 
@@ -43,6 +46,7 @@ struct Vec {
   static Reg abs(Reg x) { return __builtin_signbit(x) ? -x : x; }
   static Reg if_less(Reg a, Reg b, Reg x, Reg y) { return a < b ? x : y; }
   static Reg if_equal(Reg a, Reg b, Reg x, Reg y) { return a == b ? x : y; }
+  static Reg if_set(const bool* flags, Reg x, Reg y) { return *flags ? x : y; }
   static Reg if_positive(Reg sign, Reg x) { return __builtin_signbit(sign) ? T(0) : x; }
 
   struct Rounded {

@@ -10,9 +10,11 @@ namespace flash {
 namespace {
 
 std::array<uint32_t, 4> philox_of(std::array<uint32_t, 4> counter, PhiloxKey key) {
-  uint32_t word[4][1] = {{counter[0]}, {counter[1]}, {counter[2]}, {counter[3]}};
-  philox(key, word);
-  return {word[0][0], word[1][0], word[2][0], word[3][0]};
+  uint64_t word[1][4] = {{counter[0], counter[1], counter[2], counter[3]}};
+  philox<ScalarCounters>(key, word);
+  std::array<uint32_t, 4> random;
+  for (int w = 0; w < 4; ++w) ScalarCounters::store(&random[w], word[0][w]);
+  return random;
 }
 
 // Known answers of philox4x32-10, from the authors' Random123 library, file kat_vectors.
@@ -29,10 +31,10 @@ TEST(Philox, GivesThePublishedNumbers) {
 
 TEST(Philox, ALaneDoesNotDependOnHowManyThereAre) {
   uint32_t wide[4][24];
-  dropout_words<24>(philox_key(7), 3, 100, 11, wide);
+  dropout_words<ScalarCounters, 24>(philox_key(7), 3, 100, 11, wide);
   for (int lane = 0; lane < 24; ++lane) {
     uint32_t narrow[4][1];
-    dropout_words<1>(philox_key(7), 3, 100 + lane, 11, narrow);
+    dropout_words<ScalarCounters, 1>(philox_key(7), 3, 100 + lane, 11, narrow);
     for (int w = 0; w < 4; ++w) EXPECT_EQ(wide[w][lane], narrow[w][0]) << lane;
   }
 }
@@ -43,7 +45,7 @@ TEST(Philox, KeepsTheFractionItIsAskedFor) {
     constexpr int kGroups = 25'000;
     for (int group = 0; group < kGroups; ++group) {
       uint32_t word[4][1];
-      dropout_words<1>(philox_key(1), 0, 0, group, word);
+      dropout_words<ScalarCounters, 1>(philox_key(1), 0, 0, group, word);
       for (int w = 0; w < 4; ++w) kept += word[w][0] >= dropout_threshold(dropout);
     }
     // Five standard deviations of a binomial with 100,000 draws.

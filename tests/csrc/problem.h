@@ -84,7 +84,7 @@ Answer reference(const Problem<T>& p) {
       for (int64_t j = 0; j < end; ++j) sum += weight[j] = std::exp(weight[j] - max);
       for (int64_t j = 0; j < end; ++j) {
         uint32_t word[4][1];
-        dropout_words<1>(philox_key(kSeed), bh, i, j / 4, word);
+        dropout_words<ScalarCounters, 1>(philox_key(kSeed), bh, i, j / 4, word);
         kept[j] = word[j % 4][0] >= dropout_threshold(p.options.dropout) ? keep : Real(0);
         weight[j] /= sum;
         grad[j] = 0;
