@@ -32,14 +32,16 @@ inline int64_t keys_per_step(const Shape& shape, int64_t block_size) {
   return max_of(1, min_of(step, shape.keys));
 }
 
+constexpr int64_t kMostTilesPerGroup = 4;
+
 /// Tiles that go through the keys together, step by step, so that a block of keys and values that no
 /// first-level cache holds is fetched once for all of them. Where the nearer caches hold every key, one
 /// tile at a time does as well with less scratch.
 template <class V>
 int64_t tiles_per_group(const Shape& shape) {
-  constexpr int64_t kMostTiles = 4, kSecondLevel = 1024 * 1024;
+  constexpr int64_t kSecondLevelCache = 1024 * 1024;
   const int64_t row_bytes = (shape.head_dim + shape.value_dim) * sizeof(typename V::Scalar);
-  return shape.keys * row_bytes < kSecondLevel ? 1 : kMostTiles;
+  return shape.keys * row_bytes < kSecondLevelCache ? 1 : kMostTilesPerGroup;
 }
 
 template <class V>
@@ -311,7 +313,7 @@ void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void*
   const ForwardScratch<V> scratch(p.shape, p.block_size, has_bias, memory);
   const int64_t step = keys_per_step(p.shape, p.block_size);
   const int64_t most = tiles_per_group<V>(p.shape);
-  ForwardTile<V> group[4];
+  ForwardTile<V> group[kMostTilesPerGroup];
   for (int64_t unit = unit_begin; unit < unit_end;) {
     const int64_t batch = unit / (tiles.count() * p.shape.heads);
     const int64_t head = unit / tiles.count() % p.shape.heads;
