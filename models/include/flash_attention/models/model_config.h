@@ -15,6 +15,9 @@ struct ModelConfig {
   bool use_flash_attention = false;
   /// Keys per online-softmax step of `flash::attention`, at least 1.
   int64_t flash_block_size = 64;
+  /// True: each encoder or decoder layer is computed again in the backward, instead of its
+  /// activations being kept (see gradient_checkpoint.h). The numbers stay the same.
+  bool gradient_checkpointing = false;
 };
 
 }  // namespace flash::models

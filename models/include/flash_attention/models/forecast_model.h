@@ -1,0 +1,40 @@
+#pragma once
+// What the six models have in common.
+
+#include <flash_attention/export.h>
+#include <flash_attention/models/windows_batch.h>
+
+#include <memory>
+#include <string>
+
+namespace torch::nn {
+class Module;
+}
+
+namespace flash::models {
+
+class OptionVisitor;
+
+/// The interface of TFTImpl, InformerImpl, AutoformerImpl, FEDformerImpl, PatchTSTImpl and
+/// ITransformerImpl, for code that takes any of them. Each is a torch::nn::Module as well.
+class FLASH_API ForecastModel {
+ public:
+  virtual ~ForecastModel() = default;
+
+  /// neuralforecast's raw output: [B, h, outputs], or [B, h, outputs * N] for iTransformer. Throws
+  /// c10::ValueError on a missing, unexpected or misshapen tensor.
+  virtual at::Tensor forward(const WindowsBatch& windows) = 0;
+  /// A batch of nothing but the series.
+  at::Tensor forward(const at::Tensor& insample_y) { return forward(WindowsBatch{.insample_y = insample_y}); }
+
+  /// neuralforecast's name of the class: "TFT", "Informer", ...
+  virtual std::string model_class() const = 0;
+  /// Shows every option that neuralforecast has, under its name.
+  virtual void visit_options(OptionVisitor& visitor) = 0;
+  /// Numbers per step and series: as many as the loss needs.
+  virtual int64_t outputsize_multiplier() const = 0;
+
+  virtual torch::nn::Module& module() = 0;
+};
+
+}  // namespace flash::models
