@@ -69,10 +69,81 @@ struct BackwardParams {
   const void* row_sum;
   const void* grad_lse;                          ///< [batch, heads, queries] contiguous, or null
   MutableRows grad_query, grad_key, grad_value;  ///< data may be null: not wanted
-  void* grad_bias;                               ///< zero-filled, or null
+  void* grad_bias;                               ///< null where nobody asks for it
+  /// True: added to what is there, as several scores share an element. False: each score has its own,
+  /// which is stored; with `causal` what no query attends is left as it is.
+  bool grad_bias_adds;
   bool grad_bias_is_double;                      ///< else of the problem's dtype
   int64_t grad_bias_strides[4];
   int64_t block_size;
+};
+
+/// Elements that share a block of random words; the dropout kernels cut their work there.
+constexpr int64_t kDropoutBlock = 64;
+
+/// What a dropout kernel does with an element x that is kept; `scale` is 1 / (1 - dropout).
+enum class DropoutKind {
+  kPlain,         ///< scale x
+  kAdd,           ///< other + scale x; a dropped one gives other
+  kRelu,          ///< scale relu(x)
+  kGelu,          ///< scale gelu(x)
+  kReluGradient,  ///< scale relu'(x) other
+  kGeluGradient,  ///< scale gelu'(x) other
+};
+
+/// Contiguous arrays of `elements` numbers. Whether element i is kept depends on seed and i only.
+struct DropoutParams {
+  DropoutKind kind;
+  const void* input;
+  const void* other;  ///< the residual or the gradient; null where the kind has none
+  void* out;
+  int64_t elements;
+  double dropout;
+  uint64_t seed;
+};
+
+/// max over j of s_ij - (sum over j of s_ij) / keys, with s_ij = query_i . key_index(i, j).
+struct SparsityParams {
+  ConstRows query;
+  ConstRows key;
+  const int64_t* index;  ///< [queries, samples] contiguous, in [0, keys)
+  void* out;             ///< [batch, heads, queries] contiguous
+  int64_t batch, heads, queries, keys, head_dim, samples;
+};
+
+/// A [batch, times, channels] tensor; channels are contiguous.
+template <class Pointer>
+struct SeriesOf {
+  Pointer data;
+  int64_t batch_stride;
+  int64_t time_stride;
+};
+using ConstSeries = SeriesOf<const void*>;
+using MutableSeries = SeriesOf<void*>;
+
+/// [batch, delays], each in [0, times); batch_stride is 0 where the batch shares them.
+struct Delays {
+  const int64_t* data;
+  int64_t batch_stride;
+};
+
+/// out[b, t, c] = sum over i of weights[b, i] * value[b, (t + delay[b, i]) mod times, c].
+struct AggregationParams {
+  int64_t batch, times, channels, delays;
+  Delays delay;
+  ConstSeries value;
+  const void* weights;  ///< [batch, delays] contiguous
+  MutableSeries out;
+};
+
+/// out[b, i] = scale * sum over t, c of query[b, (t + delay[b, i]) mod times, c] * key[b, t, c].
+struct CorrelationParams {
+  int64_t batch, times, channels, delays;
+  Delays delay;
+  ConstSeries query;
+  ConstSeries key;
+  double scale;
+  void* out;  ///< [batch, delays] contiguous
 };
 
 }  // namespace flash

@@ -111,11 +111,17 @@ class Scratch {
   at::Tensor memory_;
 };
 
-/// The dtype that the gradient of a bias is summed in. One that broadcasts sums up to B H L S
-/// numbers into one, too many for float32.
-at::ScalarType sum_dtype(const at::Tensor& bias, const Sizes& s) {
-  const bool broadcasts = bias.numel() < s.batch * s.heads * s.queries * s.keys;
-  return broadcasts ? at::kDouble : bias.scalar_type();
+/// Whether one element of the bias belongs to several scores.
+bool broadcasts(const at::Tensor& bias, const Sizes& s) {
+  return bias.numel() < s.batch * s.heads * s.queries * s.keys;
+}
+
+/// What the gradient of a bias is gathered in. One that broadcasts sums up to B H L S numbers into one,
+/// too many for float32. One that does not is written number by number, and needs zeros only where the
+/// causal limit leaves numbers out.
+at::Tensor grad_bias_memory(const at::Tensor& bias, bool adds, bool causal) {
+  const at::TensorOptions options = adds ? bias.options().dtype(at::kDouble) : bias.options();
+  return adds || causal ? at::zeros(bias.sizes(), options) : at::empty(bias.sizes(), options);
 }
 
 /// A forward pass up to where its results go.
@@ -208,7 +214,8 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   const at::Tensor d_key = empty_grad(needed[1], key);
   const at::Tensor d_value = empty_grad(needed[2], value);
   at::Tensor d_bias = allocate({0}, query);
-  if (needed[3]) d_bias = at::zeros(bias->sizes(), bias->options().dtype(sum_dtype(*bias, sizes)));
+  const bool bias_broadcasts = needed[3] && broadcasts(*bias, sizes);
+  if (needed[3]) d_bias = grad_bias_memory(*bias, bias_broadcasts, causal);
 
   BackwardParams p = {};
   p.shape = shape_of(sizes);
@@ -228,6 +235,7 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   if (needed[2]) p.grad_value = mutable_rows_of(d_value);
   if (needed[3]) {
     p.grad_bias = d_bias.mutable_data_ptr();
+    p.grad_bias_adds = bias_broadcasts;
     p.grad_bias_is_double = d_bias.scalar_type() == at::kDouble;
     broadcast_strides(d_bias, sizes, 4, p.grad_bias_strides);
   }

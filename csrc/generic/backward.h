@@ -200,7 +200,9 @@ class BackwardBlock {
                        p_.grad_query.strides.row, count, p_.shape.head_dim,
                        {true, scale_, nullptr, nullptr}, {nullptr, ragged ? ends : nullptr});
       }
-      if (p_.grad_bias != nullptr && p_.grad_bias_is_double) {
+      if (p_.grad_bias != nullptr && !p_.grad_bias_adds) {
+        store_grad_bias(first_ + at, count, key, attended, grad_scores);
+      } else if (p_.grad_bias != nullptr && p_.grad_bias_is_double) {
         add_grad_bias<double>(first_ + at, count, key, attended, grad_scores);
       } else if (p_.grad_bias != nullptr) {
         add_grad_bias<T>(first_ + at, count, key, attended, grad_scores);
@@ -368,13 +370,19 @@ class BackwardBlock {
     }
   }
 
+  template <class Sum>
+  Sum* grad_bias_at(int64_t query, int64_t key) const {
+    const int64_t* stride = p_.grad_bias_strides;
+    return static_cast<Sum*>(p_.grad_bias) + batch_ * stride[0] + head_ * stride[1] +
+           query * stride[2] + key * stride[3];
+  }
+
   // Summed over whatever the bias broadcasts over, before it is added.
   template <class Sum>
   void add_grad_bias(int64_t query, int64_t queries, int64_t key, int64_t keys,
                      const T* grad_scores) const {
     const int64_t* stride = p_.grad_bias_strides;
-    Sum* grad = static_cast<Sum*>(p_.grad_bias) + batch_ * stride[0] + head_ * stride[1] +
-                query * stride[2] + key * stride[3];
+    Sum* grad = grad_bias_at<Sum>(query, key);
     if (stride[2] == 0) {
       for (int64_t j = 0; j < keys; ++j) {
         Sum sum = 0;
@@ -388,11 +396,7 @@ class BackwardBlock {
         grad[i * stride[2]] += sum;
       }
     } else {
-      int64_t i = 0;
-      if constexpr (sizeof(Sum) == sizeof(T)) {
-        if (stride[3] == 1) i = add_grad_bias_rows(grad, queries, keys, grad_scores);
-      }
-      for (; i < queries; ++i) {
+      for (int64_t i = 0; i < queries; ++i) {
         Sum* row = grad + i * stride[2];
         for (int64_t j = 0; j < keys; ++j) {
           row[j * stride[3]] += grad_scores[j * Scratch::kStride + i];
@@ -401,11 +405,14 @@ class BackwardBlock {
     }
   }
 
-  // Adds dS, transposed in registers, to contiguous rows; returns how many rows it has done.
-  int64_t add_grad_bias_rows(T* grad, int64_t queries, int64_t keys, const T* grad_scores) const {
+  // dS, transposed in registers where rows are contiguous.
+  void store_grad_bias(int64_t query, int64_t queries, int64_t key, int64_t keys,
+                       const T* grad_scores) const {
     constexpr int W = V::kWidth;
+    const int64_t* stride = p_.grad_bias_strides;
+    T* grad = grad_bias_at<T>(query, key);
     int64_t i = 0;
-    for (; i + W <= queries; i += W) {
+    for (; stride[3] == 1 && i + W <= queries; i += W) {
       for (int64_t j = 0; j < keys; j += W) {
         const int64_t width = min_of(W, keys - j);
         const typename V::Mask mask = V::first(width);
@@ -417,16 +424,19 @@ class BackwardBlock {
         V::transpose(block);
 #pragma GCC unroll 16
         for (int r = 0; r < W; ++r) {
-          T* row = grad + (i + r) * p_.grad_bias_strides[2] + j;
+          T* row = grad + (i + r) * stride[2] + j;
           if (width == W) {  // a masked store is microcode on some CPUs
-            V::store(row, V::add(V::load(row), block[r]));
+            V::store(row, block[r]);
           } else {
-            V::store(row, V::add(V::load(row, mask), block[r]), mask);
+            V::store(row, block[r], mask);
           }
         }
       }
     }
-    return i;
+    for (; i < queries; ++i) {
+      T* row = grad + i * stride[2];
+      for (int64_t j = 0; j < keys; ++j) row[j * stride[3]] = grad_scores[j * Scratch::kStride + i];
+    }
   }
 
   const BackwardParams& p_;
