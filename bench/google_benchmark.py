@@ -107,7 +107,7 @@ def main() -> int:
     record = shorten(json.loads(raw.read_text()))
     short = args.output / "results.json"
     head = {name: value for name, value in record.items() if name != "results"}
-    results.write_rows(head, record["results"], short)
+    results.write_rows(head, {"results": record["results"]}, short)
     files = [raw, short, *plot.draw(record, args.output)]
 
     print("\nWritten:")

@@ -40,6 +40,8 @@ ENVIRONMENTS = {"avx2": AVX2_ENVIRONMENT, "avx512": AVX512_ENVIRONMENT, "native"
 
 # A timed sample repeats a short call until it lasts this long, so that the clock does not matter.
 SHORTEST_SAMPLE_SECONDS = 3e-4
+# A first call of this length is long enough to know by it that nothing has to be repeated.
+LONG_SECONDS = 0.5
 # A call shorter than this is called once before its sample begins: what ran before it left the
 # caches to itself, and to fetch the inputs again would be a good part of so short a time.
 WARMED_SECONDS = 5e-3
@@ -129,6 +131,14 @@ def causal_mask(length: int, dtype: torch.dtype) -> Tensor:
     return torch.full((length, length), -math.inf, dtype=dtype).triu(1)
 
 
+def timed(call: Callable[[], object], repeats: int = 1) -> float:
+    """Seconds of one of `repeats` calls in a row."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
 def interleaved(
     calls: dict[str, Callable[[], object]], rounds: int, budget: float = math.inf
 ) -> dict[str, list[float]]:
@@ -140,10 +150,10 @@ def interleaved(
     repeats: dict[str, int] = {}
     warmed: dict[str, bool] = {}
     for name, call in calls.items():
-        call()  # the first call of a process allocates and, in MKL, chooses its kernels
-        start = time.perf_counter()
-        call()
-        seconds = time.perf_counter() - start
+        # The first call of a process allocates and, in MKL, chooses its kernels.
+        seconds = timed(call)
+        if seconds < LONG_SECONDS:
+            seconds = timed(call)
         repeats[name] = max(1, int(SHORTEST_SAMPLE_SECONDS / seconds))
         warmed[name] = seconds < WARMED_SECONDS
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -154,10 +164,7 @@ def interleaved(
         for name, call in calls.items():
             if warmed[name]:
                 call()
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            samples[name].append((time.perf_counter() - start) / repeats[name])
+            samples[name].append(timed(call, repeats[name]))
     return samples
 
 
@@ -207,6 +214,11 @@ def peak_memory(call: Callable[[], Any]) -> int:
         held += 0 if index in outputs else size
         peak = max(peak, held)
     return peak
+
+
+def rounded(number: float) -> float:
+    """Four digits: more than a repetition of the measurement would confirm."""
+    return float(f"{number:.4g}")
 
 
 def bytes_text(count: float) -> str:

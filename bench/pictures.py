@@ -1,4 +1,4 @@
-"""Draws a run of `bench/run.py`: ratio against length, and the roofline.
+"""Draws a run of `bench/run.py`: ratio against length, the roofline, and the models.
 
 python bench/pictures.py bench/results/<cpu>.json --output out/bench
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 import plot
 from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
-from results import Record, Result, read
+from model_results import ModelResult
+from results import MODELS, Record, Result, read
 
 # Okabe and Ito's colours again, one per head size.
 HEAD_DIM_STYLES = {
@@ -97,14 +98,43 @@ def draw_roofline(record: Record, isa: str, dtype: str, output: Path) -> Path | 
     return plot.save(figure, output / f"roofline_{isa}_{dtype}.png")
 
 
+def bars(panel: Axes, names: list[str], values: list[float], heading: str) -> None:
+    """One bar a shape, from top to bottom; the line at 1 is where both sides are alike."""
+    drawn = panel.barh(names, values, color="#0072B2")
+    panel.bar_label(drawn, [f"{value:.2f}x" for value in values], padding=3, fontsize=8)
+    panel.axvline(1, color="0.4", linestyle="--", linewidth=1)
+    panel.invert_yaxis()
+    panel.margins(x=0.12, y=0.02)
+    panel.set_title(heading)
+    panel.grid(True, axis="x", alpha=0.3)
+
+
+def draw_models(record: Record, output: Path) -> Path | None:
+    """How much faster a training step is than neuralforecast's, and how much less it holds."""
+    found: list[ModelResult] = record.models
+    if not found:
+        return None
+    heading = "Training step beside neuralforecast's: forward, backward, Adam"
+    figure, axes = plot.grid(1, 2, heading, record.runs[MODELS]["where"], width=7.0)
+    figure.set_figheight(1.6 + 0.3 * len(found))
+    names = [result.shape.label for result in found]
+    bars(axes[0][0], names, [r.times_as_fast for r in found], "neuralforecast's time / ours")
+    shares = [r for r in found if r.memory_share is not None]
+    names = [result.shape.label for result in shares]
+    values = [1 / result.memory_share for result in shares]
+    bars(axes[0][1], names, values, "neuralforecast's peak memory / ours")
+    return plot.save(figure, output / "models.png")
+
+
 def draw(record: Record, output: Path) -> list[Path]:
     """Every picture that the points of the run are enough for."""
     pictures = [
         draw_one(record, isa, dtype, output)
-        for isa in record.runs
+        for isa in record.isas
         for dtype in ("float32", "float64")
         for draw_one in (draw_ratios, draw_roofline)
     ]
+    pictures.append(draw_models(record, output))
     return [picture for picture in pictures if picture is not None]
 
 

@@ -50,17 +50,21 @@ def minutes_text(seconds: float) -> str:
 
 
 class Progress:
-    """Counts points and says what is left; `later` is what follows in other processes."""
+    """Counts what is done and says what is left.
 
-    def __init__(self, points: list[Point], rounds: int, later: float = 0.0) -> None:
-        self._left = [expected_seconds([point], rounds) for point in points]
+    `seconds` is a guess for each of the parts, of which only the proportions matter; `later` is
+    what follows in other processes.
+    """
+
+    def __init__(self, seconds: list[float], later: float = 0.0) -> None:
+        self._left = seconds
         self._later = later
         self._done = 0
         self._expected = 0.0
         self._start = time.perf_counter()
 
     def advance(self) -> str:
-        """One more point is done: `12/240, 14 min left`."""
+        """One more part is done: `12/240, 14 min left`."""
         self._expected += self._left[self._done]
         self._done += 1
         factor = (time.perf_counter() - self._start) / self._expected

@@ -1,11 +1,12 @@
-"""The tables of a run: every point, the block sizes, and the lengths at D 64 for the guide."""
+"""The tables of a run: every point, block sizes, the lengths at D 64 for the guide, the models."""
 
 from __future__ import annotations
 
 import measure
+import model_targets
 import points
 import targets
-from results import Record, Result
+from results import MODELS, Record, Result
 
 ISA_NAMES = {"avx2": "AVX2", "avx512": "AVX-512"}
 
@@ -106,8 +107,17 @@ def rates_text(rates: dict[str, float]) -> str:
 
 def page(record: Record) -> str:
     """Everything as one page of Markdown."""
-    parts = ["# Speed", targets.report(targets.lines(record))]
-    for isa, run in record.runs.items():
+    parts = ["# Speed"]
+    if record.isas:
+        parts.append(targets.report(targets.lines(record)))
+    if record.models:
+        parts += [
+            "## Models",
+            f"Measured: {record.runs[MODELS]['where']}.",
+            model_targets.table(record.models),
+        ]
+    for isa in record.isas:
+        run = record.runs[isa]
         parts += [
             f"## {ISA_NAMES[isa]}",
             f"Measured: {run['where']}; median of {run['rounds']} rounds.",

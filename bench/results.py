@@ -1,21 +1,21 @@
-"""What was measured at a point, and the JSON that keeps it, one result a line."""
+"""What was measured at a point or of a model, and the JSON that keeps it, one result a line."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import model_results
+from measure import rounded
+from model_results import ModelResult
 from points import Point
 
-POINT_FIELDS = tuple(field.name for field in fields(Point))
+# In the place of an instruction set: the run that measured the models.
+MODELS = "models"
+POINT_FIELDS = tuple(f.name for f in fields(Point))
 DEFAULTS = {f.name: f.default for f in fields(Point) if f.default is not MISSING}
-
-
-def rounded(number: float) -> float:
-    """Four digits: more than a repetition of the measurement would confirm."""
-    return float(f"{number:.4g}")
 
 
 @dataclass(frozen=True)
@@ -87,34 +87,45 @@ def from_row(row: dict[str, Any]) -> Result:
 
 @dataclass
 class Record:
-    """A whole run: per instruction set where and how it was measured, and all results."""
+    """A whole run: where and how each instruction set and the models were measured, and results."""
 
     runs: dict[str, dict[str, Any]]
     results: list[Result]
+    models: list[ModelResult] = field(default_factory=list)
+
+    @property
+    def isas(self) -> list[str]:
+        """The instruction sets at which the operator was measured."""
+        return [name for name in self.runs if name != MODELS]
 
     def of(self, isa: str, group: str = "") -> list[Result]:
         """The results of one instruction set, and of one group of points if named."""
         return [r for r in self.results if r.isa == isa and group in ("", r.point.group)]
 
     def merged(self, newer: Record) -> Record:
-        """This record with the instruction sets that `newer` has taken from there."""
+        """This record with the instruction sets and models that `newer` has taken from there."""
         kept = [result for result in self.results if result.isa not in newer.runs]
-        return Record(self.runs | newer.runs, [*kept, *newer.results])
+        models = newer.models if MODELS in newer.runs else self.models
+        return Record(self.runs | newer.runs, [*kept, *newer.results], models)
 
     def write(self, path: Path, short: bool = False) -> None:
-        rows = [result.row(short) for result in self.results]
-        write_rows({"runs": self.runs}, rows, path)
+        lists = {"models": [result.row() for result in self.models]} if self.models else {}
+        lists["results"] = [result.row(short) for result in self.results]
+        write_rows({"runs": self.runs}, lists, path)
 
 
 def read(path: Path) -> Record:
     """What `Record.write` wrote."""
     data = json.loads(path.read_text())
-    return Record(data["runs"], [from_row(row) for row in data["results"]])
+    models = [model_results.from_row(row) for row in data.get("models", [])]
+    return Record(data["runs"], [from_row(row) for row in data["results"]], models)
 
 
-def write_rows(head: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
-    """JSON with one result a line, so that a new measurement reads well as a diff."""
-    lines = ",\n  ".join(json.dumps(row) for row in rows)
-    text = json.dumps(head, indent=1)[:-2] + f',\n "results": [\n  {lines}\n ]\n}}\n'
+def write_rows(head: dict[str, Any], lists: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """JSON with one row of each list a line, so that a new measurement reads well as a diff."""
+    text = json.dumps(head, indent=1)[:-2]
+    for name, rows in lists.items():
+        lines = ",\n  ".join(json.dumps(row) for row in rows)
+        text += f',\n "{name}": [\n  {lines}\n ]' if rows else f',\n "{name}": []'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text + "\n}\n")

@@ -21,8 +21,9 @@ import points
 import progress
 import report
 import torch
+from measure import rounded
 from points import Point
-from results import Record, Result, rounded
+from results import Record, Result
 
 FMA = "peak: fma"
 PRODUCT = "peak: product"
@@ -144,7 +145,8 @@ def main() -> int:
     print(run["where"])
     print(report.rates_text(run["rates"]), flush=True)
     plan = chosen(args, args.isa)
-    left = progress.Progress(plan, rounds, args.later)
+    seconds = [progress.expected_seconds([point], rounds) for point in plan]
+    left = progress.Progress(seconds, args.later)
     record = Record({args.isa: run}, [])
     for point in plan:
         record.results.append(measure_point(point, args.isa, machine, rounds))

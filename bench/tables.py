@@ -23,12 +23,13 @@ from pathlib import Path
 import comparison
 import flash_attention
 import measure
+import model_targets
 import report
 import results
 import run
 import targets
 import torch
-from results import Record
+from results import MODELS, Record
 
 # What the guide's table promises at each of its lengths.
 GUIDE_SAVINGS = {128: 16, 512: 64, 1024: 128, 2048: 256, 4096: 512}
@@ -154,11 +155,12 @@ def recorded_targets(record: Record) -> str:
     return targets.side_by_side(targets.lines(record))
 
 
-# Made from a record of `bench/run.py`: the function, and the instruction sets that it shows.
+# Made from a record of `bench/run.py`: the function, and the runs that it shows.
 RECORDED: dict[str, tuple[Callable[[Record], str], tuple[str, ...]]] = {
     "targets": (recorded_targets, run.ISAS),
     "speed": (lambda record: report.speed_table(record, "avx2"), ("avx2",)),
     "speed-native": (lambda record: report.speed_table(record, "avx512"), ("avx512",)),
+    "models": (lambda record: model_targets.table(record.models), (MODELS,)),
 }
 
 
@@ -192,13 +194,13 @@ def show_recorded(names: list[str], path: Path, files: list[Path]) -> None:
         )
     record = results.read(path)
     for name in names:
-        make, isas = RECORDED[name]
-        runs = [record.runs[isa]["where"] for isa in isas if isa in record.runs]
+        make, wanted = RECORDED[name]
+        runs = [record.runs[run]["where"] for run in wanted if run in record.runs]
         if runs:
             where = "\n".join(f"Measured: {place}." for place in runs)
             show(name, f"{make(record)}\n\n{where}", files)
         else:
-            print(f"## {name}: {path} has no numbers of {', '.join(isas)}\n")
+            print(f"## {name}: {path} has no numbers of {', '.join(wanted)}\n")
 
 
 def main() -> int:

@@ -203,7 +203,7 @@ PARTS: tuple[Callable[[Record, str], Iterator[Line]], ...] = (
 
 def lines(record: Record) -> list[Line]:
     """Every mark, instruction set by instruction set."""
-    return [line for isa in record.runs for part in PARTS for line in part(record, isa)]
+    return [line for isa in record.isas for part in PARTS for line in part(record, isa)]
 
 
 def summary(found: list[Line]) -> str:

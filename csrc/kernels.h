@@ -33,6 +33,16 @@ struct TypedKernels {
   bool (*backward_needs_finish)(const BackwardParams&);
   void (*backward_finish)(const BackwardParams&, int64_t unit_begin, int64_t unit_end,
                           void* scratch);
+
+  // One step each, and no scratch.
+  WorkPlan (*dropout_plan)(const DropoutParams&);
+  void (*dropout)(const DropoutParams&, int64_t unit_begin, int64_t unit_end);
+  WorkPlan (*sparsity_plan)(const SparsityParams&);
+  void (*sparsity)(const SparsityParams&, int64_t unit_begin, int64_t unit_end);
+  WorkPlan (*aggregation_plan)(const AggregationParams&);
+  void (*aggregation)(const AggregationParams&, int64_t unit_begin, int64_t unit_end);
+  WorkPlan (*correlation_plan)(const CorrelationParams&);
+  void (*correlation)(const CorrelationParams&, int64_t unit_begin, int64_t unit_end);
 };
 
 struct KernelTable {

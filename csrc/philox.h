@@ -31,6 +31,10 @@ struct ScalarCounters {
   static Reg high_half(Reg x) { return x >> 32; }
   static Reg exclusive_or(Reg a, Reg b) { return a ^ b; }
   static void store(uint32_t* p, Reg x) { *p = static_cast<uint32_t>(x); }
+  static void store_alternating(uint32_t* p, Reg even, Reg odd) {
+    store(p, even);
+    store(p + 1, odd);
+  }
 };
 
 /// Ten rounds; the four numbers of each counter are replaced by random ones. kSide registers go side by
@@ -81,6 +85,33 @@ inline void dropout_words(PhiloxKey key, int64_t batch_head, int64_t first_query
     for (int i = 0; i < kSide; ++i) {
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) C::store(&word[r][lane + i * C::kWidth], counter[i][r]);
+    }
+  }
+}
+
+/// Random words for elements 64 * block … + 63 of a flat array: sixteen counters of four words each.
+/// Words 0 and 1 of counter n belong to elements 2 n and 2 n + 1, words 2 and 3 to 32 + 2 n and
+/// 33 + 2 n: an order that leaves every word in its lane, whatever the width of a register.
+template <class C>
+inline void element_words(PhiloxKey key, uint64_t block, uint32_t (&word)[64]) {
+  constexpr int kCounters = 16, kSide = 2;
+  const uint64_t first = block * kCounters;
+  for (int n = 0; n < kCounters; n += kSide * C::kWidth) {
+    typename C::Reg counter[kSide][4];
+#pragma GCC unroll 2
+    for (int i = 0; i < kSide; ++i) {
+      counter[i][0] = C::sequence(static_cast<uint32_t>(first) + n + i * C::kWidth);
+      counter[i][1] = C::broadcast(static_cast<uint32_t>(first >> 32));
+      counter[i][2] = C::broadcast(0);
+      // Apart from the counters of attention weights, where this is the upper half of a head's number.
+      counter[i][3] = C::broadcast(0xffffffffu);
+    }
+    philox<C, kSide>(key, counter);
+#pragma GCC unroll 2
+    for (int i = 0; i < kSide; ++i) {
+      const int at = 2 * (n + i * C::kWidth);
+      C::store_alternating(&word[at], counter[i][0], counter[i][1]);
+      C::store_alternating(&word[32 + at], counter[i][2], counter[i][3]);
     }
   }
 }

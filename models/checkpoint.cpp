@@ -1,8 +1,12 @@
 #include <flash_attention/models/checkpoint.h>
 #include <torch/torch.h>
 
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
+
+#include "layers/fourier_modes.h"
+#include "model_factory.h"
 
 namespace flash::models {
 namespace {
@@ -15,98 +19,191 @@ constexpr const char* kHyperParameters = "hyper_parameters";
 constexpr const char* kFormat = "nf_format";
 constexpr const char* kFormatVersion = "2";
 constexpr const char* kSharedTensors = "shared";
+// Ours.
+constexpr const char* kFourierIndex = "fourier_index";
 
-/// Calls visit(name, option) for each option that neuralforecast stores.
-template <class Visitor>
-void for_each_option(PatchTSTOptions& options, Visitor&& visit) {
-  visit("h", options.h());
-  visit("input_size", options.input_size());
-  visit("encoder_layers", options.encoder_layers());
-  visit("n_heads", options.n_heads());
-  visit("hidden_size", options.hidden_size());
-  visit("linear_hidden_size", options.linear_hidden_size());
-  visit("dropout", options.dropout());
-  visit("fc_dropout", options.fc_dropout());
-  visit("head_dropout", options.head_dropout());
-  visit("attn_dropout", options.attn_dropout());
-  visit("patch_len", options.patch_len());
-  visit("stride", options.stride());
-  visit("revin", options.revin());
-  visit("revin_affine", options.revin_affine());
-  visit("revin_subtract_last", options.revin_subtract_last());
-  visit("activation", options.activation());
-  visit("res_attention", options.res_attention());
-  visit("batch_normalization", options.batch_normalization());
-  visit("learn_pos_embed", options.learn_pos_embed());
+/// Where a class has its outputs: neuralforecast stores their number only as a part of its loss.
+struct Head {
+  const char* model_class;
+  const char* bias;
+  bool per_step;  // as many numbers for each of the h steps
+};
+constexpr Head kHeads[] = {
+    {"Autoformer", "decoder.projection.bias", false},
+    {"FEDformer", "decoder.projection.bias", false},
+    {"Informer", "decoder.projection.bias", false},
+    {"PatchTST", "model.head.linear.bias", true},
+    {"TFT", "output_adapter.bias", false},
+    {"iTransformer", "projector.bias", true},
+};
+
+bool belongs_to_a_loss(const std::string& name) {
+  return name.starts_with("loss.") || name.starts_with("valid_loss.") ||
+         name.starts_with("__hparams__.");
 }
 
-Json parse_hyper_parameters(const Metadata& metadata) {
-  const auto model_class = metadata.find(kModelClass);
-  const auto text = metadata.find(kHyperParameters);
-  TORCH_CHECK_VALUE(
-      model_class != metadata.end() && text != metadata.end(), "load_patchtst: expected ",
-      kModelClass, " and ", kHyperParameters,
-      " in the file's metadata; for bare weights build the model with its options and "
-      "call load_state_dict");
-  TORCH_CHECK_VALUE(model_class->second == "PatchTST",
-                    "load_patchtst: expected a file of model PatchTST, got ", model_class->second);
-  const Json parsed = Json::parse(text->second, nullptr, /*allow_exceptions=*/false);
-  TORCH_CHECK_VALUE(parsed.is_object(), "load_patchtst: expected ", kHyperParameters,
-                    " as a JSON object, got ", text->second.substr(0, 80));
+/// The JSON object under `key`, empty if there is none.
+Json parse_metadata(const Metadata& metadata, const char* key) {
+  const auto text = metadata.find(key);
+  if (text == metadata.end()) return Json::object();
+  Json parsed = Json::parse(text->second, nullptr, /*allow_exceptions=*/false);
+  TORCH_CHECK_VALUE(parsed.is_object(), "load_model: expected ", key, " as a JSON object, got ",
+                    text->second.substr(0, 80));
   return parsed;
 }
 
-/// The number of outputs per step belongs to neuralforecast's loss; the head's size tells it.
-int64_t outputs_per_step(const TensorMap& tensors, int64_t h) {
-  const auto bias = tensors.find("model.head.linear.bias");
-  const bool good = bias != tensors.end() && h >= 1 && bias->second.dim() == 1 &&
-                    bias->second.size(0) >= h && bias->second.size(0) % h == 0;
-  TORCH_CHECK_VALUE(good, "load_patchtst: expected model.head.linear.bias of a multiple of h = ", h,
-                    " numbers, got ",
-                    bias == tensors.end() ? std::string("none") : c10::str(bias->second.sizes()));
-  return bias->second.size(0) / h;
+/// 1 for a class that is none of the six, which make_model refuses better.
+int64_t outputs_per_step(const std::string& model_class, const TensorMap& tensors, int64_t h) {
+  for (const Head& head : kHeads) {
+    if (model_class != head.model_class) continue;
+    const int64_t steps = head.per_step ? h : 1;
+    const auto bias = tensors.find(head.bias);
+    const bool good = bias != tensors.end() && steps >= 1 && bias->second.dim() == 1 &&
+                      bias->second.size(0) >= steps && bias->second.size(0) % steps == 0;
+    TORCH_CHECK_VALUE(
+        good, "load_model: expected ", head.bias, " of a multiple of ",
+        head.per_step ? "h = " : "", steps, " numbers, got ",
+        bias == tensors.end() ? std::string("none") : c10::str(bias->second.sizes()));
+    return bias->second.size(0) / steps;
+  }
+  return 1;
+}
+
+bool is_set(const Json& value) { return !value.is_null() && value != Json(false) && !value.empty(); }
+
+/// What changes a model's inputs must not be passed over in silence; the rest of what neuralforecast
+/// stores is about its training.
+void refuse_what_the_model_lacks(const Json& hyper_parameters, const JsonOptionReader& reader,
+                                 const std::string& model_class) {
+  for (const auto& [name, value] : hyper_parameters.items()) {
+    if (reader.known().contains(name) || !is_set(value)) continue;
+    TORCH_CHECK_VALUE(name != "exclude_insample_y",
+                      "load_model: exclude_insample_y is not supported by ", model_class);
+    TORCH_CHECK_VALUE(name != "cat_exog_list",
+                      "load_model: expected no cat_exog_list, got ", value.dump(),
+                      "; neuralforecast embeds those columns outside of the model, which ",
+                      model_class, " here does not: encode them as columns of numbers instead");
+    TORCH_CHECK_VALUE(!name.ends_with("_exog_list"), "load_model: expected no ", name, ", got ",
+                      value.dump(), "; ", model_class, " has no such columns");
+  }
+}
+
+/// neuralforecast's own files hold no mode lists, only the seed that they were drawn from.
+void add_fourier_modes(Json& hyper_parameters) {
+  const auto number = [&](const char* name) -> int64_t {
+    const auto found = hyper_parameters.find(name);
+    return found != hyper_parameters.end() && found->is_number_integer() ? found->get<int64_t>()
+                                                                         : -1;
+  };
+  const int64_t h = number("h"), input_size = number("input_size"), modes = number("modes");
+  if (hyper_parameters.contains(kFourierIndex) || h < 1 || input_size < 1 || modes < 1 ||
+      hyper_parameters.value("mode_select", Json()) != "random" ||
+      takes_all_fourier_modes(h, input_size, modes)) {
+    return;  // nothing to add, or wrong in a way that the model's own checks name
+  }
+  const int64_t seed = number("random_seed");
+  TORCH_CHECK_VALUE(
+      seed >= 0 && seed <= std::numeric_limits<uint32_t>::max(), "load_model: expected ",
+      kFourierIndex, " in the file's metadata or random_seed in ", kHyperParameters,
+      ", got neither: with mode_select \"random\" the weights belong to frequencies that the file "
+      "does not name; if you know them give them as options, {\"fourier_index\": {\"enc_self\": "
+      "[...], \"dec_self\": [...], \"dec_cross_q\": [...], \"dec_cross_kv\": [...]}}");
+  hyper_parameters[kFourierIndex] =
+      random_fourier_modes(h, input_size, modes, static_cast<uint32_t>(seed));
+}
+
+Json read_hyper_parameters(const SafetensorsFile& file, const std::string& options) {
+  TORCH_CHECK_VALUE(file.metadata.contains(kModelClass) && file.metadata.contains(kHyperParameters),
+                    "load_model: expected ", kModelClass, " and ", kHyperParameters,
+                    " in the file's metadata; for bare weights build the model with its options "
+                    "and call load_state_dict");
+  Json hyper_parameters = parse_metadata(file.metadata, kHyperParameters);
+  if (const Json index = parse_metadata(file.metadata, kFourierIndex); !index.empty()) {
+    hyper_parameters[kFourierIndex] = index;
+  }
+  const Json replaced = Json::parse(options, nullptr, /*allow_exceptions=*/false);
+  TORCH_CHECK_VALUE(replaced.is_object(), "load_model: expected the options as a JSON object, got ",
+                    options.substr(0, 80));
+  hyper_parameters.update(replaced);
+  if (file.metadata.at(kModelClass) == "FEDformer") add_fourier_modes(hyper_parameters);
+  return hyper_parameters;
 }
 
 }  // namespace
 
-void save_patchtst(const std::string& path, PatchTST& model, Metadata metadata) {
-  Json hyper_parameters = Json::object();
-  for_each_option(model->options,
-                  [&](const char* name, const auto& value) { hyper_parameters[name] = value; });
-  metadata[kModelClass] = "PatchTST";
-  metadata[kHyperParameters] = hyper_parameters.dump();
-  metadata[kFormat] = kFormatVersion;
-  metadata[kSharedTensors] = "{}";
-  write_safetensors(path, state_dict(*model), metadata);
+TensorMap neuralforecast_state_dict(ForecastModel& model) {
+  TensorMap tensors = state_dict(model.module());
+  for (const auto& [alias, owner] : model.tied_parameters()) tensors[alias] = tensors.at(owner);
+  if (model.model_class() == "TFT") {
+    JsonOptionWriter writer;
+    model.visit_options(writer);
+    const int64_t steps =
+        writer.options.at("input_size").get<int64_t>() + writer.options.at("h").get<int64_t>();
+    const auto like = tensors.at("output_adapter.bias").options();
+    tensors["temporal_fusion_decoder.attention._mask"] =
+        at::full({1, steps, steps}, -std::numeric_limits<double>::infinity(), like).triu(1);
+  }
+  return tensors;
 }
 
-PatchTST load_patchtst(const SafetensorsFile& file, const ModelConfig& config) {
-  const Json hyper_parameters = parse_hyper_parameters(file.metadata);
-  PatchTSTOptions options(1, 1);
-  for_each_option(options, [&](const char* name, auto& value) {
-    const auto found = hyper_parameters.find(name);
-    TORCH_CHECK_VALUE(found != hyper_parameters.end(), "load_patchtst: expected ", name, " in ",
-                      kHyperParameters);
-    try {
-      found->get_to(value);
-    } catch (const Json::exception&) {
-      TORCH_CHECK_VALUE(false, "load_patchtst: hyper-parameter ", name,
-                        " has a value of wrong type: ", found->dump());
-    }
-  });
-  TORCH_CHECK_VALUE(
-      !hyper_parameters.value("exclude_insample_y", false),
-      "load_patchtst: exclude_insample_y is not supported, since this model has no other "
-      "input");
-  options.outputsize_multiplier(outputs_per_step(file.tensors, options.h())).config(config);
-  PatchTST model(options);
-  load_state_dict(*model, file.tensors);
-  model->eval();
+void save_model(const std::string& path, ForecastModel& model, const SafetensorsFile& keep) {
+  JsonOptionWriter writer;
+  model.visit_options(writer);
+  Json hyper_parameters = parse_metadata(keep.metadata, kHyperParameters);
+  hyper_parameters.update(writer.options);
+
+  TensorMap tensors = neuralforecast_state_dict(model);
+  for (const auto& [name, tensor] : keep.tensors) {
+    if (belongs_to_a_loss(name)) tensors.emplace(name, tensor);
+  }
+  // A shared parameter is stored once; the header tells under which other names it belongs.
+  Json shared = Json::object();
+  const Json kept_shared = parse_metadata(keep.metadata, kSharedTensors);
+  for (const auto& [name, others] : kept_shared.items()) {
+    if (belongs_to_a_loss(name)) shared[name] = others;
+  }
+  for (const auto& [alias, owner] : model.tied_parameters()) {
+    shared[owner].push_back(alias);
+    tensors.erase(alias);
+  }
+
+  Metadata metadata = keep.metadata;
+  metadata.erase(kFourierIndex);
+  for (const auto& [name, value] : writer.ours.items()) metadata[name] = value.dump();
+  metadata[kModelClass] = model.model_class();
+  metadata[kHyperParameters] = hyper_parameters.dump();
+  metadata[kFormat] = kFormatVersion;
+  metadata[kSharedTensors] = shared.dump();
+  write_safetensors(path, tensors, metadata);
+}
+
+std::shared_ptr<ForecastModel> load_model(const SafetensorsFile& file, const ModelConfig& config,
+                                          const std::string& options) {
+  const Json hyper_parameters = read_hyper_parameters(file, options);
+  const std::string& model_class = file.metadata.at(kModelClass);
+  JsonOptionReader reader("load_model", hyper_parameters, JsonOptionReader::Missing::kRefuse);
+  int64_t h = 0;
+  reader.visit("h", h);
+  const auto model = make_model(
+      model_class, reader,
+      {.outputsize_multiplier = outputs_per_step(model_class, file.tensors, h),
+       .config = config,
+       .refuse_unknown = false});
+  refuse_what_the_model_lacks(hyper_parameters, reader, model_class);
+  load_state_dict(model->module(), file.tensors);
+  model->module().eval();
   return model;
 }
 
-PatchTST load_patchtst(const std::string& path, const ModelConfig& config) {
-  return load_patchtst(read_safetensors(path), config);
+std::shared_ptr<ForecastModel> load_model(const std::string& path, const ModelConfig& config,
+                                          const std::string& options) {
+  return load_model(read_safetensors(path), config, options);
+}
+
+void refuse_class(const std::string& loaded) {
+  TORCH_CHECK_VALUE(false, "load_model: expected a file of the class asked for, got one of ", loaded,
+                    "; load_model without a class takes any of the six");
+  std::abort();  // unreachable, but the macro is not known to throw
 }
 
 }  // namespace flash::models

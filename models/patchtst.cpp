@@ -1,3 +1,4 @@
+#include <flash_attention/dropout.h>
 #include <flash_attention/models/patchtst.h>
 #include <torch/torch.h>
 
@@ -7,6 +8,7 @@
 
 #include "layers/patch_encoder.h"
 #include "layers/rev_in.h"
+#include "option_visitor.h"
 
 namespace flash::models {
 namespace {
@@ -57,6 +59,13 @@ PatchTSTOptions checked(PatchTSTOptions options) {
   return options;
 }
 
+void check_absent(const char* name, const at::Tensor& columns) {
+  TORCH_CHECK_VALUE(!columns.defined(), "PatchTST: expected no ", name, ", got a tensor ",
+                    columns.sizes(),
+                    "; the model sees nothing but the series: take TFT for exogenous columns of "
+                    "every kind");
+}
+
 /// Patches -> tokens -> encoder.
 class BackboneImpl : public torch::nn::Cloneable<BackboneImpl> {
  public:
@@ -68,20 +77,19 @@ class BackboneImpl : public torch::nn::Cloneable<BackboneImpl> {
     torch::Tensor position = torch::empty({patch_count(options_), options_.hidden_size()});
     torch::nn::init::uniform_(position, -0.02, 0.02);
     position_ = register_parameter("W_pos", position, options_.learn_pos_embed());
-    dropout_ = register_module("dropout", torch::nn::Dropout(options_.dropout()));
     encoder_ = register_module("encoder", std::make_shared<PatchEncoderImpl>(options_));
   }
 
   /// patches [B, P, patch_len] -> [B, P, hidden_size]
   torch::Tensor forward(const torch::Tensor& patches) {
-    return encoder_->forward(dropout_(embedding_(patches) + position_));
+    return encoder_->forward(
+        flash::dropout(embedding_(patches) + position_, options_.dropout(), is_training()));
   }
 
  private:
   PatchTSTOptions options_;
   torch::nn::Linear embedding_{nullptr};
   torch::Tensor position_;
-  torch::nn::Dropout dropout_{nullptr};
   std::shared_ptr<PatchEncoderImpl> encoder_;
 };
 
@@ -94,18 +102,17 @@ class HeadImpl : public torch::nn::Cloneable<HeadImpl> {
     linear_ = register_module("linear",
                               torch::nn::Linear(options_.hidden_size() * patch_count(options_),
                                                 options_.h() * options_.outputsize_multiplier()));
-    dropout_ = register_module("dropout", torch::nn::Dropout(options_.head_dropout()));
   }
 
   /// encoded [B, P, hidden_size] -> [B, h * outputsize_multiplier]
   torch::Tensor forward(const torch::Tensor& encoded) {
-    return dropout_(linear_(encoded.transpose(1, 2).flatten(1)));
+    return flash::dropout(linear_(encoded.transpose(1, 2).flatten(1)), options_.head_dropout(),
+                          is_training());
   }
 
  private:
   PatchTSTOptions options_;
   torch::nn::Linear linear_{nullptr};
-  torch::nn::Dropout dropout_{nullptr};
 };
 
 }  // namespace
@@ -158,15 +165,44 @@ void PatchTSTImpl::pretty_print(std::ostream& stream) const {
          << ", attention=" << (options.use_flash_attention() ? "flash" : "standard") << ")";
 }
 
-torch::Tensor PatchTSTImpl::forward(const torch::Tensor& insample_y) {
+at::Tensor PatchTSTImpl::forward(const WindowsBatch& windows) {
+  const at::Tensor& series = windows.insample_y;
+  TORCH_CHECK_VALUE(series.defined(), "PatchTST: expected insample_y, got none");
   TORCH_CHECK_VALUE(
-      insample_y.dim() == 3 && insample_y.size(1) == options.input_size() &&
-          insample_y.size(2) == 1,
-      "PatchTST: expected insample_y [batch, ", options.input_size(), ", 1], got ",
-      insample_y.sizes(),
+      series.dim() == 3 && series.size(1) == options.input_size() && series.size(2) == 1,
+      "PatchTST: expected insample_y [batch, ", options.input_size(), ", 1], got ", series.sizes(),
       "; the model is univariate, so give the columns of a table as windows of their own");
-  return network_->forward(insample_y.squeeze(2))
-      .view({insample_y.size(0), options.h(), options.outputsize_multiplier()});
+  check_absent("futr_exog", windows.futr_exog);
+  check_absent("hist_exog", windows.hist_exog);
+  check_absent("stat_exog", windows.stat_exog);
+  return network_->forward(series.squeeze(2))
+      .view({series.size(0), options.h(), options.outputsize_multiplier()});
+}
+
+void PatchTSTImpl::visit_options(OptionVisitor& visitor) {
+  models::visit_options(options, visitor);
+}
+
+void visit_options(PatchTSTOptions& options, OptionVisitor& visitor) {
+  visitor.visit("h", options.h());
+  visitor.visit("input_size", options.input_size());
+  visitor.visit("encoder_layers", options.encoder_layers());
+  visitor.visit("n_heads", options.n_heads());
+  visitor.visit("hidden_size", options.hidden_size());
+  visitor.visit("linear_hidden_size", options.linear_hidden_size());
+  visitor.visit("dropout", options.dropout());
+  visitor.visit("fc_dropout", options.fc_dropout());
+  visitor.visit("head_dropout", options.head_dropout());
+  visitor.visit("attn_dropout", options.attn_dropout());
+  visitor.visit("patch_len", options.patch_len());
+  visitor.visit("stride", options.stride());
+  visitor.visit("revin", options.revin());
+  visitor.visit("revin_affine", options.revin_affine());
+  visitor.visit("revin_subtract_last", options.revin_subtract_last());
+  visitor.visit("activation", options.activation());
+  visitor.visit("res_attention", options.res_attention());
+  visitor.visit("batch_normalization", options.batch_normalization());
+  visitor.visit("learn_pos_embed", options.learn_pos_embed());
 }
 
 }  // namespace flash::models

@@ -1,3 +1,4 @@
+#include <flash_attention/models/forecast_model.h>
 #include <flash_attention/models/safetensors.h>
 #include <torch/torch.h>
 
@@ -7,10 +8,31 @@
 namespace flash::models {
 namespace {
 
-/// neuralforecast stores its losses' quantiles beside the weights; the network has none.
-bool belongs_to_a_loss(const std::string& name) {
+/// neuralforecast stores its losses' quantiles beside the weights, and the causal mask of TFT; the
+/// networks have neither.
+bool is_no_weight(const std::string& name) {
   return name.starts_with("loss.") || name.starts_with("valid_loss.") ||
-         name.starts_with("__hparams__.");
+         name.starts_with("__hparams__.") || name == "temporal_fusion_decoder.attention._mask";
+}
+
+/// `tensors` with each parameter under the one name that the module has for it. A second name that
+/// comes with other values is listed in `contradicting`.
+TensorMap without_ties(const torch::nn::Module& module, const TensorMap& tensors,
+                       std::vector<std::string>& contradicting) {
+  TensorMap result = tensors;
+  const auto* model = dynamic_cast<const ForecastModel*>(&module);
+  if (model == nullptr) return result;
+  for (const auto& [alias, owner] : model->tied_parameters()) {
+    const auto tied = result.find(alias);
+    if (tied == result.end()) continue;
+    const auto [kept, is_only_one] = result.emplace(owner, tied->second);
+    if (!is_only_one && (kept->second.scalar_type() != tied->second.scalar_type() ||
+                         !at::equal(kept->second, tied->second))) {
+      contradicting.push_back(alias + " and " + owner);
+    }
+    result.erase(tied);
+  }
+  return result;
 }
 
 enum class Kind { kBool, kInteger, kFloating, kComplex };
@@ -47,9 +69,10 @@ TensorMap state_dict(const torch::nn::Module& module) {
   return tensors;
 }
 
-void load_state_dict(torch::nn::Module& module, const TensorMap& tensors) {
+void load_state_dict(torch::nn::Module& module, const TensorMap& given) {
   const TensorMap own = state_dict(module);
-  std::vector<std::string> missing, unexpected, mismatched;
+  std::vector<std::string> missing, unexpected, mismatched, contradicting;
+  const TensorMap tensors = without_ties(module, given, contradicting);
   for (const auto& [name, target] : own) {
     const auto found = tensors.find(name);
     if (found == tensors.end()) {
@@ -61,12 +84,13 @@ void load_state_dict(torch::nn::Module& module, const TensorMap& tensors) {
     }
   }
   for (const auto& [name, tensor] : tensors) {
-    if (!own.contains(name) && !belongs_to_a_loss(name)) unexpected.push_back(name);
+    if (!own.contains(name) && !is_no_weight(name)) unexpected.push_back(name);
   }
   std::ostringstream problems;
   append(problems, "missing", missing);
   append(problems, "unexpected", unexpected);
   append(problems, "of another shape or kind", mismatched);
+  append(problems, "one parameter with two values", contradicting);
   TORCH_CHECK_VALUE(problems.str().empty(), "load_state_dict: expected the tensors of ",
                     module.name(), ", got a set that differs:", problems.str());
   torch::NoGradGuard no_grad;

@@ -27,6 +27,11 @@ struct Avx2Counters {
     const Reg low = _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(low));
   }
+  /// even[0], odd[0], even[1], odd[1], …
+  static void store_alternating(uint32_t* p, Reg even, Reg odd) {
+    const Reg both = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), both);
+  }
 };
 
 // Sixteen registers: `rows * vecs` accumulators, `vecs` loaded operands and one broadcast must fit.
@@ -94,6 +99,12 @@ struct Vec<float> : Avx2Tiles {
   }
   /// `x` where the sign bit of `sign` is clear, else +0.
   static Reg if_positive(Reg sign, Reg x) { return _mm256_blendv_ps(x, zero(), sign); }
+  /// `x` where the word of the lane is at least `threshold`, else +0.
+  static Reg if_at_least(const uint32_t* words, uint32_t threshold, Reg x) {
+    const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    const __m256i larger = _mm256_max_epu32(word, _mm256_set1_epi32(static_cast<int>(threshold)));
+    return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(larger, word)));
+  }
 
   struct Rounded {
     Reg value;
@@ -164,6 +175,12 @@ struct Vec<double> : Avx2Tiles {
     return _mm256_blendv_pd(x, y, _mm256_castsi256_pd(clear));
   }
   static Reg if_positive(Reg sign, Reg x) { return _mm256_blendv_pd(x, zero(), sign); }
+  static Reg if_at_least(const uint32_t* words, uint32_t threshold, Reg x) {
+    const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words));
+    const __m128i larger = _mm_max_epu32(word, _mm_set1_epi32(static_cast<int>(threshold)));
+    const __m256i kept = _mm256_cvtepi32_epi64(_mm_cmpeq_epi32(larger, word));
+    return _mm256_and_pd(x, _mm256_castsi256_pd(kept));
+  }
 
   struct Rounded {
     Reg value;

@@ -26,6 +26,9 @@ struct Avx512Counters {
   static void store(uint32_t* p, Reg x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(x));
   }
+  static void store_alternating(uint32_t* p, Reg even, Reg odd) {
+    _mm512_storeu_si512(p, _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32)));
+  }
 };
 
 // Thirty-two registers: `rows * vecs` accumulators, `vecs` loaded operands and one broadcast fit.
@@ -79,6 +82,10 @@ struct Vec<float> : Avx512Tiles {
   }
   static Reg if_positive(Reg sign, Reg x) {
     return _mm512_maskz_mov_ps(_knot_mask16(_mm512_movepi32_mask(_mm512_castps_si512(sign))), x);
+  }
+  static Reg if_at_least(const uint32_t* words, uint32_t threshold, Reg x) {
+    const __m512i limit = _mm512_set1_epi32(static_cast<int>(threshold));
+    return _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(_mm512_loadu_si512(words), limit), x);
   }
 
   /// x - floor(x), in [0, 1); 0 for an infinity.
@@ -151,6 +158,11 @@ struct Vec<double> : Avx512Tiles {
   }
   static Reg if_positive(Reg sign, Reg x) {
     return _mm512_maskz_mov_pd(_knot_mask8(_mm512_movepi64_mask(_mm512_castpd_si512(sign))), x);
+  }
+  static Reg if_at_least(const uint32_t* words, uint32_t threshold, Reg x) {
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    const __m512i limit = _mm512_set1_epi64(threshold);
+    return _mm512_maskz_mov_pd(_mm512_cmpge_epu64_mask(_mm512_cvtepu32_epi64(narrow), limit), x);
   }
 
   static Reg fraction(Reg x) { return _mm512_reduce_pd(x, _MM_FROUND_TO_NEG_INF); }

@@ -3,7 +3,10 @@
 
 #include "csrc/denormals.h"
 #include "csrc/generic/backward_pass.h"
+#include "csrc/generic/dropout.h"
 #include "csrc/generic/forward.h"
+#include "csrc/generic/sparsity.h"
+#include "csrc/generic/time_delay.h"
 #include "csrc/kernels.h"
 
 namespace flash {
@@ -30,6 +33,14 @@ constexpr TypedKernels typed_kernels() {
     const FlushDenormals flush;
     backward_finish<V>(p, begin, end, scratch);
   };
+  k.dropout_plan = dropout_plan;
+  k.dropout = dropout<V>;
+  k.sparsity_plan = sparsity_plan;
+  k.sparsity = sparsity<V>;
+  k.aggregation_plan = aggregation_plan;
+  k.aggregation = aggregation<V>;
+  k.correlation_plan = correlation_plan;
+  k.correlation = correlation<V>;
   return k;
 }
 

@@ -48,6 +48,9 @@ struct Vec {
   static Reg if_equal(Reg a, Reg b, Reg x, Reg y) { return a == b ? x : y; }
   static Reg if_set(const bool* flags, Reg x, Reg y) { return *flags ? x : y; }
   static Reg if_positive(Reg sign, Reg x) { return __builtin_signbit(sign) ? T(0) : x; }
+  static Reg if_at_least(const uint32_t* words, uint32_t threshold, Reg x) {
+    return *words >= threshold ? x : T(0);
+  }
 
   struct Rounded {
     Reg value;

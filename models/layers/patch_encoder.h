@@ -5,8 +5,7 @@
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/modulelist.h>
-#include <torch/nn/modules/container/sequential.h>
-#include <torch/nn/modules/dropout.h>
+#include <torch/nn/modules/linear.h>
 
 #include "layers/residual_attention.h"
 
@@ -26,6 +25,20 @@ class TokenBatchNormImpl : public torch::nn::Cloneable<TokenBatchNormImpl> {
 };
 TORCH_MODULE(TokenBatchNorm);
 
+/// linear -> activation -> dropout -> linear; Python counts the activation and the dropout in the
+/// parameters' names `0.*` and `3.*`.
+class PatchFeedForwardImpl : public torch::nn::Cloneable<PatchFeedForwardImpl> {
+ public:
+  explicit PatchFeedForwardImpl(const PatchTSTOptions& options);
+  void reset() override;
+  torch::Tensor forward(const torch::Tensor& x);
+
+ private:
+  PatchTSTOptions options_;
+  torch::nn::Linear inner_{nullptr}, outer_{nullptr};
+};
+TORCH_MODULE(PatchFeedForward);
+
 /// Attention and feed-forward, each with a residual connection and a batch norm.
 class PatchEncoderLayerImpl : public torch::nn::Cloneable<PatchEncoderLayerImpl> {
  public:
@@ -38,9 +51,8 @@ class PatchEncoderLayerImpl : public torch::nn::Cloneable<PatchEncoderLayerImpl>
  private:
   PatchTSTOptions options_;
   std::shared_ptr<ResidualAttentionImpl> attention_;
-  torch::nn::Dropout attention_dropout_{nullptr}, feed_forward_dropout_{nullptr};
   TokenBatchNorm attention_norm_{nullptr}, feed_forward_norm_{nullptr};
-  torch::nn::Sequential feed_forward_{nullptr};
+  PatchFeedForward feed_forward_{nullptr};
 };
 
 /// The stack of layers.
@@ -53,6 +65,9 @@ class PatchEncoderImpl : public torch::nn::Cloneable<PatchEncoderImpl> {
   torch::Tensor forward(torch::Tensor x);
 
  private:
+  torch::Tensor recomputed(const std::shared_ptr<PatchEncoderLayerImpl>& layer,
+                           const torch::Tensor& x, ScoreHistory& history) const;
+
   PatchTSTOptions options_;
   torch::nn::ModuleList layers_{nullptr};
 };

@@ -27,9 +27,7 @@ void ResidualAttentionImpl::reset() {
   key_ = register_module("W_K", torch::nn::Linear(hidden, inner));
   value_ = register_module("W_V", torch::nn::Linear(hidden, inner));
   scale_ = register_module("sdp_attn", std::make_shared<ScoreScaleImpl>(head_dim_));
-  output_ =
-      register_module("to_out", torch::nn::Sequential(torch::nn::Linear(inner, hidden),
-                                                      torch::nn::Dropout(options_.output_dropout)));
+  output_ = register_module("to_out", torch::nn::Sequential(torch::nn::Linear(inner, hidden)));
 }
 
 torch::Tensor ResidualAttentionImpl::forward(const torch::Tensor& x, ScoreHistory& history) {

@@ -13,7 +13,6 @@ struct ResidualAttentionOptions {
   int64_t hidden_size;
   int64_t heads;
   double attention_dropout;
-  double output_dropout;
   bool add_previous_scores;
   ModelConfig config;
 };
@@ -49,7 +48,8 @@ class ResidualAttentionImpl : public torch::nn::Cloneable<ResidualAttentionImpl>
 
   void reset() override;
 
-  /// x [B, T, hidden_size] -> the same shape. `history` goes from layer to layer.
+  /// x [B, T, hidden_size] -> the same shape, without Python's dropout at the end. `history` goes
+  /// from layer to layer.
   torch::Tensor forward(const torch::Tensor& x, ScoreHistory& history);
 
  private:

@@ -1,4 +1,4 @@
-"""Loads libflash_attention.so, which registers `torch.ops.flash.*`."""
+"""Loads the compiled libraries, which register `torch.ops.flash.*` and what models are made of."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def _reinstall_command() -> str:
     return f"{sys.executable} -m pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
-def load() -> None:
-    """Check torch, then load the library.
+def load(name: str = "libflash_attention.so") -> None:
+    """Check torch, then load a library of the package.
 
-    The library is compiled against one release of torch and calls its C++ interface, which changes
+    A library is compiled against one release of torch and calls its C++ interface, which changes
     between releases: loading it beside another would end in unresolved symbols or a crash.
 
     Raises:
@@ -46,7 +46,7 @@ def load() -> None:
             f"{torch.__version__}; run\n{install_torch}"
         )
 
-    library = _PACKAGE / "lib" / "libflash_attention.so"
+    library = _PACKAGE / "lib" / name
     if not library.is_file():
         raise ImportError(
             f"flash_attention: expected the compiled library at {library}, got no such file; in a "

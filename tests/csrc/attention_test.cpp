@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "tests/csrc/isa.h"
 #include "tests/csrc/problem.h"
 
 namespace flash {
@@ -13,14 +14,7 @@ namespace {
 using testing::Answer;
 using testing::Options;
 using testing::Problem;
-
-std::vector<const KernelTable*> supported_kernels() {
-  std::vector<const KernelTable*> tables;
-  for (const KernelTable* table : all_kernels()) {
-    if (table->supported()) tables.push_back(table);
-  }
-  return tables;
-}
+using testing::supported_kernels;
 
 class AttentionOnEveryIsa : public ::testing::TestWithParam<const KernelTable*> {};
 

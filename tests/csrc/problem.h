@@ -11,6 +11,7 @@
 
 #include "csrc/kernels.h"
 #include "csrc/philox.h"
+#include "tests/csrc/isa.h"
 
 namespace flash::testing {
 
@@ -108,15 +109,6 @@ Answer reference(const Problem<T>& p) {
     }
   }
   return a;
-}
-
-template <class T>
-const TypedKernels& typed(const KernelTable& table) {
-  if constexpr (sizeof(T) == 4) {
-    return table.f32;
-  } else {
-    return table.f64;
-  }
 }
 
 /// Exactly `bytes` of 64-byte aligned memory: what a kernel writes past it, a sanitizer sees.

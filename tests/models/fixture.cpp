@@ -1,5 +1,6 @@
 #include "models/fixture.h"
 
+#include <flash_attention/models/registry.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -19,64 +20,77 @@ const testing::Environment* const kOneThread = testing::AddGlobalTestEnvironment
 }  // namespace
 
 models::TensorMap Fixture::under(const std::string& prefix) const {
+  constexpr std::string_view kComplex = "#ri";
   models::TensorMap found;
   for (const auto& [key, tensor] : tensors) {
-    if (key.starts_with(prefix)) found.emplace(key.substr(prefix.size()), tensor);
+    if (!key.starts_with(prefix)) continue;
+    std::string name = key.substr(prefix.size());
+    if (name.ends_with(kComplex)) {
+      name.resize(name.size() - kComplex.size());
+      found.emplace(name, at::view_as_complex(tensor));
+    } else {
+      found.emplace(name, tensor);
+    }
   }
   return found;
 }
 
-Fixture load_fixture(const std::string& name) {
-  const std::string stem = std::string(FLASH_FIXTURES) + "/" + name;
-  std::ifstream description(stem + ".json");
-  return {.description = nlohmann::json::parse(description),
-          .tensors = models::read_safetensors(stem + ".safetensors").tensors};
+models::TensorMap Fixture::parameters_for(const torch::nn::Module& module) const {
+  models::TensorMap all = under("param/");
+  const auto ties = description.value("tied_keys", nlohmann::json::object());
+  for (const auto& [name, stored] : ties.items()) all[name] = all.at(stored.get<std::string>());
+  const models::TensorMap own = models::state_dict(module);
+  for (const std::string name : description.at("omitted_state_dict_keys")) {
+    if (const auto found = own.find(name); found != own.end()) all.insert(*found);
+  }
+  return all;
 }
 
-models::PatchTSTOptions patchtst_options(const Fixture& fixture) {
-  const nlohmann::json& given = fixture.description.at("case").at("kw");
-  models::PatchTSTOptions options(given.at("h"), given.at("input_size"));
-  options.outputsize_multiplier(fixture.description.at("derived").at("out_mult"));
-  for (const auto& [name, value] : given.items()) {
-    if (name == "hidden_size")
-      options.hidden_size(value);
-    else if (name == "n_heads")
-      options.n_heads(value);
-    else if (name == "linear_hidden_size")
-      options.linear_hidden_size(value);
-    else if (name == "patch_len")
-      options.patch_len(value);
-    else if (name == "stride")
-      options.stride(value);
-    else if (name == "encoder_layers")
-      options.encoder_layers(value);
-    else if (name == "dropout")
-      options.dropout(value);
-    else if (name == "activation")
-      options.activation(value.get<std::string>());
-    else if (name == "res_attention")
-      options.res_attention(value);
-    else if (name == "batch_normalization")
-      options.batch_normalization(value);
-    else if (name == "revin")
-      options.revin(value);
-    else if (name == "revin_affine")
-      options.revin_affine(value);
-    else if (name == "revin_subtract_last")
-      options.revin_subtract_last(value);
-    else if (name == "learn_pos_embed")
-      options.learn_pos_embed(value);
-    else
-      TORCH_CHECK(name == "h" || name == "input_size", "unknown option in fixture: ", name);
-  }
-  return options;
+models::WindowsBatch Fixture::windows(at::ScalarType dtype) const {
+  models::WindowsBatch windows;
+  for (const auto& [name, tensor] : under("input/")) member(windows, name) = tensor.to(dtype);
+  return windows;
+}
+
+std::string fixture_path(const std::string& name) {
+  return std::string(FLASH_FIXTURES) + "/" + name + ".safetensors";
+}
+
+Fixture load_fixture(const std::string& name) {
+  std::ifstream description(std::string(FLASH_FIXTURES) + "/" + name + ".json");
+  return {.description = nlohmann::json::parse(description),
+          .tensors = models::read_safetensors(fixture_path(name)).tensors};
+}
+
+std::shared_ptr<models::ForecastModel> model_of(const Fixture& fixture,
+                                                const models::ModelConfig& config,
+                                                const nlohmann::json& overrides) {
+  const nlohmann::json& description = fixture.description;
+  nlohmann::json options = description.at("case").at("kw");
+  if (description.contains("fourier_index")) options["fourier_index"] = description["fourier_index"];
+  options.update(overrides);
+  const auto model = models::make_model(description.at("case").at("model"), options.dump(),
+                                        description.at("derived").at("out_mult"), config);
+  models::load_state_dict(model->module(), fixture.parameters_for(model->module()));
+  model->module().train(description.at("case").at("mode") == "train");
+  return model;
+}
+
+at::Tensor& member(models::WindowsBatch& windows, const std::string& name) {
+  if (name == "insample_y") return windows.insample_y;
+  if (name == "insample_mask") return windows.insample_mask;
+  if (name == "futr_exog") return windows.futr_exog;
+  if (name == "hist_exog") return windows.hist_exog;
+  TORCH_CHECK(name == "stat_exog", "unknown input in fixture: ", name);
+  return windows.stat_exog;
 }
 
 double max_difference(const at::Tensor& a, const at::Tensor& b) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  if (a.sizes() != b.sizes()) return kInfinity;
+  if (a.sizes() != b.sizes() || a.is_complex() != b.is_complex()) return kInfinity;
   if (a.numel() == 0) return 0.0;
-  const double difference = (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
+  const at::ScalarType wide = a.is_complex() ? at::kComplexDouble : at::kDouble;
+  const double difference = (a.to(wide) - b.to(wide)).abs().max().item<double>();
   return std::isnan(difference) ? kInfinity : difference;
 }
 

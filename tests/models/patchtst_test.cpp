@@ -1,119 +1,24 @@
-// PatchTST with both attentions against neuralforecast's outputs, gradients and statistics.
+// PatchTST against neuralforecast, and what it refuses, needs and keeps.
 
 #include <flash_attention/models/patchtst.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include <tuple>
-
 #include "models/fixture.h"
+#include "models/parity.h"
 #include "ops/allocations.h"
-#include "tolerances.h"
 
 namespace flash::tests {
 namespace {
 
 using models::PatchTST;
-using models::TensorMap;
-
-class PatchTSTAgainstPython : public testing::TestWithParam<std::tuple<std::string, bool>> {
- protected:
-  PatchTSTAgainstPython() : fixture_(load_fixture(std::get<0>(GetParam()))), model_(make_model()) {}
-
-  PatchTST make_model() const {
-    PatchTST model(patchtst_options(fixture_).use_flash_attention(std::get<1>(GetParam())));
-    models::load_state_dict(*model, fixture_.under("param/"));
-    model->train(fixture_.description.at("case").at("mode") == "train");
-    return model;
-  }
-
-  /// The loss that the fixture's gradients belong to.
-  torch::Tensor run_backward(torch::Tensor& input) {
-    model_->to(torch::kDouble);
-    input = fixture_.at("input/insample_y").to(torch::kDouble).requires_grad_();
-    const torch::Tensor output = model_->forward(input);
-    (output * fixture_.at("w/y_hat").to(torch::kDouble)).sum().backward();
-    return output.detach();
-  }
-
-  Fixture fixture_;
-  PatchTST model_;
-};
-
-TEST_P(PatchTSTAgainstPython, OutputMatchesInFloat64) {
-  torch::Tensor input;
-  EXPECT_LT(max_difference(run_backward(input), fixture_.at("out64/y_hat")), kModelFloat64);
-}
-
-TEST_P(PatchTSTAgainstPython, OutputMatchesInFloat32) {
-  const double python = fixture_.description.at("f32_vs_f64_max_abs");
-  const torch::Tensor output = model_->forward(fixture_.at("input/insample_y"));
-  EXPECT_EQ(output.scalar_type(), torch::kFloat);
-  EXPECT_LT(max_difference(output, fixture_.at("out64/y_hat")),
-            std::max(kModelFloat32TimesPython * python, kModelFloat32));
-}
-
-TEST_P(PatchTSTAgainstPython, StoredGradientsMatch) {
-  torch::Tensor input;
-  run_backward(input);
-  EXPECT_LT(max_difference(input.grad(), fixture_.at("grad64/input/insample_y")), kModelFloat64);
-  const auto parameters = model_->named_parameters();
-  const TensorMap expected = fixture_.under("grad64/param/");
-  ASSERT_FALSE(expected.empty());
-  for (const auto& [name, gradient] : expected) {
-    EXPECT_LT(max_difference(parameters[name].grad(), gradient), kModelFloat64) << name;
-  }
-}
-
-TEST_P(PatchTSTAgainstPython, EveryParametersGradientHasTheRecordedSums) {
-  torch::Tensor input;
-  run_backward(input);
-  const nlohmann::json& recorded = fixture_.description.at("grad_stats");
-  const auto parameters = model_->named_parameters();
-  ASSERT_EQ(parameters.size(), recorded.size());
-  for (const auto& parameter : parameters) {
-    const torch::Tensor gradient = parameter->grad();
-    const nlohmann::json& expected = recorded.at(parameter.key());
-    ASSERT_EQ(gradient.defined(), !expected.is_null()) << parameter.key();
-    if (!gradient.defined()) continue;
-    const double sum_of_sizes = expected[1];
-    const double tolerance = kModelFloat64 * std::max(1.0, sum_of_sizes);
-    EXPECT_NEAR(gradient.sum().item<double>(), expected[0], tolerance) << parameter.key();
-    EXPECT_NEAR(gradient.abs().sum().item<double>(), expected[1], tolerance) << parameter.key();
-    EXPECT_NEAR(gradient.norm().item<double>(), expected[2], tolerance) << parameter.key();
-  }
-}
-
-TEST_P(PatchTSTAgainstPython, BatchNormStatisticsMatchAfterTheForward) {
-  torch::Tensor input;
-  run_backward(input);
-  // A fixture in eval mode stores none: there they must not have moved.
-  const TensorMap after = fixture_.under("after/");
-  const TensorMap before = fixture_.under("param/");
-  for (const auto& buffer : model_->named_buffers()) {
-    const torch::Tensor& expected = (after.empty() ? before : after).at(buffer.key());
-    EXPECT_LT(max_difference(*buffer, expected), kModelFloat64) << buffer.key();
-  }
-}
-
-TEST_P(PatchTSTAgainstPython, TheSameParametersAreTrained) {
-  std::set<std::string> frozen;
-  for (const std::string name : fixture_.description.at("requires_grad_false")) {
-    if (!name.starts_with("loss.")) frozen.insert(name);
-  }
-  for (const auto& parameter : model_->named_parameters()) {
-    EXPECT_EQ(parameter->requires_grad(), !frozen.contains(parameter.key())) << parameter.key();
-  }
-}
 
 INSTANTIATE_TEST_SUITE_P(
-    Fixtures, PatchTSTAgainstPython,
-    testing::Combine(testing::Values("patchtst_default_like", "patchtst_sdpa_prenorm_affine_mq",
-                                     "patchtst_norevin_fixedpos_studentt", "patchtst_train_bn"),
-                     testing::Bool()),
-    [](const auto& info) {
-      return std::get<0>(info.param) + (std::get<1>(info.param) ? "_flash" : "_standard");
-    });
+    PatchTST, AgainstPython,
+    testing::ValuesIn(parity_cases({"patchtst_default_like", "patchtst_sdpa_prenorm_affine_mq",
+                                    "patchtst_norevin_fixedpos_studentt", "patchtst_train_bn"},
+                                   {.flash = true})),
+    parity_name);
 
 TEST(PatchTSTOptions, HaveNeuralforecastsDefaults) {
   const models::PatchTSTOptions options(1, 2);
@@ -134,9 +39,11 @@ TEST(PatchTSTOptions, TakeTheSharedConfig) {
   models::ModelConfig config;
   config.use_flash_attention = true;
   config.flash_block_size = 17;
+  config.gradient_checkpointing = true;
   const auto options = models::PatchTSTOptions(1, 2).config(config);
   EXPECT_TRUE(options.use_flash_attention());
   EXPECT_EQ(options.flash_block_size(), 17);
+  EXPECT_TRUE(options.gradient_checkpointing());
 }
 
 TEST(PatchTSTModel, RefusesOptionsOutOfRange) {
@@ -167,6 +74,35 @@ TEST(PatchTSTModel, RefusesAnInputOfAnotherShape) {
     EXPECT_EQ(std::string(error.what_without_backtrace()),
               "PatchTST: expected insample_y [batch, 24, 1], got [2, 24, 3]; the model is "
               "univariate, so give the columns of a table as windows of their own");
+  }
+}
+
+TEST(PatchTSTModel, RefusesExogenousColumns) {
+  PatchTST model(tiny_options());
+  try {
+    model->forward({.insample_y = torch::zeros({2, 24, 1}), .futr_exog = torch::zeros({2, 28, 3})});
+    FAIL() << "expected an error";
+  } catch (const c10::ValueError& error) {
+    EXPECT_EQ(std::string(error.what_without_backtrace()),
+              "PatchTST: expected no futr_exog, got a tensor [2, 28, 3]; the model sees nothing but "
+              "the series: take TFT for exogenous columns of every kind");
+  }
+}
+
+TEST(PatchTSTModel, TrainsAlikeWhenLayersAreComputedAgain) {
+  for (const bool flash : {false, true}) {
+    const auto gradients = [&](bool recomputed) {
+      torch::manual_seed(1);
+      PatchTST model(tiny_options().dropout(0.3).attn_dropout(0.2).use_flash_attention(flash)
+                         .gradient_checkpointing(recomputed));
+      model->forward(torch::randn({4, 24, 1})).square().sum().backward();
+      std::vector<torch::Tensor> all;
+      for (const torch::Tensor& parameter : model->parameters()) {
+        if (parameter.requires_grad()) all.push_back(parameter.grad().flatten());
+      }
+      return torch::cat(all);
+    };
+    EXPECT_TRUE(torch::equal(gradients(true), gradients(false)));
   }
 }
 

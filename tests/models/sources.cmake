@@ -3,6 +3,8 @@ set(FLASH_MODELS_TEST_SOURCES
   models/checkpoint_test.cpp
   models/csv_dataset_test.cpp
   models/fixture.cpp
+  models/losses_test.cpp
   models/patchtst_test.cpp
   models/safetensors_test.cpp
+  models/temporal_norm_test.cpp
   models/training_test.cpp)

@@ -149,7 +149,7 @@ def google_benchmark_output() -> dict:
 def test_record_keeps_every_benchmark_and_its_unit(tmp_path: Path) -> None:
     record = google_benchmark.shorten(google_benchmark_output())
     head = {name: value for name, value in record.items() if name != "results"}
-    results.write_rows(head, record["results"], tmp_path / "record.json")
+    results.write_rows(head, {"results": record["results"]}, tmp_path / "record.json")
     assert json.loads((tmp_path / "record.json").read_text()) == record
     assert len(record["results"]) == 3 * 3 * 2 * 2 * 3
     assert record["results"][0] == {

@@ -4,6 +4,7 @@
 #include <flash_attention/export.h>
 #include <flash_attention/models/windows_batch.h>
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -33,6 +34,10 @@ class FLASH_API ForecastModel {
   virtual void visit_options(OptionVisitor& visitor) = 0;
   /// Numbers per step and series: as many as the loss needs.
   virtual int64_t outputsize_multiplier() const = 0;
+
+  /// Parameters that neuralforecast's state_dict() has under several names: each further name and
+  /// the one under which named_parameters() has it.
+  virtual std::map<std::string, std::string> tied_parameters() const { return {}; }
 
   virtual torch::nn::Module& module() = 0;
 };

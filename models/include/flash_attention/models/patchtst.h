@@ -3,11 +3,13 @@
 // 3.3.0: its option names, defaults, parameter names, initial weights and numbers. Kept on purpose:
 //  - Inside the encoder it is always batch norm; `batch_normalization` moves it in front of each
 //    sublayer, where it replaces the residual stream (so it is no ordinary pre-norm).
-//  - The attention output passes two dropouts; `fc_dropout` has no effect.
+//  - The attention output passes two dropouts (drawn here as one, with the same distribution);
+//    `fc_dropout` has no effect.
 //  - RevIN's deviation (and mean) is detached: the input gradient is not the full derivative.
 // Not kept: with `res_attention=false` neuralforecast drops attention weights in eval mode too.
 
 #include <flash_attention/export.h>
+#include <flash_attention/models/forecast_model.h>
 #include <flash_attention/models/model_config.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/pimpl.h>
@@ -23,10 +25,11 @@ namespace flash::models {
 struct PatchTSTOptions {
   PatchTSTOptions(int64_t h, int64_t input_size) : h_(h), input_size_(input_size) {}
 
-  /// Sets both attention switches.
+  /// Sets the three switches that all models share.
   PatchTSTOptions& config(const ModelConfig& config) {
     return use_flash_attention(config.use_flash_attention)
-        .flash_block_size(config.flash_block_size);
+        .flash_block_size(config.flash_block_size)
+        .gradient_checkpointing(config.gradient_checkpointing);
   }
 
   /// Steps to forecast.
@@ -73,11 +76,13 @@ struct PatchTSTOptions {
   TORCH_ARG(bool, use_flash_attention) = false;
   /// See ModelConfig. Default: 64.
   TORCH_ARG(int64_t, flash_block_size) = 64;
+  /// See ModelConfig. Default: false.
+  TORCH_ARG(bool, gradient_checkpointing) = false;
 };
 
 class PatchTSTNetworkImpl;
 
-class FLASH_API PatchTSTImpl : public torch::nn::Cloneable<PatchTSTImpl> {
+class FLASH_API PatchTSTImpl : public torch::nn::Cloneable<PatchTSTImpl>, public ForecastModel {
  public:
   /// Throws c10::ValueError where an option is out of range.
   explicit PatchTSTImpl(PatchTSTOptions options_);
@@ -86,8 +91,15 @@ class FLASH_API PatchTSTImpl : public torch::nn::Cloneable<PatchTSTImpl> {
   void pretty_print(std::ostream& stream) const override;
 
   /// insample_y [B, input_size, 1], float32 or float64 like the parameters -> forecast
-  /// [B, h, outputsize_multiplier]. Throws c10::ValueError on another shape.
-  torch::Tensor forward(const torch::Tensor& insample_y);
+  /// [B, h, outputsize_multiplier]. Throws c10::ValueError on another shape, and on exogenous
+  /// columns, which the model cannot take.
+  at::Tensor forward(const WindowsBatch& windows) override;
+  using ForecastModel::forward;
+
+  std::string model_class() const override { return "PatchTST"; }
+  void visit_options(OptionVisitor& visitor) override;
+  int64_t outputsize_multiplier() const override { return options.outputsize_multiplier(); }
+  torch::nn::Module& module() override { return *this; }
 
   PatchTSTOptions options;
 

@@ -1,0 +1,139 @@
+"""A model of neuralforecast and ours with its weights, and one training step of either.
+
+Needs neuralforecast, which only .venv-neuralforecast has, so it is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+import torch
+from model_shapes import Shape
+from torch import Tensor
+
+VERSION = "3.3.0"
+# What the outputs of the two may differ by, beside the largest one: float32 and another order of
+# sums, and in Informer and Autoformer a choice of the largest that a last digit can turn. Other
+# weights or another formula are further off.
+LARGEST_DIFFERENCE = 1e-2
+
+Windows = dict[str, Tensor | None]
+
+
+def neuralforecast() -> Any:
+    """The package, without its remarks."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.INFO)
+    try:
+        import neuralforecast as package
+        import neuralforecast.models  # noqa: F401
+    except ImportError as error:
+        sys.exit(
+            f"bench/models.py: expected neuralforecast {VERSION} beside {sys.executable}, got "
+            f"{error!r}; `make bench` sets it up, and .venv-neuralforecast/bin/python has it then"
+        )
+    if package.__version__ != VERSION:
+        sys.exit(
+            f"bench/models.py: expected neuralforecast {VERSION}, found {package.__version__}; "
+            "install bench/requirements.txt"
+        )
+    return package
+
+
+def original(shape: Shape) -> torch.nn.Module:
+    """neuralforecast's model with its initial weights."""
+    create = getattr(neuralforecast().models, shape.model)
+    return create(
+        **shape.options,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
+
+
+def fourier_index(model: torch.nn.Module) -> dict[str, list[int]]:
+    """The frequencies that this FEDformer drew; neuralforecast does not store them."""
+    encoder = model.encoder.attn_layers[0].attention.inner_correlation
+    layer = model.decoder.layers[0]
+    crossed = layer.cross_attention.inner_correlation
+    found = {
+        "enc_self": encoder.index,
+        "dec_self": layer.self_attention.inner_correlation.index,
+        "dec_cross_q": crossed.index_q,
+        "dec_cross_kv": crossed.index_kv,
+    }
+    return {name: [int(i) for i in index] for name, index in found.items()}
+
+
+def ours(shape: Shape, source: torch.nn.Module | None = None) -> Any:
+    """Our model, with the weights of `source` where that is given."""
+    from flash_attention import models
+
+    options: dict[str, Any] = dict(shape.options)
+    if shape.model == "FEDformer" and source is not None:
+        options["fourier_index"] = fourier_index(source)
+    model = getattr(models, shape.model)(**options, use_flash_attention=shape.flash)
+    if source is not None:
+        model.load_state_dict(source.state_dict())
+    return model
+
+
+def windows(shape: Shape, batch: int | None = None) -> tuple[Windows, Tensor]:
+    """A batch of random walks without exogenous columns, and the futures to be forecast."""
+    generator = torch.Generator().manual_seed(0)
+    rows = shape.length + shape.horizon
+    steps = torch.randn(batch or shape.batch, rows, shape.series, generator=generator)
+    walk = 0.1 * steps.cumsum(1)
+    past, future = walk.split([shape.length, shape.horizon], 1)
+    past = past.contiguous()
+    inputs: Windows = {"insample_y": past, "insample_mask": torch.ones_like(past)}
+    inputs |= {"futr_exog": None, "hist_exog": None, "stat_exog": None}
+    return inputs, future.contiguous()
+
+
+def difference(shape: Shape, theirs: torch.nn.Module, own: Any) -> float:
+    """The largest difference of the two outputs, beside the largest output; without dropout."""
+    outputs = []
+    for model in (theirs, own):
+        model.eval()
+        torch.manual_seed(0)  # Informer draws the keys that it compares its queries with
+        with torch.no_grad():
+            outputs.append(model.forward(windows(shape)[0]))
+        model.train()
+    expected, got = outputs
+    return ((got - expected).abs().max() / expected.abs().max()).item()
+
+
+def checked_pair(shape: Shape) -> tuple[dict[str, Any], float]:
+    """Both models by name, ours first, with the same weights; and how far apart they are."""
+    theirs = original(shape)
+    own = ours(shape, theirs)
+    found = difference(shape, theirs, own)
+    if not found < LARGEST_DIFFERENCE:
+        sys.exit(
+            f"bench/models.py: {shape.label}: expected outputs within {LARGEST_DIFFERENCE:g} of "
+            f"neuralforecast's from the same weights, got a difference of {found:.2g}; a "
+            "comparison of speed would mean nothing"
+        )
+    return {"ours": own, "neuralforecast": theirs}, found
+
+
+class Step:
+    """Forward, mean absolute error, backward, Adam: the same code for either side."""
+
+    def __init__(self, model: Any, inputs: Windows, future: Tensor) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.future = future
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+        model.train()
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = (self.model.forward(self.inputs) - self.future).abs().mean()
+        loss.backward()
+        self.optimizer.step()

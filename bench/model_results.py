@@ -1,0 +1,64 @@
+"""What was measured of a model at one shape, and the row of JSON that keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from measure import rounded
+from model_shapes import Shape
+
+SHAPE_FIELDS = tuple(field.name for field in fields(Shape))
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """A training step of both sides, "ours" and "neuralforecast".
+
+    Attributes:
+        rounds: steps of each side that were timed.
+        seconds: median of a step of each side.
+        ratio: theirs over ours within one round: lower quartile, median, upper quartile.
+        difference: of the outputs without dropout, beside the largest output.
+        bytes: peak memory of a step of each side, or nothing where it was not measured.
+    """
+
+    shape: Shape
+    rounds: int
+    seconds: dict[str, float]
+    ratio: tuple[float, float, float]
+    difference: float
+    bytes: dict[str, int]
+
+    @property
+    def times_as_fast(self) -> float:
+        return self.ratio[1]
+
+    @property
+    def memory_share(self) -> float | None:
+        """Our peak over theirs."""
+        return self.bytes["ours"] / self.bytes["neuralforecast"] if self.bytes else None
+
+    def row(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            **asdict(self.shape),
+            "flash": self.shape.flash,
+            "rounds": self.rounds,
+            "seconds": {side: rounded(x) for side, x in self.seconds.items()},
+            "ratio": [rounded(x) for x in self.ratio],
+            "difference": rounded(self.difference),
+            "bytes": self.bytes,
+        }
+
+
+def from_row(row: dict[str, Any]) -> ModelResult:
+    """The result that `ModelResult.row` wrote."""
+    return ModelResult(
+        shape=Shape(**{name: row[name] for name in SHAPE_FIELDS}),
+        rounds=row["rounds"],
+        seconds=row["seconds"],
+        ratio=tuple(row["ratio"]),
+        difference=row["difference"],
+        bytes=row["bytes"],
+    )

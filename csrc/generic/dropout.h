@@ -1,0 +1,110 @@
+#pragma once
+// Dropout of a flat array, alone or in one pass with what stands before or behind it in a network.
+
+#include <cstdint>
+
+#include "csrc/denormals.h"
+#include "csrc/generic/gelu.h"
+#include "csrc/generic/product.h"
+#include "csrc/kernels.h"
+#include "csrc/philox.h"
+
+namespace flash {
+namespace {
+
+/// A unit is sixteen blocks: 4 KiB of float, enough to hide the call.
+constexpr int64_t kDropoutUnit = 16 * kDropoutBlock;
+
+inline WorkPlan dropout_plan(const DropoutParams& p) {
+  const bool gelu = p.kind == DropoutKind::kGelu || p.kind == DropoutKind::kGeluGradient;
+  const int64_t flops = gelu ? 60 : 30;
+  return {ceil_div(p.elements, kDropoutUnit), 1, kDropoutUnit * flops};
+}
+
+/// One block of kDropoutBlock elements.
+template <class V, DropoutKind kKind>
+inline void dropout_block(const typename V::Scalar* x, const typename V::Scalar* other,
+                          typename V::Scalar* out, const uint32_t* words, uint32_t threshold,
+                          typename V::Scalar scale) {
+  using Reg = typename V::Reg;
+  constexpr int W = V::kWidth;
+  constexpr int kRegs = kDropoutBlock / W;
+  constexpr int N = V::kExpRows < kRegs ? V::kExpRows : kRegs;
+  static_assert(kRegs % N == 0);
+  const Reg factor = V::broadcast(scale);
+  for (int at = 0; at < kDropoutBlock; at += N * W) {
+    Reg y[N];
+    each<N>([&](int i) { y[i] = V::load(x + at + i * W); });
+    if constexpr (kKind == DropoutKind::kGelu) gelu<V, N>(y);
+    if constexpr (kKind == DropoutKind::kGeluGradient) gelu_derivative<V, N>(y);
+    each<N>([&](int i) {
+      // Of two operands, V::max takes the second where one is NaN.
+      if constexpr (kKind == DropoutKind::kRelu) y[i] = V::max(V::zero(), y[i]);
+      if constexpr (kKind == DropoutKind::kReluGradient) {
+        y[i] = V::if_less(V::zero(), y[i], V::load(other + at + i * W), V::zero());
+      }
+      if constexpr (kKind == DropoutKind::kGeluGradient) {
+        y[i] = V::mul(y[i], V::load(other + at + i * W));
+      }
+      y[i] = V::if_at_least(words + at + i * W, threshold, V::mul(y[i], factor));
+      if constexpr (kKind == DropoutKind::kAdd) y[i] = V::add(y[i], V::load(other + at + i * W));
+      V::store(out + at + i * W, y[i]);
+    });
+  }
+}
+
+template <class V, DropoutKind kKind>
+void dropout_as(const DropoutParams& p, int64_t unit_begin, int64_t unit_end) {
+  using T = typename V::Scalar;
+  constexpr bool kHasOther = kKind != DropoutKind::kPlain && kKind != DropoutKind::kRelu &&
+                             kKind != DropoutKind::kGelu;
+  const T* input = static_cast<const T*>(p.input);
+  const T* other = static_cast<const T*>(p.other);
+  T* out = static_cast<T*>(p.out);
+  const PhiloxKey key = philox_key(p.seed);
+  const uint32_t threshold = dropout_threshold(p.dropout);
+  const T scale = static_cast<T>(dropout_keep_scale(p.dropout));
+  const int64_t end = min_of(unit_end * kDropoutUnit, p.elements);
+  alignas(64) uint32_t words[kDropoutBlock];
+  int64_t at = unit_begin * kDropoutUnit;
+  for (; at + kDropoutBlock <= end; at += kDropoutBlock) {
+    element_words<typename V::Counters>(key, static_cast<uint64_t>(at / kDropoutBlock), words);
+    dropout_block<V, kKind>(input + at, kHasOther ? other + at : nullptr, out + at, words,
+                            threshold, scale);
+  }
+  if (at == end) return;
+  // The last block is not full: it is worked on in a full copy.
+  alignas(64) T x[kDropoutBlock] = {}, y[kDropoutBlock] = {}, result[kDropoutBlock];
+  for (int64_t i = 0; i < end - at; ++i) {
+    x[i] = input[at + i];
+    if constexpr (kHasOther) y[i] = other[at + i];
+  }
+  element_words<typename V::Counters>(key, static_cast<uint64_t>(at / kDropoutBlock), words);
+  dropout_block<V, kKind>(x, y, result, words, threshold, scale);
+  for (int64_t i = 0; i < end - at; ++i) out[at + i] = result[i];
+}
+
+template <class V>
+void dropout(const DropoutParams& p, int64_t unit_begin, int64_t unit_end) {
+  const auto flushing = [&](auto run) {
+    const FlushDenormals flush;  // the exponential of GELU asks for it
+    run(p, unit_begin, unit_end);
+  };
+  switch (p.kind) {
+    case DropoutKind::kPlain:
+      return dropout_as<V, DropoutKind::kPlain>(p, unit_begin, unit_end);
+    case DropoutKind::kAdd:
+      return dropout_as<V, DropoutKind::kAdd>(p, unit_begin, unit_end);
+    case DropoutKind::kRelu:
+      return dropout_as<V, DropoutKind::kRelu>(p, unit_begin, unit_end);
+    case DropoutKind::kReluGradient:
+      return dropout_as<V, DropoutKind::kReluGradient>(p, unit_begin, unit_end);
+    case DropoutKind::kGelu:
+      return flushing(dropout_as<V, DropoutKind::kGelu>);
+    case DropoutKind::kGeluGradient:
+      return flushing(dropout_as<V, DropoutKind::kGeluGradient>);
+  }
+}
+
+}  // namespace
+}  // namespace flash

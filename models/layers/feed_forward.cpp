@@ -1,0 +1,39 @@
+#include "layers/feed_forward.h"
+
+#include <torch/torch.h>
+
+namespace flash::models {
+
+Activation activation_named(const std::string& model, const std::string& name) {
+  TORCH_CHECK_VALUE(name == "relu" || name == "gelu", model,
+                    ": expected activation \"relu\" or \"gelu\", got \"", name, "\"");
+  return name == "relu" ? Activation::kRelu : Activation::kGelu;
+}
+
+void PointwiseConvolutionImpl::reset() {
+  // Drawn as a convolution draws them.
+  const torch::nn::Conv1d drawn(torch::nn::Conv1dOptions(in_, out_, 1).bias(bias_));
+  weight_ = register_parameter("weight", drawn->weight.detach());
+  if (bias_) bias_values_ = register_parameter("bias", drawn->bias.detach());
+}
+
+torch::Tensor PointwiseConvolutionImpl::forward(const torch::Tensor& x) const {
+  return torch::linear(x, weight_.squeeze(2), bias_values_);
+}
+
+void FeedForward::register_in(torch::nn::Module& owner, const FeedForwardOptions& options) {
+  options_ = options;
+  first_ = owner.register_module("conv1", std::make_shared<PointwiseConvolutionImpl>(
+                                              options.hidden_size, options.inner_size, options.bias));
+  second_ = owner.register_module(
+      "conv2", std::make_shared<PointwiseConvolutionImpl>(options.inner_size, options.hidden_size,
+                                                          options.bias));
+}
+
+torch::Tensor FeedForward::add_to(const torch::Tensor& x, bool training) const {
+  const torch::Tensor inner =
+      activation_dropout(first_->forward(x), options_.activation, options_.dropout, training);
+  return dropout_add(second_->forward(inner), x, options_.dropout, training);
+}
+
+}  // namespace flash::models

@@ -1,0 +1,340 @@
+#include "layers/gated_loops.h"
+
+#include <bit>
+#include <cmath>
+
+#include "layers/gated_rows.h"
+
+// One body per function, compiled for AVX-512, AVX2 and the baseline; the loader picks.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define FLASH_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define FLASH_CLONES
+#endif
+#define FLASH_INLINE inline __attribute__((always_inline))
+
+namespace flash::models {
+namespace {
+
+constexpr double kEpsilon = 1e-3;  // of the layer norms
+
+FLASH_INLINE double exponential(double x) { return std::exp(x); }
+
+/// exp within 2 units in the last place, in operations that a compiler can vectorise: 2^n e^r with
+/// |r| <= ln(2)/2 and the polynomial of Cephes' expf.
+FLASH_INLINE float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
+  const float shifted = x * 1.44269504f + kRound;
+  const float n = shifted - kRound;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const uint32_t exponent = std::bit_cast<uint32_t>(shifted) << 23;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(p) + exponent);
+}
+
+FLASH_INLINE double exponential_minus_one(double x) { return std::expm1(x); }
+FLASH_INLINE float exponential_minus_one(float x) { return exponential(x) - 1.0f; }
+FLASH_INLINE double hyperbolic_tangent(double x) { return std::tanh(x); }
+FLASH_INLINE float hyperbolic_tangent(float x) { return 1.0f - 2.0f / (exponential(2 * x) + 1.0f); }
+
+template <class T>
+FLASH_INLINE T sigmoid(T x) {
+  return T(1) / (T(1) + exponential(-x));
+}
+
+constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
+constexpr double kSeluScale = 1.0507009873554804934193349852946;
+
+template <GatedActivation kActivation, class T>
+FLASH_INLINE T activation(T x) {
+  using enum GatedActivation;
+  if constexpr (kActivation == kRelu) return x > T(0) ? x : T(0);
+  if constexpr (kActivation == kSoftplus) return x > T(20) ? x : std::log1p(std::exp(x));
+  if constexpr (kActivation == kTanh) return hyperbolic_tangent(x);
+  if constexpr (kActivation == kLeakyRelu) return x > T(0) ? x : T(0.01) * x;
+  if constexpr (kActivation == kSigmoid) return sigmoid(x);
+  const T below = exponential_minus_one(x < T(0) ? x : T(0));
+  if constexpr (kActivation == kElu) return x > T(0) ? x : below;
+  if constexpr (kActivation == kSelu) {
+    return x > T(0) ? T(kSeluScale) * x : T(kSeluScale * kSeluAlpha) * below;
+  }
+}
+
+/// The derivative where the activation has this value; every one of them can be told from that.
+template <GatedActivation kActivation, class T>
+FLASH_INLINE T derivative(T y) {
+  using enum GatedActivation;
+  if constexpr (kActivation == kRelu) return y > T(0) ? T(1) : T(0);
+  if constexpr (kActivation == kSoftplus) return y > T(20) ? T(1) : -std::expm1(-y);
+  if constexpr (kActivation == kTanh) return T(1) - y * y;
+  if constexpr (kActivation == kLeakyRelu) return y > T(0) ? T(1) : T(0.01);
+  if constexpr (kActivation == kSigmoid) return y * (T(1) - y);
+  if constexpr (kActivation == kElu) return y > T(0) ? T(1) : y + T(1);
+  if constexpr (kActivation == kSelu) {
+    return y > T(0) ? T(kSeluScale) : y + T(kSeluScale * kSeluAlpha);
+  }
+}
+
+template <GatedActivation kActivation, class T>
+FLASH_INLINE void activate(T* block, const T* shift, int64_t period, int64_t first, int64_t width,
+                           int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    T* x = block + row * width;
+    const T* s = shift + (first + row) % period * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) x[i] = activation<kActivation>(x[i] + s[i]);
+  }
+}
+
+template <GatedActivation kActivation, class T>
+FLASH_INLINE void activate_backward(T* gradient, const T* activated, T* sums, int64_t period,
+                                    int64_t first, int64_t width, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    T* g = gradient + row * width;
+    const T* y = activated + row * width;
+    T* sum = sums + (first + row) % period * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      g[i] *= derivative<kActivation>(y[i]);
+      sum[i] += g[i];
+    }
+  }
+}
+
+/// Calls `call` with the activation as a compile-time constant.
+template <class Call>
+FLASH_INLINE void with_activation(GatedActivation activation, Call&& call) {
+  using enum GatedActivation;
+  switch (activation) {
+    case kRelu: return call.template operator()<kRelu>();
+    case kSoftplus: return call.template operator()<kSoftplus>();
+    case kTanh: return call.template operator()<kTanh>();
+    case kSelu: return call.template operator()<kSelu>();
+    case kLeakyRelu: return call.template operator()<kLeakyRelu>();
+    case kSigmoid: return call.template operator()<kSigmoid>();
+    case kElu: return call.template operator()<kElu>();
+  }
+}
+
+template <class T>
+FLASH_INLINE void drop(T* block, const T* bias, const T* factors, int64_t width, int64_t begin,
+                       int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    T* x = block + row * width;
+    if (factors == nullptr) {
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) x[i] = (x[i] + bias[i]) + T(0);
+      continue;
+    }
+    const T* f = factors + row * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      const T kept = (x[i] + bias[i]) * f[i] + T(0);  // -0.0 + 0.0 is 0.0
+      x[i] = f[i] > T(0) ? kept : T(-0.0);
+    }
+  }
+}
+
+FLASH_INLINE bool is_negative_zero(float x) { return std::bit_cast<uint32_t>(x) == 0x80000000u; }
+FLASH_INLINE bool is_negative_zero(double x) {
+  return std::bit_cast<uint64_t>(x) == 0x8000000000000000u;
+}
+
+template <class T>
+FLASH_INLINE void drop_backward(T* gradient, const T* dropped, T factor, T* sums, int64_t width,
+                                int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    T* g = gradient + row * width;
+    const T* y = dropped + row * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      g[i] = is_negative_zero(y[i]) ? T(0) : g[i] * factor;
+      sums[i] += g[i];
+    }
+  }
+}
+
+template <class T>
+FLASH_INLINE void outer(T* out, const T* x, int64_t x_stride, const T* factor, const T* shift,
+                        int64_t width, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    T* o = out + row * width;
+    const T value = x[row * x_stride];
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) o[i] = value * factor[i] + shift[i];
+  }
+}
+
+template <class T>
+FLASH_INLINE void outer_backward(const T* gradient, const T* x, int64_t x_stride, const T* factor,
+                                 T* x_gradient, int64_t x_gradient_stride, T* sums, int64_t width,
+                                 int64_t begin, int64_t end) {
+  T* factor_sum = sums;
+  T* shift_sum = sums + width;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* g = gradient + row * width;
+    const T value = x[row * x_stride];
+    T dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t i = 0; i < width; ++i) {
+      factor_sum[i] += g[i] * value;
+      shift_sum[i] += g[i];
+      dot += g[i] * factor[i];
+    }
+    x_gradient[row * x_gradient_stride] += dot;
+  }
+}
+
+template <class T>
+FLASH_INLINE void gated_norm(const GatedNormPointers<T>& p, T* out, T* scratch, int64_t begin,
+                             int64_t end) {
+  const int64_t width = p.width;
+  const T inverse_width = T(1) / static_cast<T>(width);
+  const T *bias = p.bias, *scale = p.scale, *shift = p.shift;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* a = p.gate + row * 2 * width;
+    const T* b = a + width;
+    const T* skip = p.skip + row * width;
+    T sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; ++i) {
+      scratch[i] = (a[i] + bias[i]) * sigmoid(b[i] + bias[width + i]) + skip[i];
+      sum += scratch[i];
+    }
+    const T mean = sum * inverse_width;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < width; ++i) {
+      const T centered = scratch[i] - mean;
+      squares += centered * centered;
+    }
+    const T reciprocal = T(1) / std::sqrt(squares * inverse_width + T(kEpsilon));
+    p.statistics[2 * row] = mean;
+    p.statistics[2 * row + 1] = reciprocal;
+    T* o = out + row * width;
+    if (p.row_factors == nullptr) {
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        o[i] = (scratch[i] - mean) * reciprocal * scale[i] + shift[i];
+      }
+      continue;
+    }
+    const T factor = p.row_factors[row * p.factor_stride];
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      o[i] += factor * ((scratch[i] - mean) * reciprocal * scale[i] + shift[i]);
+    }
+  }
+}
+
+template <class T>
+FLASH_INLINE void gated_norm_backward(const GatedNormPointers<T>& p, const GatedNormGradients<T>& d,
+                                      int64_t begin, int64_t end) {
+  const int64_t width = p.width;
+  const T inverse_width = T(1) / static_cast<T>(width);
+  const T *bias = p.bias, *scale = p.scale, *shift = p.shift;
+  T *scale_sum = d.sums, *shift_sum = d.sums + width, *bias_sum = d.sums + 2 * width;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* a = p.gate + row * 2 * width;
+    const T* b = a + width;
+    const T* skip = p.skip + row * width;
+    const T* y_gradient = d.gradient + row * width;
+    T* a_gradient = d.gate + row * 2 * width;
+    T* b_gradient = a_gradient + width;
+    T* skip_gradient = d.skip + row * width;
+    const T mean = p.statistics[2 * row], reciprocal = p.statistics[2 * row + 1];
+    const T factor = p.row_factors == nullptr ? T(1) : p.row_factors[row * p.factor_stride];
+    T sum = 0, sum_normalized = 0, dot = 0;
+    // The gradients' memory holds the normalised row and the gate until the second pass.
+#pragma omp simd reduction(+ : sum, sum_normalized, dot)
+    for (int64_t i = 0; i < width; ++i) {
+      const T gate = sigmoid(b[i] + bias[width + i]);
+      const T normalized = ((a[i] + bias[i]) * gate + skip[i] - mean) * reciprocal;
+      const T g = factor * y_gradient[i];
+      a_gradient[i] = normalized;
+      b_gradient[i] = gate;
+      scale_sum[i] += g * normalized;
+      shift_sum[i] += g;
+      sum += g * scale[i];
+      sum_normalized += g * scale[i] * normalized;
+      dot += y_gradient[i] * (normalized * scale[i] + shift[i]);
+    }
+    if (d.factors != nullptr) d.factors[row * d.factor_stride] = dot;
+    sum *= inverse_width;
+    sum_normalized *= inverse_width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      const T normalized = a_gradient[i], gate = b_gradient[i];
+      const T g =
+          reciprocal * (factor * y_gradient[i] * scale[i] - sum - normalized * sum_normalized);
+      const T to_a = g * gate;
+      const T to_b = to_a * (T(1) - gate) * (a[i] + bias[i]);
+      skip_gradient[i] = g;
+      a_gradient[i] = to_a;
+      b_gradient[i] = to_b;
+      bias_sum[i] += to_a;
+      bias_sum[width + i] += to_b;
+    }
+  }
+}
+
+}  // namespace
+
+// The attribute for several instruction sets does not go with templates, so each dtype is named.
+#define FLASH_GATED_LOOPS(T)                                                                       \
+  FLASH_CLONES void activate_loop(GatedActivation kind, T* block, const T* shift, int64_t period,  \
+                                  int64_t first, int64_t width, int64_t begin, int64_t end) {      \
+    with_activation(kind, [&]<GatedActivation k>() FLASH_INLINE_LAMBDA {                           \
+      activate<k>(block, shift, period, first, width, begin, end);                                 \
+    });                                                                                            \
+  }                                                                                                \
+  FLASH_CLONES void activate_backward_loop(GatedActivation kind, T* gradient, const T* activated,  \
+                                           T* sums, int64_t period, int64_t first, int64_t width,  \
+                                           int64_t begin, int64_t end) {                           \
+    with_activation(kind, [&]<GatedActivation k>() FLASH_INLINE_LAMBDA {                           \
+      activate_backward<k>(gradient, activated, sums, period, first, width, begin, end);           \
+    });                                                                                            \
+  }                                                                                                \
+  FLASH_CLONES void drop_loop(T* block, const T* bias, const T* factors, int64_t width,            \
+                              int64_t begin, int64_t end) {                                        \
+    drop(block, bias, factors, width, begin, end);                                                 \
+  }                                                                                                \
+  FLASH_CLONES void drop_backward_loop(T* gradient, const T* dropped, T factor, T* sums,           \
+                                       int64_t width, int64_t begin, int64_t end) {                \
+    drop_backward(gradient, dropped, factor, sums, width, begin, end);                             \
+  }                                                                                                \
+  FLASH_CLONES void outer_loop(T* out, const T* x, int64_t x_stride, const T* factor,              \
+                               const T* shift, int64_t width, int64_t begin, int64_t end) {        \
+    outer(out, x, x_stride, factor, shift, width, begin, end);                                     \
+  }                                                                                                \
+  FLASH_CLONES void outer_backward_loop(const T* gradient, const T* x, int64_t x_stride,           \
+                                        const T* factor, T* x_gradient, int64_t x_gradient_stride, \
+                                        T* sums, int64_t width, int64_t begin, int64_t end) {      \
+    outer_backward(gradient, x, x_stride, factor, x_gradient, x_gradient_stride, sums, width,      \
+                   begin, end);                                                                    \
+  }                                                                                                \
+  FLASH_CLONES void gated_norm_loop(const GatedNormPointers<T>& block, T* out, T* scratch,         \
+                                    int64_t begin, int64_t end) {                                  \
+    gated_norm(block, out, scratch, begin, end);                                                   \
+  }                                                                                                \
+  FLASH_CLONES void gated_norm_backward_loop(const GatedNormPointers<T>& block,                    \
+                                             const GatedNormGradients<T>& gradients,               \
+                                             int64_t begin, int64_t end) {                         \
+    gated_norm_backward(block, gradients, begin, end);                                             \
+  }
+#define FLASH_INLINE_LAMBDA __attribute__((always_inline))
+FLASH_GATED_LOOPS(float)
+FLASH_GATED_LOOPS(double)
+#undef FLASH_GATED_LOOPS
+#undef FLASH_INLINE_LAMBDA
+#undef FLASH_INLINE
+#undef FLASH_CLONES
+
+}  // namespace flash::models

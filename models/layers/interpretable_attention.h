@@ -1,0 +1,40 @@
+#pragma once
+// Multi-head attention whose heads share their values and are averaged (arXiv:1912.09363, section
+// 4.4).
+
+#include <flash_attention/models/model_config.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/modules/linear.h>
+
+#include <string>
+
+namespace flash::models {
+
+/// Sizes and switches of `InterpretableAttention`.
+struct InterpretableAttentionOptions {
+  int64_t hidden_size;
+  int64_t heads;
+  double attention_dropout;
+  double output_dropout;
+  ModelConfig config;
+};
+
+/// The same numbers as neuralforecast's, from less work: only the queries whose results are used.
+/// Its constant buffer `_mask` [1, T, T] is not kept.
+class InterpretableAttentionImpl : public torch::nn::Cloneable<InterpretableAttentionImpl> {
+ public:
+  explicit InterpretableAttentionImpl(InterpretableAttentionOptions options);
+  void reset() override;
+
+  /// x [T, B, hidden_size] -> the last `queries` steps, [queries, B, hidden_size]. A step attends
+  /// itself and those before it.
+  torch::Tensor forward(const torch::Tensor& x, int64_t queries);
+
+ private:
+  InterpretableAttentionOptions options_;
+  int64_t head_dim_;
+  torch::nn::Linear projections_{nullptr}, output_{nullptr};
+};
+TORCH_MODULE(InterpretableAttention);
+
+}  // namespace flash::models

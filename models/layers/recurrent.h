@@ -1,0 +1,33 @@
+#pragma once
+// LSTM and GRU, time first, with the parameter names and the initial weights of torch.nn.LSTM.
+
+#include <torch/nn/cloneable.h>
+
+#include <string>
+#include <vector>
+
+namespace flash::models {
+
+enum class RecurrentCell { kLstm, kGru };
+
+/// hidden and, for an LSTM, cell: [layers, B, D].
+struct RecurrentState {
+  torch::Tensor hidden, cell;
+};
+
+/// A stack of recurrent layers, all of width `size`.
+class RecurrentImpl : public torch::nn::Cloneable<RecurrentImpl> {
+ public:
+  RecurrentImpl(RecurrentCell cell, int64_t size, int64_t layers);
+  void reset() override;
+
+  /// x [T, B, size] -> the last layer's outputs, of the same shape; `state` moves on by T steps.
+  torch::Tensor forward(const torch::Tensor& x, RecurrentState& state);
+
+ private:
+  RecurrentCell cell_;
+  int64_t size_, layers_;
+};
+TORCH_MODULE(Recurrent);
+
+}  // namespace flash::models

@@ -1,0 +1,50 @@
+#pragma once
+// Going through the rows of matrices in blocks.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+namespace flash::models {
+
+/// Rows per block: some 3 KB each of a width of 128 are touched between two matrix products, and a
+/// thread's second-level cache holds a few hundred of them. Products of that size run at full speed.
+inline constexpr int64_t kRowsPerBlock = 256;
+
+/// Calls `call(first, rows)` for each block.
+template <class Call>
+void for_blocks(int64_t rows, const Call& call) {
+  const int64_t step = kRowsPerBlock * at::get_num_threads();
+  for (int64_t first = 0; first < rows; first += step) call(first, std::min(step, rows - first));
+}
+
+/// A matrix that is written block by block: kept whole for a backward, or one block's memory used
+/// again and again.
+class BlockMatrix {
+ public:
+  BlockMatrix(int64_t rows, int64_t width, const at::TensorOptions& options, bool keep)
+      : keep_(keep),
+        whole_(at::empty({keep ? rows : std::min(rows, kRowsPerBlock * at::get_num_threads()),
+                          width}, options)) {}
+
+  at::Tensor block(int64_t first, int64_t rows) const {
+    return whole_.narrow(0, keep_ ? first : 0, rows);
+  }
+  /// The matrix, or nothing where it was not kept.
+  at::Tensor kept() const { return keep_ ? whole_ : at::Tensor(); }
+
+ private:
+  bool keep_;
+  at::Tensor whole_;
+};
+
+inline void refuse_second_derivative(const char* function) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!c10::GradMode::is_enabled(), function,
+                              ": no second derivative; call backward without create_graph");
+}
+
+}  // namespace flash::models

@@ -1,0 +1,35 @@
+#pragma once
+// How a model class is made from a reader of its options; registry.cpp has one line for each.
+
+#include <flash_attention/models/forecast_model.h>
+#include <flash_attention/models/model_config.h>
+
+#include <memory>
+#include <string>
+
+#include "json_options.h"
+
+namespace flash::models {
+
+/// What is no option of neuralforecast's.
+struct FactorySettings {
+  int64_t outputsize_multiplier;
+  ModelConfig config;
+  /// Throw c10::ValueError where the reader has something else than options of the model.
+  bool refuse_unknown;
+};
+
+template <class Impl, class Options>
+std::shared_ptr<ForecastModel> read_and_make(Options options, JsonOptionReader& reader,
+                                             const FactorySettings& settings) {
+  visit_options(options, reader);
+  if (settings.refuse_unknown) reader.refuse_unknown();
+  options.outputsize_multiplier(settings.outputsize_multiplier).config(settings.config);
+  return std::make_shared<Impl>(options);
+}
+
+/// In registry.cpp. Throws c10::ValueError for a class that is none of the six.
+std::shared_ptr<ForecastModel> make_model(const std::string& model_class, JsonOptionReader& reader,
+                                          const FactorySettings& settings);
+
+}  // namespace flash::models

@@ -1,0 +1,130 @@
+"""The C++ model behind a Python module whose parameters and buffers it computes with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+WINDOWS = ("insample_y", "insample_mask", "futr_exog", "hist_exog", "stat_exog")
+"""What a model may read of a batch of windows, in the order in which the C++ side takes it."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a C++ model is made from; `options` is a JSON object."""
+
+    model_class: str
+    options: str
+    output_size: int = 1
+    use_flash_attention: bool = False
+    flash_block_size: int = 64
+    gradient_checkpointing: bool = False
+
+    def build(self) -> torch.ScriptObject:
+        """A C++ model with fresh weights, drawn from torch's generator."""
+        return torch.classes.flash_models.Model(
+            self.model_class,
+            self.options,
+            self.output_size,
+            self.use_flash_attention,
+            self.flash_block_size,
+            self.gradient_checkpointing,
+        )
+
+
+class Slot(NamedTuple):
+    """Where a module keeps one tensor: an attribute of a submodule."""
+
+    owner: nn.Module
+    attribute: str
+
+
+class Engine:
+    """Runs a C++ model on the tensors of a module.
+
+    The tensors are looked up anew in each forward, so whatever torch does to a module's parameters
+    works: optimizers, `.to()`, `load_state_dict`, `torch.func.functional_call`, parametrizations.
+    A copy, by `copy` or `pickle`, is an engine of its own for the copied module.
+    """
+
+    def __init__(self, setup: Setup, native: torch.ScriptObject | None = None) -> None:
+        self.setup = setup
+        self._native = native
+        self._names: list[list[str]] = []
+        self._slots: list[Slot] = []
+        self._path: list[tuple[nn.Module, str, nn.Module]] = []
+
+    def __reduce__(self) -> tuple[type[Engine], tuple[Setup]]:
+        return Engine, (self.setup,)
+
+    @property
+    def native(self) -> torch.ScriptObject:
+        """The C++ model, built when it is first needed; torch's generator does not notice."""
+        if self._native is None:
+            with torch.random.fork_rng(devices=[]):
+                self._native = self.setup.build()
+        return self._native
+
+    def forward(self, module: nn.Module, windows: Mapping[str, Tensor | None]) -> Tensor:
+        """The raw output; keys of `windows` other than WINDOWS are left alone."""
+        return self.native.forward(
+            self.tensors(module), module.training, *(windows.get(name) for name in WINDOWS)
+        )
+
+    def save(self, module: nn.Module, path: str) -> None:
+        """Write a file that neuralforecast and `load` read."""
+        self.native.save(path, self.tensors(module))
+
+    def names(self) -> list[list[str]]:
+        """For each tensor of the C++ model its names; several where modules share it."""
+        if not self._names:
+            self._names = [names for names, *_ in self.native.tensors()]
+        return self._names
+
+    def tensors(self, module: nn.Module) -> list[Tensor]:
+        """The tensors of `module` in the order in which the C++ model has its own.
+
+        Raises:
+            ValueError: one is missing, or one that submodules must share is not shared.
+        """
+        if not self._slots or any(p._modules.get(k) is not child for p, k, child in self._path):
+            self._find_slots(module)
+        return [getattr(owner, attribute) for owner, attribute in self._slots]
+
+    def _find_slots(self, module: nn.Module) -> None:
+        path: dict[str, tuple[nn.Module, str, nn.Module]] = {}
+        slots = []
+        for first, *others in self.names():
+            slots.append(self._slot(module, first, path))
+            shared = getattr(*slots[-1])
+            for other in others:
+                if getattr(*self._slot(module, other, path)) is not shared:
+                    raise ValueError(
+                        f"{self.setup.model_class}: expected {other} to be the same tensor as "
+                        f"{first}, got two; load_state_dict without assign=True keeps them one"
+                    )
+        self._slots, self._path = slots, list(path.values())
+
+    def _slot(
+        self, module: nn.Module, name: str, path: dict[str, tuple[nn.Module, str, nn.Module]]
+    ) -> Slot:
+        *modules, attribute = name.split(".")
+        owner, prefix = module, ""
+        for key in modules:
+            child = owner._modules.get(key)
+            if child is None:
+                break
+            prefix += key + "."
+            path[prefix] = (owner, key, child)
+            owner = child
+        else:
+            if isinstance(getattr(owner, attribute, None), Tensor):
+                return Slot(owner, attribute)
+        raise ValueError(
+            f"{self.setup.model_class}: expected the parameter or buffer {name}, got none; was a "
+            "submodule replaced?"
+        )

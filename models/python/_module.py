@@ -1,0 +1,212 @@
+"""What the six models have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from flash_attention.models._engine import WINDOWS, Engine, Setup
+
+SETTINGS = ("output_size", "use_flash_attention", "flash_block_size", "gradient_checkpointing")
+"""The arguments that are no options of neuralforecast's networks."""
+
+LOSSES = ("loss.", "valid_loss.")
+"""How the names of what belongs to neuralforecast's losses begin, in its state_dict."""
+
+
+class Node(nn.Module):
+    """A submodule: it holds tensors under their names; the root computes with them."""
+
+    def __getitem__(self, index: int | str) -> nn.Module:
+        """`layers[0]`, as in neuralforecast's lists of layers."""
+        child = self._modules.get(str(index))
+        if child is None:
+            raise IndexError(f"expected one of {list(self._modules)}, got {index!r}")
+        return child
+
+    def forward(self, *_: object) -> Tensor:
+        """Raises: NotImplementedError: always."""
+        raise NotImplementedError("flash_attention.models: call the whole model, not a part of it")
+
+    def extra_repr(self) -> str:
+        """Names and shapes of the tensors, in `print(model)`."""
+        own = {**self._parameters, **self._buffers}
+        return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in own.items())
+
+
+class ForecastModel(nn.Module):
+    """A forecasting transformer that computes in C++ on ordinary `torch.nn.Parameter`s.
+
+    It is a `torch.nn.Module` like any other: `parameters`, `state_dict`, `load_state_dict`,
+    `train`, `eval`, `to`, `double`, copying, pickling, `torch.optim` and autograd work as usual.
+    The names of parameters and buffers are neuralforecast's. It computes on the CPU, in float32 or
+    float64.
+    """
+
+    node_types: ClassVar[Mapping[str, type[Node]]] = {}
+    """Submodules that are more than a Node, by name."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        """`arguments`: what the constructor of the model was called with."""
+        super().__init__()
+        given = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in arguments.items()
+            if name not in ("self", "__class__") and value is not None
+        }
+        settings = {name: given.pop(name) for name in SETTINGS}
+        self._check(given, settings)
+        setup = Setup(type(self).model_class(), json.dumps(given), **settings)
+        native = setup.build()
+        self._engine = Engine(setup, native)
+        for (first, *others), value, is_parameter, requires_grad in native.tensors():
+            if is_parameter:
+                value = nn.Parameter(value, requires_grad)
+            for name in (first, *others):
+                *path, attribute = name.split(".")
+                owner = self._owner(path)
+                if is_parameter:
+                    owner.register_parameter(attribute, value)
+                else:
+                    owner.register_buffer(attribute, value)
+
+    @classmethod
+    def model_class(cls) -> str:
+        """neuralforecast's name of the class; a class derived from one of the six keeps it."""
+        return next(c.__name__ for c in cls.__mro__ if c.__bases__ == (ForecastModel,))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option of the network, defaults included, under neuralforecast's names."""
+        return json.loads(self._engine.native.options())
+
+    @property
+    def output_size(self) -> int:
+        """Numbers per step and series: neuralforecast's `loss.outputsize_multiplier`."""
+        return self._engine.setup.output_size
+
+    def forward(self, windows_batch: Mapping[str, Tensor | None] | Tensor) -> Tensor:
+        """neuralforecast's raw output, before the loss maps it to a forecast.
+
+        Args:
+            windows_batch: `insample_y`, and where the model takes them `futr_exog`, `hist_exog` and
+                `stat_exog`, in the shapes that the class names; what is None or not there is
+                absent. `insample_mask` is allowed and, as in neuralforecast, not read. A tensor
+                alone is `insample_y`.
+
+        Returns:
+            [B, h, output_size]; iTransformer [B, h, output_size * n_series].
+
+        Raises:
+            ValueError: a key that is none of these five, or a tensor that is missing, unexpected
+                or of another shape, or one that is not on the CPU.
+        """
+        if isinstance(windows_batch, Tensor):
+            windows_batch = {"insample_y": windows_batch}
+        unknown = set(windows_batch) - set(WINDOWS)
+        if unknown:
+            raise ValueError(
+                f"{self.model_class()}: expected windows_batch with the keys "
+                f"{', '.join(WINDOWS)}, got {', '.join(sorted(map(repr, unknown)))}"
+            )
+        return self._engine.forward(self, windows_batch)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights and options as neuralforecast's `save` does, in safetensors.
+
+        neuralforecast's `load` reads the file where `output_size` is 1; its loss, which a network
+        does not know, is then MAE.
+
+        Raises:
+            ValueError: the file cannot be written.
+        """
+        self._engine.save(self, os.fspath(path))
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        use_flash_attention: bool = False,
+        flash_block_size: int = 64,
+        gradient_checkpointing: bool = False,
+    ) -> Self:
+        """A model from a file of `save`, of neuralforecast's `save`, or of flash_train.
+
+        It is in eval mode.
+
+        Raises:
+            ValueError: the file is broken, needs an option that this network lacks, or holds a
+                model of another class (`flash_attention.models.load` takes any).
+        """
+        model_class, options, output_size, weights = torch.ops.flash_models.read_model(
+            os.fspath(path)
+        )
+        if model_class != cls.model_class():
+            raise ValueError(
+                f"{cls.model_class()}.from_checkpoint: expected a file of {cls.model_class()}, got "
+                f"{model_class} in {os.fspath(path)}; flash_attention.models.load takes any"
+            )
+        with torch.random.fork_rng(devices=[]):
+            model = cls(
+                **json.loads(options),
+                output_size=output_size,
+                use_flash_attention=use_flash_attention,
+                flash_block_size=flash_block_size,
+                gradient_checkpointing=gradient_checkpointing,
+            )
+        model.load_state_dict(weights)
+        return model.eval()
+
+    def extra_repr(self) -> str:
+        """What the model was built with, in `print(model)`."""
+        setup = self._engine.setup
+        given = json.loads(setup.options)
+        given |= {name: getattr(setup, name) for name in SETTINGS}
+        return ", ".join(f"{name}={value!r}" for name, value in given.items())
+
+    def _check(self, options: dict[str, Any], settings: dict[str, Any]) -> None:
+        """What the C++ side could only say in its own words."""
+        name = type(self).model_class()
+        for key, value in options.items():
+            names = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            if key.endswith("_exog_list") and not names:
+                raise ValueError(f"{name}: expected {key} as a list of column names, got {value!r}")
+        for key, value in settings.items():
+            expected = int if key in ("output_size", "flash_block_size") else bool
+            if type(value) is not expected:
+                raise ValueError(
+                    f"{name}: expected {key} as {expected.__name__}, got {value!r} of type "
+                    f"{type(value).__name__}"
+                )
+
+    def _owner(self, path: list[str]) -> nn.Module:
+        owner: nn.Module = self
+        for depth, key in enumerate(path, 1):
+            if key not in owner._modules:
+                owner.add_module(key, self.node_types.get(".".join(path[:depth]), Node)())
+            owner = owner._modules[key]
+        return owner
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        # A network has no loss, so a state_dict of neuralforecast's is not refused for having one.
+        for key in [key for key in state_dict if key.startswith(tuple(prefix + n for n in LOSSES))]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # torch's double() passes complex tensors over, and its to(float64) drops their imaginary
+        # parts. Here complex64 goes with float32, and complex128 with float64.
+        def both_parts(tensor: Tensor) -> Tensor:
+            if not tensor.is_complex():
+                return fn(tensor)
+            return torch.view_as_complex(fn(torch.view_as_real(tensor)))
+
+        return super()._apply(both_parts, recurse)

@@ -1,0 +1,213 @@
+"""neuralforecast's own model objects, computing with the C++ models."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from flash_attention.models import _classes
+from flash_attention.models._engine import Engine, Setup
+from flash_attention.models._module import LOSSES
+
+SUPPORTED = "3.3"
+"""The release of neuralforecast whose networks the C++ models are."""
+
+CHANGED_BY_FLASH = ("Autoformer", "FEDformer")
+"""Classes whose mechanism flash attention replaces instead of computing it faster."""
+
+EMBEDDINGS = tuple(f"{kind}_cat_embeddings." for kind in ("hist", "futr", "stat"))
+"""Parameters of categorical columns; neuralforecast applies them before the network."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def accelerate(
+    model: Model,
+    *,
+    use_flash_attention: bool | None = None,
+    flash_block_size: int = 64,
+    gradient_checkpointing: bool = False,
+) -> Model:
+    """Make a model object of neuralforecast compute in C++; its weights stay where they are.
+
+    Only `forward` is replaced. `fit`, `predict`, `cross_validation`, losses, scalers, exogenous
+    columns, copies, `save` and `load` are neuralforecast's own, before training and after it:
+
+        models = [accelerate(PatchTST(h=24, input_size=96, max_steps=500))]
+        NeuralForecast(models=models, freq="h").fit(df)
+
+    The numbers are the original's up to rounding, but for
+
+    - dropout, which draws from another generator: equally many activations, but other ones;
+    - Informer with n_head=1 and PatchTST with res_attention=False and attn_dropout above 0, in
+      which neuralforecast leaks between windows, and drops out in prediction: not reproduced;
+    - TFT's `feature_importances()` and attention weights, which are not recorded: they ask for
+      `restore`.
+
+    A model that `load` or pickle makes from a file of `save` is an ordinary one: accelerate it
+    again. What `copy.deepcopy` and `pickle` make of an accelerated object is accelerated.
+
+    Args:
+        model: a TFT, Informer, Autoformer, FEDformer, PatchTST or iTransformer of neuralforecast
+            3.3, trained or not, that runs on the CPU.
+        use_flash_attention: None is True where that changes no number, which is everywhere but for
+            Autoformer and FEDformer. True there replaces their mechanism by softmax attention:
+            another model, to be trained anew.
+        flash_block_size: keys per online-softmax step of the operator, at least 1.
+        gradient_checkpointing: compute each layer again in the backward: less memory, more time.
+
+    Returns:
+        `model`.
+
+    Raises:
+        TypeError: `model` is no object of one of the six, or one whose class has its own `forward`.
+        ValueError: another release of neuralforecast, a model that is to run elsewhere than on the
+            CPU, or one with an option that the C++ model lacks.
+    """
+    name = _network_class(model).__name__
+    _check_surroundings(model)
+    if use_flash_attention is None:
+        use_flash_attention = name not in CHANGED_BY_FLASH
+    setup = Setup(
+        name,
+        json.dumps(_options(model, name)),
+        model.loss.outputsize_multiplier,
+        use_flash_attention,
+        flash_block_size,
+        gradient_checkpointing,
+    )
+    engine = Engine(setup)
+    _check_names(model, engine)
+    model.forward = AcceleratedForward(model, engine)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `accelerate`; the weights are as trained. An object that is not accelerated stays so."""
+    if isinstance(model.__dict__.get("forward"), AcceleratedForward):
+        del model.forward
+        if isinstance(getattr(model, "interpretability_params", None), NotRecorded):
+            model.interpretability_params = {}
+    return model
+
+
+class AcceleratedForward:
+    """Stands for the `forward` of one object; copies follow the object's copies."""
+
+    def __init__(self, model: nn.Module, engine: Engine) -> None:
+        self.model = model
+        self.engine = engine
+
+    def __call__(self, windows_batch: Mapping[str, Tensor | None]) -> Tensor:
+        """neuralforecast's raw output."""
+        if hasattr(self.model, "interpretability_params"):
+            self.model.interpretability_params = NotRecorded()
+        return self.engine.forward(self.model, windows_batch)
+
+
+class NotRecorded(dict):
+    """Where TFT's weights of columns and steps would be."""
+
+    def _refuse(self, *_: object) -> Any:
+        raise RuntimeError(
+            "flash_attention.models: an accelerated TFT does not record its attention and variable "
+            "selection weights; call flash_attention.models.restore(model) and predict again"
+        )
+
+    __getitem__ = get = items = values = keys = _refuse
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __reduce__(self) -> tuple[type[NotRecorded], tuple[()]]:
+        return NotRecorded, ()
+
+
+def _network_class(model: nn.Module) -> type[nn.Module]:
+    """neuralforecast's class that `model` is an object of."""
+    for cls in type(model).__mro__:
+        ours = cls.__name__ in _classes.__all__
+        if not (ours and cls.__module__.startswith("neuralforecast.models.")):
+            continue
+        if type(model).forward is not cls.forward:
+            raise TypeError(
+                f"accelerate: expected {type(model).__name__} to have the forward of {cls.__name__}, "
+                "got one of its own, which would be left out"
+            )
+        return cls
+    raise TypeError(
+        "accelerate: expected a model object of neuralforecast, one of "
+        f"{', '.join(_classes.__all__)}, got {type(model).__module__}.{type(model).__qualname__}"
+    )
+
+
+def _check_surroundings(model: nn.Module) -> None:
+    version = importlib.metadata.version("neuralforecast")
+    if not version.startswith(SUPPORTED + "."):
+        raise ValueError(
+            f"accelerate: expected neuralforecast {SUPPORTED}, whose networks the C++ models are, "
+            f"got {version}; run\n    python3 -m pip install 'neuralforecast=={SUPPORTED}.*'"
+        )
+    accelerator = model.trainer_kwargs.get("accelerator")
+    if isinstance(accelerator, str) and accelerator not in ("cpu", "auto") or (
+        accelerator == "auto" and torch.accelerator.is_available()
+    ):
+        raise ValueError(
+            f"accelerate: expected a model that runs on the CPU, got accelerator={accelerator!r}; "
+            'make it with accelerator="cpu", or keep the original on the GPU'
+        )
+
+
+def _options(model: nn.Module, name: str) -> dict[str, Any]:
+    """The options of the network, from what the object was made with."""
+    given = model.hparams
+    options = {}
+    for option in inspect.signature(getattr(_classes, name)).parameters:
+        if option.endswith("_exog_list"):
+            # As many as forward gets: categorical columns are embedded before it.
+            size = getattr(model, option.removesuffix("_list") + "_size")
+            options[option] = [f"{option.removesuffix('_list')}_{i}" for i in range(size)]
+        elif option in given:
+            options[option] = given[option]
+    if name == "iTransformer":
+        options["n_series"] = model.n_series
+    if name == "FEDformer":
+        options["fourier_index"] = _fourier_index(model)
+    return options
+
+
+def _fourier_index(model: nn.Module) -> dict[str, list[int]]:
+    """The frequencies, which are in no parameter."""
+    encoder = model.encoder.attn_layers[0].attention.inner_correlation
+    decoder = model.decoder.layers[0].self_attention.inner_correlation
+    cross = model.decoder.layers[0].cross_attention.inner_correlation
+    lists = {
+        "enc_self": encoder.index,
+        "dec_self": decoder.index,
+        "dec_cross_q": cross.index_q,
+        "dec_cross_kv": cross.index_kv,
+    }
+    return {key: [int(mode) for mode in modes] for key, modes in lists.items()}
+
+
+def _check_names(model: nn.Module, engine: Engine) -> None:
+    """Every weight of the object must be one of the C++ model's, and the other way round."""
+    engine.tensors(model)
+    known = {name for names in engine.names() for name in names}
+    ignored = (*LOSSES, *EMBEDDINGS)
+    unknown = [
+        name
+        for name in model.state_dict()
+        if name not in known and not name.startswith(ignored) and not name.endswith("._mask")
+    ]
+    if unknown:
+        raise ValueError(
+            f"accelerate: expected the parameters of {engine.setup.model_class}, got also "
+            f"{', '.join(unknown)}"
+        )

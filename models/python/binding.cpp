@@ -1,0 +1,89 @@
+// torch.classes.flash_models.Model and torch.ops.flash_models.read_model, which the Python package
+// flash_attention.models is made of. Registered through torch's own library of operators and
+// classes, so that libflash_models.so knows no Python and serves every version of it.
+
+#include <flash_attention/models/checkpoint.h>
+#include <torch/library.h>
+#include <torch/torch.h>
+
+#include <tuple>
+#include <utility>
+
+#include "json_options.h"
+#include "python/bound_model.h"
+
+namespace flash::models {
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+using OptionalTensor = std::optional<at::Tensor>;
+
+class PythonModelClass : public torch::CustomClassHolder {
+ public:
+  PythonModelClass(std::string model_class, std::string options, int64_t outputsize_multiplier,
+                   bool use_flash_attention, int64_t flash_block_size, bool gradient_checkpointing)
+      : model_({.model_class = std::move(model_class),
+                .options = std::move(options),
+                .outputsize_multiplier = outputsize_multiplier,
+                .config = {.use_flash_attention = use_flash_attention,
+                           .flash_block_size = flash_block_size,
+                           .gradient_checkpointing = gradient_checkpointing}}) {}
+
+  /// (names, copy of the value, whether it is a parameter, whether it wants a gradient) each
+  std::vector<std::tuple<std::vector<std::string>, at::Tensor, bool, bool>> tensors() {
+    std::vector<std::tuple<std::vector<std::string>, at::Tensor, bool, bool>> list;
+    for (const NamedTensor& own : model_.tensors()) {
+      list.emplace_back(own.names, own.tensor.detach().clone(), own.is_parameter,
+                        own.is_parameter && own.tensor.requires_grad());
+    }
+    return list;
+  }
+
+  std::string options() { return model_.options(); }
+
+  at::Tensor forward(const Tensors& given, bool training, const OptionalTensor& insample_y,
+                     const OptionalTensor& insample_mask, const OptionalTensor& futr_exog,
+                     const OptionalTensor& hist_exog, const OptionalTensor& stat_exog) {
+    return model_.forward(given, training,
+                          {.insample_y = insample_y.value_or(at::Tensor()),
+                           .insample_mask = insample_mask.value_or(at::Tensor()),
+                           .futr_exog = futr_exog.value_or(at::Tensor()),
+                           .hist_exog = hist_exog.value_or(at::Tensor()),
+                           .stat_exog = stat_exog.value_or(at::Tensor())});
+  }
+
+  void save(const std::string& path, const Tensors& given) { model_.save(path, given); }
+
+ private:
+  PythonModel model_;
+};
+
+/// A file of save_model or neuralforecast's save:
+/// (class, options as JSON, outputs per step, state_dict)
+std::tuple<std::string, std::string, int64_t, c10::Dict<std::string, at::Tensor>> read_model(
+    const std::string& path) {
+  const GeneratorUnmoved unmoved;
+  const std::shared_ptr<ForecastModel> model = load_model(path);
+  JsonOptionWriter writer;
+  model->visit_options(writer);
+  writer.options.update(writer.ours);
+  c10::Dict<std::string, at::Tensor> weights;
+  for (const NamedTensor& own : named_tensors(model->module())) {
+    for (const std::string& name : own.names) weights.insert(name, own.tensor.detach());
+  }
+  return {model->model_class(), writer.options.dump(), model->outputsize_multiplier(),
+          std::move(weights)};
+}
+
+TORCH_LIBRARY(flash_models, m) {
+  m.class_<PythonModelClass>("Model")
+      .def(torch::init<std::string, std::string, int64_t, bool, int64_t, bool>())
+      .def("tensors", &PythonModelClass::tensors)
+      .def("options", &PythonModelClass::options)
+      .def("forward", &PythonModelClass::forward)
+      .def("save", &PythonModelClass::save);
+  m.def("read_model", read_model);
+}
+
+}  // namespace
+}  // namespace flash::models

@@ -1,0 +1,155 @@
+#include "python/bound_model.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <flash_attention/models/checkpoint.h>
+#include <flash_attention/models/registry.h>
+#include <torch/torch.h>
+
+#include <map>
+#include <utility>
+
+#include "json_options.h"
+
+namespace flash::models {
+namespace {
+
+using torch::autograd::Edge;
+namespace impl = torch::autograd::impl;
+
+void check(const NamedTensor& own, const at::Tensor& given) {
+  const std::string& name = own.names[0];
+  TORCH_CHECK_VALUE(given.defined(), name, ": expected a tensor, got none");
+  TORCH_CHECK_VALUE(given.device().is_cpu() && given.layout() == at::kStrided, name,
+                    ": expected a dense tensor on the CPU, where this extension computes, got ",
+                    given.layout(), " on ", given.device(), "; move the model and its input there, "
+                    "for example with .to(\"cpu\")");
+  TORCH_CHECK_VALUE(given.sizes() == own.tensor.sizes(), name, ": expected the shape ",
+                    own.tensor.sizes(), ", got ", given.sizes());
+}
+
+}  // namespace
+
+std::vector<NamedTensor> named_tensors(const torch::nn::Module& module) {
+  std::vector<NamedTensor> found;
+  std::map<const void*, size_t> position;
+  const auto add = [&](const auto& items, bool is_parameter) {
+    for (const auto& item : items) {
+      const auto [at, is_new] = position.emplace(item->unsafeGetTensorImpl(), found.size());
+      if (is_new) found.push_back({.names = {}, .tensor = *item, .is_parameter = is_parameter});
+      found[at->second].names.push_back(item.key());
+    }
+  };
+  add(module.named_parameters(), true);
+  add(module.named_buffers(), false);
+  return found;
+}
+
+GeneratorUnmoved::GeneratorUnmoved() {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  state_ = generator.get_state();
+}
+
+GeneratorUnmoved::~GeneratorUnmoved() {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  generator.set_state(state_);
+}
+
+BoundModel::BoundModel(const Recipe& recipe) {
+  // Built under no_grad or inference_mode, it is to be trained all the same.
+  const c10::InferenceMode no_inference(false);
+  const at::AutoGradMode with_gradients(true);
+  model_ = make_model(recipe.model_class, recipe.options, recipe.outputsize_multiplier,
+                      recipe.config);
+  tensors_ = named_tensors(model_->module());
+  edges_.resize(tensors_.size());
+  for (const NamedTensor& own : tensors_) handles_.push_back(own.tensor.use_count());
+}
+
+bool BoundModel::stands_for(size_t i, const at::Tensor& given, const Edge& edge) const {
+  const at::Tensor& own = tensors_[i].tensor;
+  return own.is_alias_of(given) && own.storage_offset() == given.storage_offset() &&
+         own.scalar_type() == given.scalar_type() && own.strides() == given.strides() &&
+         own.is_conj() == given.is_conj() && own.is_neg() == given.is_neg() &&
+         edges_[i] == edge && own.requires_grad() == edge.is_valid();
+}
+
+bool BoundModel::busy() const {
+  if (uses_ > 0) return true;
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    if (tensors_[i].tensor.use_count() > handles_[i]) return true;
+  }
+  return false;
+}
+
+bool BoundModel::bind(const std::vector<at::Tensor>& given, bool training) {
+  TORCH_CHECK_VALUE(given.size() == tensors_.size(), model_->model_class(), ": expected ",
+                    tensors_.size(), " tensors, got ", given.size());
+  std::vector<Edge> edges(given.size());
+  bool same = model_->module().is_training() == training;
+  for (size_t i = 0; i < given.size(); ++i) {
+    check(tensors_[i], given[i]);
+    edges[i] = impl::gradient_edge(given[i]);
+    same = same && stands_for(i, given[i], edges[i]);
+  }
+  if (same) return true;
+  if (busy()) return false;
+  model_->module().train(training);
+  for (size_t i = 0; i < given.size(); ++i) {
+    const at::Tensor& own = tensors_[i].tensor;
+    if (stands_for(i, given[i], edges[i])) continue;
+    impl::set_gradient_edge(own, Edge());
+    own.set_requires_grad(false);
+    own.set_data(given[i]);
+    // A change in place between forward and backward is noticed, as for any parameter. (What was
+    // made in inference mode keeps no count.)
+    if (!given[i].is_inference()) impl::set_version_counter(own, impl::version_counter(given[i]));
+    edges_[i] = edges[i];
+    if (edges[i].is_valid()) impl::set_gradient_edge(own, edges[i]);
+  }
+  return true;
+}
+
+PythonModel::PythonModel(Recipe recipe)
+    : recipe_(std::move(recipe)), bound_(std::make_shared<BoundModel>(recipe_)) {}
+
+std::vector<NamedTensor> PythonModel::tensors() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return bound_->tensors();
+}
+
+std::string PythonModel::options() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  JsonOptionWriter writer;
+  bound_->model().visit_options(writer);
+  writer.options.update(writer.ours);
+  return writer.options.dump();
+}
+
+BoundModel::Use PythonModel::bind(const std::vector<at::Tensor>& given, bool training) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!bound_->bind(given, training)) {
+    const GeneratorUnmoved unmoved;
+    auto other = std::make_shared<BoundModel>(recipe_);
+    other->bind(given, training);
+    bound_ = std::move(other);
+  }
+  return BoundModel::Use(bound_);
+}
+
+at::Tensor PythonModel::forward(const std::vector<at::Tensor>& given, bool training,
+                                const WindowsBatch& windows) {
+  const BoundModel::Use use = bind(given, training);
+  at::Tensor output = use.model().forward(windows);
+  // What recomputes a layer in the backward may refer to the model, which Python may have let go.
+  if (output.requires_grad()) output.register_hook([bound = use.bound()](const at::Tensor&) {});
+  return output;
+}
+
+void PythonModel::save(const std::string& path, const std::vector<at::Tensor>& given) {
+  const BoundModel::Use use = bind(given, /*training=*/false);
+  save_model(path, use.model());
+}
+
+}  // namespace flash::models

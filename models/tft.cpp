@@ -1,0 +1,257 @@
+#include <flash_attention/models/gradient_checkpoint.h>
+#include <flash_attention/models/tft.h>
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <cctype>
+#include <utility>
+
+#include "layers/fusion_decoder.h"
+#include "layers/static_encoder.h"
+#include "layers/temporal_encoder.h"
+#include "option_visitor.h"
+
+namespace flash::models {
+namespace {
+
+int64_t count(const std::vector<std::string>& names) { return static_cast<int64_t>(names.size()); }
+
+/// At least one: see the header.
+int64_t future_variables(const TFTOptions& options) {
+  return std::max<int64_t>(count(options.futr_exog_list()), 1);
+}
+
+RecurrentCell cell(const TFTOptions& options) {
+  return options.rnn_type() == "lstm" ? RecurrentCell::kLstm : RecurrentCell::kGru;
+}
+
+void check_positive(const char* name, int64_t value) {
+  TORCH_CHECK_VALUE(value >= 1, "TFT: expected ", name, " of at least 1, got ", value);
+}
+
+void check_probability(const char* name, double value) {
+  TORCH_CHECK_VALUE(value >= 0.0 && value <= 1.0, "TFT: expected ", name,
+                    " between 0 and 1, got ", value);
+}
+
+TFTOptions checked(TFTOptions options) {
+  check_positive("h", options.h());
+  check_positive("input_size", options.input_size());
+  check_positive("tgt_size", options.tgt_size());
+  check_positive("hidden_size", options.hidden_size());
+  check_positive("n_head", options.n_head());
+  check_positive("n_rnn_layers", options.n_rnn_layers());
+  check_positive("outputsize_multiplier", options.outputsize_multiplier());
+  check_positive("flash_block_size", options.flash_block_size());
+  check_probability("dropout", options.dropout());
+  check_probability("attn_dropout", options.attn_dropout());
+  TORCH_CHECK_VALUE(options.hidden_size() % options.n_head() == 0,
+                    "TFT: expected hidden_size to be a multiple of n_head, got hidden_size ",
+                    options.hidden_size(), " and n_head ", options.n_head());
+  std::string& rnn_type = options.rnn_type();
+  const std::string given = rnn_type;
+  std::transform(rnn_type.begin(), rnn_type.end(), rnn_type.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  TORCH_CHECK_VALUE(rnn_type == "lstm" || rnn_type == "gru",
+                    "TFT: expected rnn_type \"lstm\" or \"gru\", got \"", given, "\"");
+  return options;
+}
+
+/// A tensor that must have this shape, or be undefined if there are no `columns` of its kind.
+void check_input(const char* name, const char* list, const torch::Tensor& tensor, int64_t columns,
+                 at::IntArrayRef shape) {
+  if (columns == 0) {
+    TORCH_CHECK_VALUE(!tensor.defined(), "TFT: expected no ", name, ", since ", list,
+                      " is empty, got ", tensor.sizes());
+    return;
+  }
+  TORCH_CHECK_VALUE(tensor.defined(), "TFT: expected ", name, " ", shape, " for the ", columns,
+                    " variables of ", list, ", got none");
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, "TFT: expected ", name, " ", shape, " for the ",
+                    columns, " variables of ", list, ", got ", tensor.sizes());
+}
+
+void check_windows(const TFTOptions& options, const WindowsBatch& windows) {
+  const torch::Tensor& y = windows.insample_y;
+  TORCH_CHECK_VALUE(y.defined(), "TFT: expected insample_y [batch, ", options.input_size(),
+                    ", 1], got none");
+  TORCH_CHECK_VALUE(
+      y.dim() == 3 && y.size(1) == options.input_size() && y.size(2) == 1,
+      "TFT: expected insample_y [batch, ", options.input_size(), ", 1], got ", y.sizes(),
+      "; the model is univariate, so give the columns of a table as windows of their own");
+  const int64_t batch = y.size(0), past = options.input_size();
+  const int64_t futures = count(options.futr_exog_list());
+  const int64_t histories = count(options.hist_exog_list());
+  const int64_t statics = count(options.stat_exog_list());
+  check_input("futr_exog", "futr_exog_list", windows.futr_exog, futures,
+              {batch, past + options.h(), futures});
+  check_input("hist_exog", "hist_exog_list", windows.hist_exog, histories,
+              {batch, past, histories});
+  check_input("stat_exog", "stat_exog_list", windows.stat_exog, statics, {batch, statics});
+}
+
+}  // namespace
+
+/// The embedding vectors of all scalars; what is done with them is in the layers.
+class TFTEmbeddingImpl : public torch::nn::Cloneable<TFTEmbeddingImpl> {
+ public:
+  explicit TFTEmbeddingImpl(const TFTOptions& options) : options_(options) { reset(); }
+
+  void reset() override {
+    add("stat_exog", count(options_.stat_exog_list()));
+    add("futr_exog", future_variables(options_));
+    add("hist_exog", count(options_.hist_exog_list()));
+    add("tgt", options_.tgt_size());
+  }
+
+  ScalarVectors statics() const { return group("stat_exog"); }
+  ScalarVectors future() const { return group("futr_exog"); }
+  /// In the order of the past's columns.
+  ScalarVectors past() const {
+    std::vector<ScalarVectors> groups = {group("futr_exog"), group("tgt")};
+    if (!options_.hist_exog_list().empty()) groups.insert(groups.begin(), group("hist_exog"));
+    return join(groups);
+  }
+
+ private:
+  ScalarVectors group(const std::string& name) const {
+    const auto parameters = named_parameters(/*recurse=*/false);
+    return {.vectors = parameters[name + "_embedding_vectors"],
+            .biases = parameters[name + "_embedding_bias"]};
+  }
+
+  void add(const std::string& name, int64_t variables) {
+    if (variables == 0) return;
+    torch::Tensor vectors = torch::empty({variables, options_.hidden_size()});
+    torch::nn::init::xavier_normal_(vectors);
+    register_parameter(name + "_embedding_vectors", vectors);
+    register_parameter(name + "_embedding_bias", torch::zeros_like(vectors));
+  }
+
+  TFTOptions options_;
+};
+
+TFTImpl::TFTImpl(TFTOptions options_) : options(checked(std::move(options_))) { reset(); }
+
+void TFTImpl::reset() {
+  const GatedActivation activation = gated_activation(options.grn_activation());
+  const int64_t hidden = options.hidden_size(), layers = options.n_rnn_layers();
+  const int64_t statics = count(options.stat_exog_list());
+  embedding_ = register_module("embedding", std::make_shared<TFTEmbeddingImpl>(options));
+  static_encoder_ = nullptr;
+  if (statics > 0) {
+    static_encoder_ = register_module(
+        "static_encoder", std::make_shared<StaticEncoderImpl>(StaticEncoderOptions{
+                              .variables = statics,
+                              .hidden_size = hidden,
+                              .cell = cell(options),
+                              .rnn_layers = layers,
+                              .one_initial_state = options.one_rnn_initial_state(),
+                              .dropout = options.dropout(),
+                              .activation = activation}));
+  }
+  const int64_t futures = future_variables(options);
+  temporal_encoder_ = register_module(
+      "temporal_encoder",
+      std::make_shared<TemporalEncoderImpl>(TemporalEncoderOptions{
+          .past_variables = count(options.hist_exog_list()) + futures + options.tgt_size(),
+          .future_variables = futures,
+          .hidden_size = hidden,
+          .cell = cell(options),
+          .rnn_layers = layers,
+          .dropout = options.dropout(),
+          .activation = activation}));
+  decoder_ = register_module(
+      "temporal_fusion_decoder",
+      std::make_shared<FusionDecoderImpl>(
+          InterpretableAttentionOptions{
+              .hidden_size = hidden,
+              .heads = options.n_head(),
+              .attention_dropout = options.attn_dropout(),
+              .output_dropout = options.dropout(),
+              .config = {.use_flash_attention = options.use_flash_attention(),
+                         .flash_block_size = options.flash_block_size()}},
+          activation));
+  output_ = register_module("output_adapter",
+                            torch::nn::Linear(hidden, options.outputsize_multiplier()));
+}
+
+void TFTImpl::pretty_print(std::ostream& stream) const {
+  stream << "flash::models::TFT(h=" << options.h() << ", input_size=" << options.input_size()
+         << ", futr_exog=" << options.futr_exog_list().size()
+         << ", hist_exog=" << options.hist_exog_list().size()
+         << ", stat_exog=" << options.stat_exog_list().size() << ", n_head=" << options.n_head()
+         << ", hidden_size=" << options.hidden_size()
+         << ", attention=" << (options.use_flash_attention() ? "flash" : "standard") << ")";
+}
+
+void TFTImpl::visit_options(OptionVisitor& visitor) { models::visit_options(options, visitor); }
+
+torch::Tensor TFTImpl::forward(const WindowsBatch& windows) {
+  check_windows(options, windows);
+  const torch::Tensor& y = windows.insample_y;
+  const int64_t batch = y.size(0), past_steps = options.input_size(), steps = options.h();
+  const int64_t hidden = options.hidden_size();
+
+  StaticContext context;
+  if (static_encoder_) {
+    context = static_encoder_->forward(windows.stat_exog, embedding_->statics());
+  } else {
+    // Zeros, and not nothing, so that the weights behind them get their gradient: zeros as well.
+    context.selection = context.enrichment = torch::zeros({1, hidden}, y.options());
+    context.state.hidden = torch::zeros({options.n_rnn_layers(), batch, hidden}, y.options());
+    context.state.cell = context.state.hidden;
+  }
+
+  const torch::Tensor known = windows.futr_exog.defined()
+                                  ? windows.futr_exog
+                                  : y.slice(1, -1).expand({batch, past_steps + steps, 1});
+  std::vector<torch::Tensor> columns = {known.slice(1, 0, past_steps),
+                                        y.expand({batch, past_steps, options.tgt_size()})};
+  if (windows.hist_exog.defined()) columns.insert(columns.begin(), windows.hist_exog);
+  // Time goes first from here on: a step of the recurrence, and the last steps, are contiguous.
+  const torch::Tensor past = torch::cat(columns, 2).transpose(0, 1);
+  const torch::Tensor future = known.slice(1, past_steps).transpose(0, 1);
+
+  const ScalarVectors past_vectors = embedding_->past(), future_vectors = embedding_->future();
+  const auto encode = [encoder = temporal_encoder_](const std::vector<torch::Tensor>& in) {
+    return encoder->forward(in[0], in[1], {.vectors = in[2], .biases = in[3]},
+                            {.vectors = in[4], .biases = in[5]},
+                            {.selection = in[6],
+                             .enrichment = {},
+                             .state = {.hidden = in[7], .cell = in[8]}});
+  };
+  const std::vector<torch::Tensor> encoded_from = {
+      past, future, past_vectors.vectors, past_vectors.biases, future_vectors.vectors,
+      future_vectors.biases, context.selection, context.state.hidden, context.state.cell};
+  const auto decode = [decoder = decoder_, batch, steps](const std::vector<torch::Tensor>& in) {
+    return decoder->forward(in[0], in[1], batch, steps);
+  };
+  torch::Tensor decoded;
+  if (options.gradient_checkpointing()) {
+    const torch::Tensor features = gradient_checkpoint(encode, encoded_from, *temporal_encoder_);
+    decoded = gradient_checkpoint(decode, {features, context.enrichment}, *decoder_);
+  } else {
+    decoded = decode({encode(encoded_from), context.enrichment});
+  }
+  return output_(decoded).view({steps, batch, options.outputsize_multiplier()}).transpose(0, 1);
+}
+
+void visit_options(TFTOptions& options, OptionVisitor& visitor) {
+  visitor.visit("h", options.h());
+  visitor.visit("input_size", options.input_size());
+  visitor.visit("tgt_size", options.tgt_size());
+  visitor.visit("stat_exog_list", options.stat_exog_list());
+  visitor.visit("hist_exog_list", options.hist_exog_list());
+  visitor.visit("futr_exog_list", options.futr_exog_list());
+  visitor.visit("hidden_size", options.hidden_size());
+  visitor.visit("n_head", options.n_head());
+  visitor.visit("attn_dropout", options.attn_dropout());
+  visitor.visit("grn_activation", options.grn_activation());
+  visitor.visit("n_rnn_layers", options.n_rnn_layers());
+  visitor.visit("rnn_type", options.rnn_type());
+  visitor.visit("one_rnn_initial_state", options.one_rnn_initial_state());
+  visitor.visit("dropout", options.dropout());
+}
+
+}  // namespace flash::models

@@ -1,0 +1,142 @@
+// Dropout of any tensor, alone or with an addition or an activation: what autograd keeps of it, and the
+// kernels it runs on.
+
+#include <ATen/ATen.h>
+#include <flash_attention/dropout.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "ops/kernel_call.h"
+#include "ops/operator.h"
+
+namespace flash {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// What the backward needs to draw the mask again.
+struct Mask {
+  double p;
+  int64_t seed;
+
+  void save(AutogradContext* ctx) const { ctx->saved_data["mask"] = std::tuple(p, seed); }
+  static Mask load(AutogradContext* ctx) {
+    const auto [p, seed] = ctx->saved_data["mask"].to<std::tuple<double, int64_t>>();
+    return {p, seed};
+  }
+};
+
+at::Tensor run(DropoutKind kind, const at::Tensor& input, const at::Tensor& other, Mask mask) {
+  const at::Tensor x = input.contiguous();
+  const at::Tensor y = other.defined() ? other.contiguous() : other;
+  const at::Tensor out = at::empty(input.sizes(), input.options());
+  DropoutParams p = {};
+  p.kind = kind;
+  p.input = x.const_data_ptr();
+  p.other = y.defined() ? y.const_data_ptr() : nullptr;
+  p.out = out.mutable_data_ptr();
+  p.elements = x.numel();
+  p.dropout = mask.p;
+  p.seed = static_cast<uint64_t>(mask.seed);
+  const TypedKernels& kernels = kernels_of("flash::dropout", x.scalar_type());
+  run_units(kernels.dropout_plan(p),
+            [&](int64_t begin, int64_t end) { kernels.dropout(p, begin, end); });
+  return out;
+}
+
+/// Its own derivative: a mask and a factor.
+class Dropout : public torch::autograd::Function<Dropout> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, Mask mask) {
+    mask.save(ctx);
+    return run(DropoutKind::kPlain, input, {}, mask);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return {apply(grads[0], Mask::load(ctx)), {}};
+  }
+};
+
+class DropoutAdd : public torch::autograd::Function<DropoutAdd> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input,
+                            const at::Tensor& residual, Mask mask) {
+    mask.save(ctx);
+    return run(DropoutKind::kAdd, input, residual, mask);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const bool needs_input = ctx->needs_input_grad(0);
+    return {needs_input ? Dropout::apply(grads[0], Mask::load(ctx)) : at::Tensor(), grads[0], {}};
+  }
+};
+
+/// The second derivative: not offered, and said in words.
+class ActivationDropoutBackward : public torch::autograd::Function<ActivationDropoutBackward> {
+ public:
+  static at::Tensor forward(AutogradContext*, const at::Tensor& grad, const at::Tensor& input,
+                            Activation activation, Mask mask) {
+    const bool relu = activation == Activation::kRelu;
+    return run(relu ? DropoutKind::kReluGradient : DropoutKind::kGeluGradient, input, grad, mask);
+  }
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        false,
+        "flash::activation_dropout: expected a first derivative, got a request for a second one, "
+        "which is not implemented; use flash::dropout of the activation, which has any number");
+  }
+};
+
+class ActivationDropout : public torch::autograd::Function<ActivationDropout> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, Activation activation,
+                            Mask mask) {
+    const bool relu = activation == Activation::kRelu;
+    mask.save(ctx);
+    ctx->saved_data["relu"] = relu;
+    ctx->save_for_backward({input});
+    return run(relu ? DropoutKind::kRelu : DropoutKind::kGelu, input, {}, mask);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const bool relu = ctx->saved_data["relu"].toBool();
+    return {ActivationDropoutBackward::apply(grads[0], ctx->get_saved_variables()[0],
+                                             relu ? Activation::kRelu : Activation::kGelu,
+                                             Mask::load(ctx)),
+            {},
+            {}};
+  }
+};
+
+void check(const char* op, const at::Tensor& input, double p) {
+  TORCH_CHECK_VALUE(p >= 0.0 && p <= 1.0, op, ": expected p to be a probability in [0, 1], got ", p);
+  check_kernel_input(op, "input", input);
+}
+
+}  // namespace
+
+at::Tensor dropout(const at::Tensor& input, double p, bool training) {
+  check("flash::dropout", input, p);
+  if (!training || p == 0) return input;
+  return Dropout::apply(input, Mask{p, draw_seed()});
+}
+
+at::Tensor dropout_add(const at::Tensor& input, const at::Tensor& residual, double p,
+                       bool training) {
+  constexpr char kOp[] = "flash::dropout_add";
+  check(kOp, input, p);
+  check_same_dtype(kOp, "input", input, "residual", residual);
+  TORCH_CHECK_VALUE(input.sizes() == residual.sizes(), kOp,
+                    ": expected input and residual of one shape, got ", input.sizes(), " and ",
+                    residual.sizes(), "; use .expand() to share one");
+  if (!training || p == 0) return at::add(residual, input);
+  return DropoutAdd::apply(input, residual, Mask{p, draw_seed()});
+}
+
+at::Tensor activation_dropout(const at::Tensor& input, Activation activation, double p,
+                              bool training) {
+  check("flash::activation_dropout", input, p);
+  if (!training || p == 0) {
+    return activation == Activation::kRelu ? at::relu(input) : at::gelu(input);
+  }
+  return ActivationDropout::apply(input, activation, Mask{p, draw_seed()});
+}
+
+}  // namespace flash

@@ -1,0 +1,47 @@
+#include "ops/kernel_call.h"
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+
+#include <stdexcept>
+
+namespace flash {
+namespace {
+
+void check_cpu(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.device().is_cpu(), op, ": expected ", name, " on the CPU, got it on ",
+                    tensor.device(), "; move it with .cpu()");
+}
+
+}  // namespace
+
+const TypedKernels& kernels_of(const char* op, at::ScalarType dtype) {
+  const KernelTable* table = nullptr;
+  try {
+    table = &active_kernels();
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, op, ": ", error.what());
+  }
+  return dtype == at::kDouble ? table->f64 : table->f32;
+}
+
+void check_kernel_input(const char* op, const char* name, const at::Tensor& tensor) {
+  check_cpu(op, name, tensor);
+  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, op,
+                   ": expected ", name, " of dtype float32 or float64, got ", tensor.scalar_type(),
+                   "; convert it with .float()");
+}
+
+void check_same_dtype(const char* op, const char* name, const at::Tensor& tensor,
+                      const char* other_name, const at::Tensor& other) {
+  check_cpu(op, other_name, other);
+  TORCH_CHECK_TYPE(other.scalar_type() == tensor.scalar_type(), op, ": expected ", name, " and ",
+                   other_name, " of one dtype, got ", tensor.scalar_type(), " and ",
+                   other.scalar_type(), "; convert one with .to(dtype)");
+}
+
+at::Tensor rows_contiguous(const at::Tensor& tensor) {
+  return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
+}
+
+}  // namespace flash

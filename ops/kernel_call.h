@@ -1,0 +1,38 @@
+#pragma once
+// Private to ops/: from tensors to the kernels of csrc/, for the small operators.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "csrc/kernels.h"
+
+namespace flash {
+
+/// The kernels of the CPU that this is, or that FLASH_ATTENTION_ISA names. `op` begins the text of the
+/// error where that is misspelt.
+const TypedKernels& kernels_of(const char* op, at::ScalarType dtype);
+
+/// Throws unless `tensor` is on the CPU, and float32 or float64.
+void check_kernel_input(const char* op, const char* name, const at::Tensor& tensor);
+
+/// Throws unless `other` is on the CPU and of the dtype of `tensor`.
+void check_same_dtype(const char* op, const char* name, const at::Tensor& tensor,
+                      const char* other_name, const at::Tensor& other);
+
+/// `tensor`, or a copy of it if its last dimension is not contiguous.
+at::Tensor rows_contiguous(const at::Tensor& tensor);
+
+/// Calls run(unit_begin, unit_end) on as many threads as the work is worth.
+template <class Run>
+void run_units(const WorkPlan& plan, Run&& run) {
+  // Waking a thread costs a few microseconds, in which a core does about this many operations.
+  constexpr int64_t kFlopsPerWakeUp = 200'000;
+  const int64_t grain =
+      std::max<int64_t>(1, kFlopsPerWakeUp / std::max<int64_t>(1, plan.flops_per_unit));
+  at::parallel_for(0, plan.units, grain, run);
+}
+
+}  // namespace flash

@@ -1,0 +1,38 @@
+#pragma once
+// The instruction sets that this CPU has, for tests that run on each.
+
+#include <random>
+#include <vector>
+
+#include "csrc/kernels.h"
+
+namespace flash::testing {
+
+inline std::vector<const KernelTable*> supported_kernels() {
+  std::vector<const KernelTable*> tables;
+  for (const KernelTable* table : all_kernels()) {
+    if (table->supported()) tables.push_back(table);
+  }
+  return tables;
+}
+
+template <class T>
+const TypedKernels& typed(const KernelTable& table) {
+  if constexpr (sizeof(T) == 4) {
+    return table.f32;
+  } else {
+    return table.f64;
+  }
+}
+
+/// Standard normal numbers.
+template <class T>
+std::vector<T> normal(int64_t size, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<double> distribution;
+  std::vector<T> x(size);
+  for (T& value : x) value = static_cast<T>(distribution(random));
+  return x;
+}
+
+}  // namespace flash::testing
