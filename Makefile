@@ -1,4 +1,4 @@
-# make demo    the main job: tables, a trained forecaster, pictures
+# make demo    the main job: tables, six trained forecasters, pictures; five minutes
 # make test    every test, C++ and Python, on every instruction set of this CPU
 # make bench   speed beside torch's attention at each instruction set, and of the models beside
 #              neuralforecast's, judged; 65 minutes
@@ -7,7 +7,7 @@
 #
 # Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make
 # .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB), BENCH=... options of
-# bench/run.py.
+# bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,9 +25,9 @@ REQUIREMENTS := requirements.txt requirements-dev.txt
 ORIGINALS := .venv-neuralforecast/bin/python
 ORIGINALS_REQUIREMENTS := $(REQUIREMENTS) bench/requirements.txt
 PACKAGES := $(shell sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' requirements-system.txt)
-LIBRARY := build/ops/libflash_attention.so
-PACKAGE_SOURCES := $(wildcard ops/flash_attention/*.py) ops/flash_attention/py.typed \
-  setup.py pyproject.toml README.md LICENSE
+LIBRARIES := build/ops/libflash_attention.so build/models/libflash_models.so
+PACKAGE_SOURCES := $(wildcard ops/flash_attention/*.py models/python/*.py) \
+  ops/flash_attention/py.typed setup.py pyproject.toml README.md LICENSE
 
 # Stamps: newer than what they were made from as long as nothing has changed.
 VENV_READY := .venv/.ready
@@ -38,7 +38,7 @@ ORIGINALS_PACKAGE_READY := .venv-neuralforecast/.package-ready
 .PHONY: demo test bench build clean system compile
 
 demo: build
-	@$(VENV) bench/demo.py
+	@$(VENV) bench/demo.py $(DEMO)
 
 bench: build $(ORIGINALS_PACKAGE_READY)
 	@$(VENV) bench/run.py $(BENCH)
@@ -112,13 +112,13 @@ build/build.ninja: $(VENV_READY)
 compile: build/build.ninja
 	@cmake --build build -j $(JOBS)
 
-$(LIBRARY): compile
+$(LIBRARIES): compile
 	@:
 
 INSTALL_PACKAGE := $(PIP_INSTALL) --quiet --no-build-isolation --no-deps --force-reinstall .
 
 # Without build/python, or a module that was deleted here would live on in the wheel.
-$(PACKAGE_READY): $(LIBRARY) $(PACKAGE_SOURCES)
+$(PACKAGE_READY): $(LIBRARIES) $(PACKAGE_SOURCES)
 	rm -rf build/python
 	FLASH_ATTENTION_BUILD_DIR=build $(VENV) $(INSTALL_PACKAGE)
 	@touch $@

@@ -52,13 +52,13 @@ def run_tool(*command: object) -> None:
 
 
 class CMakeBuild(build_ext):
-    """Builds the target flash_attention and installs it where the wheel is put together."""
+    """Builds the two libraries and installs them where the wheel is put together."""
 
     def build_extension(self, ext: Extension) -> None:
         build = Path(os.environ.get("FLASH_ATTENTION_BUILD_DIR") or self.build_temp).resolve()
         if not (build / "build.ninja").is_file():
             self.configure(build)
-        run_tool("cmake", "--build", build, "--target", "flash_attention")
+        run_tool("cmake", "--build", build, "--target", "flash_attention", "flash_models")
         wheel = Path(self.build_lib).resolve()
         run_tool("cmake", "--install", build, "--component", "python", "--prefix", wheel)
 
@@ -68,7 +68,8 @@ class CMakeBuild(build_ext):
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_PREFIX_PATH": torch.utils.cmake_prefix_path,
-            "FLASH_ATTENTION_BUILD_MODELS": "OFF",
+            "FLASH_ATTENTION_BUILD_MODELS": "ON",
+            "FLASH_ATTENTION_BUILD_TRAIN": "OFF",
             "FLASH_ATTENTION_BUILD_TESTS": "OFF",
         }
         defines = [f"-D{name}={value}" for name, value in options.items()]

@@ -1,4 +1,5 @@
-"""The second half of the demonstration: PatchTST trained by flash_train with each attention."""
+"""The second half of the demonstration: all six models trained by flash_train, with flash and
+without, on the last rows of a table."""
 
 from __future__ import annotations
 
@@ -7,36 +8,170 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import measure
-import plot
 
-DATA = measure.ROOT / "data" / "seattle-weather.csv"
-COLUMNS = ("temp_max", "temp_min")
-TITLES = {"temp_max": "highest temperature of the day", "temp_min": "lowest temperature of the day"}
-# A year of past, two weeks ahead; the rest is flash_train's default for daily tables.
-SETTINGS = {"input-size": 365, "horizon": 14, "epochs": 8, "seed": 1}
+WEATHER = measure.ROOT / "data" / "seattle-weather.csv"
+
+# Small networks with much dropout, since a few years of days hold little to learn from, and as many
+# epochs as leave the whole demonstration below five minutes.
+MODELS: dict[str, dict[str, object]] = {
+    "TFT": {"hidden-size": 16, "n-head": 4, "dropout": 0.3, "epochs": 4},
+    "Informer": {"hidden-size": 32, "n-head": 4, "dropout": 0.3, "epochs": 4},
+    "Autoformer": {"hidden-size": 32, "n-head": 4, "dropout": 0.3, "epochs": 3},
+    "FEDformer": {"hidden-size": 32, "n-head": 8, "dropout": 0.3, "epochs": 3},
+    "PatchTST": {
+        "hidden-size": 16,
+        "linear-hidden-size": 32,
+        "n-heads": 4,
+        "encoder-layers": 2,
+        "patch-len": 16,
+        "stride": 3,
+        "dropout": 0.5,
+        "epochs": 8,
+    },
+    "iTransformer": {"hidden-size": 64, "d-ff": 128, "n-heads": 4, "dropout": 0.3, "epochs": 10},
+}
+TRAINING = {"batch-size": 64, "learning-rate": 1e-3, "seed": 1}
+# Where flash attention is another model than the paper's, which the demonstration shows beside it.
+REPLACED = ("Autoformer", "FEDformer")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is forecast from what."""
+
+    data: Path = WEATHER
+    columns: tuple[str, ...] = ("temp_max", "temp_min")
+    input_size: int = 365
+    horizon: int = 14
+    season: int = 7
+    rows: int = 1500  # the last of the table; more would take more than five minutes
+
+    @property
+    def unit(self) -> str:
+        """Of the errors."""
+        return "degrees Celsius" if self.data == WEATHER else "units of the column"
+
+    @property
+    def text(self) -> str:
+        """For the console."""
+        return (
+            f"{self.data.name}, columns {', '.join(self.columns)}: {self.horizon} rows forecast "
+            f"from {self.input_size}"
+        )
 
 
 @dataclass(frozen=True)
 class Run:
     """One training: what flash_train reported, and its forecast of the test part."""
 
+    model: str
     attention: str
     report: dict[str, Any]
     forecast: list[dict[str, str]]
+
+    @property
+    def seconds(self) -> float:
+        return self.report["training"]["seconds"]
 
     @property
     def training_bytes(self) -> int:
         """Growth of the process from before the first step to its peak."""
         return self.report["memory_peak_bytes"] - self.report["memory_before_bytes"]
 
+    @property
+    def mae(self) -> dict[str, float]:
+        """Of each column, in its unit."""
+        return {name: row["model"] for name, row in self.report["test"]["mae_in_units"].items()}
 
-def train(build: Path, output: Path, threads: int, attention: str) -> Run:
+    @property
+    def losses(self) -> list[float]:
+        """Of all epochs, training and validation."""
+        names = ("train_loss", "validation_loss")
+        return [epoch[name] for epoch in self.report["training"]["epochs"] for name in names]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model trained with flash and without, from one seed: the same weights, order of windows and
+    dropout."""
+
+    flash: Run
+    without: Run
+
+    @property
+    def model(self) -> str:
+        return self.flash.model
+
+    @property
+    def runs(self) -> tuple[Run, Run]:
+        return self.flash, self.without
+
+    @property
+    def largest_gap(self) -> float:
+        """How far the losses of the two trainings are ever apart."""
+        return max(abs(a - b) for a, b in zip(self.flash.losses, self.without.losses, strict=True))
+
+
+def last_rows(task: Task, output: Path) -> Path:
+    """The table itself, or a copy of its header and its last rows."""
+    if not task.data.is_file():
+        sys.exit(f"bench/demo.py: expected a CSV file at {task.data}, found none")
+    lines = task.data.read_text().splitlines(keepends=True)
+    if len(lines) - 1 <= task.rows:
+        return task.data
+    path = output / f"last_rows_of_{task.data.name}"
+    path.write_text("".join([lines[0], *lines[-task.rows :]]))
+    return path
+
+
+def command(
+    executable: Path, data: Path, task: Task, model: str, attention: str, stem: Path, threads: int
+) -> list[str]:
+    """The call of flash_train; what it writes begins with `stem`."""
+    options = MODELS[model] | TRAINING
+    return [
+        str(executable),
+        model,
+        str(data),
+        f"--target={','.join(task.columns)}",
+        f"--input-size={task.input_size}",
+        f"--horizon={task.horizon}",
+        f"--season={task.season}",
+        *(f"--{name}={value}" for name, value in options.items()),
+        f"--attention={attention}",
+        f"--threads={threads}",
+        f"--output={stem}.safetensors",
+        f"--forecast-csv={stem}_forecast.csv",
+        f"--report={stem}.json",
+    ]
+
+
+def train(
+    executable: Path, data: Path, task: Task, model: str, attention: str, stem: Path, threads: int
+) -> Run:
     """Runs flash_train, whose progress goes to the console."""
+    call = command(executable, data, task, model, attention, stem, threads)
+    status = subprocess.run(call, stdout=subprocess.DEVNULL).returncode
+    if status != 0:
+        sys.exit(f"bench/demo.py: {' '.join(call)}\nended with status {status}")
+    report = json.loads(stem.with_name(f"{stem.name}.json").read_text())
+    with stem.with_name(f"{stem.name}_forecast.csv").open(newline="") as file:
+        return Run(model, attention, report, list(csv.DictReader(file)))
+
+
+def without_flash(model: str) -> str:
+    """flash_train's name of the attention that a model has when flash is off."""
+    return "native" if model in REPLACED else "standard"
+
+
+def train_all(
+    build: Path, output: Path, task: Task, threads: int, models: tuple[str, ...] = tuple(MODELS)
+) -> list[Pair]:
+    """Every model with flash and without."""
     executable = build / "models" / "flash_train"
     if not executable.is_file():
         sys.exit(
@@ -44,125 +179,14 @@ def train(build: Path, output: Path, threads: int, attention: str) -> Run:
             "CMake build directory by --build"
         )
     output.mkdir(parents=True, exist_ok=True)
-    report = output / f"{attention}.json"
-    forecast = output / f"{attention}_forecast.csv"
-    command = [
-        str(executable),
-        str(DATA),
-        f"--columns={','.join(COLUMNS)}",
-        *(f"--{name}={value}" for name, value in SETTINGS.items()),
-        f"--attention={attention}",
-        f"--threads={threads}",
-        f"--output={output / attention}.safetensors",
-        f"--forecast-csv={forecast}",
-        f"--report={report}",
-    ]
-    print(f"{attention} attention:", flush=True)
-    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
-    if status != 0:
-        sys.exit(f"bench/demo.py: {executable} ended with status {status}")
-    with forecast.open(newline="") as file:
-        return Run(attention, json.loads(report.read_text()), list(csv.DictReader(file)))
-
-
-def train_both(build: Path, output: Path, threads: int) -> list[Run]:
-    """From the same seed: the same weights, order of windows and dropout."""
-    names = ", ".join(COLUMNS)
-    settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
-    print(f"{DATA.name}, columns {names}; {settings}\n")
-    return [train(build, output, threads, attention) for attention in ("flash", "standard")]
-
-
-def epoch_pairs(runs: list[Run]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The reports of the two trainings, epoch by epoch."""
-    flash, standard = (run.report["training"]["epochs"] for run in runs)
-    return list(zip(flash, standard, strict=True))
-
-
-def largest_gap(runs: list[Run]) -> float:
-    """How far the losses of the two trainings are ever apart."""
-    losses = ("train_loss", "validation_loss")
-    return max(abs(a[loss] - b[loss]) for a, b in epoch_pairs(runs) for loss in losses)
-
-
-def print_runs(runs: list[Run]) -> None:
-    """Losses, cost and test errors side by side."""
-    flash, standard = (run.report for run in runs)
-    print(
-        f"\n{flash['parameters']} parameters, attention over {flash['patches']} patches, "
-        f"{flash['threads']} thread(s). Losses, epoch by epoch:\n"
-    )
-    header = ["epoch", "train: flash", "standard", "validation: flash", "standard"]
-    rows = []
-    for a, b in epoch_pairs(runs):
-        losses = (a["train_loss"], b["train_loss"], a["validation_loss"], b["validation_loss"])
-        rows.append([str(a["epoch"]), *(f"{loss:.6f}" for loss in losses)])
-    print(measure.table(header, rows, left=0))
-    print(f"\nThe largest difference between the two trainings is {largest_gap(runs):.0e}.")
-
-    print("\nCost of the training:\n")
-    rows = [
-        [
-            run.attention,
-            measure.seconds_text(run.report["training"]["seconds"]),
-            measure.bytes_text(run.training_bytes),
-            measure.bytes_text(run.report["memory_peak_bytes"]),
-        ]
-        for run in runs
-    ]
-    header = ["attention", "time", "peak memory of training", "of the whole process"]
-    print(measure.table(header, rows))
-
-    print(
-        f"\nMean absolute error on {flash['test']['windows']} test windows of "
-        f"{SETTINGS['horizon']} days, in degrees Celsius:\n"
-    )
-    header = ["column", "PatchTST, flash", "PatchTST, standard", "naive", "seasonal naive (7 days)"]
-    rows = []
-    for column in COLUMNS:
-        errors = flash["test"]["mae_in_units"][column]
-        other = standard["test"]["mae_in_units"][column]["model"]
-        values = (errors["model"], other, errors["naive"], errors["seasonal_naive"])
-        rows.append([column, *(f"{value:.3f}" for value in values)])
-    print(measure.table(header, rows))
-    model, naive = flash["test"]["model"]["mae"], flash["test"]["naive"]["mae"]
-    change = 100 * (1 - model / naive)
-    verdict = "smaller" if change > 0 else "LARGER"
-    print(
-        f"\nOver both columns the error is {abs(change):.0f}% {verdict} than the naive forecast's."
-    )
-
-
-def draw(runs: list[Run], output: Path) -> Path:
-    """The forecast of the test part against the truth, one panel per column."""
-    run = next(run for run in runs if run.attention == "flash")
-    days = SETTINGS["horizon"]
-    figure, axes = plot.grid(
-        len(COLUMNS),
-        1,
-        f"Weather of Seattle: PatchTST's forecasts, {days} days at a time",
-        "test part, never seen in training; a new forecast starts at each gap. Data: NOAA",
-        width=11.0,
-    )
-    for panel, column in zip(axes[:, 0], COLUMNS, strict=True):
-        rows = [row for row in run.forecast if row["column"] == column]
-        time = [datetime.strptime(row["time"], "%Y/%m/%d") for row in rows]
-        truth = [float(row["truth"]) for row in rows]
-        panel.plot(time, truth, color="0.25", linewidth=1.2, label="measured")
-        for start in range(0, len(rows), days):
-            part = slice(start, start + days)
-            values = [float(row["forecast"]) for row in rows[part]]
-            label = "forecast" if start == 0 else None
-            panel.plot(time[part], values, color="#0072B2", linewidth=2.0, label=label)
-        errors = run.report["test"]["mae_in_units"][column]
-        panel.set_title(
-            f"{TITLES[column]}: mean error {errors['model']:.2f} °C, naive forecast "
-            f"{errors['naive']:.2f} °C",
-            fontsize=11,
-        )
-        panel.set_xlabel("day")
-        panel.set_ylabel("temperature (°C)")
-        panel.grid(True, alpha=0.3)
-        panel.margins(x=0.01)
-        panel.legend(loc="upper right")
-    return plot.save(figure, output / "forecast.png")
+    data = last_rows(task, output)
+    print(f"{task.text}\n")
+    pairs = []
+    for model in models:
+        runs = []
+        for attention in ("flash", without_flash(model)):
+            print(f"{model}, {attention} attention:", flush=True)
+            stem = output / f"{model.lower()}_{attention}"
+            runs.append(train(executable, data, task, model, attention, stem, threads))
+        pairs.append(Pair(*runs))
+    return pairs

@@ -88,31 +88,29 @@ void refuse_what_the_model_lacks(const Json& hyper_parameters, const JsonOptionR
   }
 }
 
-/// neuralforecast's own files hold no mode lists, only the seed that they were drawn from.
-void add_fourier_modes(Json& hyper_parameters) {
+/// FEDformer draws its modes from random_seed. A file without a seed must name them or leave no
+/// choice.
+void check_fourier_modes(Json& hyper_parameters) {
   const auto number = [&](const char* name) -> int64_t {
     const auto found = hyper_parameters.find(name);
     return found != hyper_parameters.end() && found->is_number_integer() ? found->get<int64_t>()
                                                                          : -1;
   };
+  if (number("random_seed") >= 0) return;
   const int64_t h = number("h"), input_size = number("input_size"), modes = number("modes");
-  if (hyper_parameters.contains(kFourierIndex) || h < 1 || input_size < 1 || modes < 1 ||
-      hyper_parameters.value("mode_select", Json()) != "random" ||
-      takes_all_fourier_modes(h, input_size, modes)) {
-    return;  // nothing to add, or wrong in a way that the model's own checks name
-  }
-  const int64_t seed = number("random_seed");
   TORCH_CHECK_VALUE(
-      seed >= 0 && seed <= std::numeric_limits<uint32_t>::max(), "load_model: expected ",
-      kFourierIndex, " in the file's metadata or random_seed in ", kHyperParameters,
+      hyper_parameters.contains(kFourierIndex) ||
+          hyper_parameters.value("mode_select", Json()) != "random" ||
+          takes_all_fourier_modes(h, input_size, modes),
+      "load_model: expected ", kFourierIndex, " in the file's metadata or random_seed in ",
+      kHyperParameters,
       ", got neither: with mode_select \"random\" the weights belong to frequencies that the file "
       "does not name; if you know them give them as options, {\"fourier_index\": {\"enc_self\": "
       "[...], \"dec_self\": [...], \"dec_cross_q\": [...], \"dec_cross_kv\": [...]}}");
-  hyper_parameters[kFourierIndex] =
-      random_fourier_modes(h, input_size, modes, static_cast<uint32_t>(seed));
+  hyper_parameters["random_seed"] = 1;  // draws nothing that is used
 }
 
-Json read_hyper_parameters(const SafetensorsFile& file, const std::string& options) {
+Json read_hyper_parameters(const SafetensorsFile& file, const Json& replaced) {
   TORCH_CHECK_VALUE(file.metadata.contains(kModelClass) && file.metadata.contains(kHyperParameters),
                     "load_model: expected ", kModelClass, " and ", kHyperParameters,
                     " in the file's metadata; for bare weights build the model with its options "
@@ -121,11 +119,8 @@ Json read_hyper_parameters(const SafetensorsFile& file, const std::string& optio
   if (const Json index = parse_metadata(file.metadata, kFourierIndex); !index.empty()) {
     hyper_parameters[kFourierIndex] = index;
   }
-  const Json replaced = Json::parse(options, nullptr, /*allow_exceptions=*/false);
-  TORCH_CHECK_VALUE(replaced.is_object(), "load_model: expected the options as a JSON object, got ",
-                    options.substr(0, 80));
   hyper_parameters.update(replaced);
-  if (file.metadata.at(kModelClass) == "FEDformer") add_fourier_modes(hyper_parameters);
+  if (file.metadata.at(kModelClass) == "FEDformer") check_fourier_modes(hyper_parameters);
   return hyper_parameters;
 }
 
@@ -179,7 +174,10 @@ void save_model(const std::string& path, ForecastModel& model, const Safetensors
 
 std::shared_ptr<ForecastModel> load_model(const SafetensorsFile& file, const ModelConfig& config,
                                           const std::string& options) {
-  const Json hyper_parameters = read_hyper_parameters(file, options);
+  const Json replaced = Json::parse(options, nullptr, /*allow_exceptions=*/false);
+  TORCH_CHECK_VALUE(replaced.is_object(), "load_model: expected the options as a JSON object, got ",
+                    options.substr(0, 80));
+  const Json hyper_parameters = read_hyper_parameters(file, replaced);
   const std::string& model_class = file.metadata.at(kModelClass);
   JsonOptionReader reader("load_model", hyper_parameters, JsonOptionReader::Missing::kRefuse);
   int64_t h = 0;
@@ -189,6 +187,10 @@ std::shared_ptr<ForecastModel> load_model(const SafetensorsFile& file, const Mod
       {.outputsize_multiplier = outputs_per_step(model_class, file.tensors, h),
        .config = config,
        .refuse_unknown = false});
+  for (const auto& [name, value] : replaced.items()) {
+    TORCH_CHECK_VALUE(reader.known().contains(name), "load_model: expected an option of ",
+                      model_class, ", got ", name);
+  }
   refuse_what_the_model_lacks(hyper_parameters, reader, model_class);
   load_state_dict(model->module(), file.tensors);
   model->module().eval();

@@ -107,7 +107,8 @@ class StudentT final : public Distribution {
       const at::Tensor density = (log_norm - 0.5 * (df + 1.0) * at::log1p(t.square() / df)).exp();
       const at::Tensor change = (beyond - tail) / density;
       t = t + change;
-      if (change.abs().le(1e-13 * t).logical_or(change.isnan()).all().item<bool>()) break;
+      // The error after a step is of the order of the step's square.
+      if (change.abs().le(1e-8 * t).logical_or(change.isnan()).all().item<bool>()) break;
     }
     return q < 0.5 ? -t : t;
   }

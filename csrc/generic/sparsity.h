@@ -1,8 +1,8 @@
 #pragma once
 // Informer's measurement of query sparsity, from a few sampled keys per query, read in place.
 //
-// Dot products stand in lanes: those of V::kWidth keys with one query are formed as a register of
-// partial sums each, and a transposition turns the lanes of each into one lane of a single register.
+// The (query, sample) pairs of a unit are one list. V::kWidth pairs are formed as a register of partial
+// sums each, and a transposition turns their lanes into one lane per pair.
 
 #include <cstdint>
 
@@ -19,24 +19,31 @@ inline WorkPlan sparsity_plan(const SparsityParams& p) {
           2 * kSparsityQueries * p.samples * p.head_dim};
 }
 
-template <class V>
+/// Partial sums of a dot product of `length` numbers: kVecs whole vectors, or any length if kVecs is 0.
+template <class V, int kVecs>
 [[gnu::always_inline]] inline typename V::Reg dot_lanes(const typename V::Scalar* a,
                                                         const typename V::Scalar* b,
                                                         int64_t length) {
+  constexpr int W = V::kWidth;
   typename V::Reg sum = V::zero();
-  int64_t d = 0;
-  for (; d + V::kWidth <= length; d += V::kWidth) sum = V::fma(V::load(a + d), V::load(b + d), sum);
-  if (d < length) {
-    const auto tail = V::first(length - d);
-    sum = V::fma(V::load(a + d, tail), V::load(b + d, tail), sum);
+  if constexpr (kVecs > 0) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) sum = V::fma(V::load(a + v * W), V::load(b + v * W), sum);
+  } else {
+    int64_t d = 0;
+    for (; d + W <= length; d += W) sum = V::fma(V::load(a + d), V::load(b + d), sum);
+    if (d < length) {
+      const auto tail = V::first(length - d);
+      sum = V::fma(V::load(a + d, tail), V::load(b + d, tail), sum);
+    }
   }
   return sum;
 }
 
-/// Lane r of what is returned joins the numbers of rows[r] by `join`, pair by pair.
-template <class V, class Join>
-[[gnu::always_inline]] inline typename V::Reg join_rows(
-    const typename V::Scalar (&rows)[V::kWidth][V::kWidth], Join&& join) {
+/// sums[r] = sum of rows[r].
+template <class V>
+[[gnu::always_inline]] inline void add_rows(
+    const typename V::Scalar (&rows)[V::kWidth][V::kWidth], typename V::Scalar (&sums)[V::kWidth]) {
   typename V::Reg r[V::kWidth];
 #pragma GCC unroll 16
   for (int i = 0; i < V::kWidth; ++i) r[i] = V::load(rows[i]);
@@ -44,77 +51,72 @@ template <class V, class Join>
 #pragma GCC unroll 4
   for (int half = V::kWidth / 2; half > 0; half /= 2) {
 #pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) r[i] = join(r[i], r[i + half]);
+    for (int i = 0; i < half; ++i) r[i] = V::add(r[i], r[i + half]);
   }
-  return r[0];
+  V::store(sums, r[0]);
 }
 
-/// Largest and sum of the scores of one query, spread over lanes.
-template <class V>
-inline void sample_scores(const SparsityParams& p, const typename V::Scalar* query,
-                          const typename V::Scalar* keys, const int64_t* index,
-                          typename V::Scalar* largest, typename V::Scalar* sum) {
+/// Queries [0, queries) of one head.
+template <class V, int kVecs>
+inline void measure_queries(const SparsityParams& p, const typename V::Scalar* query,
+                            const typename V::Scalar* keys, const int64_t* index, int64_t queries,
+                            typename V::Scalar* out) {
   using T = typename V::Scalar;
-  using Reg = typename V::Reg;
   constexpr int W = V::kWidth;
-  const Reg minus_inf = V::broadcast(-static_cast<T>(__builtin_inf()));
-  alignas(64) T dots[W][W] = {};
-  Reg top = minus_inf, total = V::zero();
-  for (int64_t first = 0; first < p.samples; first += W) {
-    const int64_t count = min_of(W, p.samples - first);
-    for (int64_t j = 0; j < count; ++j) {
-      V::store(dots[j], dot_lanes<V>(query, keys + index[first + j] * p.key.strides.row,
-                                     p.head_dim));
+  constexpr T kMinusInf = -static_cast<T>(__builtin_inf());
+  alignas(64) T rows[W][W] = {}, scores[W];
+  const int64_t pairs = queries * p.samples;
+  int64_t ahead = 0;   // samples of the query at hand whose products are formed
+  int64_t behind = 0;  // and those that are in the two numbers below
+  T largest = kMinusInf, sum = 0;
+  for (int64_t first = 0; first < pairs; first += W) {
+    const int64_t count = min_of(W, pairs - first);
+    for (int64_t i = 0; i < count; ++i) {
+      const T* key = keys + index[first + i] * p.key.strides.row;
+      V::store(rows[i], dot_lanes<V, kVecs>(query, key, p.head_dim));
+      if (++ahead == p.samples) {
+        ahead = 0;
+        query += p.query.strides.row;
+      }
     }
-    // Lanes past the last sample: nothing to the sum, and never the largest.
-    for (int64_t j = count; j < W; ++j) V::store(dots[j], V::zero());
-    const Reg score = join_rows<V>(dots, [](Reg a, Reg b) { return V::add(a, b); });
-    total = V::add(total, score);
-    if (count == W) {
-      top = V::max(score, top);
-    } else {
-      alignas(64) T lanes[W];
-      V::store(lanes, score);
-      for (int64_t j = count; j < W; ++j) lanes[j] = -static_cast<T>(__builtin_inf());
-      top = V::max(V::load(lanes), top);
+    add_rows<V>(rows, scores);
+    for (int64_t i = 0; i < count; ++i) {
+      largest = scores[i] > largest ? scores[i] : largest;
+      sum += scores[i];
+      if (++behind == p.samples) {
+        *out++ = largest - sum / static_cast<T>(p.keys);
+        behind = 0;
+        largest = kMinusInf;
+        sum = 0;
+      }
     }
   }
-  V::store(largest, top);
-  V::store(sum, total);
 }
 
 template <class V>
 void sparsity(const SparsityParams& p, int64_t unit_begin, int64_t unit_end) {
   using T = typename V::Scalar;
-  using Reg = typename V::Reg;
-  constexpr int W = V::kWidth;
+  constexpr int kMostVecs = 4;
+  const bool whole = p.head_dim > 0 && p.head_dim % V::kWidth == 0 &&
+                     p.head_dim <= kMostVecs * V::kWidth;
   const int64_t blocks = ceil_div(p.queries, kSparsityQueries);
-  const Reg keys_total = V::broadcast(static_cast<T>(p.keys));
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
     const int64_t batch_head = unit / blocks;
     const int64_t batch = batch_head / p.heads, head = batch_head % p.heads;
+    const int64_t first = unit % blocks * kSparsityQueries;
+    const int64_t count = min_of(kSparsityQueries, p.queries - first);
     const T* query = static_cast<const T*>(p.query.data) + batch * p.query.strides.batch +
-                     head * p.query.strides.head;
+                     head * p.query.strides.head + first * p.query.strides.row;
     const T* keys = static_cast<const T*>(p.key.data) + batch * p.key.strides.batch +
                     head * p.key.strides.head;
-    T* out = static_cast<T*>(p.out) + batch_head * p.queries;
-    const int64_t begin = unit % blocks * kSparsityQueries;
-    const int64_t end = min_of(begin + kSparsityQueries, p.queries);
-    for (int64_t first = begin; first < end; first += W) {
-      const int64_t count = min_of(W, end - first);
-      alignas(64) T largest[W][W] = {}, sum[W][W] = {};
-      for (int64_t i = 0; i < count; ++i) {
-        sample_scores<V>(p, query + (first + i) * p.query.strides.row, keys,
-                         p.index + (first + i) * p.samples, largest[i], sum[i]);
-      }
-      const Reg top = join_rows<V>(largest, [](Reg a, Reg b) { return V::max(a, b); });
-      const Reg total = join_rows<V>(sum, [](Reg a, Reg b) { return V::add(a, b); });
-      const Reg measure = V::sub(top, V::div(total, keys_total));
-      if (count == W) {
-        V::store(out + first, measure);
-      } else {
-        V::store(out + first, measure, V::first(count));
-      }
+    const int64_t* index = p.index + first * p.samples;
+    T* out = static_cast<T*>(p.out) + batch_head * p.queries + first;
+    if (whole) {
+      with_vecs<kMostVecs>(static_cast<int>(p.head_dim / V::kWidth), [&]<int kVecs>() {
+        measure_queries<V, kVecs>(p, query, keys, index, count, out);
+      });
+    } else {
+      measure_queries<V, 0>(p, query, keys, index, count, out);
     }
   }
 }

@@ -20,10 +20,17 @@ enum Saved {
 
 class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
  public:
-  static Tensor forward(AutogradContext* context, const variable_list& in, int64_t activation,
+  // One argument each: autograd does not look into a list.
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& selection,
+                        const Tensor& factor, const Tensor& shift, const Tensor& first_factor,
+                        const Tensor& first_shift, const Tensor& weight, const Tensor& bias,
+                        const Tensor& gate_weight, const Tensor& gate_bias,
+                        const Tensor& norm_weight, const Tensor& norm_bias, int64_t activation,
                         double dropout, bool keep) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const Tensor& x = in[kX];
+    const variable_list in = {x,           selection, factor,      shift,     first_factor,
+                              first_shift, weight,    bias,        gate_weight, gate_bias,
+                              norm_weight, norm_bias};
     const int64_t rows = x.size(0), variables = x.size(1), width = in[kFactor].size(1);
     const int64_t most = std::min(rows, kRowsPerBlock * at::get_num_threads());
     const auto options = x.options();
@@ -179,14 +186,15 @@ Tensor selected_variables(const Tensor& x, const Tensor& selection,
                           const ScalarEmbedding& embedding, const ResidualWeights& weights,
                           GatedActivation activation, double dropout) {
   const GateWeights& gate = weights.gate;
-  const variable_list inputs = {
-      x.contiguous(),        selection.contiguous(), embedding.factor,      embedding.shift,
-      embedding.first_factor, embedding.first_shift, weights.weight,        weights.bias,
-      gate.weight,           gate.bias,              gate.norm_weight,      gate.norm_bias};
-  const bool keep = at::GradMode::is_enabled() &&
-                    std::any_of(inputs.begin(), inputs.end(),
-                                [](const Tensor& input) { return input.requires_grad(); });
-  return SelectedVariables::apply(inputs, static_cast<int64_t>(activation), dropout, keep);
+  const bool keep = needs_backward(
+      {x, selection, embedding.factor, embedding.shift, embedding.first_factor,
+       embedding.first_shift, weights.weight, weights.bias, gate.weight, gate.bias,
+       gate.norm_weight, gate.norm_bias});
+  return SelectedVariables::apply(
+      x.contiguous(), selection.contiguous(), embedding.factor.contiguous(),
+      embedding.shift.contiguous(), embedding.first_factor.contiguous(),
+      embedding.first_shift.contiguous(), weights.weight, weights.bias, gate.weight, gate.bias,
+      gate.norm_weight, gate.norm_bias, static_cast<int64_t>(activation), dropout, keep);
 }
 
 Tensor narrow_network(const Tensor& x, const Tensor& first, const Tensor& shift,

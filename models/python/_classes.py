@@ -184,6 +184,7 @@ class Autoformer(ForecastModel):
         h: steps to forecast.
         input_size: steps of the past that the model sees.
         futr_exog_list: names of the columns known for the past and the future; None for none.
+        exclude_insample_y: see zeros instead of the series.
         decoder_input_size_multiplier: share of the past that the decoder sees, in (0, 1).
         hidden_size: width of the model.
         dropout: probability of dropping an activation in training.
@@ -206,6 +207,7 @@ class Autoformer(ForecastModel):
         input_size: int,
         futr_exog_list: Sequence[str] | None = None,
         *,
+        exclude_insample_y: bool = False,
         decoder_input_size_multiplier: float = 0.5,
         hidden_size: int = 128,
         dropout: float = 0.05,
@@ -249,8 +251,10 @@ class FEDformer(ForecastModel):
         encoder_layers: layers of the encoder.
         decoder_layers: layers of the decoder.
         MovingAvg_window: steps of the moving average that is the trend; odd.
-        fourier_index: the frequencies, which neuralforecast draws and does not store: sorted lists
-            under "enc_self", "dec_self", "dec_cross_q" and "dec_cross_kv". None draws them.
+        random_seed: what mode_select="random" draws the frequencies from. The default model has the
+            frequencies of neuralforecast's default model.
+        fourier_index: the frequencies themselves, where they are others, which neuralforecast does
+            not store: sorted lists under "enc_self", "dec_self", "dec_cross_q" and "dec_cross_kv".
         SETTINGS
 
     Raises:
@@ -275,6 +279,7 @@ class FEDformer(ForecastModel):
         encoder_layers: int = 2,
         decoder_layers: int = 1,
         MovingAvg_window: int = 25,
+        random_seed: int = 1,
         fourier_index: Mapping[str, Sequence[int]] | None = None,
         output_size: int = 1,
         use_flash_attention: bool = False,

@@ -75,9 +75,11 @@ class Engine:
             self.tensors(module), module.training, *(windows.get(name) for name in WINDOWS)
         )
 
-    def save(self, module: nn.Module, path: str) -> None:
-        """Write a file that neuralforecast and `load` read."""
-        self.native.save(path, self.tensors(module))
+    def save(
+        self, module: nn.Module, path: str, metadata: dict[str, str], others: dict[str, Tensor]
+    ) -> None:
+        """Write a file that neuralforecast and `load` read; see save_model in C++ for the rest."""
+        self.native.save(path, self.tensors(module), metadata, others)
 
     def names(self) -> list[list[str]]:
         """For each tensor of the C++ model its names; several where modules share it."""

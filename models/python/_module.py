@@ -64,16 +64,11 @@ class ForecastModel(nn.Module):
         setup = Setup(type(self).model_class(), json.dumps(given), **settings)
         native = setup.build()
         self._engine = Engine(setup, native)
-        for (first, *others), value, is_parameter, requires_grad in native.tensors():
-            if is_parameter:
-                value = nn.Parameter(value, requires_grad)
-            for name in (first, *others):
-                *path, attribute = name.split(".")
-                owner = self._owner(path)
-                if is_parameter:
-                    owner.register_parameter(attribute, value)
-                else:
-                    owner.register_buffer(attribute, value)
+        self._metadata: dict[str, str] = {}  # of the file it came from, with what is not ours
+        self._others: dict[str, Tensor] = {}
+        with torch.inference_mode(False):  # built under it, the model can be trained all the same
+            for names, value, is_parameter, requires_grad in native.tensors():
+                self._register(names, nn.Parameter(value, requires_grad) if is_parameter else value)
 
     @classmethod
     def model_class(cls) -> str:
@@ -119,13 +114,14 @@ class ForecastModel(nn.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and options as neuralforecast's `save` does, in safetensors.
 
-        neuralforecast's `load` reads the file where `output_size` is 1; its loss, which a network
-        does not know, is then MAE.
+        neuralforecast's `load` reads the file. A model that came from a file of neuralforecast's
+        keeps its loss, scaler and training options there; without any, the loss is MAE, which
+        needs an `output_size` of 1.
 
         Raises:
             ValueError: the file cannot be written.
         """
-        self._engine.save(self, os.fspath(path))
+        self._engine.save(self, os.fspath(path), self._metadata, self._others)
 
     @classmethod
     def from_checkpoint(
@@ -144,8 +140,8 @@ class ForecastModel(nn.Module):
             ValueError: the file is broken, needs an option that this network lacks, or holds a
                 model of another class (`flash_attention.models.load` takes any).
         """
-        model_class, options, output_size, weights = torch.ops.flash_models.read_model(
-            os.fspath(path)
+        model_class, options, output_size, weights, metadata, others = (
+            torch.ops.flash_models.read_model(os.fspath(path))
         )
         if model_class != cls.model_class():
             raise ValueError(
@@ -161,6 +157,7 @@ class ForecastModel(nn.Module):
                 gradient_checkpointing=gradient_checkpointing,
             )
         model.load_state_dict(weights)
+        model._metadata, model._others = metadata, others
         return model.eval()
 
     def extra_repr(self) -> str:
@@ -185,13 +182,19 @@ class ForecastModel(nn.Module):
                     f"{type(value).__name__}"
                 )
 
-    def _owner(self, path: list[str]) -> nn.Module:
-        owner: nn.Module = self
-        for depth, key in enumerate(path, 1):
-            if key not in owner._modules:
-                owner.add_module(key, self.node_types.get(".".join(path[:depth]), Node)())
-            owner = owner._modules[key]
-        return owner
+    def _register(self, names: list[str], tensor: Tensor) -> None:
+        """Put one tensor under each of its names, in submodules that are made as they come."""
+        for name in names:
+            *path, attribute = name.split(".")
+            owner: nn.Module = self
+            for depth, key in enumerate(path, 1):
+                if key not in owner._modules:
+                    owner.add_module(key, self.node_types.get(".".join(path[:depth]), Node)())
+                owner = owner._modules[key]
+            if isinstance(tensor, nn.Parameter):
+                owner.register_parameter(attribute, tensor)
+            else:
+                owner.register_buffer(attribute, tensor)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any

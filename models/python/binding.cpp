@@ -9,7 +9,6 @@
 #include <tuple>
 #include <utility>
 
-#include "json_options.h"
 #include "python/bound_model.h"
 
 namespace flash::models {
@@ -17,6 +16,8 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
+using Texts = c10::Dict<std::string, std::string>;
+using TensorsByName = c10::Dict<std::string, at::Tensor>;
 
 class PythonModelClass : public torch::CustomClassHolder {
  public:
@@ -39,6 +40,7 @@ class PythonModelClass : public torch::CustomClassHolder {
     return list;
   }
 
+  /// As JSON, defaults included, and what neuralforecast lacks.
   std::string options() { return model_.options(); }
 
   at::Tensor forward(const Tensors& given, bool training, const OptionalTensor& insample_y,
@@ -52,27 +54,37 @@ class PythonModelClass : public torch::CustomClassHolder {
                            .stat_exog = stat_exog.value_or(at::Tensor())});
   }
 
-  void save(const std::string& path, const Tensors& given) { model_.save(path, given); }
+  void save(const std::string& path, const Tensors& given, const Texts& metadata,
+            const TensorsByName& others) {
+    SafetensorsFile keep;
+    for (const auto& item : metadata) keep.metadata[item.key()] = item.value();
+    for (const auto& item : others) keep.tensors[item.key()] = item.value();
+    model_.save(path, given, keep);
+  }
 
  private:
   PythonModel model_;
 };
 
-/// A file of save_model or neuralforecast's save:
-/// (class, options as JSON, outputs per step, state_dict)
-std::tuple<std::string, std::string, int64_t, c10::Dict<std::string, at::Tensor>> read_model(
+/// A file of save_model or neuralforecast's save: (class, options as JSON, outputs per step, weights,
+/// the file's metadata, its tensors that are no weights)
+std::tuple<std::string, std::string, int64_t, TensorsByName, Texts, TensorsByName> read_model(
     const std::string& path) {
   const GeneratorUnmoved unmoved;
-  const std::shared_ptr<ForecastModel> model = load_model(path);
-  JsonOptionWriter writer;
-  model->visit_options(writer);
-  writer.options.update(writer.ours);
-  c10::Dict<std::string, at::Tensor> weights;
-  for (const NamedTensor& own : named_tensors(model->module())) {
+  const SafetensorsFile file = read_safetensors(path);
+  const std::shared_ptr<ForecastModel> model = load_model(file);
+  TensorsByName weights, others;
+  Texts metadata;
+  for (const NamedTensor& own : named_tensors(*model)) {
     for (const std::string& name : own.names) weights.insert(name, own.tensor.detach());
   }
-  return {model->model_class(), writer.options.dump(), model->outputsize_multiplier(),
-          std::move(weights)};
+  const TensorMap all = neuralforecast_state_dict(*model);
+  for (const auto& [name, tensor] : file.tensors) {
+    if (!all.contains(name)) others.insert(name, tensor);
+  }
+  for (const auto& [key, text] : file.metadata) metadata.insert(key, text);
+  return {model->model_class(), options_of(*model), model->outputsize_multiplier(), weights,
+          metadata, others};
 }
 
 TORCH_LIBRARY(flash_models, m) {

@@ -5,6 +5,7 @@
 #include <flash_attention/models/registry.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <map>
 #include <utility>
 
@@ -27,21 +28,54 @@ void check(const NamedTensor& own, const at::Tensor& given) {
                     own.tensor.sizes(), ", got ", given.sizes());
 }
 
+/// What a layer would say of a wrong dtype or device names neither the tensor nor the remedy.
+void check_windows(const std::string& model_class, const WindowsBatch& windows,
+                   const std::vector<at::Tensor>& given) {
+  const auto weight = std::find_if(given.begin(), given.end(), [](const at::Tensor& tensor) {
+    return tensor.is_floating_point();
+  });
+  if (weight == given.end()) return;
+  const auto check_one = [&](const char* name, const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    TORCH_CHECK_VALUE(tensor.device().is_cpu(), model_class, ": expected ", name, " on the CPU, got ",
+                      tensor.device(), "; move it there with .to(\"cpu\")");
+    TORCH_CHECK_VALUE(tensor.scalar_type() == weight->scalar_type(), model_class, ": expected ", name, " in ",
+                      weight->scalar_type(), " as the parameters are, got ", tensor.scalar_type(),
+                      "; convert the one or the other with .float() or .double()");
+  };
+  check_one("insample_y", windows.insample_y);
+  check_one("futr_exog", windows.futr_exog);
+  check_one("hist_exog", windows.hist_exog);
+  check_one("stat_exog", windows.stat_exog);
+}
+
 }  // namespace
 
-std::vector<NamedTensor> named_tensors(const torch::nn::Module& module) {
+std::vector<NamedTensor> named_tensors(ForecastModel& model) {
   std::vector<NamedTensor> found;
   std::map<const void*, size_t> position;
+  std::map<std::string, size_t> by_name;
   const auto add = [&](const auto& items, bool is_parameter) {
     for (const auto& item : items) {
       const auto [at, is_new] = position.emplace(item->unsafeGetTensorImpl(), found.size());
       if (is_new) found.push_back({.names = {}, .tensor = *item, .is_parameter = is_parameter});
       found[at->second].names.push_back(item.key());
+      by_name.emplace(item.key(), at->second);
     }
   };
-  add(module.named_parameters(), true);
-  add(module.named_buffers(), false);
+  add(model.module().named_parameters(), true);
+  add(model.module().named_buffers(), false);
+  for (const auto& [alias, owner] : model.tied_parameters()) {
+    if (!by_name.contains(alias)) found[by_name.at(owner)].names.push_back(alias);
+  }
   return found;
+}
+
+std::string options_of(ForecastModel& model) {
+  JsonOptionWriter writer;
+  model.visit_options(writer);
+  writer.options.update(writer.ours);
+  return writer.options.dump();
 }
 
 GeneratorUnmoved::GeneratorUnmoved() {
@@ -62,7 +96,7 @@ BoundModel::BoundModel(const Recipe& recipe) {
   const at::AutoGradMode with_gradients(true);
   model_ = make_model(recipe.model_class, recipe.options, recipe.outputsize_multiplier,
                       recipe.config);
-  tensors_ = named_tensors(model_->module());
+  tensors_ = named_tensors(*model_);
   edges_.resize(tensors_.size());
   for (const NamedTensor& own : tensors_) handles_.push_back(own.tensor.use_count());
 }
@@ -121,10 +155,7 @@ std::vector<NamedTensor> PythonModel::tensors() {
 
 std::string PythonModel::options() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  JsonOptionWriter writer;
-  bound_->model().visit_options(writer);
-  writer.options.update(writer.ours);
-  return writer.options.dump();
+  return options_of(bound_->model());
 }
 
 BoundModel::Use PythonModel::bind(const std::vector<at::Tensor>& given, bool training) {
@@ -141,15 +172,17 @@ BoundModel::Use PythonModel::bind(const std::vector<at::Tensor>& given, bool tra
 at::Tensor PythonModel::forward(const std::vector<at::Tensor>& given, bool training,
                                 const WindowsBatch& windows) {
   const BoundModel::Use use = bind(given, training);
+  check_windows(recipe_.model_class, windows, given);
   at::Tensor output = use.model().forward(windows);
   // What recomputes a layer in the backward may refer to the model, which Python may have let go.
   if (output.requires_grad()) output.register_hook([bound = use.bound()](const at::Tensor&) {});
   return output;
 }
 
-void PythonModel::save(const std::string& path, const std::vector<at::Tensor>& given) {
+void PythonModel::save(const std::string& path, const std::vector<at::Tensor>& given,
+                       const SafetensorsFile& keep) {
   const BoundModel::Use use = bind(given, /*training=*/false);
-  save_model(path, use.model());
+  save_model(path, use.model(), keep);
 }
 
 }  // namespace flash::models

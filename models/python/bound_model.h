@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 #include <flash_attention/models/forecast_model.h>
 #include <flash_attention/models/model_config.h>
+#include <flash_attention/models/safetensors.h>
 #include <torch/csrc/autograd/edge.h>
 
 #include <atomic>
@@ -28,7 +29,10 @@ struct NamedTensor {
 };
 
 /// Parameters, then buffers, in the order in which they were registered.
-std::vector<NamedTensor> named_tensors(const torch::nn::Module& module);
+std::vector<NamedTensor> named_tensors(ForecastModel& model);
+
+/// The options as JSON, defaults included, and with them what neuralforecast lacks.
+std::string options_of(ForecastModel& model);
 
 /// Torch's CPU generator is put back where it was at the end: what is drawn in between is for
 /// weights that are replaced at once.
@@ -98,14 +102,14 @@ class PythonModel {
 
   /// Parameters and buffers as they are now; before the first forward the initial ones.
   std::vector<NamedTensor> tensors();
-  /// The options as JSON, defaults included; under "fourier_index" what neuralforecast lacks.
   std::string options();
 
   /// The model's forward with `given` as its parameters and buffers, in the order of tensors().
   at::Tensor forward(const std::vector<at::Tensor>& given, bool training,
                      const WindowsBatch& windows);
-  /// Writes a file with `given` as weights, as save_model does.
-  void save(const std::string& path, const std::vector<at::Tensor>& given);
+  /// save_model with `given` as weights.
+  void save(const std::string& path, const std::vector<at::Tensor>& given,
+            const SafetensorsFile& keep);
 
  private:
   BoundModel::Use bind(const std::vector<at::Tensor>& given, bool training);

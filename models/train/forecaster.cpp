@@ -26,7 +26,8 @@ void save_forecaster(const std::string& path, Forecaster& forecaster) {
                             {"train_fraction", forecaster.data.train_fraction},
                             {"validation_fraction", forecaster.data.validation_fraction},
                             {"season", forecaster.data.season}};
-  save_patchtst(path, forecaster.model, {{kMetadataKey, description.dump()}});
+  save_model(path, *forecaster.model,
+             {.tensors = {}, .metadata = {{kMetadataKey, description.dump()}}});
 }
 
 Forecaster load_forecaster(const std::string& path, const ModelConfig& config) {
@@ -36,7 +37,7 @@ Forecaster load_forecaster(const std::string& path, const ModelConfig& config) {
                     ": expected a model written by flash_train, got "
                     "a file without ",
                     kMetadataKey, " in its metadata");
-  Forecaster forecaster{.model = load_patchtst(file, config), .scaler = {}, .data = {}};
+  Forecaster forecaster{.model = load_model<PatchTST>(file, config), .scaler = {}, .data = {}};
   try {
     const Json description = Json::parse(text->second);
     description.at("columns").get_to(forecaster.data.columns);

@@ -183,6 +183,7 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
                              {dk.data(), key},
                              {dv.data(), value},
                              p.options.bias ? dbias.data() : nullptr,
+                             p.options.causal,  // added or stored: two ways to the same gradient
                              sizeof(T) == 8,
                              {},
                              p.options.block_size};

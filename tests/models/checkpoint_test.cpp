@@ -1,9 +1,14 @@
 // Models with their hyperparameters in one file, ours and neuralforecast's.
 
 #include <flash_attention/models/checkpoint.h>
+#include <flash_attention/models/fedformer.h>
+#include <flash_attention/models/patchtst.h>
+#include <flash_attention/models/tft.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
+
+#include <filesystem>
 
 #include "models/fixture.h"
 #include "models/temporary_file.h"
@@ -12,17 +17,138 @@
 namespace flash::tests {
 namespace {
 
-using models::load_patchtst;
+using models::load_model;
 using models::PatchTST;
+using nlohmann::json;
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::ThrowsMessage;
 
-std::string fixture_path(const std::string& name) {
-  return std::string(FLASH_FIXTURES) + "/" + name + ".safetensors";
+/// Of each class, a fixture whose model has most of what the class can have.
+const std::map<std::string, std::string> kFixtures{
+    {"Autoformer", "autoformer_odd_futr_declonger_mq"},
+    {"FEDformer", "fedformer_random_futr_mq"},
+    {"Informer", "informer_futr_nodistil_mq"},
+    {"PatchTST", "patchtst_sdpa_prenorm_affine_mq"},
+    {"TFT", "tft_exog_mq_lstm2"},
+    {"iTransformer", "itransformer_futr"}};
+
+/// Of each class, a file that neuralforecast's `save` wrote; beside it inputs and the output.
+const std::map<std::string, std::string> kNeuralforecastFiles{
+    {"Autoformer", "neuralforecast_autoformer"}, {"FEDformer", "neuralforecast_fedformer"},
+    {"Informer", "neuralforecast_informer"},     {"PatchTST", "neuralforecast_checkpoint"},
+    {"TFT", "neuralforecast_tft"},               {"iTransformer", "neuralforecast_itransformer"}};
+
+std::string recorded_forward_of(const std::string& file) {
+  return file == "neuralforecast_checkpoint" ? "neuralforecast_forward" : file + "_forward";
 }
 
-TEST(Checkpoint, ReturnsTheSameModel) {
+/// Its forward after neuralforecast's seed, in float64.
+at::Tensor output_of(models::ForecastModel& model, const Fixture& fixture) {
+  model.module().to(torch::kDouble);
+  torch::manual_seed(101);
+  const torch::NoGradGuard no_grad;
+  return model.forward(fixture.windows(torch::kDouble));
+}
+
+models::SafetensorsFile saved(models::ForecastModel& model,
+                              const models::SafetensorsFile& keep = {}) {
+  const TemporaryFile file(".safetensors");
+  save_model(file.path(), model, keep);
+  return models::read_safetensors(file.path());
+}
+
+std::string refusal(const models::SafetensorsFile& file, const std::string& options = "{}") {
+  try {
+    load_model(file, {}, options);
+  } catch (const c10::ValueError& error) {
+    return error.what_without_backtrace();
+  }
+  return "nothing";
+}
+
+/// A class and the name of a file.
+class CheckpointOf : public testing::TestWithParam<std::pair<const std::string, std::string>> {};
+
+class OurCheckpoint : public CheckpointOf {};
+
+TEST_P(OurCheckpoint, ReturnsTheSameModel) {
+  const auto& [model_class, name] = GetParam();
+  const Fixture fixture = load_fixture(name);
+  const auto model = model_of(fixture);
+  const TemporaryFile file(".safetensors");
+  save_model(file.path(), *model, {.tensors = {}, .metadata = {{"note", "mine"}}});
+  EXPECT_EQ(models::read_safetensors(file.path()).metadata.at("note"), "mine");
+  const auto loaded = load_model(file.path());
+  EXPECT_FALSE(loaded->module().is_training());
+  EXPECT_EQ(loaded->model_class(), model_class);
+  EXPECT_EQ(loaded->outputsize_multiplier(), model->outputsize_multiplier());
+  EXPECT_TRUE(torch::equal(output_of(*loaded, fixture), output_of(*model, fixture)));
+  EXPECT_EQ(saved(*loaded).metadata, saved(*model).metadata);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, OurCheckpoint, testing::ValuesIn(kFixtures),
+                         [](const auto& info) { return info.param.first; });
+
+class NeuralforecastsCheckpoint : public CheckpointOf {
+ protected:
+  Fixture fixture() const {
+    Fixture fixture;
+    const auto recorded =
+        models::read_safetensors(fixture_path(recorded_forward_of(GetParam().second)));
+    for (const auto& [name, tensor] : recorded.tensors) {
+      fixture.tensors[name == "y_hat" || name == "initial" ? name : "input/" + name] = tensor;
+    }
+    return fixture;
+  }
+  bool switch_changes_numbers() const {
+    return GetParam().first == "Autoformer" || GetParam().first == "FEDformer";
+  }
+};
+
+TEST_P(NeuralforecastsCheckpoint, LoadsAndPredictsTheSame) {
+  for (const bool flash : {false, true}) {
+    if (flash && switch_changes_numbers()) continue;
+    const auto model = load_model(fixture_path(GetParam().second),
+                                  {.use_flash_attention = flash, .flash_block_size = 4});
+    EXPECT_EQ(model->model_class(), GetParam().first);
+    const double tolerance =
+        GetParam().first == "FEDformer" ? kModelFedformerCross : kModelFloat64;
+    EXPECT_LT(max_difference(output_of(*model, fixture()), fixture().at("y_hat")), tolerance);
+  }
+}
+
+TEST_P(NeuralforecastsCheckpoint, ComesBackWithAllThatNeuralforecastReads) {
+  const auto theirs = models::read_safetensors(fixture_path(GetParam().second));
+  const auto model = load_model(theirs);
+  const auto ours = saved(*model, theirs);
+  ASSERT_EQ(ours.tensors.size(), theirs.tensors.size());
+  for (const auto& [name, tensor] : theirs.tensors) {
+    ASSERT_TRUE(ours.tensors.contains(name)) << name;
+    EXPECT_TRUE(torch::equal(ours.tensors.at(name), tensor)) << name;
+  }
+  for (const char* key : {"model_class", "nf_format"}) {
+    EXPECT_EQ(ours.metadata.at(key), theirs.metadata.at(key));
+  }
+  for (const char* key : {"hyper_parameters", "shared"}) {
+    EXPECT_EQ(json::parse(ours.metadata.at(key)), json::parse(theirs.metadata.at(key)));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, NeuralforecastsCheckpoint, testing::ValuesIn(kNeuralforecastFiles),
+                         [](const auto& info) { return info.param.first; });
+
+TEST(PatchTSTCheckpoint, BeganWithTheWeightsOfTheSameSeed) {
+  // The head is drawn last, so it is right only if everything before it was drawn alike.
+  const auto options = load_model<PatchTST>(fixture_path("neuralforecast_checkpoint"))->options;
+  torch::manual_seed(1);
+  PatchTST model(options);
+  const auto expected = models::read_safetensors(fixture_path("neuralforecast_forward")).tensors;
+  EXPECT_TRUE(
+      torch::equal(model->named_parameters()["model.head.linear.weight"], expected.at("initial")));
+}
+
+TEST(PatchTSTCheckpoint, KeepsOptionsAndStatistics) {
   torch::manual_seed(3);
   PatchTST model(tiny_options()
                      .revin_affine(true)
@@ -32,70 +158,107 @@ TEST(Checkpoint, ReturnsTheSameModel) {
                      .res_attention(false));
   model->forward(torch::randn({8, 24, 1}));  // moves the batch-norm statistics
   model->eval();
-  const TemporaryFile file(".safetensors");
-  save_patchtst(file.path(), model, {{"note", "mine"}});
-  const auto read = models::read_safetensors(file.path());
-  EXPECT_EQ(read.metadata.at("note"), "mine");
-  PatchTST loaded = load_patchtst(read);
-  EXPECT_FALSE(loaded->is_training());
+  PatchTST loaded = load_model<PatchTST>(saved(*model), {.use_flash_attention = true});
   EXPECT_EQ(loaded->options.dropout(), 0.25);
   EXPECT_EQ(loaded->options.activation(), "relu");
   EXPECT_EQ(loaded->options.outputsize_multiplier(), 3);
   EXPECT_FALSE(loaded->options.res_attention());
+  EXPECT_TRUE(loaded->options.use_flash_attention());
   const torch::Tensor input = torch::randn({2, 24, 1});
-  EXPECT_TRUE(torch::equal(loaded->forward(input), model->forward(input)));
+  EXPECT_TRUE(torch::allclose(loaded->forward(input), model->forward(input), 1e-5, 1e-5));
 }
 
-TEST(Checkpoint, OfNeuralforecastLoadsWithEitherAttention) {
-  // Written by `PatchTST.save` with a quantile loss; the second file holds an input and the output.
-  const auto expected = models::read_safetensors(fixture_path("neuralforecast_forward")).tensors;
-  for (const bool flash : {false, true}) {
-    PatchTST model = load_patchtst(fixture_path("neuralforecast_checkpoint"),
-                                   {.use_flash_attention = flash, .flash_block_size = 4});
-    EXPECT_EQ(model->options.use_flash_attention(), flash);
-    EXPECT_EQ(model->options.outputsize_multiplier(), 5);
-    model->to(torch::kDouble);
-    const torch::Tensor output = model->forward(expected.at("insample_y").to(torch::kDouble));
-    EXPECT_LT(max_difference(output, expected.at("y_hat")), kModelFloat64);
-  }
+TEST(FEDformerCheckpoint, NamesItsModesAndStoresSharedWeightsOnce) {
+  const auto file = saved(*model_of(load_fixture("fedformer_random_futr_mq")));
+  EXPECT_EQ(json::parse(file.metadata.at("fourier_index")),
+            load_fixture("fedformer_random_futr_mq").description.at("fourier_index"));
+  const std::string owner = "encoder.attn_layers.0.attention.inner_correlation.weights1";
+  const std::string alias = "encoder.attn_layers.1.attention.inner_correlation.weights1";
+  EXPECT_EQ(file.tensors.at(owner).scalar_type(), torch::kComplexFloat);
+  EXPECT_FALSE(file.tensors.contains(alias));
+  EXPECT_EQ(json::parse(file.metadata.at("shared")).at(owner), json::array({alias}));
 }
 
-TEST(Checkpoint, OfNeuralforecastBeganWithTheWeightsOfTheSameSeed) {
-  // The head is drawn last, so it is right only if everything before it was drawn alike.
-  const auto options = load_patchtst(fixture_path("neuralforecast_checkpoint"))->options;
-  torch::manual_seed(1);
-  PatchTST model(options);
-  const auto expected = models::read_safetensors(fixture_path("neuralforecast_forward")).tensors;
-  EXPECT_TRUE(
-      torch::equal(model->named_parameters()["model.head.linear.weight"], expected.at("initial")));
+TEST(FEDformerCheckpoint, TakesASharedWeightUnderAnyOfItsNames) {
+  const Fixture fixture = load_fixture("fedformer_random_futr_mq");
+  const auto model = model_of(fixture);
+  models::TensorMap all = models::neuralforecast_state_dict(*model);
+  const std::string owner = "encoder.attn_layers.0.attention.inner_correlation.weights1";
+  const std::string alias = "encoder.attn_layers.1.attention.inner_correlation.weights1";
+  ASSERT_TRUE(all.contains(owner) && all.contains(alias));
+  load_state_dict(model->module(), all);
+  models::TensorMap only_alias = all;
+  only_alias.erase(owner);
+  load_state_dict(model->module(), only_alias);
+  all[alias] = all.at(alias) + 1;
+  EXPECT_THAT([&] { load_state_dict(model->module(), all); },
+              ThrowsMessage<c10::ValueError>(
+                  HasSubstr("one parameter with two values (1): " + alias + " and " + owner)));
+}
+
+TEST(FEDformerCheckpoint, WithoutModesNorSeedIsRefusedUnlessTheyAreGiven) {
+  const Fixture fixture = load_fixture("fedformer_random_futr_mq");
+  auto file = saved(*model_of(fixture));
+  file.metadata.erase("fourier_index");
+  json parameters = json::parse(file.metadata.at("hyper_parameters"));
+  parameters["random_seed"] = nullptr;
+  file.metadata["hyper_parameters"] = parameters.dump();
+  EXPECT_THAT(refusal(file), AllOf(HasSubstr("expected fourier_index in the file's metadata"),
+                                   HasSubstr("give them as options, {\"fourier_index\": ")));
+  const json index = {{"fourier_index", fixture.description.at("fourier_index")}};
+  const auto model = load_model(file, {}, index.dump());
+  EXPECT_LT(max_difference(output_of(*model, fixture), fixture.at("out64/y_hat")),
+            kModelFedformerCross);
+  parameters["modes"] = 64;  // all there are: nothing was chosen, though the weights do not fit
+  file.metadata["hyper_parameters"] = parameters.dump();
+  EXPECT_THAT(refusal(file), HasSubstr("of another shape or kind"));
+}
+
+TEST(TFTCheckpoint, HasTheMaskThatNeuralforecastInsistsOn) {
+  const auto theirs = models::read_safetensors(fixture_path("neuralforecast_tft")).tensors;
+  const auto model = load_model<models::TFT>(fixture_path("neuralforecast_tft"));
+  const std::string mask = "temporal_fusion_decoder.attention._mask";
+  EXPECT_FALSE(models::state_dict(*model).contains(mask));
+  const auto file = saved(*model.ptr());
+  EXPECT_TRUE(torch::equal(file.tensors.at(mask), theirs.at(mask)));
+  load_state_dict(*model.ptr(), file.tensors);
+}
+
+TEST(Checkpoint, OfAnotherClassThanAskedForIsRefused) {
+  EXPECT_THAT([] { load_model<PatchTST>(fixture_path("neuralforecast_tft")); },
+              ThrowsMessage<c10::ValueError>(
+                  HasSubstr("expected a file of the class asked for, got one of TFT")));
 }
 
 TEST(Checkpoint, WithoutHyperparametersIsRefused) {
   EXPECT_THAT(
-      [] { load_patchtst(fixture_path("patchtst_train_bn")); },
+      [] { load_model(fixture_path("patchtst_train_bn")); },
       ThrowsMessage<c10::ValueError>(AllOf(HasSubstr("expected model_class and hyper_parameters"),
                                            HasSubstr("call load_state_dict"))));
 }
 
+TEST(Checkpoint, TakesOptionsInPlaceOfTheFiles) {
+  const auto file = models::read_safetensors(fixture_path("neuralforecast_checkpoint"));
+  const auto model =
+      std::dynamic_pointer_cast<models::PatchTSTImpl>(load_model(file, {}, R"({"dropout": 0.5})"));
+  EXPECT_EQ(model->options.dropout(), 0.5);
+  EXPECT_EQ(refusal(file, R"({"drop": 0.5})"),
+            "load_model: expected an option of PatchTST, got drop");
+  EXPECT_EQ(refusal(file, "0.5"), "load_model: expected the options as a JSON object, got 0.5");
+}
+
 class BrokenCheckpoint : public testing::Test {
  protected:
-  BrokenCheckpoint() {
-    PatchTST model(tiny_options());
-    const TemporaryFile file(".safetensors");
-    save_patchtst(file.path(), model);
-    file_ = models::read_safetensors(file.path());
-  }
+  BrokenCheckpoint() : file_(saved(*PatchTST(tiny_options()))) {}
 
-  void replace(const std::string& text, const std::string& by) {
-    std::string& parameters = file_.metadata.at("hyper_parameters");
-    const size_t at = parameters.find(text);
-    ASSERT_NE(at, std::string::npos) << parameters;
-    parameters.replace(at, text.size(), by);
+  void set(const std::string& name, const json& value) {
+    json parameters = json::parse(file_.metadata.at("hyper_parameters"));
+    parameters[name] = value;
+    file_.metadata["hyper_parameters"] = parameters.dump();
   }
 
   void expect_refusal(const std::string& message) {
-    EXPECT_THAT([this] { load_patchtst(file_); },
-                ThrowsMessage<c10::ValueError>(HasSubstr(message)));
+    EXPECT_THAT(refusal(file_), HasSubstr(message));
   }
 
   models::SafetensorsFile file_;
@@ -103,37 +266,68 @@ class BrokenCheckpoint : public testing::Test {
 
 TEST_F(BrokenCheckpoint, OfAnotherModel) {
   file_.metadata["model_class"] = "NHITS";
-  expect_refusal("expected a file of model PatchTST, got NHITS");
+  expect_refusal("expected a model class among Autoformer, FEDformer, Informer, PatchTST, TFT, "
+                 "iTransformer, got \"NHITS\"");
 }
 
 TEST_F(BrokenCheckpoint, WhoseHyperparametersAreNoObject) {
   file_.metadata["hyper_parameters"] = "{\"h\": ";
-  expect_refusal("expected hyper_parameters as a JSON object");
+  expect_refusal("expected hyper_parameters as a JSON object, got {\"h\": ");
 }
 
 TEST_F(BrokenCheckpoint, LackingAHyperparameter) {
-  replace("\"stride\"", "\"strides\"");
-  expect_refusal("expected stride in hyper_parameters");
+  json parameters = json::parse(file_.metadata.at("hyper_parameters"));
+  parameters.erase("stride");
+  file_.metadata["hyper_parameters"] = parameters.dump();
+  expect_refusal("load_model: expected option stride, got none");
 }
 
 TEST_F(BrokenCheckpoint, WithAHyperparameterOfWrongType) {
-  replace("\"revin\":true", "\"revin\":\"yes\"");
-  expect_refusal("hyper-parameter revin has a value of wrong type: \"yes\"");
+  set("revin", "yes");
+  expect_refusal("load_model: expected option revin as true or false, got \"yes\"");
 }
 
 TEST_F(BrokenCheckpoint, WithAnOptionThatTheModelLacks) {
-  replace("{", "{\"exclude_insample_y\":true,");
-  expect_refusal("exclude_insample_y is not supported");
+  set("exclude_insample_y", true);
+  expect_refusal("exclude_insample_y is not supported by PatchTST");
+}
+
+TEST_F(BrokenCheckpoint, WithColumnsThatTheModelLacks) {
+  set("hist_exog_list", json::array());
+  EXPECT_EQ(refusal(file_), "nothing");
+  set("hist_exog_list", json::array({"price"}));
+  expect_refusal("expected no hist_exog_list, got [\"price\"]; PatchTST has no such columns");
+}
+
+TEST_F(BrokenCheckpoint, WithCategories) {
+  set("cat_exog_list", json::array({"weekday"}));
+  expect_refusal("expected no cat_exog_list, got [\"weekday\"]; neuralforecast embeds");
 }
 
 TEST_F(BrokenCheckpoint, WhoseWeightsDoNotFit) {
-  replace("\"hidden_size\":8", "\"hidden_size\":16");
-  expect_refusal("of another shape or kind");
+  set("hidden_size", 16);
+  expect_refusal("model.backbone.W_P.bias expected Float [16], got Float [8]");
+}
+
+TEST_F(BrokenCheckpoint, LackingAWeightOrHavingOneTooMany) {
+  file_.tensors.erase("model.backbone.W_pos");
+  file_.tensors["model.backbone.W_new"] = torch::ones({2});
+  EXPECT_THAT(refusal(file_), AllOf(HasSubstr("missing (1): model.backbone.W_pos"),
+                                    HasSubstr("unexpected (1): model.backbone.W_new")));
 }
 
 TEST_F(BrokenCheckpoint, WithoutAHead) {
   file_.tensors.erase("model.head.linear.bias");
   expect_refusal("expected model.head.linear.bias of a multiple of h = 4 numbers, got none");
+}
+
+TEST_F(BrokenCheckpoint, CutOff) {
+  const TemporaryFile file(".safetensors");
+  save_model(file.path(), *PatchTST(tiny_options()));
+  std::filesystem::resize_file(file.path(), std::filesystem::file_size(file.path()) - 4);
+  EXPECT_THAT([&] { load_model(file.path()); },
+              ThrowsMessage<c10::ValueError>(
+                  AllOf(HasSubstr(file.path()), HasSubstr("the file is cut off or damaged"))));
 }
 
 }  // namespace

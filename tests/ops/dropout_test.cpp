@@ -23,7 +23,7 @@ const int64_t kOddSizes[] = {0, 1, 2, 7, 31, 63, 64, 65, 70};
 /// 0 or 1 / (1 - p): what the next dropout of this shape under kSeed multiplies by.
 Tensor factors(at::IntArrayRef shape, at::ScalarType dtype, double p) {
   torch::manual_seed(kSeed);
-  return dropout(at::ones(shape, dtype), p, true);
+  return flash::dropout(at::ones(shape, dtype), p, true);
 }
 
 Tensor normal(at::IntArrayRef shape, at::ScalarType dtype, uint64_t seed = 1) {
@@ -39,7 +39,7 @@ TEST_P(DropoutOf, KeepsOrScales) {
   for (const int64_t size : kOddSizes) {
     const Tensor x = normal({3, size}, GetParam());
     torch::manual_seed(kSeed);
-    const Tensor y = dropout(x, 0.4, true);
+    const Tensor y = flash::dropout(x, 0.4, true);
     EXPECT_EQ(y.sizes(), x.sizes());
     EXPECT_EQ(y.scalar_type(), GetParam());
     const Tensor kept = y.ne(0);
@@ -72,7 +72,7 @@ TEST_P(DropoutOf, GradientsHaveTheMaskOfTheForward) {
     const Tensor residual = normal({5, size}, GetParam(), 2).requires_grad_();
     const Tensor grad = normal({5, size}, GetParam(), 3);
     torch::manual_seed(kSeed);
-    const Tensor y = dropout(x, 0.3, true);
+    const Tensor y = flash::dropout(x, 0.3, true);
     EXPECT_LE(largest_difference(at::cat({y.flatten(), at::zeros({1})}),
                                  at::cat({(x * factor).flatten(), at::zeros({1})})),
               tests::tolerance(GetParam()));
@@ -132,7 +132,7 @@ TEST(Dropout, HasASecondDerivative) {
   const Tensor x = normal({4, 33}, at::kDouble).requires_grad_();
   const Tensor factor = factors({4, 33}, at::kDouble, 0.5);
   torch::manual_seed(kSeed);
-  const Tensor y = dropout(x, 0.5, true);
+  const Tensor y = flash::dropout(x, 0.5, true);
   const Tensor d = torch::autograd::grad({(y * y * y).sum()}, {x}, {}, {}, /*create_graph=*/true)[0];
   const Tensor dd = torch::autograd::grad({d.sum()}, {x})[0];
   EXPECT_LE(largest_difference(dd, 6 * x * factor.pow(3)), tests::kOperatorFloat64);
@@ -152,7 +152,7 @@ TEST(Dropout, WithoutDroppingNothingIsCopiedOrDrawn) {
   const Tensor next = at::rand({1});
   torch::manual_seed(kSeed);
   for (const auto& [p, training] : {std::pair(0.0, true), std::pair(0.5, false)}) {
-    EXPECT_TRUE(dropout(x, p, training).is_same(x));
+    EXPECT_TRUE(flash::dropout(x, p, training).is_same(x));
     EXPECT_TRUE(at::equal(dropout_add(x, residual, p, training), x + residual));
     EXPECT_TRUE(at::equal(activation_dropout(x, Activation::kRelu, p, training), at::relu(x)));
     EXPECT_TRUE(at::equal(activation_dropout(x, Activation::kGelu, p, training), at::gelu(x)));
@@ -162,14 +162,14 @@ TEST(Dropout, WithoutDroppingNothingIsCopiedOrDrawn) {
 
 TEST(Dropout, OneGivesZeros) {
   const Tensor x = normal({3, 70}, at::kFloat).requires_grad_();
-  const Tensor y = dropout(x, 1.0, true);
+  const Tensor y = flash::dropout(x, 1.0, true);
   EXPECT_TRUE(at::equal(y, at::zeros_like(y)));
   EXPECT_TRUE(at::equal(torch::autograd::grad({y.sum()}, {x})[0], at::zeros_like(y)));
 }
 
 TEST(Dropout, ManualSeedGovernsIt) {
   const Tensor x = at::ones({1000});
-  const auto draw = [&] { return dropout(x, 0.5, true); };
+  const auto draw = [&] { return flash::dropout(x, 0.5, true); };
   torch::manual_seed(1);
   const Tensor first = draw(), second = draw();
   torch::manual_seed(1);
@@ -197,7 +197,7 @@ TEST(Dropout, AnyNumberOfThreadsGivesTheSameBits) {
 
 TEST(Dropout, HoldsNoMask) {
   const Tensor x = normal({100, 1000}, at::kFloat).requires_grad_();
-  EXPECT_EQ(tests::peak_beyond_result([&] { return dropout(x, 0.5, true); }), 0);
+  EXPECT_EQ(tests::peak_beyond_result([&] { return flash::dropout(x, 0.5, true); }), 0);
   EXPECT_EQ(tests::peak_beyond_result(
                 [&] { return activation_dropout(x, Activation::kGelu, 0.5, true); }),
             0);
@@ -206,7 +206,7 @@ TEST(Dropout, HoldsNoMask) {
 TEST(Dropout, ErrorsSayWhatWasExpected) {
   const Tensor x = at::ones({2, 3});
   for (const double p : {-0.1, 1.5, std::nan("")}) {
-    EXPECT_THAT(message_of<c10::ValueError>([&] { dropout(x, p, true); }),
+    EXPECT_THAT(message_of<c10::ValueError>([&] { flash::dropout(x, p, true); }),
                 AllOf(HasSubstr("flash::dropout: expected p"), HasSubstr("[0, 1]")));
     EXPECT_THAT(message_of<c10::ValueError>([&] { dropout_add(x, x, p, false); }),
                 HasSubstr("flash::dropout_add: expected p"));
@@ -216,12 +216,12 @@ TEST(Dropout, ErrorsSayWhatWasExpected) {
   }
   EXPECT_THAT(message_of<c10::ValueError>([&] { dropout_add(x, at::ones({3}), 0.5, true); }),
               AllOf(HasSubstr("one shape"), HasSubstr("[2, 3]"), HasSubstr("[3]")));
-  EXPECT_THAT(message_of<c10::TypeError>([&] { dropout(x.to(at::kHalf), 0.5, true); }),
+  EXPECT_THAT(message_of<c10::TypeError>([&] { flash::dropout(x.to(at::kHalf), 0.5, true); }),
               AllOf(HasSubstr("float32 or float64"), HasSubstr("Half")));
   EXPECT_THAT(
       message_of<c10::TypeError>([&] { dropout_add(x, x.to(at::kDouble), 0.5, true); }),
       AllOf(HasSubstr("one dtype"), HasSubstr("Double")));
-  EXPECT_THAT(message_of<c10::ValueError>([&] { dropout(x.to(at::kMeta), 0.5, true); }),
+  EXPECT_THAT(message_of<c10::ValueError>([&] { flash::dropout(x.to(at::kMeta), 0.5, true); }),
               HasSubstr("on the CPU, got it on meta"));
 }
 

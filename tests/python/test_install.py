@@ -18,6 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(flash_attention.__file__).parent
 REQUIRED = re.search(r"^torch==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)[1]
 VERSION = re.search(r"project\(\w+ VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())[1]
+# Where each folder of the installed package comes from.
+PYTHON_SOURCES = {
+    "flash_attention": "ops/flash_attention",
+    "flash_attention/models": "models/python",
+}
+LIBRARIES = ["libflash_attention.so", "libflash_models.so"]
 
 FAKE_TORCH = {
     "older": ('__version__ = "2.12.1+cpu"\n', "2.12.1"),
@@ -92,20 +98,22 @@ def copy_of_package(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return copy, os.environ | {"PYTHONPATH": str(tmp_path)}
 
 
-def test_import_without_the_library_says_which_file_is_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_import_without_a_library_says_which_file_is_missing(name: str, tmp_path: Path) -> None:
     copy, environment = copy_of_package(tmp_path)
-    library = copy / "lib" / "libflash_attention.so"
+    library = copy / "lib" / name
     library.unlink()
-    printed = failure(sys.executable, "-c", "import flash_attention", env=environment)
+    printed = failure(sys.executable, "-c", "import flash_attention.models", env=environment)
     assert f"expected the compiled library at {library}, got no such file" in printed
     assert "pip install --no-build-isolation --force-reinstall --no-deps ." in printed
 
 
-def test_import_of_a_broken_library_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_import_of_a_broken_library_says_so(name: str, tmp_path: Path) -> None:
     copy, environment = copy_of_package(tmp_path)
-    library = copy / "lib" / "libflash_attention.so"
+    library = copy / "lib" / name
     library.write_bytes(b"not a shared library")
-    printed = failure(sys.executable, "-c", "import flash_attention", env=environment)
+    printed = failure(sys.executable, "-c", "import flash_attention.models", env=environment)
     assert f"ImportError: flash_attention: expected {library} to load, got" in printed
     assert "pip install --no-build-isolation --force-reinstall --no-deps ." in printed
 
@@ -135,26 +143,49 @@ def test_wheel_holds_the_package_and_nothing_else() -> None:
     files = {str(file) for file in importlib.metadata.files("flash_attention")}
     package = {name for name in files if "dist-info" not in name and "__pycache__" not in name}
     modules = {
-        f"flash_attention/{path.name}" for path in (ROOT / "ops/flash_attention").glob("*.py")
+        f"{folder}/{path.name}"
+        for folder, sources in PYTHON_SOURCES.items()
+        for path in (ROOT / sources).glob("*.py")
     }
     assert package == modules | {
         "flash_attention/_build_config.py",
         "flash_attention/lib/libflash_attention.so",
+        "flash_attention/lib/libflash_models.so",
         "flash_attention/py.typed",
     }
+
+
+def test_the_models_library_is_loaded_when_the_models_are_imported() -> None:
+    program = (
+        "import flash_attention\n"
+        "loaded = lambda: 'libflash_models' in open('/proc/self/maps').read()\n"
+        "before = loaded()\n"
+        "import flash_attention.models\n"
+        "print(before, loaded())"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.split() == ["False", "True"]
+
+
+def test_cmake_names_the_package_that_the_models_need(tmp_path: Path) -> None:
+    find = ["-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON"]
+    find += [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"]
+    printed = failure("cmake", "-S", ROOT, "-B", tmp_path / "build", "-G", "Ninja", *find)
+    assert "expected nlohmann_json 3.11 or newer, found none" in printed
+    assert "apt-get install nlohmann-json3-dev" in printed
 
 
 def test_wheel_is_for_every_python_on_this_platform() -> None:
     wheel = importlib.metadata.distribution("flash_attention").read_text("WHEEL")
     assert re.search(r"^Tag: py3-none-linux_\w+$", wheel, re.M)
-    dynamic = subprocess.run(
-        ["readelf", "-d", PACKAGE / "lib" / "libflash_attention.so"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "libtorch_cpu.so" in dynamic
-    assert "python" not in dynamic
+    for name in LIBRARIES:
+        dynamic = subprocess.run(
+            ["readelf", "-d", PACKAGE / "lib" / name], capture_output=True, text=True, check=True
+        ).stdout
+        assert "libtorch_cpu.so" in dynamic
+        assert "python" not in dynamic
 
 
 def test_wheel_requires_exactly_the_torch_it_was_compiled_against() -> None:

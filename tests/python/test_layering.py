@@ -50,6 +50,13 @@ def test_models_include_no_kernel() -> None:
     assert offenders("models", re.compile(r"csrc/")) == []
 
 
+def test_python_of_the_operator_does_not_import_models() -> None:
+    importing = re.compile(r"^\s*(from|import) .*\bmodels\b", re.MULTILINE)
+    sources = sorted((ROOT / "ops/flash_attention").glob("*.py"))
+    assert sources
+    assert [file.name for file in sources if importing.search(file.read_text())] == []
+
+
 def test_public_headers_include_no_private_one() -> None:
     for folder in ("ops/include", "models/include"):
         assert offenders(folder, re.compile(r"(csrc|ops|models)/(?!include/)")) == []

@@ -41,3 +41,20 @@ GUIDE_FLOAT64 = 1e-10
 # Flash against standard attention over some tens of training steps in float32: each step's rounding feeds
 # the next through Adam, which turns relative differences of 1e-6 into steps of the same size.
 TRAINING_LOSS_FLOAT32 = 1e-4
+
+# A whole model in float64 against the original: thousands of roundings on values up to 1e2. Any real
+# error (a head swapped, a norm forgotten) is above 1e-6.
+MODEL_FLOAT64 = 1e-10
+
+# FEDformer's cross attention: its complex tanh has poles, near which roundings grow a thousandfold.
+MODEL_COMPLEX_TANH = 1e-7
+
+# A whole model in float32: some times the original's own distance between its two precisions, since the
+# order of summation differs; where that is small by luck, some roundings of outputs of order 1.
+MODEL_FLOAT32_TIMES_ORIGINAL = 5.0
+MODEL_FLOAT32_AT_LEAST = 1e-5
+
+
+def model_float32(gap: float) -> float:
+    """What a float32 output may be off by where the original's is off by `gap`."""
+    return max(MODEL_FLOAT32_TIMES_ORIGINAL * gap, MODEL_FLOAT32_AT_LEAST)

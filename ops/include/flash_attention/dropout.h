@@ -17,7 +17,8 @@ namespace flash {
 // order of `input`, then has the same fate on every CPU, for any strides and any number of threads.
 // Throws c10::TypeError for another dtype, c10::ValueError for a p outside [0, 1].
 
-/// `input` itself where nothing is dropped. Differentiable any number of times.
+/// `input` itself where nothing is dropped. Differentiable any number of times. To be called as
+/// flash::dropout, even inside the namespace: at::dropout takes the same arguments.
 FLASH_API at::Tensor dropout(const at::Tensor& input, double p, bool training);
 
 /// residual + dropout(input), in one pass. `residual` has the shape and dtype of `input`, or

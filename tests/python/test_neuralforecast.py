@@ -1,0 +1,293 @@
+"""neuralforecast's own objects, accelerated: its fit and predict, and the same numbers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flash_attention import models
+from flash_attention.models import accelerate, restore
+
+nf_models = pytest.importorskip(
+    "neuralforecast.models",
+    reason="neuralforecast is not installed: python3 -m pip install neuralforecast==3.3.0",
+)
+pd = pytest.importorskip("pandas")
+from neuralforecast import NeuralForecast  # noqa: E402
+from neuralforecast.losses.pytorch import MAE, DistributionLoss, MQLoss  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+HORIZON, PAST = 6, 24
+QUIET = dict(
+    h=HORIZON,
+    input_size=PAST,
+    accelerator="cpu",
+    max_steps=4,
+    windows_batch_size=8,
+    # Adam would turn roundings of gradients that are zero into steps.
+    optimizer=torch.optim.SGD,
+    learning_rate=1e-2,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+    enable_checkpointing=False,
+    logger=False,
+)
+# Without dropout, which draws other activations: so training is the same, too.
+MAKE: dict[str, Callable[..., Any]] = {
+    "TFT": lambda **k: nf_models.TFT(
+        hidden_size=16,
+        dropout=0.0,
+        loss=MQLoss(level=[80]),
+        futr_exog_list=["known"],
+        hist_exog_list=["seen"],
+        stat_exog_list=["kind"],
+        **k,
+    ),
+    "Informer": lambda **k: nf_models.Informer(
+        hidden_size=16, dropout=0.0, futr_exog_list=["known"], **k
+    ),
+    "Autoformer": lambda **k: nf_models.Autoformer(
+        hidden_size=16, dropout=0.0, futr_exog_list=["known"], **k
+    ),
+    "FEDformer": lambda **k: nf_models.FEDformer(
+        hidden_size=16, dropout=0.0, modes=4, futr_exog_list=["known"], encoder_layers=3, **k
+    ),
+    "PatchTST": lambda **k: nf_models.PatchTST(
+        hidden_size=16,
+        n_heads=4,
+        patch_len=8,
+        stride=4,
+        dropout=0.0,
+        loss=DistributionLoss("Normal", return_params=True),
+        scaler_type="standard",
+        **k,
+    ),
+    "iTransformer": lambda **k: nf_models.iTransformer(
+        n_series=2, hidden_size=16, d_ff=32, dropout=0.0, **k
+    ),
+}
+CLASSES = sorted(MAKE)
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Lightning reports the machine in every fit."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR)
+
+
+def series(steps: int = 60) -> tuple[Any, Any, Any]:
+    """Two series, what is known of their future, and a static column."""
+    draw = np.random.default_rng(0)
+    dates = pd.date_range("2020-01-01", periods=steps + HORIZON, freq="D")
+    frames = []
+    for name in ("a", "b"):
+        y = 5 + np.sin(np.arange(len(dates)) / 3) + 0.1 * draw.normal(size=len(dates))
+        known, seen = draw.normal(size=(2, len(dates)))
+        frames.append(pd.DataFrame(dict(unique_id=name, ds=dates, y=y, known=known, seen=seen)))
+    past = pd.concat([frame[:steps] for frame in frames], ignore_index=True)
+    future = pd.concat([frame[steps:] for frame in frames], ignore_index=True)
+    static = pd.DataFrame(dict(unique_id=["a", "b"], kind=[0.0, 1.0]))
+    return past, future[["unique_id", "ds", "known"]], static
+
+
+def fit_and_predict(model: Any) -> tuple[np.ndarray, Any]:
+    """The forecasts, and the trained copy that neuralforecast makes of `model`."""
+    past, future, static = series()
+    forecaster = NeuralForecast(models=[model], freq="D")
+    forecaster.fit(past, static_df=static)
+    table = forecaster.predict(futr_df=future)
+    return table.drop(columns=["unique_id", "ds"]).to_numpy(), forecaster.models[0]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_fit_and_predict_give_the_originals_numbers(name: str) -> None:
+    expected, original = fit_and_predict(MAKE[name](**QUIET))
+    found, trained = fit_and_predict(accelerate(MAKE[name](**QUIET)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    for (key, one), (_, other) in zip(
+        original.named_parameters(), trained.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_trained_object_predicts_the_same_accelerated_restored_and_reloaded(
+    name: str, tmp_path: Path
+) -> None:
+    past, future, static = series()
+    forecaster = NeuralForecast(models=[MAKE[name](**QUIET)], freq="D")
+    forecaster.fit(past, static_df=static)
+
+    def predictions() -> np.ndarray:
+        table = forecaster.predict(futr_df=future)
+        return table.drop(columns=["unique_id", "ds"]).to_numpy()
+
+    expected = predictions()
+    model = forecaster.models[0]
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    assert accelerate(model) is model
+    np.testing.assert_allclose(predictions(), expected, rtol=1e-4, atol=1e-4)
+    model.save(tmp_path / "model.safetensors")
+    restore(model)
+    np.testing.assert_array_equal(predictions(), expected)
+    forecaster.models = [type(model).load(tmp_path / "model.safetensors")]
+    if name != "FEDformer":  # its modes are drawn anew, by neuralforecast's generator
+        np.testing.assert_allclose(predictions(), expected, rtol=1e-6, atol=1e-6)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_files_of_either_side_are_read_by_the_other(name: str, tmp_path: Path) -> None:
+    original = MAKE[name](**QUIET).eval()
+    original.save(tmp_path / "theirs.safetensors")
+    ours = models.load(tmp_path / "theirs.safetensors")
+    for key, tensor in ours.state_dict().items():
+        assert torch.equal(original.state_dict()[key], tensor), key
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ours.save(tmp_path / "ours.safetensors")
+    again = type(original).load(tmp_path / "ours.safetensors").eval()
+    assert type(again.loss) is type(original.loss)
+    windows = _windows(again)
+    torch.manual_seed(1)
+    expected = again(windows)
+    torch.manual_seed(1)
+    torch.testing.assert_close(ours(windows), expected, rtol=1e-4, atol=1e-4)
+
+
+def _windows(model: Any) -> dict[str, torch.Tensor | None]:
+    """A batch as neuralforecast makes it."""
+    windows = dict(insample_y=torch.randn(3, PAST, getattr(model, "n_series", None) or 1))
+    windows["insample_mask"] = torch.ones_like(windows["insample_y"])
+    for key, shape in (
+        ("futr_exog", (3, PAST + HORIZON, model.futr_exog_size)),
+        ("hist_exog", (3, PAST, model.hist_exog_size)),
+        ("stat_exog", (3, model.stat_exog_size)),
+    ):
+        windows[key] = torch.randn(shape) if shape[-1] else None
+    return windows
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_gradients_arrive_in_the_objects_own_parameters(name: str) -> None:
+    original = MAKE[name](**QUIET)
+    fast = accelerate(copy.deepcopy(original))
+    windows = _windows(original)
+    for model in (original, fast):
+        torch.manual_seed(1)
+        model(windows).square().mean().backward()
+    own = dict(fast.named_parameters())
+    for key, parameter in original.named_parameters():
+        if parameter.grad is not None and parameter.grad.any():
+            torch.testing.assert_close(
+                own[key].grad, parameter.grad, rtol=1e-3, atol=1e-4, msg=key
+            )
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_copies_and_pickles_stay_accelerated_and_are_their_own(name: str) -> None:
+    model = accelerate(MAKE[name](**QUIET)).eval()
+    windows = _windows(model)
+    torch.manual_seed(1)
+    expected = model(windows).detach()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.forward.model is other
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0)
+        torch.manual_seed(1)
+        torch.testing.assert_close(other(windows).detach(), expected, rtol=0, atol=0)
+
+
+def test_categorical_columns_are_embedded_before() -> None:
+    model = nf_models.Informer(
+        hidden_size=8,
+        futr_exog_list=["known", "day"],
+        cat_exog_list=["day"],
+        categorical_cardinalities={"day": 7},
+        **QUIET,
+    ).eval()
+    windows = _windows(model)
+    torch.manual_seed(1)
+    expected = model(windows)
+    accelerate(model)
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(windows), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_flash_is_used_where_it_changes_no_number() -> None:
+    for name in CLASSES:
+        setup = accelerate(MAKE[name](**QUIET)).forward.engine.setup
+        assert setup.use_flash_attention == (name not in ("Autoformer", "FEDformer"))
+    model = accelerate(MAKE["PatchTST"](**QUIET), use_flash_attention=False)
+    assert not model.forward.engine.setup.use_flash_attention
+
+
+def test_what_an_accelerated_tft_does_not_record_is_asked_for_in_words() -> None:
+    model = accelerate(MAKE["TFT"](**QUIET)).requires_grad_(False)
+    model(_windows(model))
+    with pytest.raises(RuntimeError, match="restore.model. and predict again"):
+        model.feature_importances()
+    with pytest.raises(RuntimeError, match="restore.model. and predict again"):
+        model.attention_weights()
+    restore(model)
+    model(_windows(model))
+    assert model.feature_importances()
+
+
+def test_restore_leaves_other_objects_alone() -> None:
+    model = MAKE["PatchTST"](**QUIET)
+    assert restore(model) is model
+    assert restore(restore(accelerate(model))) is model
+    assert "forward" not in vars(model)
+
+
+def test_other_objects_are_refused_in_words() -> None:
+    with pytest.raises(TypeError, match="expected a model object of neuralforecast.*got torch.nn"):
+        accelerate(torch.nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="got neuralforecast.models.nhits.NHITS"):
+        accelerate(nf_models.NHITS(**QUIET))
+
+    class Own(nf_models.PatchTST):
+        def forward(self, windows_batch):
+            return super().forward(windows_batch) + 1
+
+    with pytest.raises(TypeError, match="expected Own to have the forward of PatchTST"):
+        accelerate(Own(**QUIET))
+
+
+def test_a_model_for_another_device_is_refused_in_words() -> None:
+    model = nf_models.PatchTST(**(QUIET | dict(accelerator="gpu")))
+    with pytest.raises(ValueError, match="runs on the CPU, got accelerator='gpu'"):
+        accelerate(model)
+
+
+def test_another_release_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "4.0.0")
+    with pytest.raises(ValueError, match="expected neuralforecast 3.3.*got 4.0.0"):
+        accelerate(MAKE["PatchTST"](**QUIET))
+
+
+def test_a_derived_class_and_an_excluded_series_work() -> None:
+    class Named(nf_models.Informer):
+        pass
+
+    model = Named(
+        hidden_size=8, futr_exog_list=["known"], exclude_insample_y=True, loss=MAE(), **QUIET
+    ).eval()
+    windows = _windows(model)
+    torch.manual_seed(1)
+    expected = model(windows)
+    torch.manual_seed(1)
+    torch.testing.assert_close(accelerate(model)(windows), expected, rtol=1e-4, atol=1e-5)
