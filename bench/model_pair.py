@@ -26,7 +26,6 @@ Windows = dict[str, Tensor | None]
 def neuralforecast() -> Any:
     """The package, without its remarks."""
     warnings.filterwarnings("ignore")
-    logging.disable(logging.INFO)
     try:
         import neuralforecast as package
         import neuralforecast.models  # noqa: F401
@@ -35,6 +34,9 @@ def neuralforecast() -> Any:
             f"bench/models.py: expected neuralforecast {VERSION} beside {sys.executable}, got "
             f"{error!r}; `make bench` sets it up, and .venv-neuralforecast/bin/python has it then"
         )
+    # Lightning sets the level of its loggers when it is imported.
+    for name in ("lightning_fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if package.__version__ != VERSION:
         sys.exit(
             f"bench/models.py: expected neuralforecast {VERSION}, found {package.__version__}; "

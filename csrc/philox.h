@@ -103,7 +103,7 @@ inline void element_words(PhiloxKey key, uint64_t block, uint32_t (&word)[64]) {
       counter[i][0] = C::sequence(static_cast<uint32_t>(first) + n + i * C::kWidth);
       counter[i][1] = C::broadcast(static_cast<uint32_t>(first >> 32));
       counter[i][2] = C::broadcast(0);
-      // Apart from the counters of attention weights, where this is the upper half of a head's number.
+      // Apart from the counters of weights, where this is the upper half of a head's number.
       counter[i][3] = C::broadcast(0xffffffffu);
     }
     philox<C, kSide>(key, counter);

@@ -160,7 +160,8 @@ void TFTImpl::reset() {
           .cell = cell(options),
           .rnn_layers = layers,
           .dropout = options.dropout(),
-          .activation = activation}));
+          .activation = activation,
+          .recompute = options.gradient_checkpointing()}));
   decoder_ = register_module(
       "temporal_fusion_decoder",
       std::make_shared<FusionDecoderImpl>(
@@ -213,27 +214,15 @@ torch::Tensor TFTImpl::forward(const WindowsBatch& windows) {
   const torch::Tensor past = torch::cat(columns, 2).transpose(0, 1);
   const torch::Tensor future = known.slice(1, past_steps).transpose(0, 1);
 
-  const ScalarVectors past_vectors = embedding_->past(), future_vectors = embedding_->future();
-  const auto encode = [encoder = temporal_encoder_](const std::vector<torch::Tensor>& in) {
-    return encoder->forward(in[0], in[1], {.vectors = in[2], .biases = in[3]},
-                            {.vectors = in[4], .biases = in[5]},
-                            {.selection = in[6],
-                             .enrichment = {},
-                             .state = {.hidden = in[7], .cell = in[8]}});
-  };
-  const std::vector<torch::Tensor> encoded_from = {
-      past, future, past_vectors.vectors, past_vectors.biases, future_vectors.vectors,
-      future_vectors.biases, context.selection, context.state.hidden, context.state.cell};
+  const torch::Tensor features =
+      temporal_encoder_->forward(past, future, embedding_->past(), embedding_->future(), context);
   const auto decode = [decoder = decoder_, batch, steps](const std::vector<torch::Tensor>& in) {
     return decoder->forward(in[0], in[1], batch, steps);
   };
-  torch::Tensor decoded;
-  if (options.gradient_checkpointing()) {
-    const torch::Tensor features = gradient_checkpoint(encode, encoded_from, *temporal_encoder_);
-    decoded = gradient_checkpoint(decode, {features, context.enrichment}, *decoder_);
-  } else {
-    decoded = decode({encode(encoded_from), context.enrichment});
-  }
+  const std::vector<torch::Tensor> encoded = {features, context.enrichment};
+  const torch::Tensor decoded = options.gradient_checkpointing()
+                                    ? gradient_checkpoint(decode, encoded, *decoder_)
+                                    : decode(encoded);
   return output_(decoded).view({steps, batch, options.outputsize_multiplier()}).transpose(0, 1);
 }
 

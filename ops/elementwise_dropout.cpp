@@ -1,5 +1,5 @@
-// Dropout of any tensor, alone or with an addition or an activation: what autograd keeps of it, and the
-// kernels it runs on.
+// Dropout of any tensor, alone or with an addition or an activation: what autograd keeps of it, and
+// the kernels it runs on.
 
 #include <ATen/ATen.h>
 #include <flash_attention/dropout.h>
@@ -106,7 +106,8 @@ class ActivationDropout : public torch::autograd::Function<ActivationDropout> {
 };
 
 void check(const char* op, const at::Tensor& input, double p) {
-  TORCH_CHECK_VALUE(p >= 0.0 && p <= 1.0, op, ": expected p to be a probability in [0, 1], got ", p);
+  TORCH_CHECK_VALUE(p >= 0.0 && p <= 1.0, op, ": expected p to be a probability in [0, 1], got ",
+                    p);
   check_kernel_input(op, "input", input);
 }
 

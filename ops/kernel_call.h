@@ -11,8 +11,8 @@
 
 namespace flash {
 
-/// The kernels of the CPU that this is, or that FLASH_ATTENTION_ISA names. `op` begins the text of the
-/// error where that is misspelt.
+/// The kernels of the CPU that this is, or that FLASH_ATTENTION_ISA names. `op` begins the text of
+/// the error where that is misspelt.
 const TypedKernels& kernels_of(const char* op, at::ScalarType dtype);
 
 /// Throws unless `tensor` is on the CPU, and float32 or float64.

@@ -138,15 +138,15 @@ void check_delays(const char* op, const at::Tensor& delays, int64_t batch) {
 
 at::Tensor time_delay_aggregation(const at::Tensor& value, const at::Tensor& delays,
                                   const at::Tensor& weights) {
-  TORCH_CHECK_VALUE(value.dim() == 3, kAggregation, ": expected value [batch, times, channels], got ",
-                    value.sizes());
+  TORCH_CHECK_VALUE(value.dim() == 3, kAggregation,
+                    ": expected value [batch, times, channels], got ", value.sizes());
   check_kernel_input(kAggregation, "value", value);
   check_delays(kAggregation, delays, value.size(0));
   check_same_dtype(kAggregation, "value", value, "weights", weights);
-  TORCH_CHECK_VALUE(weights.dim() == 2 && weights.size(0) == value.size(0) &&
-                        weights.size(1) == delays.size(1),
-                    kAggregation, ": expected weights [", value.size(0), ", ", delays.size(1),
-                    "], one for each delay of each series, got ", weights.sizes());
+  TORCH_CHECK_VALUE(
+      weights.dim() == 2 && weights.size(0) == value.size(0) && weights.size(1) == delays.size(1),
+      kAggregation, ": expected weights [", value.size(0), ", ", delays.size(1),
+      "], one for each delay of each series, got ", weights.sizes());
   return aggregation(value, modulo(delays, value.size(1)), weights);
 }
 

@@ -56,8 +56,8 @@ inline void dropout_block(const typename V::Scalar* x, const typename V::Scalar*
 template <class V, DropoutKind kKind>
 void dropout_as(const DropoutParams& p, int64_t unit_begin, int64_t unit_end) {
   using T = typename V::Scalar;
-  constexpr bool kHasOther = kKind != DropoutKind::kPlain && kKind != DropoutKind::kRelu &&
-                             kKind != DropoutKind::kGelu;
+  constexpr bool kHasOther =
+      kKind != DropoutKind::kPlain && kKind != DropoutKind::kRelu && kKind != DropoutKind::kGelu;
   const T* input = static_cast<const T*>(p.input);
   const T* other = static_cast<const T*>(p.other);
   T* out = static_cast<T*>(p.out);

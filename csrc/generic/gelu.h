@@ -1,39 +1,52 @@
 #pragma once
 // GELU, x Phi(x), and its derivative on vectors, with the exact normal distribution Phi.
 //
-// The tail T(z) = Phi(-z), z >= 0, is e^(-z^2 / 2) times a function without a steep part, a polynomial
-// in v = z / (z + k) with 0 <= v < 1. For x > 0, Phi(x) is 1 - T(x). So nothing cancels on the negative
-// side, where x (1 + erf) loses every digit, and T(0) is 1/2 exactly.
+// The tail T(z) = Phi(-z), z >= 0, is e^(-z^2 / 2) times a function without a steep part, a
+// polynomial in v = z / (z + k) with 0 <= v < 1. For x > 0, Phi(x) is 1 - T(x). So nothing cancels
+// on the negative side, where x (1 + erf) loses every digit, and T(0) is 1/2 exactly.
 
 #include "csrc/generic/exp.h"
 
 namespace flash {
 namespace {
 
-/// k and the coefficients of the polynomial from v^0 up: Chebyshev interpolation at 60 digits, for z up
-/// to where e^(-z^2 / 2) becomes 0. T is off by less than 4e-10 in float and 7e-18 in double.
+/// k and the coefficients of the polynomial from v^0 up: Chebyshev interpolation at 60 digits, for
+/// z up to where e^(-z^2 / 2) becomes 0. T is off by less than 4e-10 in float and 7e-18 in double.
 template <class T>
 struct TailNumbers;
 template <>
 struct TailNumbers<float> {
   static constexpr int kDegree = 9;
   float k = 4;
-  float c[kDegree + 1] = {
-      0.5f, -1.595769127f, 2.404231964f, -2.106577097f, 0.8724914835f,
-      0.1009467502f, -0.1910032499f, -0.07107259839f, 0.1251167253f, -0.03840492685f};
+  float c[kDegree + 1] = {0.5f,          -1.595769127f,  2.404231964f,   -2.106577097f,
+                          0.8724914835f, 0.1009467502f,  -0.1910032499f, -0.07107259839f,
+                          0.1251167253f, -0.03840492685f};
 };
 template <>
 struct TailNumbers<double> {
   static constexpr int kDegree = 20;
   double k = 4;
-  double c[kDegree + 1] = {
-      0.5, -1.59576912160573072, 2.40423087839427273,
-      -2.10653777017029538, 0.871924932758526059, 0.105159309117831851,
-      -0.209087251750359976, -0.0243886474643844249, 0.0539922046974047622,
-      0.0179934068091244986, -0.0107252203753493138, -0.0128560388080208929,
-      0.00991018788494039269, -0.0235854920672192802, 0.0556197549924664733,
-      -0.0816808556723017246, 0.0908719926910304378, -0.0742614786504873714,
-      0.0397828379411989866, -0.0122233588265244958, 0.00162973016267331047};
+  double c[kDegree + 1] = {0.5,
+                           -1.59576912160573072,
+                           2.40423087839427273,
+                           -2.10653777017029538,
+                           0.871924932758526059,
+                           0.105159309117831851,
+                           -0.209087251750359976,
+                           -0.0243886474643844249,
+                           0.0539922046974047622,
+                           0.0179934068091244986,
+                           -0.0107252203753493138,
+                           -0.0128560388080208929,
+                           0.00991018788494039269,
+                           -0.0235854920672192802,
+                           0.0556197549924664733,
+                           -0.0816808556723017246,
+                           0.0908719926910304378,
+                           -0.0742614786504873714,
+                           0.0397828379411989866,
+                           -0.0122233588265244958,
+                           0.00162973016267331047};
 };
 
 /// x to Phi(x), and e^(-x^2 / 2) beside it.

@@ -1,8 +1,8 @@
 #pragma once
 // Informer's measurement of query sparsity, from a few sampled keys per query, read in place.
 //
-// The (query, sample) pairs of a unit are one list. V::kWidth pairs are formed as a register of partial
-// sums each, and a transposition turns their lanes into one lane per pair.
+// The (query, sample) pairs of a unit are one list. V::kWidth pairs are formed as a register of
+// partial sums each, and a transposition turns their lanes into one lane per pair.
 
 #include <cstdint>
 
@@ -19,7 +19,8 @@ inline WorkPlan sparsity_plan(const SparsityParams& p) {
           2 * kSparsityQueries * p.samples * p.head_dim};
 }
 
-/// Partial sums of a dot product of `length` numbers: kVecs whole vectors, or any length if kVecs is 0.
+/// Partial sums of a dot product of `length` numbers: kVecs whole vectors, or any length if kVecs
+/// is 0.
 template <class V, int kVecs>
 [[gnu::always_inline]] inline typename V::Reg dot_lanes(const typename V::Scalar* a,
                                                         const typename V::Scalar* b,
@@ -42,8 +43,8 @@ template <class V, int kVecs>
 
 /// sums[r] = sum of rows[r].
 template <class V>
-[[gnu::always_inline]] inline void add_rows(
-    const typename V::Scalar (&rows)[V::kWidth][V::kWidth], typename V::Scalar (&sums)[V::kWidth]) {
+[[gnu::always_inline]] inline void add_rows(const typename V::Scalar (&rows)[V::kWidth][V::kWidth],
+                                            typename V::Scalar (&sums)[V::kWidth]) {
   typename V::Reg r[V::kWidth];
 #pragma GCC unroll 16
   for (int i = 0; i < V::kWidth; ++i) r[i] = V::load(rows[i]);
@@ -97,8 +98,8 @@ template <class V>
 void sparsity(const SparsityParams& p, int64_t unit_begin, int64_t unit_end) {
   using T = typename V::Scalar;
   constexpr int kMostVecs = 4;
-  const bool whole = p.head_dim > 0 && p.head_dim % V::kWidth == 0 &&
-                     p.head_dim <= kMostVecs * V::kWidth;
+  const bool whole =
+      p.head_dim > 0 && p.head_dim % V::kWidth == 0 && p.head_dim <= kMostVecs * V::kWidth;
   const int64_t blocks = ceil_div(p.queries, kSparsityQueries);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
     const int64_t batch_head = unit / blocks;
@@ -107,8 +108,8 @@ void sparsity(const SparsityParams& p, int64_t unit_begin, int64_t unit_end) {
     const int64_t count = min_of(kSparsityQueries, p.queries - first);
     const T* query = static_cast<const T*>(p.query.data) + batch * p.query.strides.batch +
                      head * p.query.strides.head + first * p.query.strides.row;
-    const T* keys = static_cast<const T*>(p.key.data) + batch * p.key.strides.batch +
-                    head * p.key.strides.head;
+    const T* keys =
+        static_cast<const T*>(p.key.data) + batch * p.key.strides.batch + head * p.key.strides.head;
     const int64_t* index = p.index + first * p.samples;
     T* out = static_cast<T*>(p.out) + batch_head * p.queries + first;
     if (whole) {

@@ -1,6 +1,6 @@
 #pragma once
-// The weighted sum of a series over circular delays, and the correlation of two series at such delays:
-// each is the derivative of the other. Lanes are channels.
+// The weighted sum of a series over circular delays, and the correlation of two series at such
+// delays: each is the derivative of the other. Lanes are channels.
 
 #include <cstdint>
 
@@ -30,8 +30,8 @@ inline int64_t delayed(int64_t t, int64_t delay, int64_t times) {
   return row >= times ? row - times : row;
 }
 
-/// Columns [0, (kVecs - 1) V::kWidth + what `tail` has) of one row of the sum; every one of them whole
-/// unless kTail.
+/// Columns [0, (kVecs - 1) V::kWidth + what `tail` has) of one row of the sum; every one of them
+/// whole unless kTail.
 template <class V, int kVecs, bool kTail>
 inline void aggregate_row(const AggregationParams& p, int64_t t, const int64_t* delay,
                           const typename V::Scalar* weights, const typename V::Scalar* value,

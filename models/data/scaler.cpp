@@ -4,7 +4,7 @@
 
 namespace flash::models {
 
-Scaler Scaler::fit(const at::Tensor& values) {
+ColumnScaler ColumnScaler::fit(const at::Tensor& values) {
   const at::Tensor numbers = values.to(at::kDouble);
   const at::Tensor mean = numbers.mean(1);
   const at::Tensor deviation = numbers.std(1, /*unbiased=*/false);
@@ -13,11 +13,15 @@ Scaler Scaler::fit(const at::Tensor& values) {
   return {.mean = mean, .deviation = deviation.masked_fill(constant, 1.0)};
 }
 
-at::Tensor Scaler::transform(const at::Tensor& values) const {
+ColumnScaler ColumnScaler::identity(int64_t columns) {
+  return {.mean = at::zeros({columns}, at::kDouble), .deviation = at::ones({columns}, at::kDouble)};
+}
+
+at::Tensor ColumnScaler::transform(const at::Tensor& values) const {
   return (values - mean.unsqueeze(1)) / deviation.unsqueeze(1);
 }
 
-at::Tensor Scaler::inverse(const at::Tensor& scaled) const {
+at::Tensor ColumnScaler::inverse(const at::Tensor& scaled) const {
   return scaled * deviation.unsqueeze(1) + mean.unsqueeze(1);
 }
 

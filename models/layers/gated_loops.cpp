@@ -285,6 +285,67 @@ FLASH_INLINE void gated_norm_backward(const GatedNormPointers<T>& p, const Gated
   }
 }
 
+/// One step: the gates [begin, end) of 4 width numbers become their activations.
+template <class T>
+FLASH_INLINE void lstm(T* gates, const T* bias, const T* last_cell, T* cell, T* hidden,
+                       int64_t width, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    T* input = gates + row * 4 * width;
+    T *forget = input + width, *candidate = forget + width, *output = candidate + width;
+    const T* before = last_cell + row * width;
+    T *after = cell + row * width, *out = hidden + row * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      const T in = sigmoid(input[i] + bias[i]);
+      const T kept = sigmoid(forget[i] + bias[width + i]);
+      const T added = hyperbolic_tangent(candidate[i] + bias[2 * width + i]);
+      const T shown = sigmoid(output[i] + bias[3 * width + i]);
+      const T state = kept * before[i] + in * added;
+      input[i] = in;
+      forget[i] = kept;
+      candidate[i] = added;
+      output[i] = shown;
+      after[i] = state;
+      out[i] = shown * hyperbolic_tangent(state);
+    }
+  }
+}
+
+/// One step backwards: to_cell goes from the gradient of `cell` to that of `last_cell`.
+template <class T>
+FLASH_INLINE void lstm_backward(const T* gates, const T* cell, const T* last_cell, const T* to_out,
+                                const T* to_hidden, T* to_cell, T* to_gates, T* bias_sums,
+                                int64_t width, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const T* gate = gates + row * 4 * width;
+    T* to_gate = to_gates + row * 4 * width;
+    const T *after = cell + row * width, *before = last_cell + row * width;
+    const T *from_out = to_out + row * width, *from_next = to_hidden + row * width;
+    T* state_gradient = to_cell + row * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      const T in = gate[i], kept = gate[width + i];
+      const T added = gate[2 * width + i], shown = gate[3 * width + i];
+      const T squashed = hyperbolic_tangent(after[i]);
+      const T g = from_out[i] + from_next[i];
+      const T to_state = state_gradient[i] + g * shown * (T(1) - squashed * squashed);
+      const T to_in = to_state * added * in * (T(1) - in);
+      const T to_kept = to_state * before[i] * kept * (T(1) - kept);
+      const T to_added = to_state * in * (T(1) - added * added);
+      const T to_shown = g * squashed * shown * (T(1) - shown);
+      state_gradient[i] = to_state * kept;
+      to_gate[i] = to_in;
+      to_gate[width + i] = to_kept;
+      to_gate[2 * width + i] = to_added;
+      to_gate[3 * width + i] = to_shown;
+      bias_sums[i] += to_in;
+      bias_sums[width + i] += to_kept;
+      bias_sums[2 * width + i] += to_added;
+      bias_sums[3 * width + i] += to_shown;
+    }
+  }
+}
+
 }  // namespace
 
 // The attribute for several instruction sets does not go with templates, so each dtype is named.
@@ -328,6 +389,17 @@ FLASH_INLINE void gated_norm_backward(const GatedNormPointers<T>& p, const Gated
                                              const GatedNormGradients<T>& gradients,               \
                                              int64_t begin, int64_t end) {                         \
     gated_norm_backward(block, gradients, begin, end);                                             \
+  }                                                                                                \
+  FLASH_CLONES void lstm_loop(T* gates, const T* bias, const T* last_cell, T* cell, T* hidden,     \
+                              int64_t width, int64_t begin, int64_t end) {                         \
+    lstm(gates, bias, last_cell, cell, hidden, width, begin, end);                                 \
+  }                                                                                                \
+  FLASH_CLONES void lstm_backward_loop(const T* gates, const T* cell, const T* last_cell,          \
+                                       const T* to_out, const T* to_hidden, T* to_cell,            \
+                                       T* to_gates, T* bias_sums, int64_t width, int64_t begin,    \
+                                       int64_t end) {                                              \
+    lstm_backward(gates, cell, last_cell, to_out, to_hidden, to_cell, to_gates, bias_sums, width,  \
+                  begin, end);                                                                     \
   }
 #define FLASH_INLINE_LAMBDA __attribute__((always_inline))
 FLASH_GATED_LOOPS(float)

@@ -1,5 +1,5 @@
 #pragma once
-// The loops behind gated_rows.h over plain memory, compiled for several instruction sets.
+// The loops behind gated_rows.h and lstm.h over plain memory, compiled for several instruction sets.
 // Every function handles rows [begin, end); strides are in elements; `scratch` has room for a row.
 
 #include <cstdint>
@@ -44,7 +44,12 @@ struct GatedNormGradients {
                        int64_t end);                                                               \
   void gated_norm_backward_loop(const GatedNormPointers<T>& block,                                 \
                                 const GatedNormGradients<T>& gradients, int64_t begin,             \
-                                int64_t end);
+                                int64_t end);                                                      \
+  void lstm_loop(T* gates, const T* bias, const T* last_cell, T* cell, T* hidden, int64_t width,   \
+                 int64_t begin, int64_t end);                                                      \
+  void lstm_backward_loop(const T* gates, const T* cell, const T* last_cell, const T* to_out,      \
+                          const T* to_hidden, T* to_cell, T* to_gates, T* bias_sums,               \
+                          int64_t width, int64_t begin, int64_t end);
 FLASH_GATED_LOOPS(float)
 FLASH_GATED_LOOPS(double)
 #undef FLASH_GATED_LOOPS

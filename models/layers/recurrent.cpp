@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "layers/lstm.h"
+
 namespace flash::models {
 
 RecurrentImpl::RecurrentImpl(RecurrentCell cell, int64_t size, int64_t layers)
@@ -29,18 +31,26 @@ void RecurrentImpl::reset() {
 }
 
 torch::Tensor RecurrentImpl::forward(const torch::Tensor& x, RecurrentState& state) {
-  constexpr bool kBiases = true, kBidirectional = false, kBatchFirst = false;
-  std::vector<torch::Tensor> weights;
+  std::vector<torch::Tensor> weights;  // four per layer
   for (const auto& parameter : named_parameters(/*recurse=*/false)) weights.push_back(*parameter);
-  torch::Tensor out;
   if (cell_ == RecurrentCell::kGru) {
-    std::tie(out, state.hidden) = at::gru(x, state.hidden, weights, kBiases, layers_, 0.0,
-                                          is_training(), kBidirectional, kBatchFirst);
-  } else {
-    std::tie(out, state.hidden, state.cell) =
-        at::lstm(x, {state.hidden, state.cell}, weights, kBiases, layers_, 0.0, is_training(),
-                 kBidirectional, kBatchFirst);
+    torch::Tensor out;
+    std::tie(out, state.hidden) =
+        at::gru(x, state.hidden, weights, /*has_biases=*/true, layers_, /*dropout=*/0.0,
+                is_training(), /*bidirectional=*/false, /*batch_first=*/false);
+    return out;
   }
+  torch::Tensor out = x;
+  std::vector<torch::Tensor> hidden, cell;
+  for (int64_t layer = 0; layer < layers_; ++layer) {
+    const torch::Tensor* w = &weights[4 * layer];
+    const LstmOutputs outputs = lstm_layer(out, state.hidden[layer], state.cell[layer],
+                                           {.input = w[0], .hidden = w[1], .bias = w[2] + w[3]});
+    out = outputs.all;
+    hidden.push_back(outputs.hidden);
+    cell.push_back(outputs.cell);
+  }
+  state = {.hidden = torch::stack(hidden), .cell = torch::stack(cell)};
   return out;
 }
 

@@ -1,5 +1,6 @@
 #include "layers/temporal_encoder.h"
 
+#include <flash_attention/models/gradient_checkpoint.h>
 #include <torch/torch.h>
 
 namespace flash::models {
@@ -28,19 +29,39 @@ torch::Tensor TemporalEncoderImpl::forward(const torch::Tensor& past, const torc
                                            const ScalarVectors& past_embedding,
                                            const ScalarVectors& future_embedding,
                                            const StaticContext& context) {
-  const auto select = [&](VariableSelection& selection, const torch::Tensor& x,
-                          const ScalarVectors& embedding) {
-    return selection(x.flatten(0, 1), embedding, context.selection)
-        .view({x.size(0), x.size(1), options_.hidden_size});
+  using Tensors = std::vector<torch::Tensor>;
+  const auto run = [this](const Block& block, const Tensors& inputs, const Tensors& parameters) {
+    return options_.recompute ? gradient_checkpoint(block, inputs, parameters) : block(inputs);
   };
-  const torch::Tensor past_features = select(past_selection_, past, past_embedding);
-  const torch::Tensor future_features = select(future_selection_, future, future_embedding);
-  RecurrentState state = context.state;
-  const torch::Tensor past_outputs = past_recurrence_(past_features, state);
-  const torch::Tensor future_outputs = future_recurrence_(future_features, state);
-  return gated_norm(torch::cat({past_outputs, future_outputs}).flatten(0, 1),
-                    torch::cat({past_features, future_features}).flatten(0, 1),
-                    gate_weights(gate_, norm_));
+  const auto select = [&](const VariableSelection& selection, const torch::Tensor& x,
+                          const ScalarVectors& embedding) {
+    const auto block = [network = selection.ptr()](const Tensors& in) {
+      return network->forward(in[0].flatten(0, 1), {.vectors = in[1], .biases = in[2]}, in[3])
+          .view({in[0].size(0), in[0].size(1), -1});
+    };
+    return run(block, {x, embedding.vectors, embedding.biases, context.selection},
+               selection->parameters());
+  };
+  const auto recur = [past = past_recurrence_.ptr(), future = future_recurrence_.ptr(),
+                      gate = gate_, norm = norm_](const Tensors& in) {
+    RecurrentState state = {.hidden = in[2], .cell = in[3]};
+    const torch::Tensor past_outputs = past->forward(in[0], state);
+    const torch::Tensor outputs = torch::cat({past_outputs, future->forward(in[1], state)});
+    return gated_norm(outputs.flatten(0, 1), torch::cat({in[0], in[1]}).flatten(0, 1),
+                      gate_weights(gate, norm));
+  };
+  Tensors parameters;
+  for (const torch::nn::Module* module :
+       std::initializer_list<const torch::nn::Module*>{past_recurrence_.get(),
+                                                       future_recurrence_.get(), gate_.get(),
+                                                       norm_.get()}) {
+    for (const torch::Tensor& parameter : module->parameters()) parameters.push_back(parameter);
+  }
+  return run(recur,
+             {select(past_selection_, past, past_embedding),
+              select(future_selection_, future, future_embedding), context.state.hidden,
+              context.state.cell},
+             parameters);
 }
 
 }  // namespace flash::models

@@ -17,6 +17,7 @@ struct TemporalEncoderOptions {
   int64_t rnn_layers;
   double dropout;
   GatedActivation activation;
+  bool recompute;  ///< each selection, and the rest, as in gradient_checkpoint.h
 };
 
 class TemporalEncoderImpl : public torch::nn::Cloneable<TemporalEncoderImpl> {

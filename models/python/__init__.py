@@ -1,4 +1,4 @@
-"""Six forecasting transformers in C++ behind `torch.nn.Module`s, number for number neuralforecast's.
+"""Six forecasting transformers in C++ behind `torch.nn.Module`s, with neuralforecast's numbers.
 
 >>> import torch
 >>> from flash_attention.models import PatchTST

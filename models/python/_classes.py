@@ -19,11 +19,9 @@ _SETTINGS = """
             computed: less memory, more time, the same numbers.
 """
 _SAME_NUMBERS = "exact attention by the operator, without score matrices; the same numbers."
-_REPLACES = (
-    "the mechanism below is REPLACED by exact softmax attention\n            on the same projections: "
-    "another model, whose weights are to be trained so. Without it the\n            numbers are "
-    "neuralforecast's."
-)
+_REPLACES = """the mechanism of the paper is REPLACED by exact softmax attention on the
+            same projections: another model, to be trained so. Without it the numbers are
+            neuralforecast's."""
 
 
 def _complete(switch: str) -> Any:

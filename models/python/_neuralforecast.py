@@ -137,8 +137,8 @@ def _network_class(model: nn.Module) -> type[nn.Module]:
             continue
         if type(model).forward is not cls.forward:
             raise TypeError(
-                f"accelerate: expected {type(model).__name__} to have the forward of {cls.__name__}, "
-                "got one of its own, which would be left out"
+                f"accelerate: expected {type(model).__name__} to have the forward of "
+                f"{cls.__name__}, got one of its own, which would be left out"
             )
         return cls
     raise TypeError(

@@ -66,8 +66,8 @@ class PythonModelClass : public torch::CustomClassHolder {
   PythonModel model_;
 };
 
-/// A file of save_model or neuralforecast's save: (class, options as JSON, outputs per step, weights,
-/// the file's metadata, its tensors that are no weights)
+/// A file of save_model or neuralforecast's save: (class, options as JSON, outputs per step,
+/// weights, the file's metadata, its tensors that are no weights)
 std::tuple<std::string, std::string, int64_t, TensorsByName, Texts, TensorsByName> read_model(
     const std::string& path) {
   const GeneratorUnmoved unmoved;

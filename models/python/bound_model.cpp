@@ -37,10 +37,11 @@ void check_windows(const std::string& model_class, const WindowsBatch& windows,
   if (weight == given.end()) return;
   const auto check_one = [&](const char* name, const at::Tensor& tensor) {
     if (!tensor.defined()) return;
-    TORCH_CHECK_VALUE(tensor.device().is_cpu(), model_class, ": expected ", name, " on the CPU, got ",
-                      tensor.device(), "; move it there with .to(\"cpu\")");
-    TORCH_CHECK_VALUE(tensor.scalar_type() == weight->scalar_type(), model_class, ": expected ", name, " in ",
-                      weight->scalar_type(), " as the parameters are, got ", tensor.scalar_type(),
+    TORCH_CHECK_VALUE(tensor.device().is_cpu(), model_class, ": expected ", name,
+                      " on the CPU, got ", tensor.device(), "; move it there with .to(\"cpu\")");
+    TORCH_CHECK_VALUE(tensor.scalar_type() == weight->scalar_type(), model_class, ": expected ",
+                      name, " in ", weight->scalar_type(), " as the parameters are, got ",
+                      tensor.scalar_type(),
                       "; convert the one or the other with .float() or .double()");
   };
   check_one("insample_y", windows.insample_y);

@@ -2,49 +2,63 @@
 
 #include <torch/torch.h>
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
+#include <algorithm>
 
 namespace flash::models {
 namespace {
 
-constexpr int64_t kBatch = 256;
-
-torch::Tensor predict(PatchTST& model, const WindowBatch& batch) {
-  return model->forward(batch.past).squeeze(2);
-}
-
-/// Sums of absolute and squared errors, per column.
+/// Sums of absolute and squared errors, per series.
 struct ErrorSums {
-  explicit ErrorSums(int64_t columns)
-      : absolute(torch::zeros({columns}, torch::kDouble)), squared(absolute.clone()) {}
+  explicit ErrorSums(int64_t series)
+      : absolute(torch::zeros({series}, torch::kDouble)), squared(absolute.clone()) {}
 
-  void add(const torch::Tensor& forecast, const torch::Tensor& truth, const torch::Tensor& column) {
-    const torch::Tensor error = forecast.to(torch::kDouble) - truth.to(torch::kDouble);
-    absolute.index_add_(0, column, error.abs().sum(1));
-    squared.index_add_(0, column, error.square().sum(1));
+  /// median, mean, truth [B, h, N]; series [B, N]
+  void add(const torch::Tensor& median, const torch::Tensor& mean, const torch::Tensor& truth,
+           const torch::Tensor& series) {
+    const torch::Tensor exact = truth.to(torch::kDouble);
+    const torch::Tensor numbers = series.flatten();
+    absolute.index_add_(0, numbers, (median.to(torch::kDouble) - exact).abs().sum(1).flatten());
+    squared.index_add_(0, numbers, (mean.to(torch::kDouble) - exact).square().sum(1).flatten());
   }
 
-  Errors mean(int64_t numbers) const {
-    const auto count = static_cast<double>(numbers);
+  Errors mean(const torch::Tensor& counts) const {
+    const auto count = counts.sum().item<double>();
     return {absolute.sum().item<double>() / count, squared.sum().item<double>() / count};
   }
 
   torch::Tensor absolute, squared;
 };
 
-std::string quoted(const std::string& field) {
-  if (field.find_first_of(",\"\n") == std::string::npos) return field;
-  std::string text = "\"";
-  for (const char c : field) text += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return text + "\"";
+torch::Tensor column(const torch::Tensor& forecast, int64_t index) {
+  return forecast.select(3, index);
+}
+
+int64_t find(const std::vector<std::string>& names, const std::string& name) {
+  const auto found = std::find(names.begin(), names.end(), name);
+  return found == names.end() ? -1 : found - names.begin();
 }
 
 }  // namespace
 
+ForecastColumns::ForecastColumns(const std::vector<std::string>& names) {
+  median = find(names, "-median");
+  mean = find(names, "");
+  if (median < 0) median = std::max<int64_t>(mean, 0);
+  if (mean < 0) mean = median;
+  const std::string low = "-lo-";
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (!names[i].starts_with(low)) continue;
+    const std::string level = names[i].substr(low.size());
+    const int64_t high = find(names, "-hi-" + level);
+    if (high >= 0) intervals.push_back({level, static_cast<int64_t>(i), high});
+  }
+  std::sort(intervals.begin(), intervals.end(), [](const Interval& a, const Interval& b) {
+    return std::stod(a.level) > std::stod(b.level);
+  });
+}
+
 at::Tensor naive_forecast(const at::Tensor& past, int64_t horizon) {
-  return past.squeeze(2).slice(1, -1).expand({-1, horizon});
+  return past.slice(1, -1).expand({-1, horizon, -1});
 }
 
 at::Tensor seasonal_naive_forecast(const at::Tensor& past, int64_t horizon, int64_t season) {
@@ -52,82 +66,83 @@ at::Tensor seasonal_naive_forecast(const at::Tensor& past, int64_t horizon, int6
                     "expected a season between 1 and the input size ", past.size(1), ", got ",
                     season);
   const at::Tensor step = torch::arange(horizon).remainder(season);
-  return past.squeeze(2).slice(1, past.size(1) - season).index_select(1, step);
+  return past.slice(1, past.size(1) - season).index_select(1, step);
 }
 
-double mean_absolute_error(PatchTST& model, const WindowDataset& windows) {
-  torch::NoGradGuard no_grad;
-  model->eval();
-  double sum = 0.0;
-  for (const torch::Tensor& indices : torch::arange(windows.size()).split(kBatch)) {
+std::optional<ValidationErrors> validate(const Forecaster& forecaster,
+                                         const WindowDataset& windows, int64_t batch_size,
+                                         const std::function<bool()>& interrupted) {
+  forecaster.train(false);
+  const ForecastColumns columns(forecaster.loss->output_names());
+  ErrorSums sums(windows.series());
+  double loss = 0.0;
+  int64_t numbers = 0;
+  for (const torch::Tensor& indices : torch::arange(windows.size()).split(batch_size)) {
+    if (interrupted()) return std::nullopt;
     const WindowBatch batch = windows.batch(indices);
-    sum += torch::l1_loss(predict(model, batch), batch.future).item<double>() *
-           static_cast<double>(indices.size(0));
+    const Forecaster::Judged judged = forecaster.judge(batch);
+    loss += judged.loss * static_cast<double>(indices.size(0));
+    sums.add(column(judged.forecast, columns.median), column(judged.forecast, columns.mean),
+             batch.future, batch.series);
+    numbers += batch.future.numel();
   }
-  return sum / static_cast<double>(windows.size());
+  return ValidationErrors{loss / static_cast<double>(windows.size()),
+                          sums.mean(torch::tensor({numbers}))};
 }
 
-Evaluation evaluate(PatchTST& model, const WindowDataset& windows, const CsvTable& table,
-                    const Scaler& scaler, int64_t season) {
-  torch::NoGradGuard no_grad;
-  model->eval();
-  const int64_t columns = windows.columns();
-  const int64_t horizon = model->options.h();
-  ErrorSums of_model(columns), of_naive(columns), of_seasonal(columns);
-  for (const torch::Tensor& indices : torch::arange(windows.size()).split(kBatch)) {
+Evaluation evaluate(const Forecaster& forecaster, const WindowDataset& windows,
+                    const std::vector<Series>& series, int64_t batch_size) {
+  torch::manual_seed(0);
+  forecaster.train(false);
+  const ForecastColumns columns(forecaster.loss->output_names());
+  const int64_t horizon = forecaster.settings.horizon;
+  ErrorSums of_model(windows.series()), of_naive(windows.series()), of_seasonal(windows.series());
+  torch::Tensor counts = torch::zeros({windows.series()}, torch::kDouble);
+  std::vector<int64_t> inside(columns.intervals.size(), 0);
+  for (const torch::Tensor& indices : torch::arange(windows.size()).split(batch_size)) {
     const WindowBatch batch = windows.batch(indices);
-    const torch::Tensor column = indices.remainder(columns);
-    of_model.add(predict(model, batch), batch.future, column);
-    of_naive.add(naive_forecast(batch.past, horizon), batch.future, column);
-    of_seasonal.add(seasonal_naive_forecast(batch.past, horizon, season), batch.future, column);
-  }
-  const int64_t numbers = windows.size() * horizon;
-  Evaluation evaluation{.windows = windows.size(),
-                        .model = of_model.mean(numbers),
-                        .naive = of_naive.mean(numbers),
-                        .seasonal_naive = of_seasonal.mean(numbers),
-                        .columns = {}};
-  const torch::Tensor unit =
-      scaler.deviation * static_cast<double>(columns) / static_cast<double>(numbers);
-  for (int64_t i = 0; i < columns; ++i) {
-    const auto in_units = [&](const ErrorSums& sums) {
-      return (sums.absolute[i] * unit[i]).item<double>();
+    const torch::Tensor forecast = forecaster.forecast(batch);
+    const auto add = [&](ErrorSums& sums, const torch::Tensor& median, const torch::Tensor& mean) {
+      sums.add(median, mean, batch.future, batch.series);
     };
-    evaluation.columns.push_back({table.columns[static_cast<size_t>(i)], in_units(of_model),
-                                  in_units(of_naive), in_units(of_seasonal)});
-  }
-  return evaluation;
-}
-
-void write_forecast_csv(const std::string& path, PatchTST& model, const WindowDataset& windows,
-                        const CsvTable& table, const Scaler& scaler, int64_t season) {
-  torch::NoGradGuard no_grad;
-  model->eval();
-  std::ofstream stream(path);
-  stream << "column,time,truth,forecast,naive,seasonal_naive\n";
-  const int64_t columns = windows.columns();
-  const int64_t horizon = model->options.h();
-  for (int64_t column = 0; column < columns; ++column) {
-    const torch::Tensor indices = torch::arange(column, windows.size(), columns * horizon);
-    const WindowBatch batch = windows.batch(indices);
-    const torch::Tensor scaled =
-        torch::stack({batch.future, predict(model, batch), naive_forecast(batch.past, horizon),
-                      seasonal_naive_forecast(batch.past, horizon, season)});
-    const torch::Tensor values =
-        scaled.to(torch::kDouble) * scaler.deviation[column] + scaler.mean[column];
-    const auto value = values.accessor<double, 3>();
-    for (int64_t w = 0; w < indices.size(0); ++w) {
-      const int64_t row = windows.first_future_row(indices[w].item<int64_t>());
-      for (int64_t step = 0; step < horizon; ++step) {
-        stream << quoted(table.columns[static_cast<size_t>(column)]) << ','
-               << quoted(table.labels[static_cast<size_t>(row + step)]);
-        for (int64_t kind = 0; kind < 4; ++kind) stream << ',' << value[kind][w][step];
-        stream << '\n';
-      }
+    add(of_model, column(forecast, columns.median), column(forecast, columns.mean));
+    const torch::Tensor& past = batch.inputs.insample_y;
+    const torch::Tensor naive = naive_forecast(past, horizon);
+    add(of_naive, naive, naive);
+    const torch::Tensor seasonal = seasonal_naive_forecast(past, horizon, forecaster.data.season);
+    add(of_seasonal, seasonal, seasonal);
+    counts.index_add_(0, batch.series.flatten(),
+                      torch::full({batch.series.numel()}, static_cast<double>(horizon),
+                                  torch::kDouble));
+    for (size_t i = 0; i < inside.size(); ++i) {
+      inside[i] += (batch.future.ge(column(forecast, columns.intervals[i].low)) &
+                    batch.future.le(column(forecast, columns.intervals[i].high)))
+                       .sum()
+                       .item<int64_t>();
     }
   }
-  stream.close();
-  TORCH_CHECK_VALUE(stream, path, ": cannot be written: ", std::strerror(errno));
+  Evaluation evaluation{.windows = windows.size(),
+                        .model = of_model.mean(counts),
+                        .naive = of_naive.mean(counts),
+                        .seasonal_naive = of_seasonal.mean(counts),
+                        .coverage = {},
+                        .series = {}};
+  for (size_t i = 0; i < inside.size(); ++i) {
+    evaluation.coverage.push_back({columns.intervals[i].level, static_cast<double>(inside[i]) /
+                                                                   counts.sum().item<double>()});
+  }
+  for (size_t i = 0; i < series.size(); ++i) {
+    const auto number = static_cast<int64_t>(i);
+    const double unit =
+        forecaster.scalers.at(series[i].name).deviation[0].item<double>() /
+        counts[number].item<double>();
+    const auto in_units = [&](const ErrorSums& sums) {
+      return sums.absolute[number].item<double>() * unit;
+    };
+    evaluation.series.push_back(
+        {series[i].name, in_units(of_model), in_units(of_naive), in_units(of_seasonal)});
+  }
+  return evaluation;
 }
 
 }  // namespace flash::models

@@ -22,15 +22,18 @@ std::string format_duration(double seconds) {
   return format("%ld:%02ld:%02ld h", whole / 3600, whole / 60 % 60, whole % 60);
 }
 
-Progress::Progress(std::ostream& stream, bool in_place, int64_t epochs, int64_t steps_per_epoch)
+Progress::Progress(std::ostream& stream, bool in_place, int64_t epochs, int64_t steps_per_epoch,
+                   double seconds_before)
     : stream_(stream),
       in_place_(in_place),
       epochs_(epochs),
       steps_per_epoch_(steps_per_epoch),
+      seconds_before_(seconds_before),
       start_(std::chrono::steady_clock::now()) {}
 
 double Progress::seconds() const {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  return seconds_before_ +
+         std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
 }
 
 std::string Progress::time_left(int64_t steps_done) const {
@@ -46,6 +49,10 @@ void Progress::step(int64_t epoch, int64_t step, double loss) {
                     static_cast<long long>(epochs_), static_cast<long long>(step),
                     static_cast<long long>(steps_per_epoch_), loss)
           << time_left((epoch - 1) * steps_per_epoch_ + step) << "\x1b[K" << std::flush;
+}
+
+void Progress::end_line() {
+  if (in_place_ && last_shown_ >= 0.0) stream_ << "\n" << std::flush;
 }
 
 void Progress::epoch(int64_t epoch, double train_loss, double validation_loss, bool best) {

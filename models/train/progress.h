@@ -13,7 +13,9 @@ std::string format_duration(double seconds);
 
 class Progress {
  public:
-  Progress(std::ostream& stream, bool in_place, int64_t epochs, int64_t steps_per_epoch);
+  /// `seconds_before` is what a training that goes on has taken already.
+  Progress(std::ostream& stream, bool in_place, int64_t epochs, int64_t steps_per_epoch,
+           double seconds_before = 0.0);
 
   /// After step `step` (from 1) of epoch `epoch` (from 1), with that step's loss.
   void step(int64_t epoch, int64_t step, double loss);
@@ -21,7 +23,10 @@ class Progress {
   /// After an epoch's validation.
   void epoch(int64_t epoch, double train_loss, double validation_loss, bool best);
 
-  /// Seconds since construction.
+  /// Ends the line of the running epoch, if there is one.
+  void end_line();
+
+  /// Seconds of the training.
   double seconds() const;
 
  private:
@@ -30,6 +35,7 @@ class Progress {
   std::ostream& stream_;
   bool in_place_;
   int64_t epochs_, steps_per_epoch_;
+  double seconds_before_;
   std::chrono::steady_clock::time_point start_;
   double last_shown_ = -1.0;
 };

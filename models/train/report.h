@@ -19,13 +19,15 @@ struct ProcessMemory {
 ProcessMemory process_memory();
 
 struct RunReport {
-  std::string attention;
+  std::string csv;
+  ModelSettings model;
+  std::string loss;
   int threads;
   int64_t season;
   int64_t parameters;
-  int64_t patches;                         ///< tokens that attend to each other
-  std::optional<TrainingResult> training;  ///< none with --evaluate
-  int64_t memory_before_bytes;             ///< resident just before the first step
+  std::optional<TrainingSettings> training_settings;  ///< none where nothing was trained
+  std::optional<TrainingResult> training;
+  int64_t memory_before_bytes;  ///< resident just before the first step
   int64_t memory_peak_bytes;
   Evaluation test;
 };
@@ -34,6 +36,6 @@ struct RunReport {
 void print_report(std::ostream& stream, const RunReport& report);
 
 /// Throws c10::ValueError if the file cannot be written.
-void write_report(const std::string& path, const RunReport& report, const Settings& settings);
+void write_report(const std::string& path, const RunReport& report);
 
 }  // namespace flash::models

@@ -5,8 +5,11 @@
 
 namespace flash::models {
 
-/// Trains, or evaluates where settings.evaluate names a model; prints to stdout, progress to
-/// stderr. Throws c10::Error where an input or an output is at fault.
-void run(const Settings& settings);
+/// Exit code of a training that was interrupted and can be resumed, as shells have it for Ctrl-C.
+inline constexpr int kInterruptedExitCode = 130;
+
+/// Trains, goes on, evaluates or predicts, as settings.command says; prints to stdout, progress to
+/// stderr. Returns the exit code. Throws c10::Error where an input or an output is at fault.
+int run(const Settings& settings);
 
 }  // namespace flash::models

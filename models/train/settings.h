@@ -5,46 +5,71 @@
 #include <string>
 #include <vector>
 
+#include "data/panel.h"
+#include "data/time_split.h"
+
 namespace flash::models {
 
-/// Which rows are for what, and what to compare with: stored with a model, as its test error
+/// What of a table is for what, and what to compare with: stored with a model, as its test error
 /// depends on it.
 struct DataSettings {
-  std::vector<std::string> columns;
-  double train_fraction = 0.7;
-  double validation_fraction = 0.1;
-  int64_t season = 7;  ///< rows per season of the seasonal-naive forecast
+  PanelColumns columns;
+  SplitSettings split;
+  std::string table_scaler = "standard";  ///< or "none"
+  int64_t season = 7;                     ///< rows per season of the seasonal-naive forecast
 };
 
-/// The defaults suit daily tables of a few years: a year of history, and a small model with much
-/// dropout, since such tables hold little to learn from.
-struct Settings {
-  std::string csv;
-  DataSettings data;
-  bool season_given = false;
-
+/// The defaults suit daily tables of a few years: a year of history, two weeks ahead.
+struct ModelSettings {
+  std::string model_class;
+  std::string options = "{}";  ///< the model's own, a JSON object as make_model takes it
   int64_t input_size = 365;
   int64_t horizon = 14;
-  int64_t patch_len = 16;
-  int64_t stride = 3;
-  int64_t hidden_size = 16;
-  int64_t n_heads = 4;
-  int64_t encoder_layers = 2;
-  int64_t linear_hidden_size = 32;
-  double dropout = 0.5;
+  std::string attention;  ///< "flash", "standard" or, for Autoformer and FEDformer, "native"
+  int64_t block_size = 64;
+  bool gradient_checkpointing = false;
+};
 
-  int64_t epochs = 8;
+struct LossSettings {
+  std::string name = "MAE";  ///< of a loss, or of a distribution
+  std::vector<double> level = {80, 90};
+  std::vector<double> quantiles;
+  double q = 0.5;
+  double delta = 1.0;
+  std::string scaler_type = "identity";  ///< of windows
+};
+
+struct TrainingSettings {
+  int64_t epochs = 10;
+  int64_t patience = 0;  ///< epochs without a better one before stopping; 0: never stop
   int64_t batch_size = 64;
   double learning_rate = 5e-4;
+  double decay = 1.0;       ///< factor of the learning rate after each epoch beyond decay_after
+  int64_t decay_after = 3;  ///< epochs at the full rate
   uint64_t seed = 1;
-  std::string attention = "flash";  ///< or "standard"
-  int64_t block_size = 64;
-  int threads = 0;  ///< 0: torch's default
+};
 
-  std::string evaluate;  ///< a model to apply instead of training one
-  std::string output;
+struct OutputSettings {
+  std::string model;
+  std::string checkpoint;
   std::string forecast_csv;
+  std::string forecast_png;
   std::string report;
+};
+
+struct Settings {
+  enum class Command { kTrain, kEvaluate, kPredict, kResume };
+
+  Command command = Command::kTrain;
+  std::string csv;
+  std::string input;  ///< the model or checkpoint to begin with, where the command takes one
+  bool season_given = false;
+  DataSettings data;
+  ModelSettings model;
+  LossSettings loss;
+  TrainingSettings training;
+  OutputSettings output;
+  int threads = 0;  ///< 0: torch's default
 };
 
 }  // namespace flash::models

@@ -46,8 +46,8 @@ std::vector<T> run(const KernelTable& table, DropoutKind kind, double dropout,
 bool keeps(double dropout, int64_t i) {
   const int64_t block = i / 64, place = i % 64;
   const int64_t counter = block * 16 + place % 32 / 2;
-  uint64_t word[1][4] = {{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0,
-                          0xffffffffu}};
+  uint64_t word[1][4] = {
+      {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0xffffffffu}};
   philox<ScalarCounters>(philox_key(kSeed), word);
   return static_cast<uint32_t>(word[0][2 * (place / 32) + place % 2]) >= dropout_threshold(dropout);
 }
@@ -96,9 +96,8 @@ void expect_definition(const KernelTable& table) {
         const Expected e = expected(kind, 1 / 0.7, keeps(0.3, i), x[i], other[i]);
         // The exponential and the polynomial are within some units in the last place, and a tail
         // e^(-x^2 / 2) multiplies the rounding of its exponent, up to 10 here.
-        const double units = kind == DropoutKind::kGelu || kind == DropoutKind::kGeluGradient
-                                 ? 8 + x[i] * x[i]
-                                 : 2;
+        const double units =
+            kind == DropoutKind::kGelu || kind == DropoutKind::kGeluGradient ? 8 + x[i] * x[i] : 2;
         ASSERT_LE(std::abs(got[i] - e.value),
                   units * static_cast<double>(std::numeric_limits<T>::epsilon()) * e.size)
             << i << ": " << x[i];
@@ -110,8 +109,8 @@ void expect_definition(const KernelTable& table) {
 TEST_P(DropoutOnEveryIsa, FloatIsTheDefinition) { expect_definition<float>(*GetParam()); }
 TEST_P(DropoutOnEveryIsa, DoubleIsTheDefinition) { expect_definition<double>(*GetParam()); }
 
-/// The largest error of gelu(x) and of its derivative over x in [-a, a], in units of epsilon |x|, and of
-/// epsilon.
+/// The largest error of gelu(x) and of its derivative over x in [-a, a], in units of epsilon |x|,
+/// and of epsilon.
 template <class T>
 void expect_gelu(const KernelTable& table, double a, double value_bound, double slope_bound) {
   constexpr int64_t kSteps = 200'000;
@@ -189,8 +188,7 @@ TEST(ElementWords, DoNotCollideAcrossTheHalvesOfACounter) {
   for (int i = 0; i < 64; ++i) EXPECT_NE(low[i], high[i]);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, DropoutOnEveryIsa,
-                         ::testing::ValuesIn(testing::supported_kernels()),
+INSTANTIATE_TEST_SUITE_P(Isa, DropoutOnEveryIsa, ::testing::ValuesIn(testing::supported_kernels()),
                          [](const auto& info) { return std::string(info.param->name); });
 
 }  // namespace

@@ -69,8 +69,7 @@ void expect_definition(const KernelTable& table) {
 TEST_P(SparsityOnEveryIsa, FloatIsTheDefinition) { expect_definition<float>(*GetParam()); }
 TEST_P(SparsityOnEveryIsa, DoubleIsTheDefinition) { expect_definition<double>(*GetParam()); }
 
-INSTANTIATE_TEST_SUITE_P(Isa, SparsityOnEveryIsa,
-                         ::testing::ValuesIn(testing::supported_kernels()),
+INSTANTIATE_TEST_SUITE_P(Isa, SparsityOnEveryIsa, ::testing::ValuesIn(testing::supported_kernels()),
                          [](const auto& info) { return std::string(info.param->name); });
 
 }  // namespace

@@ -54,8 +54,8 @@ class TimeDelayOnEveryIsa : public ::testing::TestWithParam<const KernelTable*> 
 template <class T>
 void expect_aggregation(const KernelTable& table) {
   for (const Sizes& s : kSizes) {
-    SCOPED_TRACE(::testing::Message() << "times " << s.times << " channels " << s.channels
-                                      << " delays " << s.delays);
+    SCOPED_TRACE(::testing::Message()
+                 << "times " << s.times << " channels " << s.channels << " delays " << s.delays);
     const Problem<T> x(s);
     std::vector<T> out(x.a.size(), T(77));
     AggregationParams p = {};
@@ -91,8 +91,8 @@ void expect_aggregation(const KernelTable& table) {
 template <class T>
 void expect_correlation(const KernelTable& table) {
   for (const Sizes& s : kSizes) {
-    SCOPED_TRACE(::testing::Message() << "times " << s.times << " channels " << s.channels
-                                      << " delays " << s.delays);
+    SCOPED_TRACE(::testing::Message()
+                 << "times " << s.times << " channels " << s.channels << " delays " << s.delays);
     const Problem<T> x(s);
     std::vector<T> out(s.batch * s.delays, T(77));
     CorrelationParams p = {};

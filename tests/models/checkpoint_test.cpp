@@ -186,12 +186,12 @@ TEST(FEDformerCheckpoint, TakesASharedWeightUnderAnyOfItsNames) {
   const std::string owner = "encoder.attn_layers.0.attention.inner_correlation.weights1";
   const std::string alias = "encoder.attn_layers.1.attention.inner_correlation.weights1";
   ASSERT_TRUE(all.contains(owner) && all.contains(alias));
-  load_state_dict(model->module(), all);
+  models::load_state_dict(model->module(), all);
   models::TensorMap only_alias = all;
   only_alias.erase(owner);
-  load_state_dict(model->module(), only_alias);
+  models::load_state_dict(model->module(), only_alias);
   all[alias] = all.at(alias) + 1;
-  EXPECT_THAT([&] { load_state_dict(model->module(), all); },
+  EXPECT_THAT([&] { models::load_state_dict(model->module(), all); },
               ThrowsMessage<c10::ValueError>(
                   HasSubstr("one parameter with two values (1): " + alias + " and " + owner)));
 }
@@ -221,7 +221,7 @@ TEST(TFTCheckpoint, HasTheMaskThatNeuralforecastInsistsOn) {
   EXPECT_FALSE(models::state_dict(*model).contains(mask));
   const auto file = saved(*model.ptr());
   EXPECT_TRUE(torch::equal(file.tensors.at(mask), theirs.at(mask)));
-  load_state_dict(*model.ptr(), file.tensors);
+  models::load_state_dict(*model.ptr(), file.tensors);
 }
 
 TEST(Checkpoint, OfAnotherClassThanAskedForIsRefused) {

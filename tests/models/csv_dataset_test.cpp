@@ -1,20 +1,29 @@
-// CSV tables, their windows and their scaler.
+// CSV tables, their series, windows and scalers.
 
-#include "data/csv_dataset.h"
+#include "data/csv_table.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "data/panel.h"
 #include "data/scaler.h"
+#include "data/time_split.h"
+#include "data/window_dataset.h"
 #include "models/temporary_file.h"
 
 namespace flash::tests {
 namespace {
 
+using models::ColumnScaler;
 using models::CsvTable;
+using models::PanelColumns;
 using models::read_csv;
-using models::Scaler;
+using models::read_open_panel;
+using models::read_panel;
+using models::RowRange;
+using models::Series;
+using models::SeriesStore;
 using models::split_by_time;
 using models::TimeSplit;
 using models::WindowDataset;
@@ -107,8 +116,91 @@ TEST(BrokenCsv, WithAnOpenQuote) {
             ", line 2: expected a closing quote before the end of the line");
 }
 
+TEST(Csv, KnowsTimeAndIdColumns) {
+  const TemporaryFile file(".csv", "a,shop,when\n1,north,mon\n2,south,tue\n");
+  const CsvTable table =
+      read_csv(file.path(), {"a"}, {.time_column = "when", .id_column = "shop", .open_columns = {}});
+  EXPECT_THAT(table.labels, ElementsAre("mon", "tue"));
+  EXPECT_THAT(table.ids, ElementsAre("north", "south"));
+  EXPECT_THAT([&] { read_csv(file.path(), {"a"}, {"day", "", {}}); },
+              ThrowsMessage<c10::ValueError>(HasSubstr("expected one column day, got none")));
+}
+
+TEST(Panel, OfAWideTableHasASeriesPerTarget) {
+  const TemporaryFile file(".csv", "t,a,b,f,x,s\n1,10,20,0,5,9\n2,11,21,1,6,9\n");
+  const std::vector<Series> panel =
+      read_panel(file.path(), {.targets = {"b", "a"},
+                               .time_column = "",
+                               .id_column = "",
+                               .futr_exog = {"f"},
+                               .hist_exog = {"x"},
+                               .stat_exog = {"s"}});
+  ASSERT_EQ(panel.size(), 2u);
+  EXPECT_EQ(panel[0].name, "b");
+  EXPECT_EQ(panel[1].known, 2);
+  EXPECT_TRUE(torch::equal(
+      panel[1].values,
+      torch::tensor({10.0, 11.0, 0.0, 1.0, 5.0, 6.0}, torch::kDouble).view({3, 2})));
+  EXPECT_EQ(panel[0].stat.item<double>(), 9.0);
+}
+
+TEST(Panel, OfALongTableHasASeriesPerId) {
+  const TemporaryFile file(".csv", "t,id,y,s\n1,p,1,7\n1,q,4,8\n2,p,2,7\n3,p,3,7\n");
+  PanelColumns columns{.targets = {"y"},
+                       .time_column = "t",
+                       .id_column = "id",
+                       .futr_exog = {},
+                       .hist_exog = {},
+                       .stat_exog = {"s"}};
+  const std::vector<Series> panel = read_panel(file.path(), columns);
+  ASSERT_EQ(panel.size(), 2u);
+  EXPECT_EQ(panel[0].name, "p");
+  EXPECT_THAT(panel[0].labels, ElementsAre("1", "2", "3"));
+  EXPECT_TRUE(torch::equal(panel[1].values, torch::full({1, 1}, 4.0, torch::kDouble)));
+  EXPECT_EQ(panel[1].stat.item<double>(), 8.0);
+  columns.targets = {"y", "s"};
+  columns.stat_exog = {};
+  EXPECT_THAT([&] { read_panel(file.path(), columns); },
+              ThrowsMessage<c10::ValueError>(HasSubstr("expected one target in a table with")));
+  columns.targets = {"t"};
+  columns.stat_exog = {"y"};
+  EXPECT_THAT([&] { read_panel(file.path(), columns); },
+              ThrowsMessage<c10::ValueError>(
+                  HasSubstr("expected one value of y, a static column, in all rows of p, got 1 to 3")));
+}
+
+TEST(OpenPanel, HasTheHorizonAfterTheLastKnownValue) {
+  const TemporaryFile file(".csv", "t,a,f\n1,10,0\n2,11,1\n3,,2\n4,,3\n5,,4\n");
+  PanelColumns columns{.targets = {"a"},
+                       .time_column = "",
+                       .id_column = "",
+                       .futr_exog = {"f"},
+                       .hist_exog = {},
+                       .stat_exog = {}};
+  const Series series = read_open_panel(file.path(), columns, 2)[0];
+  EXPECT_EQ(series.known, 2);
+  EXPECT_THAT(series.labels, ElementsAre("1", "2", "3", "4"));
+  EXPECT_TRUE(torch::equal(
+      series.values,
+      torch::tensor({10.0, 11.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0}, torch::kDouble).view({2, 4})));
+  EXPECT_THAT([&] { read_open_panel(file.path(), columns, 4); },
+              ThrowsMessage<c10::ValueError>(HasSubstr(
+                  "expected 4 rows after the last known value of a, with f and an empty target, "
+                  "got 3")));
+  columns.futr_exog = {};
+  EXPECT_THAT(read_open_panel(file.path(), columns, 4)[0].labels,
+              ElementsAre("1", "2", "3", "4", "5", "+4"));
+}
+
+TEST(OpenPanel, RefusesGaps) {
+  const TemporaryFile file(".csv", "t,a\n1,10\n2,\n3,12\n");
+  EXPECT_THAT([&] { read_open_panel(file.path(), {{"a"}, "", "", {}, {}, {}}, 2); },
+              ThrowsMessage<c10::ValueError>(
+                  HasSubstr("expected empty fields of a only after its last known value")));
+}
+
 TEST(Split, KeepsTheOrderOfTime) {
-  const TimeSplit split = split_by_time(100, 0.7, 0.1, 20, 5);
+  const TimeSplit split = split_by_time(100, {}, 20, 5);
   EXPECT_EQ(split.train.begin, 0);
   EXPECT_EQ(split.train.end, 70);
   EXPECT_EQ(split.validation.begin, 70);
@@ -118,48 +210,132 @@ TEST(Split, KeepsTheOrderOfTime) {
 }
 
 TEST(Split, RefusesTooFewRows) {
-  EXPECT_THAT([] { split_by_time(100, 0.7, 0.1, 66, 5); },
+  EXPECT_THAT([] { split_by_time(100, {}, 66, 5); },
               ThrowsMessage<c10::ValueError>(
                   HasSubstr("expected at least 71 rows in the training part, got 70 of 100; use a "
                             "longer table, or a shorter input size or horizon")));
-  EXPECT_THAT([] { split_by_time(100, 0.7, 0.1, 20, 11); },
+  EXPECT_THAT([] { split_by_time(100, {}, 20, 11); },
               ThrowsMessage<c10::ValueError>(
                   HasSubstr("expected at least 11 rows in the validation part, got 10 of 100")));
-  EXPECT_THAT([] { split_by_time(100, 0.7, 0.28, 20, 5); },
+  EXPECT_THAT([] { split_by_time(100, {.validation_fraction = 0.28}, 20, 5); },
               ThrowsMessage<c10::ValueError>(HasSubstr("rows in the test part")));
-  EXPECT_THAT([] { split_by_time(100, 0.7, 0.3, 20, 5); },
+  EXPECT_THAT([] { split_by_time(100, {.validation_fraction = 0.3}, 20, 5); },
               ThrowsMessage<c10::ValueError>(HasSubstr("fractions that leave a test part")));
 }
 
-TEST(Windows, AreEveryStretchOfEveryColumn) {
-  // Value = 100 * column + row, so that each number says where it comes from.
-  const torch::Tensor values =
-      torch::arange(10.0).unsqueeze(0) + 100.0 * torch::arange(2.0).unsqueeze(1);
-  const WindowDataset train(values, {0, 6}, /*past_inside=*/true, 3, 2);
+TEST(Split, ByRowsLeavesTheRestAlone) {
+  // ETTh1 as it is commonly cut: 17,420 hours, of which 20 months are used.
+  const TimeSplit split = split_by_time(
+      17420, {.train_rows = 8640, .validation_rows = 2880, .test_rows = 2880}, 96, 96);
+  EXPECT_EQ(split.validation.begin, 8640);
+  EXPECT_EQ(split.test.begin, 11520);
+  EXPECT_EQ(split.test.end, 14400);
+  EXPECT_EQ(split_by_time(100, {.train_rows = 50, .validation_rows = 20}, 20, 5).test.end, 100);
+  EXPECT_THAT([] { split_by_time(100, {.train_rows = 50, .validation_rows = 50}, 20, 5); },
+              ThrowsMessage<c10::ValueError>(HasSubstr("and a test part, got 100 rows")));
+}
+
+/// Series whose values say where they come from: 100 * series + row.
+std::shared_ptr<SeriesStore> counting_series(const std::vector<int64_t>& rows) {
+  std::vector<torch::Tensor> values;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    values.push_back(torch::arange(static_cast<double>(rows[i])).unsqueeze(0) +
+                     100.0 * static_cast<double>(i));
+  }
+  return std::make_shared<SeriesStore>(
+      values, torch::zeros({static_cast<int64_t>(rows.size()), 0}), 0);
+}
+
+TEST(Windows, AreEveryStretchOfEverySeries) {
+  const WindowDataset train(counting_series({10, 10}), {{0, 6}, {0, 6}}, /*past_inside=*/true,
+                            {.input_size = 3, .horizon = 2});
   EXPECT_EQ(train.size(), 2 * 2);
   const auto batch = train.batch(torch::tensor({0, 1, 3}));
   EXPECT_TRUE(torch::equal(
-      batch.past.squeeze(2),
+      batch.inputs.insample_y.squeeze(2),
       torch::tensor({{0.0f, 1.0f, 2.0f}, {100.0f, 101.0f, 102.0f}, {101.0f, 102.0f, 103.0f}})));
-  EXPECT_TRUE(torch::equal(batch.future,
+  EXPECT_TRUE(torch::equal(batch.future.squeeze(2),
                            torch::tensor({{3.0f, 4.0f}, {103.0f, 104.0f}, {104.0f, 105.0f}})));
+  EXPECT_TRUE(torch::equal(batch.series, torch::tensor({{0}, {1}, {1}})));
   EXPECT_EQ(train.first_future_row(3), 4);
 }
 
 TEST(Windows, OfLaterPartsReachBackButTheirFutureDoesNot) {
-  const torch::Tensor values = torch::arange(10.0).unsqueeze(0);
-  const WindowDataset test(values, {6, 10}, /*past_inside=*/false, 3, 2);
+  const WindowDataset test(counting_series({10}), {{6, 10}}, /*past_inside=*/false,
+                           {.input_size = 3, .horizon = 2});
   EXPECT_EQ(test.size(), 3);
   const auto batch = test.batch(torch::arange(3));
-  EXPECT_TRUE(torch::equal(batch.past[0].squeeze(1), torch::tensor({3.0f, 4.0f, 5.0f})));
-  EXPECT_TRUE(torch::equal(batch.future[2], torch::tensor({8.0f, 9.0f})));
+  EXPECT_TRUE(torch::equal(batch.inputs.insample_y[0].squeeze(1), torch::tensor({3.0f, 4.0f, 5.0f})));
+  EXPECT_TRUE(torch::equal(batch.future[2].squeeze(1), torch::tensor({8.0f, 9.0f})));
   EXPECT_EQ(test.first_future_row(0), 6);
+}
+
+TEST(Windows, OfTheTestPartOfEtth1AreTheCommonOnes) {
+  const WindowDataset test(counting_series({17420}), {{11520, 14400}}, false,
+                           {.input_size = 336, .horizon = 96});
+  EXPECT_EQ(test.size(), 2785);
+}
+
+TEST(Windows, MayBeOfSeriesOfDifferentLengths) {
+  const WindowDataset train(counting_series({5, 7}), {{0, 5}, {0, 7}}, true,
+                            {.input_size = 3, .horizon = 2});
+  EXPECT_EQ(train.size(), 1 + 3);
+  const auto batch = train.batch(torch::arange(4));
+  EXPECT_TRUE(torch::equal(batch.series.squeeze(1), torch::tensor({0, 1, 1, 1})));
+  EXPECT_TRUE(torch::equal(batch.future[3].squeeze(1), torch::tensor({105.0f, 106.0f})));
+}
+
+TEST(Windows, MayHoldAllSeriesTogether) {
+  const auto store = counting_series({8, 8});
+  const WindowDataset train(store, {{0, 8}, {0, 8}}, true,
+                            {.input_size = 3, .horizon = 2, .together = true});
+  EXPECT_EQ(train.size(), 4);
+  const auto batch = train.batch(torch::tensor({3}));
+  EXPECT_TRUE(torch::equal(
+      batch.inputs.insample_y[0],
+      torch::tensor({{3.0f, 103.0f}, {4.0f, 104.0f}, {5.0f, 105.0f}})));
+  EXPECT_TRUE(torch::equal(batch.future[0], torch::tensor({{6.0f, 106.0f}, {7.0f, 107.0f}})));
+  EXPECT_THAT(
+      [&] {
+        WindowDataset(store, {{0, 8}, {0, 7}}, true,
+                      {.input_size = 3, .horizon = 2, .together = true});
+      },
+      ThrowsMessage<c10::ValueError>(HasSubstr("expected series of the same rows")));
+}
+
+TEST(Windows, CarryExogenousColumns) {
+  // Row r of series s: target r + 100 s, futr 1000 + target, hist 2000 + target; static s.
+  std::vector<torch::Tensor> values;
+  for (double s = 0; s < 2; ++s) {
+    const torch::Tensor target = torch::arange(6.0) + 100.0 * s;
+    values.push_back(torch::stack({target, target + 1000.0, target + 2000.0}));
+  }
+  const auto store =
+      std::make_shared<SeriesStore>(values, torch::tensor({{0.0f}, {1.0f}}), /*futr_exog=*/1);
+  const auto alone = WindowDataset(store, {{0, 6}, {0, 6}}, true, {.input_size = 3, .horizon = 2})
+                         .batch(torch::tensor({3}))
+                         .inputs;  // the second window of the second series
+  EXPECT_TRUE(torch::equal(alone.futr_exog.squeeze(),
+                           torch::arange(1101.0f, 1106.0f)));
+  EXPECT_TRUE(torch::equal(alone.hist_exog.squeeze(), torch::arange(2101.0f, 2104.0f)));
+  EXPECT_TRUE(torch::equal(alone.stat_exog, torch::tensor({{1.0f}})));
+  const auto futr_only = std::make_shared<SeriesStore>(
+      std::vector<torch::Tensor>{values[0].slice(0, 0, 2), values[1].slice(0, 0, 2)},
+      torch::zeros({2, 0}), 1);
+  const auto together =
+      WindowDataset(futr_only, {{0, 6}, {0, 6}}, true,
+                    {.input_size = 3, .horizon = 2, .together = true})
+          .batch(torch::tensor({0}))
+          .inputs;
+  EXPECT_EQ(together.futr_exog.sizes(), (std::vector<int64_t>{1, 1, 5, 2}));
+  EXPECT_TRUE(torch::equal(together.futr_exog[0][0].select(1, 1), torch::arange(1100.0f, 1105.0f)));
+  EXPECT_FALSE(together.hist_exog.defined());
 }
 
 TEST(ScalerOfAColumn, StandardisesAndReturns) {
   torch::manual_seed(1);
   const torch::Tensor values = torch::randn({3, 50}, torch::kDouble) * 4.0 + 7.0;
-  const Scaler scaler = Scaler::fit(values);
+  const ColumnScaler scaler = ColumnScaler::fit(values);
   const torch::Tensor scaled = scaler.transform(values);
   EXPECT_LT(scaled.mean(1).abs().max().item<double>(), 1e-12);  // rounding of 50 sums
   EXPECT_LT((scaled.square().mean(1) - 1.0).abs().max().item<double>(), 1e-12);
@@ -168,7 +344,7 @@ TEST(ScalerOfAColumn, StandardisesAndReturns) {
 
 TEST(ScalerOfAColumn, LeavesAConstantColumnFinite) {
   const torch::Tensor values = torch::full({1, 7}, 0.1, torch::kDouble);
-  const Scaler scaler = Scaler::fit(values);
+  const ColumnScaler scaler = ColumnScaler::fit(values);
   EXPECT_EQ(scaler.deviation.item<double>(), 1.0);
   EXPECT_LT(scaler.transform(values + 1.0).sub(1.0).abs().max().item<double>(), 1e-12);
 }

@@ -1,9 +1,13 @@
 # The files of models_test, relative to tests/.
 set(FLASH_MODELS_TEST_SOURCES
+  models/autoformer_test.cpp
   models/checkpoint_test.cpp
   models/csv_dataset_test.cpp
+  models/fedformer_test.cpp
   models/fixture.cpp
   models/gradient_checkpoint_test.cpp
+  models/informer_test.cpp
+  models/itransformer_test.cpp
   models/losses_test.cpp
   models/parity.cpp
   models/patchtst_test.cpp

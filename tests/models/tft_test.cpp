@@ -235,7 +235,7 @@ TEST(TFTModel, RefusesASecondDerivative) {
 
 /// Bytes that a forward and a backward need at their peak.
 int64_t training_step_bytes(int64_t input_size, const models::ModelConfig& config) {
-  TFT model(TFTOptions(/*h=*/400, input_size).hidden_size(8).n_head(4).config(config));
+  TFT model(TFTOptions(/*h=*/400, input_size).hidden_size(32).n_head(4).config(config));
   const torch::Tensor input = torch::randn({1, input_size, 1});
   return peak_beyond_result([&] {
     const torch::Tensor sum = model->forward(input).sum();

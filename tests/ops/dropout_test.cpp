@@ -50,7 +50,8 @@ TEST_P(DropoutOf, KeepsOrScales) {
 TEST_P(DropoutOf, KeepsTheShareItSays) {
   for (const double p : {0.05, 0.5, 0.9}) {
     // 0.01 is twenty standard deviations of the share of a million at most.
-    const double kept = factors({1000, 1000}, GetParam(), p).ne(0).to(at::kDouble).mean().item<double>();
+    const double kept =
+        factors({1000, 1000}, GetParam(), p).ne(0).to(at::kDouble).mean().item<double>();
     EXPECT_NEAR(kept, 1 - p, 0.01);
   }
 }
@@ -133,7 +134,8 @@ TEST(Dropout, HasASecondDerivative) {
   const Tensor factor = factors({4, 33}, at::kDouble, 0.5);
   torch::manual_seed(kSeed);
   const Tensor y = flash::dropout(x, 0.5, true);
-  const Tensor d = torch::autograd::grad({(y * y * y).sum()}, {x}, {}, {}, /*create_graph=*/true)[0];
+  const Tensor d =
+      torch::autograd::grad({(y * y * y).sum()}, {x}, {}, {}, /*create_graph=*/true)[0];
   const Tensor dd = torch::autograd::grad({d.sum()}, {x})[0];
   EXPECT_LE(largest_difference(dd, 6 * x * factor.pow(3)), tests::kOperatorFloat64);
 }
@@ -210,17 +212,16 @@ TEST(Dropout, ErrorsSayWhatWasExpected) {
                 AllOf(HasSubstr("flash::dropout: expected p"), HasSubstr("[0, 1]")));
     EXPECT_THAT(message_of<c10::ValueError>([&] { dropout_add(x, x, p, false); }),
                 HasSubstr("flash::dropout_add: expected p"));
-    EXPECT_THAT(message_of<c10::ValueError>(
-                    [&] { activation_dropout(x, Activation::kRelu, p, false); }),
-                HasSubstr("flash::activation_dropout: expected p"));
+    EXPECT_THAT(
+        message_of<c10::ValueError>([&] { activation_dropout(x, Activation::kRelu, p, false); }),
+        HasSubstr("flash::activation_dropout: expected p"));
   }
   EXPECT_THAT(message_of<c10::ValueError>([&] { dropout_add(x, at::ones({3}), 0.5, true); }),
               AllOf(HasSubstr("one shape"), HasSubstr("[2, 3]"), HasSubstr("[3]")));
   EXPECT_THAT(message_of<c10::TypeError>([&] { flash::dropout(x.to(at::kHalf), 0.5, true); }),
               AllOf(HasSubstr("float32 or float64"), HasSubstr("Half")));
-  EXPECT_THAT(
-      message_of<c10::TypeError>([&] { dropout_add(x, x.to(at::kDouble), 0.5, true); }),
-      AllOf(HasSubstr("one dtype"), HasSubstr("Double")));
+  EXPECT_THAT(message_of<c10::TypeError>([&] { dropout_add(x, x.to(at::kDouble), 0.5, true); }),
+              AllOf(HasSubstr("one dtype"), HasSubstr("Double")));
   EXPECT_THAT(message_of<c10::ValueError>([&] { flash::dropout(x.to(at::kMeta), 0.5, true); }),
               HasSubstr("on the CPU, got it on meta"));
 }

@@ -63,8 +63,8 @@ TEST(Sparsity, PicksTheQueriesOfTheDefinition) {
 TEST(Sparsity, AnyStridesGiveTheSame) {
   Inputs x(33, 20, 16, 7, at::kDouble);
   const Tensor expected = sparsity_measurement(x.query, x.key, x.index);
-  EXPECT_TRUE(at::equal(
-      sparsity_measurement(x.query.contiguous(), x.key.contiguous(), x.index), expected));
+  EXPECT_TRUE(
+      at::equal(sparsity_measurement(x.query.contiguous(), x.key.contiguous(), x.index), expected));
   const auto columns_first = [](const Tensor& t) {
     return t.transpose(-2, -1).contiguous().transpose(-2, -1);
   };
@@ -76,9 +76,9 @@ TEST(Sparsity, AnyStridesGiveTheSame) {
 TEST(Sparsity, CopiesNothing) {
   const Inputs x(64, 64, 32, 15, at::kFloat);
   // The smallest and the largest index are two tensors of one number, and one or two to read them.
-  EXPECT_LE(tests::peak_beyond_result(
-                [&] { return sparsity_measurement(x.query, x.key, x.index); }),
-            1024);
+  EXPECT_LE(
+      tests::peak_beyond_result([&] { return sparsity_measurement(x.query, x.key, x.index); }),
+      1024);
 }
 
 TEST(Sparsity, AnyNumberOfThreadsGivesTheSameBits) {
@@ -100,9 +100,8 @@ TEST(Sparsity, EmptyTensors) {
   const Inputs x(4, 4, 8, 3, at::kFloat);
   EXPECT_EQ(sparsity_measurement(x.query.narrow(0, 0, 0), x.key.narrow(0, 0, 0), x.index).numel(),
             0);
-  EXPECT_EQ(
-      sparsity_measurement(x.query.narrow(2, 0, 0), x.key, x.index.narrow(0, 0, 0)).sizes(),
-      at::IntArrayRef({2, 3, 0}));
+  EXPECT_EQ(sparsity_measurement(x.query.narrow(2, 0, 0), x.key, x.index.narrow(0, 0, 0)).sizes(),
+            at::IntArrayRef({2, 3, 0}));
 }
 
 TEST(Sparsity, ErrorsSayWhatWasExpected) {
@@ -115,10 +114,8 @@ TEST(Sparsity, ErrorsSayWhatWasExpected) {
               AllOf(HasSubstr(kOp), HasSubstr("[2, 3, 6, 3]")));
   EXPECT_THAT(value_error(x.query, x.key, x.index.narrow(0, 0, 4)),
               AllOf(HasSubstr(kOp), HasSubstr("[5, samples]"), HasSubstr("[4, 3]")));
-  EXPECT_THAT(value_error(x.query, x.key, x.index + 6),
-              AllOf(HasSubstr(kOp), HasSubstr("[0, 6)")));
-  EXPECT_THAT(value_error(x.query, x.key, x.index - 6),
-              AllOf(HasSubstr(kOp), HasSubstr("[0, 6)")));
+  EXPECT_THAT(value_error(x.query, x.key, x.index + 6), AllOf(HasSubstr(kOp), HasSubstr("[0, 6)")));
+  EXPECT_THAT(value_error(x.query, x.key, x.index - 6), AllOf(HasSubstr(kOp), HasSubstr("[0, 6)")));
   EXPECT_THAT(message_of<c10::TypeError>(
                   [&] { sparsity_measurement(x.query, x.key, x.index.to(at::kInt)); }),
               AllOf(HasSubstr(kOp), HasSubstr("Int")));

@@ -108,36 +108,40 @@ TEST(TimeDelay, OneGradientOnly) {
   const auto gradient = [](const Tensor& of, const Tensor& at) {
     return torch::autograd::grad({of.pow(2).sum()}, {at})[0];
   };
-  EXPECT_LE(largest_difference(
-                gradient(time_delay_aggregation(x.value, x.delays, weights), x.value),
-                gradient(aggregation_by_definition(x.value, x.delays, weights), x.value)),
-            tests::kOperatorFloat64);
+  EXPECT_LE(
+      largest_difference(gradient(time_delay_aggregation(x.value, x.delays, weights), x.value),
+                         gradient(aggregation_by_definition(x.value, x.delays, weights), x.value)),
+      tests::kOperatorFloat64);
   EXPECT_LE(largest_difference(
                 gradient(time_delay_aggregation(value, x.delays, x.weights), x.weights),
                 gradient(aggregation_by_definition(value, x.delays, x.weights), x.weights)),
             10 * tests::kOperatorFloat64);
-  EXPECT_LE(largest_difference(
-                gradient(time_delay_correlation(x.value, other, x.delays), x.value),
-                gradient(correlation_by_definition(x.value, other, x.delays), x.value)),
-            tests::kOperatorFloat64);
-  EXPECT_LE(largest_difference(
-                gradient(time_delay_correlation(value, x.other, x.delays), x.other),
-                gradient(correlation_by_definition(value, x.other, x.delays), x.other)),
-            tests::kOperatorFloat64);
+  EXPECT_LE(
+      largest_difference(gradient(time_delay_correlation(x.value, other, x.delays), x.value),
+                         gradient(correlation_by_definition(x.value, other, x.delays), x.value)),
+      tests::kOperatorFloat64);
+  EXPECT_LE(
+      largest_difference(gradient(time_delay_correlation(value, x.other, x.delays), x.other),
+                         gradient(correlation_by_definition(value, x.other, x.delays), x.other)),
+      tests::kOperatorFloat64);
 }
 
 TEST(TimeDelay, AnyStridesGiveTheSame) {
   const Inputs x(3, 21, 10, 4, false, at::kDouble);
   const Tensor expected = time_delay_aggregation(x.value, x.delays, x.weights);
   const Tensor correlation = time_delay_correlation(x.value, x.other, x.delays);
-  const auto strided = [](const Tensor& t) { return t.transpose(1, 2).contiguous().transpose(1, 2); };
-  const auto padded = [](const Tensor& t) { return at::constant_pad_nd(t, {1, 2}).narrow(2, 1, t.size(2)); };
+  const auto strided = [](const Tensor& t) {
+    return t.transpose(1, 2).contiguous().transpose(1, 2);
+  };
+  const auto padded = [](const Tensor& t) {
+    return at::constant_pad_nd(t, {1, 2}).narrow(2, 1, t.size(2));
+  };
   EXPECT_TRUE(at::equal(time_delay_aggregation(strided(x.value), x.delays.t().contiguous().t(),
                                                x.weights.t().contiguous().t()),
                         expected));
   EXPECT_TRUE(at::equal(time_delay_aggregation(padded(x.value), x.delays, x.weights), expected));
-  EXPECT_TRUE(at::equal(time_delay_correlation(padded(x.value), strided(x.other), x.delays),
-                        correlation));
+  EXPECT_TRUE(
+      at::equal(time_delay_correlation(padded(x.value), strided(x.other), x.delays), correlation));
 }
 
 TEST(TimeDelay, AnyNumberOfThreadsGivesTheSameBits) {
@@ -181,17 +185,14 @@ TEST(TimeDelay, ErrorsSayWhatWasExpected) {
               AllOf(HasSubstr(kOp), HasSubstr("[3, k]"), HasSubstr("[2, 2]")));
   EXPECT_THAT(value_error(x.value, x.delays, x.weights.narrow(1, 0, 1)),
               AllOf(HasSubstr(kOp), HasSubstr("weights [3, 2]"), HasSubstr("[3, 1]")));
-  EXPECT_THAT(message_of<c10::TypeError>([&] {
-                time_delay_aggregation(x.value, x.delays.to(at::kInt), x.weights);
-              }),
+  EXPECT_THAT(message_of<c10::TypeError>(
+                  [&] { time_delay_aggregation(x.value, x.delays.to(at::kInt), x.weights); }),
               AllOf(HasSubstr(kOp), HasSubstr("Int")));
-  EXPECT_THAT(message_of<c10::TypeError>([&] {
-                time_delay_aggregation(x.value, x.delays, x.weights.to(at::kDouble));
-              }),
+  EXPECT_THAT(message_of<c10::TypeError>(
+                  [&] { time_delay_aggregation(x.value, x.delays, x.weights.to(at::kDouble)); }),
               AllOf(HasSubstr(kOp), HasSubstr("Double")));
-  EXPECT_THAT(message_of<c10::ValueError>([&] {
-                time_delay_correlation(x.value, x.other.narrow(1, 0, 4), x.delays);
-              }),
+  EXPECT_THAT(message_of<c10::ValueError>(
+                  [&] { time_delay_correlation(x.value, x.other.narrow(1, 0, 4), x.delays); }),
               AllOf(HasSubstr("flash::time_delay_correlation: expected "), HasSubstr("[3, 4, 4]")));
 }
 

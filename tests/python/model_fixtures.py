@@ -104,3 +104,17 @@ def names() -> list[str]:
     """All fixtures of models whose numbers are to be met."""
     every = {path.stem for path in FOLDER.glob("*.json") if "case" in json.loads(path.read_text())}
     return sorted(every - NOT_REPRODUCED)
+
+
+def small(**settings) -> models.PatchTST:
+    """A PatchTST that takes no time, with some dropout."""
+    options = dict(hidden_size=8, n_heads=2, linear_hidden_size=16, patch_len=6, stride=3)
+    return models.PatchTST(h=4, input_size=24, encoder_layers=2, **(options | settings))
+
+
+def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    a, b = one.state_dict(), other.state_dict()
+    assert list(a) == list(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0, msg=name)

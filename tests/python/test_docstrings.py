@@ -7,10 +7,10 @@ import doctest
 import flash_attention
 import pytest
 import torch
-from flash_attention import functional
+from flash_attention import functional, models
 
 
-@pytest.mark.parametrize("module", [flash_attention, functional], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [flash_attention, functional, models], ids=lambda m: m.__name__)
 def test_examples_print_what_they_say(module) -> None:
     torch.manual_seed(0)
     result = doctest.testmod(module, extraglobs={"torch": torch})
@@ -21,3 +21,10 @@ def test_examples_print_what_they_say(module) -> None:
 @pytest.mark.parametrize("name", sorted(set(flash_attention.__all__) - {"__version__"}))
 def test_every_public_name_is_documented(name: str) -> None:
     assert getattr(flash_attention, name).__doc__
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_every_public_name_of_the_models_is_documented(name: str) -> None:
+    documentation = getattr(models, name).__doc__
+    assert documentation
+    assert "SETTINGS" not in documentation  # a placeholder

@@ -1,6 +1,6 @@
 #pragma once
-// Dropout that keeps no mask. Which elements are dropped is a function of a seed and of the element's
-// index, so that the backward draws the mask again instead of reading one.
+// Dropout that keeps no mask. Which elements are dropped is a function of a seed and of the
+// element's index, so that the backward draws the mask again instead of reading one.
 //
 // Sources: Srivastava et al., "Dropout", JMLR 15 (2014), section 4, with the scaling of section 10;
 // Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 3.3 (Philox).
@@ -11,11 +11,11 @@
 namespace flash {
 
 // Shared by the three functions below. `input` is float32 or float64 on the CPU, of any shape and
-// strides; what is returned has its shape and dtype. `p` is the probability in [0, 1] of dropping an
-// element; what is kept is divided by 1 - p. With p = 0, or not `training`, nothing is dropped and no
-// seed drawn; otherwise one seed comes from torch's CPU generator. Element i, counted in the logical
-// order of `input`, then has the same fate on every CPU, for any strides and any number of threads.
-// Throws c10::TypeError for another dtype, c10::ValueError for a p outside [0, 1].
+// strides; what is returned has its shape and dtype. `p` is the probability in [0, 1] of dropping
+// an element; what is kept is divided by 1 - p. With p = 0, or not `training`, nothing is dropped
+// and no seed drawn; otherwise one seed comes from torch's CPU generator. Element i, counted in the
+// logical order of `input`, then has the same fate on every CPU, for any strides and any number of
+// threads. Throws c10::TypeError for another dtype, c10::ValueError for a p outside [0, 1].
 
 /// `input` itself where nothing is dropped. Differentiable any number of times. To be called as
 /// flash::dropout, even inside the namespace: at::dropout takes the same arguments.

@@ -70,7 +70,8 @@ struct TFTOptions {
   TORCH_ARG(bool, use_flash_attention) = false;
   /// See ModelConfig. Default: 64.
   TORCH_ARG(int64_t, flash_block_size) = 64;
-  /// See ModelConfig; the blocks are all up to the attention, and the rest. Default: false.
+  /// See ModelConfig; the blocks are the selection among past and among future variables, the
+  /// recurrence, and all from the attention on. Default: false.
   TORCH_ARG(bool, gradient_checkpointing) = false;
 };
 

@@ -1,0 +1,137 @@
+#include "data/panel.h"
+
+#include <ATen/ATen.h>
+
+#include <map>
+
+#include "data/csv_reader.h"
+#include "data/csv_table.h"
+
+namespace flash::models {
+namespace {
+
+int64_t count(const std::vector<std::string>& names) { return static_cast<int64_t>(names.size()); }
+
+/// Where the rows of each series are, in order of the series' first rows.
+struct Grouping {
+  std::vector<std::string> names;
+  std::vector<std::vector<int64_t>> rows;
+};
+
+Grouping group_by_id(const std::vector<std::string>& ids) {
+  Grouping grouping;
+  std::map<std::string, size_t> numbers;
+  for (size_t row = 0; row < ids.size(); ++row) {
+    const auto [entry, is_new] = numbers.emplace(ids[row], numbers.size());
+    if (is_new) {
+      grouping.names.push_back(ids[row]);
+      grouping.rows.emplace_back();
+    }
+    grouping.rows[entry->second].push_back(static_cast<int64_t>(row));
+  }
+  return grouping;
+}
+
+/// The one value of each static column, float64 [S].
+at::Tensor constant_of(const at::Tensor& values, const std::string& series,
+                       const std::vector<std::string>& names) {
+  for (int64_t i = 0; i < count(names); ++i) {
+    TORCH_CHECK_VALUE(values[i].eq(values[i][0]).all().item<bool>(), "expected one value of ",
+                      names[static_cast<size_t>(i)], ", a static column, in all rows of ", series,
+                      ", got ", values[i].min().item<double>(), " to ",
+                      values[i].max().item<double>());
+  }
+  return values.select(1, 0).clone();
+}
+
+CsvTable read_columns(const std::string& path, const PanelColumns& columns, bool open) {
+  std::vector<std::string> numbers = columns.targets;
+  for (const auto* more : {&columns.futr_exog, &columns.hist_exog, &columns.stat_exog}) {
+    numbers.insert(numbers.end(), more->begin(), more->end());
+  }
+  CsvLayout layout{.time_column = columns.time_column, .id_column = columns.id_column,
+                   .open_columns = {}};
+  if (open) {
+    layout.open_columns = columns.targets;
+    layout.open_columns.insert(layout.open_columns.end(), columns.hist_exog.begin(),
+                               columns.hist_exog.end());
+  }
+  return read_csv(path, numbers, layout);
+}
+
+std::vector<Series> make_series(const std::string& path, const PanelColumns& columns, bool open) {
+  TORCH_CHECK_VALUE(columns.id_column.empty() || columns.targets.size() == 1, path,
+                    ": expected one target in a table with the id column ", columns.id_column,
+                    ", got ", join(columns.targets));
+  const CsvTable table = read_columns(path, columns, open);
+  const int64_t targets = count(columns.targets);
+  const int64_t exogenous = count(columns.futr_exog) + count(columns.hist_exog);
+  std::vector<Series> panel;
+  const auto add = [&](const std::string& name, int64_t target, const at::Tensor& values,
+                       std::vector<std::string> labels) {
+    panel.push_back(
+        {.name = name,
+         .labels = std::move(labels),
+         .known = values.size(1),
+         .values = at::cat({values.slice(0, target, target + 1),
+                            values.slice(0, targets, targets + exogenous)}),
+         .stat = constant_of(values.slice(0, targets + exogenous), name, columns.stat_exog)});
+  };
+  if (columns.id_column.empty()) {
+    for (int64_t i = 0; i < targets; ++i) {
+      add(columns.targets[static_cast<size_t>(i)], i, table.values, table.labels);
+    }
+    return panel;
+  }
+  const Grouping grouping = group_by_id(table.ids);
+  for (size_t i = 0; i < grouping.names.size(); ++i) {
+    std::vector<std::string> labels;
+    for (const int64_t row : grouping.rows[i]) {
+      labels.push_back(table.labels[static_cast<size_t>(row)]);
+    }
+    add(grouping.names[i], 0, table.values.index_select(1, at::tensor(grouping.rows[i])),
+        std::move(labels));
+  }
+  return panel;
+}
+
+/// Cuts or lengthens a series to `horizon` rows more than its target is known for.
+void open_end(Series& series, const std::string& path, const PanelColumns& columns,
+              int64_t horizon) {
+  const int64_t rows = series.values.size(1);
+  const at::Tensor finite = series.values[0].isfinite().nonzero();
+  TORCH_CHECK_VALUE(finite.size(0) > 0, path, ": expected numbers in the target of ", series.name,
+                    ", got only empty fields");
+  series.known = finite[-1].item<int64_t>() + 1;
+  TORCH_CHECK_VALUE(
+      series.values.slice(1, 0, series.known).isfinite().all().item<bool>(), path,
+      ": expected empty fields of ", series.name,
+      " only after its last known value; fill missing values or drop those rows first");
+  const int64_t given = std::min(rows - series.known, horizon);
+  TORCH_CHECK_VALUE(columns.futr_exog.empty() || given == horizon, path, ": expected ", horizon,
+                    " rows after the last known value of ", series.name, ", with ",
+                    join(columns.futr_exog), " and an empty target, got ", given);
+  at::Tensor values = at::zeros({series.values.size(0), series.known + horizon}, at::kDouble);
+  values.slice(1, 0, series.known + given)
+      .copy_(series.values.slice(1, 0, series.known + given).nan_to_num(0.0));
+  series.values = values;
+  series.labels.resize(static_cast<size_t>(series.known + given));
+  for (int64_t step = given; step < horizon; ++step) {
+    series.labels.push_back("+" + std::to_string(step + 1));
+  }
+}
+
+}  // namespace
+
+std::vector<Series> read_panel(const std::string& path, const PanelColumns& columns) {
+  return make_series(path, columns, /*open=*/false);
+}
+
+std::vector<Series> read_open_panel(const std::string& path, const PanelColumns& columns,
+                                    int64_t horizon) {
+  std::vector<Series> panel = make_series(path, columns, /*open=*/true);
+  for (Series& series : panel) open_end(series, path, columns, horizon);
+  return panel;
+}
+
+}  // namespace flash::models

@@ -1,0 +1,67 @@
+#pragma once
+// Windows of series, to train and test a forecaster on.
+
+#include <ATen/core/Tensor.h>
+#include <flash_attention/models/windows_batch.h>
+
+#include <memory>
+#include <vector>
+
+#include "data/time_split.h"
+
+namespace flash::models {
+
+/// All series one after the other.
+struct SeriesStore {
+  /// values: one [1 + F + X, rows] per series, target first; stat [series, S].
+  SeriesStore(const std::vector<at::Tensor>& values, at::Tensor stat, int64_t futr_exog);
+
+  int64_t series() const { return static_cast<int64_t>(begins.size()); }
+
+  at::Tensor values;            ///< float32 [1 + F + X, rows of all series]
+  std::vector<int64_t> begins;  ///< first row of each series
+  at::Tensor stat;              ///< float32 [series, S]
+  int64_t futr_exog;            ///< F
+};
+
+struct WindowBatch {
+  WindowsBatch inputs;
+  at::Tensor future;  ///< [B, horizon, N]
+  at::Tensor series;  ///< int64 [B, N]: which series they are of
+};
+
+/// Every window whose future lies in the rows given. Windows are views of the series until a batch
+/// is taken, so long inputs cost no memory. Neighbours in time are neighbours in number.
+class WindowDataset {
+ public:
+  /// A window is of one series (N = 1), or of all `together` (N = their number), as iTransformer
+  /// wants it.
+  struct Shape {
+    int64_t input_size;
+    int64_t horizon;
+    bool together = false;
+  };
+
+  /// `future_rows` has a range for each series. Past rows may lie before it unless `past_inside`.
+  /// Throws c10::ValueError where series that go together have different ranges.
+  WindowDataset(std::shared_ptr<const SeriesStore> store, const std::vector<RowRange>& future_rows,
+                bool past_inside, Shape shape);
+
+  int64_t size() const { return positions_.size(0); }
+  int64_t series() const { return store_->series(); }
+  /// Row of its series at which the future of window `index` begins.
+  int64_t first_future_row(int64_t index) const;
+  /// The series of window `index`, the first of them where they go together.
+  int64_t first_series(int64_t index) const;
+
+  /// The windows numbered by `indices`, int64 [B].
+  WindowBatch batch(const at::Tensor& indices) const;
+
+ private:
+  std::shared_ptr<const SeriesStore> store_;
+  Shape shape_;
+  at::Tensor positions_;  // int64 [windows, N]: first row in the store
+  at::Tensor series_;     // int64 [windows, N]
+};
+
+}  // namespace flash::models

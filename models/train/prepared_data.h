@@ -1,0 +1,42 @@
+#pragma once
+// A table ready for a model: series, scaled, and their windows.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/panel.h"
+#include "data/window_dataset.h"
+#include "train/forecaster.h"
+
+namespace flash::models {
+
+struct PreparedData {
+  std::vector<Series> series;
+  std::vector<TimeSplit> splits;  ///< of each series; none for forecasts beyond the end
+  std::shared_ptr<const SeriesStore> store;
+
+  std::vector<RowRange> part(RowRange TimeSplit::*which) const;
+};
+
+/// Cuts the series and measures the scalers of `forecaster` on their training parts.
+PreparedData prepare_training(std::vector<Series> series, Forecaster& forecaster);
+
+/// Cuts the series and uses the scalers that the forecaster has. Throws c10::ValueError for a series
+/// that it was not trained on.
+PreparedData prepare_evaluation(std::vector<Series> series, const Forecaster& forecaster);
+
+/// Series of read_open_panel. Throws c10::ValueError also where one is shorter than the model's
+/// input.
+PreparedData prepare_forecast(std::vector<Series> series, const Forecaster& forecaster);
+
+/// The windows whose future is in these rows.
+WindowDataset windows_of(const PreparedData& data, const std::vector<RowRange>& rows,
+                         const Forecaster& forecaster);
+/// The one window at the end of each series.
+WindowDataset last_windows(const PreparedData& data, const Forecaster& forecaster);
+
+/// A number that changes with the scaled values.
+std::string fingerprint(const PreparedData& data);
+
+}  // namespace flash::models

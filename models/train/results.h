@@ -1,0 +1,33 @@
+#pragma once
+// What all commands do at their beginning and at their end.
+
+#include <optional>
+
+#include "train/forecast_table.h"
+#include "train/prepared_data.h"
+#include "train/report.h"
+#include "train/settings.h"
+
+namespace flash::models {
+
+/// An unwritable path should be known before an hour of training, not after it: c10::ValueError.
+void check_outputs(const OutputSettings& output);
+void check_season(int64_t season, int64_t input_size);
+
+/// A model that has been trained or loaded, and what to test it on.
+struct Finished {
+  const Settings& settings;
+  const Forecaster& forecaster;
+  const std::vector<Series>& series;
+  const WindowDataset& test_windows;
+  std::optional<TrainingResult> training;
+  int64_t memory_before_bytes;
+};
+
+/// Test error, files and the printed table: the same after training and after loading.
+void finish(const Finished& finished);
+
+/// Writes CSV and picture where they are wanted, and says so.
+void write_forecasts(const OutputSettings& output, const ForecastTable& table);
+
+}  // namespace flash::models
