@@ -60,27 +60,28 @@ int64_t outputs_per_step(const std::string& model_class, const TensorMap& tensor
     const auto bias = tensors.find(head.bias);
     const bool good = bias != tensors.end() && steps >= 1 && bias->second.dim() == 1 &&
                       bias->second.size(0) >= steps && bias->second.size(0) % steps == 0;
-    TORCH_CHECK_VALUE(
-        good, "load_model: expected ", head.bias, " of a multiple of ",
-        head.per_step ? "h = " : "", steps, " numbers, got ",
-        bias == tensors.end() ? std::string("none") : c10::str(bias->second.sizes()));
+    TORCH_CHECK_VALUE(good, "load_model: expected ", head.bias, " of a multiple of ",
+                      head.per_step ? "h = " : "", steps, " numbers, got ",
+                      bias == tensors.end() ? std::string("none") : c10::str(bias->second.sizes()));
     return bias->second.size(0) / steps;
   }
   return 1;
 }
 
-bool is_set(const Json& value) { return !value.is_null() && value != Json(false) && !value.empty(); }
+bool is_set(const Json& value) {
+  return !value.is_null() && value != Json(false) && !value.empty();
+}
 
-/// What changes a model's inputs must not be passed over in silence; the rest of what neuralforecast
-/// stores is about its training.
+/// What changes a model's inputs must not be passed over in silence; the rest of what
+/// neuralforecast stores is about its training.
 void refuse_what_the_model_lacks(const Json& hyper_parameters, const JsonOptionReader& reader,
                                  const std::string& model_class) {
   for (const auto& [name, value] : hyper_parameters.items()) {
     if (reader.known().contains(name) || !is_set(value)) continue;
     TORCH_CHECK_VALUE(name != "exclude_insample_y",
                       "load_model: exclude_insample_y is not supported by ", model_class);
-    TORCH_CHECK_VALUE(name != "cat_exog_list",
-                      "load_model: expected no cat_exog_list, got ", value.dump(),
+    TORCH_CHECK_VALUE(name != "cat_exog_list", "load_model: expected no cat_exog_list, got ",
+                      value.dump(),
                       "; neuralforecast embeds those columns outside of the model, which ",
                       model_class, " here does not: encode them as columns of numbers instead");
     TORCH_CHECK_VALUE(!name.ends_with("_exog_list"), "load_model: expected no ", name, ", got ",
@@ -148,6 +149,12 @@ void save_model(const std::string& path, ForecastModel& model, const Safetensors
   hyper_parameters.update(writer.options);
 
   TensorMap tensors = neuralforecast_state_dict(model);
+  for (const auto& [name, tensor] : tensors) {
+    TORCH_CHECK_VALUE(
+        tensor.scalar_type() != at::kComplexDouble,
+        "save_model: expected complex weights in single precision, got ", name,
+        " in double, for which safetensors has no name; call to(torch::kFloat) first");
+  }
   for (const auto& [name, tensor] : keep.tensors) {
     if (belongs_to_a_loss(name)) tensors.emplace(name, tensor);
   }
@@ -182,11 +189,11 @@ std::shared_ptr<ForecastModel> load_model(const SafetensorsFile& file, const Mod
   JsonOptionReader reader("load_model", hyper_parameters, JsonOptionReader::Missing::kRefuse);
   int64_t h = 0;
   reader.visit("h", h);
-  const auto model = make_model(
-      model_class, reader,
-      {.outputsize_multiplier = outputs_per_step(model_class, file.tensors, h),
-       .config = config,
-       .refuse_unknown = false});
+  const auto model =
+      make_model(model_class, reader,
+                 {.outputsize_multiplier = outputs_per_step(model_class, file.tensors, h),
+                  .config = config,
+                  .refuse_unknown = false});
   for (const auto& [name, value] : replaced.items()) {
     TORCH_CHECK_VALUE(reader.known().contains(name), "load_model: expected an option of ",
                       model_class, ", got ", name);
@@ -203,8 +210,8 @@ std::shared_ptr<ForecastModel> load_model(const std::string& path, const ModelCo
 }
 
 void refuse_class(const std::string& loaded) {
-  TORCH_CHECK_VALUE(false, "load_model: expected a file of the class asked for, got one of ", loaded,
-                    "; load_model without a class takes any of the six");
+  TORCH_CHECK_VALUE(false, "load_model: expected a file of the class asked for, got one of ",
+                    loaded, "; load_model without a class takes any of the six");
   std::abort();  // unreachable, but the macro is not known to throw
 }
 

@@ -124,10 +124,10 @@ class FirstDerivative : public torch::autograd::Function<FirstDerivative> {
   }
 
   static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        false,
-        "gradient_checkpoint: expected a first derivative, got a request for a second one, which is "
-        "not implemented; call the block without gradient_checkpoint");
+    TORCH_CHECK_NOT_IMPLEMENTED(false,
+                                "gradient_checkpoint: expected a first derivative, got a request "
+                                "for a second one, which is "
+                                "not implemented; call the block without gradient_checkpoint");
   }
 };
 
@@ -139,8 +139,7 @@ class Recomputed : public torch::autograd::Function<Recomputed> {
     context->set_materialize_grads(false);
     context->saved_data["recipe"] = c10::IValue::make_capsule(recipe);
     const size_t inputs = tensors.size() - recipe->parameters.size();
-    const Tensors outputs =
-        recipe->block(spread(tensors.slice(0, inputs), recipe->defined_inputs));
+    const Tensors outputs = recipe->block(spread(tensors.slice(0, inputs), recipe->defined_inputs));
     recipe->defined_outputs = which_are_defined(outputs);
     // The parameters too, though the recipe has them: autograd then notices one that an optimizer
     // changed before the backward.
@@ -149,16 +148,15 @@ class Recomputed : public torch::autograd::Function<Recomputed> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& output_gradients) {
-    const auto recipe = c10::static_intrusive_pointer_cast<Recipe>(
-        context->saved_data.at("recipe").toCapsule());
+    const auto recipe =
+        c10::static_intrusive_pointer_cast<Recipe>(context->saved_data.at("recipe").toCapsule());
     const variable_list saved = context->get_saved_variables();
     const size_t inputs = saved.size() - recipe->parameters.size();
 
     Tensors sources;  // of the recomputation's graph
     for (size_t i = 0; i < saved.size(); ++i) {
-      sources.push_back(i < inputs
-                            ? saved[i].detach().set_requires_grad(saved[i].requires_grad())
-                            : recipe->parameters[i - inputs]);
+      sources.push_back(i < inputs ? saved[i].detach().set_requires_grad(saved[i].requires_grad())
+                                   : recipe->parameters[i - inputs]);
     }
     variable_list gradients = recompute(*recipe, sources, inputs, output_gradients);
     if (at::GradMode::is_enabled()) {  // create_graph

@@ -51,11 +51,11 @@ const Json* JsonOptionReader::find(const char* name) {
 
 const Json* JsonOptionReader::find_scalar(const char* name) {
   const Json* found = find(name);
-  const bool has_default = std::find(kWithoutDefault.begin(), kWithoutDefault.end(), name) ==
-                           kWithoutDefault.end();
-  TORCH_CHECK_VALUE(
-      found != nullptr || (has_default && missing_ == Missing::kTakeDefault), context_,
-      ": expected option ", name, has_default ? "" : ", which has no default", ", got none");
+  const bool has_default =
+      std::find(kWithoutDefault.begin(), kWithoutDefault.end(), name) == kWithoutDefault.end();
+  TORCH_CHECK_VALUE(found != nullptr || (has_default && missing_ == Missing::kTakeDefault),
+                    context_, ": expected option ", name,
+                    has_default ? "" : ", which has no default", ", got none");
   return found;
 }
 

@@ -37,8 +37,7 @@ class JsonOptionReader : public OptionVisitor {
  private:
   const nlohmann::json* find(const char* name);
   const nlohmann::json* find_scalar(const char* name);
-  [[noreturn]] void refuse(const char* name, const char* expected,
-                           const nlohmann::json& got) const;
+  [[noreturn]] void refuse(const char* name, const char* expected, const nlohmann::json& got) const;
 
   std::string context_;
   const nlohmann::json& given_;

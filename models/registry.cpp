@@ -72,17 +72,15 @@ std::shared_ptr<ForecastModel> make_model(const std::string& model_class, Reader
 }
 
 std::shared_ptr<ForecastModel> make_model(const std::string& model_class,
-                                          const std::string& options,
-                                          int64_t outputsize_multiplier,
+                                          const std::string& options, int64_t outputsize_multiplier,
                                           const ModelConfig& config) {
   const auto given = nlohmann::json::parse(options, nullptr, /*allow_exceptions=*/false);
   TORCH_CHECK_VALUE(!given.is_discarded(), model_class,
-                    ": expected the options as a JSON object, got \"", options.substr(0, 80),
-                    "\"");
+                    ": expected the options as a JSON object, got \"", options.substr(0, 80), "\"");
   Reader reader(model_class, given);
-  return make_model(model_class, reader, {.outputsize_multiplier = outputsize_multiplier,
-                                          .config = config,
-                                          .refuse_unknown = true});
+  return make_model(
+      model_class, reader,
+      {.outputsize_multiplier = outputsize_multiplier, .config = config, .refuse_unknown = true});
 }
 
 }  // namespace flash::models

@@ -30,8 +30,8 @@ void check_positive(const char* name, int64_t value) {
 }
 
 void check_probability(const char* name, double value) {
-  TORCH_CHECK_VALUE(value >= 0.0 && value <= 1.0, "TFT: expected ", name,
-                    " between 0 and 1, got ", value);
+  TORCH_CHECK_VALUE(value >= 0.0 && value <= 1.0, "TFT: expected ", name, " between 0 and 1, got ",
+                    value);
 }
 
 TFTOptions checked(TFTOptions options) {
@@ -140,15 +140,15 @@ void TFTImpl::reset() {
   embedding_ = register_module("embedding", std::make_shared<TFTEmbeddingImpl>(options));
   static_encoder_ = nullptr;
   if (statics > 0) {
-    static_encoder_ = register_module(
-        "static_encoder", std::make_shared<StaticEncoderImpl>(StaticEncoderOptions{
-                              .variables = statics,
-                              .hidden_size = hidden,
-                              .cell = cell(options),
-                              .rnn_layers = layers,
-                              .one_initial_state = options.one_rnn_initial_state(),
-                              .dropout = options.dropout(),
-                              .activation = activation}));
+    static_encoder_ =
+        register_module("static_encoder", std::make_shared<StaticEncoderImpl>(StaticEncoderOptions{
+                                              .variables = statics,
+                                              .hidden_size = hidden,
+                                              .cell = cell(options),
+                                              .rnn_layers = layers,
+                                              .one_initial_state = options.one_rnn_initial_state(),
+                                              .dropout = options.dropout(),
+                                              .activation = activation}));
   }
   const int64_t futures = future_variables(options);
   temporal_encoder_ = register_module(
@@ -162,19 +162,19 @@ void TFTImpl::reset() {
           .dropout = options.dropout(),
           .activation = activation,
           .recompute = options.gradient_checkpointing()}));
-  decoder_ = register_module(
-      "temporal_fusion_decoder",
-      std::make_shared<FusionDecoderImpl>(
-          InterpretableAttentionOptions{
-              .hidden_size = hidden,
-              .heads = options.n_head(),
-              .attention_dropout = options.attn_dropout(),
-              .output_dropout = options.dropout(),
-              .config = {.use_flash_attention = options.use_flash_attention(),
-                         .flash_block_size = options.flash_block_size()}},
-          activation));
-  output_ = register_module("output_adapter",
-                            torch::nn::Linear(hidden, options.outputsize_multiplier()));
+  decoder_ =
+      register_module("temporal_fusion_decoder",
+                      std::make_shared<FusionDecoderImpl>(
+                          InterpretableAttentionOptions{
+                              .hidden_size = hidden,
+                              .heads = options.n_head(),
+                              .attention_dropout = options.attn_dropout(),
+                              .output_dropout = options.dropout(),
+                              .config = {.use_flash_attention = options.use_flash_attention(),
+                                         .flash_block_size = options.flash_block_size()}},
+                          activation));
+  output_ =
+      register_module("output_adapter", torch::nn::Linear(hidden, options.outputsize_multiplier()));
 }
 
 void TFTImpl::pretty_print(std::ostream& stream) const {

@@ -22,6 +22,12 @@ class AttentionProjections {
   /// [B, T, heads * head_dim] -> [B, T, hidden_size]
   torch::Tensor out(const torch::Tensor& x) { return out_(x); }
 
+  // The maps themselves, for mechanisms that put two of them together.
+  const torch::nn::LinearImpl& query_map() const { return *query_; }
+  const torch::nn::LinearImpl& key_map() const { return *key_; }
+  const torch::nn::LinearImpl& value_map() const { return *value_; }
+  const torch::nn::LinearImpl& out_map() const { return *out_; }
+
   /// [B, T, heads * head_dim] -> [B, heads, T, head_dim], a view.
   torch::Tensor split_heads(const torch::Tensor& x) const {
     return x.unflatten(-1, {heads_, head_dim_}).transpose(1, 2);

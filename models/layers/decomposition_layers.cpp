@@ -33,9 +33,8 @@ MechanismLayerImpl::MechanismLayerImpl(const DecompositionTransformerOptions& op
 }
 
 torch::Tensor MechanismLayerImpl::forward(const torch::Tensor& x, const torch::Tensor& memory) {
-  return projections_.out(choice_ == AttentionChoice::kNative
-                              ? mechanism_->forward(projections_, x, memory)
-                              : exact_attention(x, memory));
+  return choice_ == AttentionChoice::kNative ? mechanism_->forward(projections_, x, memory)
+                                             : exact_attention(x, memory);
 }
 
 torch::Tensor MechanismLayerImpl::exact_attention(const torch::Tensor& x,
@@ -47,7 +46,7 @@ torch::Tensor MechanismLayerImpl::exact_attention(const torch::Tensor& x,
       choice_ == AttentionChoice::kFlash
           ? attention(query, key, value, AttentionOptions().block_size(block_size_))
           : standard_attention(query, key, value);
-  return attended.transpose(1, 2).flatten(2);
+  return projections_.out(attended.transpose(1, 2).flatten(2));
 }
 
 DecompositionEncoderLayerImpl::DecompositionEncoderLayerImpl(
@@ -127,9 +126,9 @@ torch::Tensor SeasonalNormImpl::forward(const torch::Tensor& x) {
 
 torch::Tensor SeasonalNormImpl::project_last(const torch::Tensor& x, int64_t rows,
                                              torch::nn::Linear& linear) {
-  const torch::Tensor normed = norm_(x);
-  return linear(normed.slice(1, -rows)) -
-         torch::linear(normed.mean(1, /*keepdim=*/true), linear->weight);
+  // The mean commutes with the product, after which there is little left to average.
+  const torch::Tensor projected = torch::linear(norm_(x), linear->weight);
+  return projected.slice(1, -rows) - projected.mean(1, /*keepdim=*/true) + linear->bias;
 }
 
 DecompositionEncoderImpl::DecompositionEncoderImpl(const DecompositionTransformerOptions& options,

@@ -82,7 +82,7 @@ class SeasonalNormImpl : public torch::nn::Module {
 
   /// x [B, T, D] -> the same shape.
   torch::Tensor forward(const torch::Tensor& x);
-  /// linear(forward(x)) in the last `rows` rows, without forming the others.
+  /// linear(forward(x)) in the last `rows` rows.
   torch::Tensor project_last(const torch::Tensor& x, int64_t rows, torch::nn::Linear& linear);
 
  private:

@@ -7,13 +7,14 @@
 #include <numeric>
 
 #include "layers/complex_tanh.h"
+#include "layers/spectral_layout.h"
 
 namespace flash::models {
 namespace {
 
 /// Rows cos(2 pi f t / T) for each mode f, then rows -sin(2 pi f t / T): with a series on its right,
 /// the real and the imaginary parts of its spectrum. [2 n, T], float64.
-at::Tensor analysis_table(const FourierModes& modes) {
+at::Tensor mode_rows(const FourierModes& modes) {
   const auto count = static_cast<int64_t>(modes.periods.size());
   at::Tensor table = at::empty({2, count, modes.length}, at::kDouble);
   auto entries = table.accessor<double, 3>();
@@ -30,6 +31,11 @@ at::Tensor analysis_table(const FourierModes& modes) {
   return table.flatten(0, 1);
 }
 
+ModeTable analysis_table(const FourierModes& modes) {
+  // Modes are sorted.
+  return {mode_rows(modes), !modes.periods.empty() && modes.periods[0] == 0 ? 0 : -1};
+}
+
 /// With a spectrum on its left, the real series that has it. [2 n, T], float64. Frequency 0 and that
 /// of half the length occur once in a real series' spectrum, the others twice, and what is imaginary
 /// in those two is left out, as inverse transforms do.
@@ -43,39 +49,37 @@ at::Tensor synthesis_table(const FourierModes& modes) {
     entries[0][i][0] = (once ? 1.0 : 2.0) / static_cast<double>(modes.length);
     entries[1][i][0] = once ? 0.0 : entries[0][i][0];
   }
-  return analysis_table(modes) * weights.flatten(0, 1);
+  return mode_rows(modes) * weights.flatten(0, 1);
 }
 
-/// series [B, T, heads * e] -> the modes of its spectrum [B, 2, n, heads, e]
-at::Tensor spectrum(const at::Tensor& series, const at::Tensor& analysis, int64_t heads) {
-  const at::Tensor table = analysis.to(series.scalar_type());
-  return table.unsqueeze(0)
-      .expand({series.size(0), -1, -1})
-      .bmm(series)
-      .unflatten(1, {2, -1})
-      .unflatten(3, {heads, -1});
+/// The modes of map(series) [B, T, D] in a layout. The map is applied to the spectrum, which has fewer
+/// rows than a long series; its shift is a constant, which only frequency 0 sees.
+at::Tensor spectrum(const at::Tensor& series, const torch::nn::LinearImpl& map,
+                    const ModeTable& analysis, int64_t heads, SpectralLayout layout) {
+  const at::Tensor of_series = analysis.rows.to(series.scalar_type())
+                                   .unsqueeze(0)
+                                   .expand({series.size(0), -1, -1})
+                                   .bmm(series);
+  const at::Tensor mapped =
+      at::linear(of_series, map.weight).unflatten(1, {2, -1}).unflatten(3, {heads, -1});
+  return rearrange_spectrum(mapped, SpectralLayout::kTransform, layout, DoubledForm::kFactor,
+                            {map.bias, analysis.constant, static_cast<double>(series.size(1))});
 }
 
-/// The real matrices [n, heads, 2 e, 2 o] that multiply rows of real parts and then imaginary parts as
-/// the complex weights [heads, e, o, n] multiply complex rows.
-at::Tensor real_form(const at::Tensor& weights) {
-  const at::Tensor parts = at::view_as_real(weights).permute({4, 3, 0, 1, 2});
-  const at::Tensor real = parts[0], imaginary = parts[1];
-  return at::cat({at::cat({real, imaginary}, 3), at::cat({-imaginary, real}, 3)}, 2);
-}
-
-/// A complex product with its own matrix for each mode and head, and the way back in time:
-/// parts [n, heads, B, 2, e] -> series [B, T, heads * o], read as fourier_block.h says.
-at::Tensor mix_and_synthesize(const at::Tensor& parts, const at::Tensor& weights,
+/// A complex product with its own matrix for each mode and head, and the way back in time: kModes ->
+/// series [B, T, heads * o], read as fourier_block.h says.
+at::Tensor mix_and_synthesize(const at::Tensor& modes, const at::Tensor& weights,
                               const at::Tensor& synthesis) {
-  const at::Tensor mixed =  // [n * heads, B, 2 o]
-      parts.flatten(3).flatten(0, 1).bmm(real_form(weights).flatten(0, 1));
-  const at::Tensor modes = mixed.view({parts.size(0), parts.size(1), parts.size(2), 2, -1})
-                               .permute({2, 1, 4, 3, 0})  // [B, heads, o, 2, n]
-                               .flatten(3)
-                               .flatten(0, 2);
-  const at::Tensor series = modes.mm(synthesis.to(parts.scalar_type()));  // [B heads o, T]
-  return series.view({parts.size(2), synthesis.size(1), -1});
+  const at::Tensor mixed =
+      modes.flatten(3).flatten(0, 1).bmm(real_form(weights).flatten(0, 1));  // [n heads, B, 2 o]
+  const at::Tensor result =
+      rearrange_spectrum(mixed.view({modes.size(0), modes.size(1), modes.size(2), 2, -1}),
+                         SpectralLayout::kModes, SpectralLayout::kTransform)
+          .flatten(3)
+          .flatten(1, 2);  // [B, 2 n, heads o]
+  return result.transpose(1, 2)
+      .bmm(synthesis.to(modes.scalar_type()).unsqueeze(0).expand({result.size(0), -1, -1}))
+      .view({result.size(0), synthesis.size(1), -1});
 }
 
 FourierModes lowest(int64_t count, int64_t length) {
@@ -110,8 +114,9 @@ FourierBlockImpl::FourierBlockImpl(int64_t hidden_size, const FourierModes& mode
 
 at::Tensor FourierBlockImpl::forward(AttentionProjections& projections, const at::Tensor& x,
                                      const at::Tensor&) {
-  const at::Tensor query = spectrum(projections.query(x), analysis_, kHeads);
-  return mix_and_synthesize(query.permute({2, 3, 0, 1, 4}), weights_, synthesis_);
+  const at::Tensor query =
+      spectrum(x, projections.query_map(), analysis_, kHeads, SpectralLayout::kModes);
+  return projections.out(mix_and_synthesize(query, weights_, synthesis_));
 }
 
 FourierCrossAttentionImpl::FourierCrossAttentionImpl(int64_t hidden_size, const FourierModes& query,
@@ -123,28 +128,21 @@ FourierCrossAttentionImpl::FourierCrossAttentionImpl(int64_t hidden_size, const 
 
 at::Tensor FourierCrossAttentionImpl::forward(AttentionProjections& projections,
                                               const at::Tensor& x, const at::Tensor& memory) {
-  const auto by_head = [](const at::Tensor& parts) {  // [B, 2, n, heads, e] -> [B, heads, n, 2, e]
-    return parts.permute({0, 3, 2, 1, 4});
-  };
-  const at::Tensor query = by_head(spectrum(projections.query(x), query_analysis_, kHeads));
+  const at::Tensor queries =  // [B, heads, 2, nq, 2, e]
+      spectrum(x, projections.query_map(), query_analysis_, kHeads, SpectralLayout::kDoubled);
   const at::Tensor keys =  // [B heads, nk, 2 e]
-      by_head(spectrum(projections.key(memory), key_analysis_, kHeads)).flatten(3).flatten(0, 1);
-  // Rows (qr, -qi) and (qi, qr): with rows (kr, ki) they give the product's real parts, then its
-  // imaginary parts.
-  const at::Tensor real = query.select(3, 0), imaginary = query.select(3, 1);
-  const at::Tensor queries =  // [B heads, 2 nq, 2 e]
-      at::cat({at::cat({real, -imaginary}, 3), at::cat({imaginary, real}, 3)}, 2).flatten(0, 1);
-  const at::Tensor scores = queries.bmm(keys.transpose(1, 2));  // [B heads, 2 nq, nk]
+      spectrum(memory, projections.key_map(), key_analysis_, kHeads, SpectralLayout::kHeads)
+          .flatten(3)
+          .flatten(0, 1);
+  const at::Tensor scores =  // [B heads, 2 nq, nk]: real parts, then imaginary parts
+      queries.flatten(4).flatten(2, 3).flatten(0, 1).bmm(keys.transpose(1, 2));
   const at::Tensor weights =
       complex_tanh(scores.view({scores.size(0), 2, -1})).view(scores.sizes());
-  const at::Tensor products =  // of real and imaginary weights with real and imaginary keys
-      weights.bmm(keys).view({x.size(0), kHeads, 2, -1, 2, hidden_size_ / kHeads});
-  const at::Tensor of_real = products.select(2, 0), of_imaginary = products.select(2, 1);
-  const at::Tensor attended =  // [B, heads, nq, 2, e]
-      at::stack({of_real.select(3, 0) - of_imaginary.select(3, 1),
-                 of_real.select(3, 1) + of_imaginary.select(3, 0)},
-                3);
-  return mix_and_synthesize(attended.permute({2, 1, 0, 3, 4}), weights_, synthesis_);
+  // Real and imaginary weights with real and imaginary keys.
+  const at::Tensor products = weights.bmm(keys).view(queries.sizes());
+  const at::Tensor attended = rearrange_spectrum(products, SpectralLayout::kDoubled,
+                                                 SpectralLayout::kModes, DoubledForm::kProduct);
+  return projections.out(mix_and_synthesize(attended, weights_, synthesis_));
 }
 
 }  // namespace flash::models

@@ -14,8 +14,14 @@ namespace flash::models {
 
 /// Frequencies of a series of a certain length, in whole periods.
 struct FourierModes {
-  std::vector<int64_t> periods;  ///< each in [0, length / 2]
+  std::vector<int64_t> periods;  ///< sorted, each in [0, length / 2]
   int64_t length;
+};
+
+/// Cosines and sines of n modes.
+struct ModeTable {
+  at::Tensor rows;   ///< [2 n, length], float64
+  int64_t constant;  ///< which mode is frequency 0, or -1
 };
 
 /// A block with complex weights `weights1` [8, D/8, D/8, modes], for 8 heads of width D/8.
@@ -46,7 +52,8 @@ class FourierBlockImpl : public SpectralMechanism {
                      const at::Tensor& memory) override;
 
  private:
-  at::Tensor analysis_, synthesis_;
+  ModeTable analysis_;
+  at::Tensor synthesis_;
 };
 
 /// Cross-attention's place: tanh(q k^T) k over modes, without conjugation, mixed. The value is not
@@ -60,7 +67,8 @@ class FourierCrossAttentionImpl : public SpectralMechanism {
                      const at::Tensor& memory) override;
 
  private:
-  at::Tensor query_analysis_, key_analysis_, synthesis_;
+  ModeTable query_analysis_, key_analysis_;
+  at::Tensor synthesis_;
 };
 
 }  // namespace flash::models

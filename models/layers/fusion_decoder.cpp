@@ -34,12 +34,16 @@ void FusionDecoderImpl::reset() {
 torch::Tensor FusionDecoderImpl::forward(const torch::Tensor& features,
                                          const torch::Tensor& enrichment, int64_t batch,
                                          int64_t queries) {
-  const auto last = [&](const torch::Tensor& rows) { return rows.slice(0, -queries * batch); };
+  const auto by_steps = [&](const torch::Tensor& rows) {
+    return rows.view({-1, batch, options_.hidden_size});
+  };
   const torch::Tensor enriched = enrichment_(features, enrichment);
-  torch::Tensor x = attention_(enriched.view({-1, batch, options_.hidden_size}), queries);
-  x = gated_norm(x.flatten(0, 1), last(enriched), gate_weights(attention_gate_, attention_norm_));
+  const torch::Tensor last = enriched.slice(0, -queries * batch);
+  torch::Tensor x = attention_(by_steps(enriched), by_steps(last));
+  x = gated_norm(x.flatten(0, 1), last, gate_weights(attention_gate_, attention_norm_));
   x = positionwise_(x);
-  return gated_norm(x, last(features), gate_weights(decoder_gate_, decoder_norm_));
+  return gated_norm(x, features.slice(0, -queries * batch),
+                    gate_weights(decoder_gate_, decoder_norm_));
 }
 
 }  // namespace flash::models

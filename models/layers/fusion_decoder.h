@@ -13,8 +13,8 @@ class FusionDecoderImpl : public torch::nn::Cloneable<FusionDecoderImpl> {
   FusionDecoderImpl(InterpretableAttentionOptions attention, GatedActivation activation);
   void reset() override;
 
-  /// features [T B, hidden_size], row t B + b for step t of window b; enrichment [B, hidden_size] or
-  /// [1, hidden_size] -> the last `queries` steps, [queries B, hidden_size].
+  /// features [T B, hidden_size], row t B + b for step t of window b; enrichment [B, hidden_size]
+  /// or [1, hidden_size] -> the last `queries` steps, [queries B, hidden_size].
   torch::Tensor forward(const torch::Tensor& features, const torch::Tensor& enrichment,
                         int64_t batch, int64_t queries);
 

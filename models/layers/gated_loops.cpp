@@ -3,7 +3,7 @@
 #include <bit>
 #include <cmath>
 
-#include "layers/gated_rows.h"
+#include "layers/gated_math.h"
 
 // One body per function, compiled for AVX-512, AVX2 and the baseline; the loader picks.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -11,81 +11,15 @@
 #else
 #define FLASH_CLONES
 #endif
-#define FLASH_INLINE inline __attribute__((always_inline))
 
 namespace flash::models {
 namespace {
 
 constexpr double kEpsilon = 1e-3;  // of the layer norms
 
-FLASH_INLINE double exponential(double x) { return std::exp(x); }
-
-/// exp within 2 units in the last place, in operations that a compiler can vectorise: 2^n e^r with
-/// |r| <= ln(2)/2 and the polynomial of Cephes' expf.
-FLASH_INLINE float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
-  const float shifted = x * 1.44269504f + kRound;
-  const float n = shifted - kRound;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const uint32_t exponent = std::bit_cast<uint32_t>(shifted) << 23;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(p) + exponent);
-}
-
-FLASH_INLINE double exponential_minus_one(double x) { return std::expm1(x); }
-FLASH_INLINE float exponential_minus_one(float x) { return exponential(x) - 1.0f; }
-FLASH_INLINE double hyperbolic_tangent(double x) { return std::tanh(x); }
-FLASH_INLINE float hyperbolic_tangent(float x) { return 1.0f - 2.0f / (exponential(2 * x) + 1.0f); }
-
-template <class T>
-FLASH_INLINE T sigmoid(T x) {
-  return T(1) / (T(1) + exponential(-x));
-}
-
-constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
-constexpr double kSeluScale = 1.0507009873554804934193349852946;
-
 template <GatedActivation kActivation, class T>
-FLASH_INLINE T activation(T x) {
-  using enum GatedActivation;
-  if constexpr (kActivation == kRelu) return x > T(0) ? x : T(0);
-  if constexpr (kActivation == kSoftplus) return x > T(20) ? x : std::log1p(std::exp(x));
-  if constexpr (kActivation == kTanh) return hyperbolic_tangent(x);
-  if constexpr (kActivation == kLeakyRelu) return x > T(0) ? x : T(0.01) * x;
-  if constexpr (kActivation == kSigmoid) return sigmoid(x);
-  const T below = exponential_minus_one(x < T(0) ? x : T(0));
-  if constexpr (kActivation == kElu) return x > T(0) ? x : below;
-  if constexpr (kActivation == kSelu) {
-    return x > T(0) ? T(kSeluScale) * x : T(kSeluScale * kSeluAlpha) * below;
-  }
-}
-
-/// The derivative where the activation has this value; every one of them can be told from that.
-template <GatedActivation kActivation, class T>
-FLASH_INLINE T derivative(T y) {
-  using enum GatedActivation;
-  if constexpr (kActivation == kRelu) return y > T(0) ? T(1) : T(0);
-  if constexpr (kActivation == kSoftplus) return y > T(20) ? T(1) : -std::expm1(-y);
-  if constexpr (kActivation == kTanh) return T(1) - y * y;
-  if constexpr (kActivation == kLeakyRelu) return y > T(0) ? T(1) : T(0.01);
-  if constexpr (kActivation == kSigmoid) return y * (T(1) - y);
-  if constexpr (kActivation == kElu) return y > T(0) ? T(1) : y + T(1);
-  if constexpr (kActivation == kSelu) {
-    return y > T(0) ? T(kSeluScale) : y + T(kSeluScale * kSeluAlpha);
-  }
-}
-
-template <GatedActivation kActivation, class T>
-FLASH_INLINE void activate(T* block, const T* shift, int64_t period, int64_t first, int64_t width,
-                           int64_t begin, int64_t end) {
+[[gnu::always_inline]] inline void activate(T* block, const T* shift, int64_t period, int64_t first,
+                                            int64_t width, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     T* x = block + row * width;
     const T* s = shift + (first + row) % period * width;
@@ -95,8 +29,9 @@ FLASH_INLINE void activate(T* block, const T* shift, int64_t period, int64_t fir
 }
 
 template <GatedActivation kActivation, class T>
-FLASH_INLINE void activate_backward(T* gradient, const T* activated, T* sums, int64_t period,
-                                    int64_t first, int64_t width, int64_t begin, int64_t end) {
+[[gnu::always_inline]] inline void activate_backward(T* gradient, const T* activated, T* sums,
+                                                     int64_t period, int64_t first, int64_t width,
+                                                     int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     T* g = gradient + row * width;
     const T* y = activated + row * width;
@@ -111,22 +46,29 @@ FLASH_INLINE void activate_backward(T* gradient, const T* activated, T* sums, in
 
 /// Calls `call` with the activation as a compile-time constant.
 template <class Call>
-FLASH_INLINE void with_activation(GatedActivation activation, Call&& call) {
+[[gnu::always_inline]] inline void with_activation(GatedActivation activation, Call&& call) {
   using enum GatedActivation;
   switch (activation) {
-    case kRelu: return call.template operator()<kRelu>();
-    case kSoftplus: return call.template operator()<kSoftplus>();
-    case kTanh: return call.template operator()<kTanh>();
-    case kSelu: return call.template operator()<kSelu>();
-    case kLeakyRelu: return call.template operator()<kLeakyRelu>();
-    case kSigmoid: return call.template operator()<kSigmoid>();
-    case kElu: return call.template operator()<kElu>();
+    case kRelu:
+      return call.template operator()<kRelu>();
+    case kSoftplus:
+      return call.template operator()<kSoftplus>();
+    case kTanh:
+      return call.template operator()<kTanh>();
+    case kSelu:
+      return call.template operator()<kSelu>();
+    case kLeakyRelu:
+      return call.template operator()<kLeakyRelu>();
+    case kSigmoid:
+      return call.template operator()<kSigmoid>();
+    case kElu:
+      return call.template operator()<kElu>();
   }
 }
 
 template <class T>
-FLASH_INLINE void drop(T* block, const T* bias, const T* factors, int64_t width, int64_t begin,
-                       int64_t end) {
+[[gnu::always_inline]] inline void drop(T* block, const T* bias, const T* factors, int64_t width,
+                                        int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     T* x = block + row * width;
     if (factors == nullptr) {
@@ -143,14 +85,16 @@ FLASH_INLINE void drop(T* block, const T* bias, const T* factors, int64_t width,
   }
 }
 
-FLASH_INLINE bool is_negative_zero(float x) { return std::bit_cast<uint32_t>(x) == 0x80000000u; }
-FLASH_INLINE bool is_negative_zero(double x) {
+[[gnu::always_inline]] inline bool is_negative_zero(float x) {
+  return std::bit_cast<uint32_t>(x) == 0x80000000u;
+}
+[[gnu::always_inline]] inline bool is_negative_zero(double x) {
   return std::bit_cast<uint64_t>(x) == 0x8000000000000000u;
 }
 
 template <class T>
-FLASH_INLINE void drop_backward(T* gradient, const T* dropped, T factor, T* sums, int64_t width,
-                                int64_t begin, int64_t end) {
+[[gnu::always_inline]] inline void drop_backward(T* gradient, const T* dropped, T factor, T* sums,
+                                                 int64_t width, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     T* g = gradient + row * width;
     const T* y = dropped + row * width;
@@ -163,8 +107,9 @@ FLASH_INLINE void drop_backward(T* gradient, const T* dropped, T factor, T* sums
 }
 
 template <class T>
-FLASH_INLINE void outer(T* out, const T* x, int64_t x_stride, const T* factor, const T* shift,
-                        int64_t width, int64_t begin, int64_t end) {
+[[gnu::always_inline]] inline void outer(T* out, const T* x, int64_t x_stride, const T* factor,
+                                         const T* shift, int64_t width, int64_t begin,
+                                         int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     T* o = out + row * width;
     const T value = x[row * x_stride];
@@ -174,9 +119,10 @@ FLASH_INLINE void outer(T* out, const T* x, int64_t x_stride, const T* factor, c
 }
 
 template <class T>
-FLASH_INLINE void outer_backward(const T* gradient, const T* x, int64_t x_stride, const T* factor,
-                                 T* x_gradient, int64_t x_gradient_stride, T* sums, int64_t width,
-                                 int64_t begin, int64_t end) {
+[[gnu::always_inline]] inline void outer_backward(const T* gradient, const T* x, int64_t x_stride,
+                                                  const T* factor, T* x_gradient,
+                                                  int64_t x_gradient_stride, T* sums, int64_t width,
+                                                  int64_t begin, int64_t end) {
   T* factor_sum = sums;
   T* shift_sum = sums + width;
   for (int64_t row = begin; row < end; ++row) {
@@ -194,8 +140,8 @@ FLASH_INLINE void outer_backward(const T* gradient, const T* x, int64_t x_stride
 }
 
 template <class T>
-FLASH_INLINE void gated_norm(const GatedNormPointers<T>& p, T* out, T* scratch, int64_t begin,
-                             int64_t end) {
+[[gnu::always_inline]] inline void gated_norm(const GatedNormPointers<T>& p, T* out, T* scratch,
+                                              int64_t begin, int64_t end) {
   const int64_t width = p.width;
   const T inverse_width = T(1) / static_cast<T>(width);
   const T *bias = p.bias, *scale = p.scale, *shift = p.shift;
@@ -235,8 +181,9 @@ FLASH_INLINE void gated_norm(const GatedNormPointers<T>& p, T* out, T* scratch, 
 }
 
 template <class T>
-FLASH_INLINE void gated_norm_backward(const GatedNormPointers<T>& p, const GatedNormGradients<T>& d,
-                                      int64_t begin, int64_t end) {
+[[gnu::always_inline]] inline void gated_norm_backward(const GatedNormPointers<T>& p,
+                                                       const GatedNormGradients<T>& d,
+                                                       int64_t begin, int64_t end) {
   const int64_t width = p.width;
   const T inverse_width = T(1) / static_cast<T>(width);
   const T *bias = p.bias, *scale = p.scale, *shift = p.shift;
@@ -287,8 +234,8 @@ FLASH_INLINE void gated_norm_backward(const GatedNormPointers<T>& p, const Gated
 
 /// One step: the gates [begin, end) of 4 width numbers become their activations.
 template <class T>
-FLASH_INLINE void lstm(T* gates, const T* bias, const T* last_cell, T* cell, T* hidden,
-                       int64_t width, int64_t begin, int64_t end) {
+[[gnu::always_inline]] inline void lstm(T* gates, const T* bias, const T* last_cell, T* cell,
+                                        T* hidden, int64_t width, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     T* input = gates + row * 4 * width;
     T *forget = input + width, *candidate = forget + width, *output = candidate + width;
@@ -313,9 +260,10 @@ FLASH_INLINE void lstm(T* gates, const T* bias, const T* last_cell, T* cell, T* 
 
 /// One step backwards: to_cell goes from the gradient of `cell` to that of `last_cell`.
 template <class T>
-FLASH_INLINE void lstm_backward(const T* gates, const T* cell, const T* last_cell, const T* to_out,
-                                const T* to_hidden, T* to_cell, T* to_gates, T* bias_sums,
-                                int64_t width, int64_t begin, int64_t end) {
+[[gnu::always_inline]] inline void lstm_backward(const T* gates, const T* cell, const T* last_cell,
+                                                 const T* to_out, const T* to_hidden, T* to_cell,
+                                                 T* to_gates, T* bias_sums, int64_t width,
+                                                 int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const T* gate = gates + row * 4 * width;
     T* to_gate = to_gates + row * 4 * width;
@@ -394,10 +342,9 @@ FLASH_INLINE void lstm_backward(const T* gates, const T* cell, const T* last_cel
                               int64_t width, int64_t begin, int64_t end) {                         \
     lstm(gates, bias, last_cell, cell, hidden, width, begin, end);                                 \
   }                                                                                                \
-  FLASH_CLONES void lstm_backward_loop(const T* gates, const T* cell, const T* last_cell,          \
-                                       const T* to_out, const T* to_hidden, T* to_cell,            \
-                                       T* to_gates, T* bias_sums, int64_t width, int64_t begin,    \
-                                       int64_t end) {                                              \
+  FLASH_CLONES void lstm_backward_loop(                                                            \
+      const T* gates, const T* cell, const T* last_cell, const T* to_out, const T* to_hidden,      \
+      T* to_cell, T* to_gates, T* bias_sums, int64_t width, int64_t begin, int64_t end) {          \
     lstm_backward(gates, cell, last_cell, to_out, to_hidden, to_cell, to_gates, bias_sums, width,  \
                   begin, end);                                                                     \
   }
@@ -406,7 +353,6 @@ FLASH_GATED_LOOPS(float)
 FLASH_GATED_LOOPS(double)
 #undef FLASH_GATED_LOOPS
 #undef FLASH_INLINE_LAMBDA
-#undef FLASH_INLINE
 #undef FLASH_CLONES
 
 }  // namespace flash::models

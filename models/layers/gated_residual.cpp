@@ -26,9 +26,13 @@ class GatedNormFunction : public torch::autograd::Function<GatedNormFunction> {
       Tensor block = gate.block(first, count);
       at::mm_out(block, x.narrow(0, first, count), weight.t());
       Tensor result = out.narrow(0, first, count);
-      gated_norm_rows({.gate = block, .bias = bias, .skip = skip.narrow(0, first, count),
-                       .scale = norm_weight, .shift = norm_bias,
-                       .statistics = stats.block(first, count)}, result);
+      gated_norm_rows({.gate = block,
+                       .bias = bias,
+                       .skip = skip.narrow(0, first, count),
+                       .scale = norm_weight,
+                       .shift = norm_bias,
+                       .statistics = stats.block(first, count)},
+                      result);
     });
     if (keep) {
       context->save_for_backward(
@@ -51,16 +55,19 @@ class GatedNormFunction : public torch::autograd::Function<GatedNormFunction> {
       Tensor gate = gate_gradient.block(first, count);
       Tensor to_skip = skip_gradient.narrow(0, first, count);
       Tensor to_x = x_gradient.narrow(0, first, count);
-      gated_norm_rows_backward({.gate = saved[6].narrow(0, first, count), .bias = saved[3],
-                                .skip = skip.narrow(0, first, count), .scale = saved[4],
-                                .shift = saved[5], .statistics = saved[7].narrow(0, first, count)},
+      gated_norm_rows_backward({.gate = saved[6].narrow(0, first, count),
+                                .bias = saved[3],
+                                .skip = skip.narrow(0, first, count),
+                                .scale = saved[4],
+                                .shift = saved[5],
+                                .statistics = saved[7].narrow(0, first, count)},
                                gradient.narrow(0, first, count), gate, to_skip, none,
                                sums.norm_sums);
       sums.gate_weight.addmm_(gate.t(), x.narrow(0, first, count));
       at::mm_out(to_x, gate, weight);
     });
-    return {x_gradient, skip_gradient, sums.gate_weight, sums.gate_bias(), sums.norm_weight(),
-            sums.norm_bias(), Tensor()};
+    return {x_gradient,         skip_gradient,    sums.gate_weight, sums.gate_bias(),
+            sums.norm_weight(), sums.norm_bias(), Tensor()};
   }
 };
 
@@ -76,8 +83,8 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
     const BlockMatrix activated(rows, width, x.options(), keep),
         hidden(rows, width, x.options(), keep), gate(rows, 2 * width, x.options(), keep),
         stats(rows, 2, x.options(), keep);
-    const Tensor ones = at::ones({std::min(rows, kRowsPerBlock * at::get_num_threads()), width},
-                                 x.options());
+    const Tensor ones =
+        at::ones({std::min(rows, kRowsPerBlock * at::get_num_threads()), width}, x.options());
     Tensor out = at::empty_like(x);
     for_blocks(rows, [&](int64_t first, int64_t count) {
       const Tensor input = x.narrow(0, first, count);
@@ -86,9 +93,13 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
       activate_rows(static_cast<GatedActivation>(activation), block, shift, first);
       forward_tail(block, hidden.block(first, count), gate.block(first, count), weight, bias,
                    gate_weight, dropout_factors(ones, count, dropout));
-      gated_norm_rows({.gate = gate.block(first, count), .bias = gate_bias, .skip = input,
-                       .scale = norm_weight, .shift = norm_bias,
-                       .statistics = stats.block(first, count)}, result);
+      gated_norm_rows({.gate = gate.block(first, count),
+                       .bias = gate_bias,
+                       .skip = input,
+                       .scale = norm_weight,
+                       .shift = norm_bias,
+                       .statistics = stats.block(first, count)},
+                      result);
     });
     if (keep) {
       context->saved_data["activation"] = activation;
@@ -121,8 +132,12 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
       Tensor to_gate = gate_scratch.block(first, count);
       Tensor to_activated = activated_scratch.block(first, count);
       Tensor to_x = x_gradient.narrow(0, first, count);
-      gated_norm_rows_backward({.gate = part(11), .bias = saved[6], .skip = part(0),
-                                .scale = saved[7], .shift = saved[8], .statistics = part(12)},
+      gated_norm_rows_backward({.gate = part(11),
+                                .bias = saved[6],
+                                .skip = part(0),
+                                .scale = saved[7],
+                                .shift = saved[8],
+                                .statistics = part(12)},
                                gradient.narrow(0, first, count), to_gate, to_x, none,
                                sums.norm_sums);
       backward_tail(to_gate, part(10), part(9), saved[3], saved[5], dropout,
@@ -131,9 +146,9 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
       first_gradient.addmm_(to_activated.t(), part(0));
       to_x.addmm_(to_activated, first_weight);
     });
-    return {x_gradient, first_gradient, shift_sums.sum(0), sums.weight, sums.bias(),
-            sums.gate_weight, sums.gate_bias(), sums.norm_weight(), sums.norm_bias(),
-            Tensor(), Tensor(), Tensor()};
+    return {x_gradient,       first_gradient,   shift_sums.sum(0), sums.weight,
+            sums.bias(),      sums.gate_weight, sums.gate_bias(),  sums.norm_weight(),
+            sums.norm_bias(), Tensor(),         Tensor(),          Tensor()};
   }
 };
 
@@ -151,10 +166,9 @@ Tensor gated_residual(const Tensor& x, const Tensor& first, const Tensor& shift,
   const GateWeights& gate = weights.gate;
   const bool keep = needs_backward({x, first, shift, weights.weight, weights.bias, gate.weight,
                                     gate.bias, gate.norm_weight, gate.norm_bias});
-  return GatedResidualFunction::apply(x.contiguous(), first, shift.contiguous(), weights.weight,
-                                      weights.bias, gate.weight, gate.bias, gate.norm_weight,
-                                      gate.norm_bias, static_cast<int64_t>(activation), dropout,
-                                      keep);
+  return GatedResidualFunction::apply(
+      x.contiguous(), first, shift.contiguous(), weights.weight, weights.bias, gate.weight,
+      gate.bias, gate.norm_weight, gate.norm_bias, static_cast<int64_t>(activation), dropout, keep);
 }
 
 }  // namespace flash::models

@@ -68,9 +68,8 @@ torch::Tensor GatedResidualNetworkImpl::shift(const torch::Tensor& bias,
 }
 
 ResidualWeights GatedResidualNetworkImpl::weights() const {
-  return {.weight = second_->weight,
-          .bias = second_->bias,
-          .gate = gate_weights(gate_, norm_->norm())};
+  return {
+      .weight = second_->weight, .bias = second_->bias, .gate = gate_weights(gate_, norm_->norm())};
 }
 
 torch::Tensor GatedResidualNetworkImpl::forward(const torch::Tensor& x,
@@ -86,8 +85,8 @@ torch::Tensor GatedResidualNetworkImpl::forward_scalars(const torch::Tensor& x,
   const torch::nn::Linear& gate = gate_->linear();
   const torch::Tensor gates =
       narrow_network(x, scalar_factors(first_, vectors),
-                     shift(scalar_shift(first_, biases), context),
-                     gate->weight.mm(second_->weight), options_.activation) +
+                     shift(scalar_shift(first_, biases), context), gate->weight.mm(second_->weight),
+                     options_.activation) +
       torch::addmv(gate->bias, gate->weight, second_->bias);
   const torch::Tensor skip =
       torch::addmm(scalar_shift(projection_, biases), x, scalar_factors(projection_, vectors));

@@ -65,8 +65,8 @@ class GatedResidualNetworkImpl : public torch::nn::Cloneable<GatedResidualNetwor
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& context = {});
 
   /// A network with output_size n and without dropout, on n scalars x [R, n] of which each becomes
-  /// x vectors + biases, [n, hidden_size] both -> [R, n]. As it has no dropout, its second layer and
-  /// its gate are one matrix, and so are the embedding and the first layer.
+  /// x vectors + biases, [n, hidden_size] both -> [R, n]. As it has no dropout, its second layer
+  /// and its gate are one matrix, and so are the embedding and the first layer.
   torch::Tensor forward_scalars(const torch::Tensor& x, const torch::Tensor& vectors,
                                 const torch::Tensor& biases, const torch::Tensor& context);
 

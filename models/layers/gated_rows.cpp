@@ -23,16 +23,16 @@ T* slot(at::Tensor& sums) {
 
 template <class T>
 GatedNormPointers<T> pointers(const GatedNorm& block) {
-  return {.gate = block.gate.const_data_ptr<T>(),
-          .bias = block.bias.const_data_ptr<T>(),
-          .skip = block.skip.const_data_ptr<T>(),
-          .scale = block.scale.const_data_ptr<T>(),
-          .shift = block.shift.const_data_ptr<T>(),
-          .statistics = block.statistics.mutable_data_ptr<T>(),
-          .row_factors =
-              block.row_factors.defined() ? block.row_factors.const_data_ptr<T>() : nullptr,
-          .factor_stride = block.row_factors.defined() ? block.row_factors.stride(0) : 0,
-          .width = block.skip.size(1)};
+  return {
+      .gate = block.gate.const_data_ptr<T>(),
+      .bias = block.bias.const_data_ptr<T>(),
+      .skip = block.skip.const_data_ptr<T>(),
+      .scale = block.scale.const_data_ptr<T>(),
+      .shift = block.shift.const_data_ptr<T>(),
+      .statistics = block.statistics.mutable_data_ptr<T>(),
+      .row_factors = block.row_factors.defined() ? block.row_factors.const_data_ptr<T>() : nullptr,
+      .factor_stride = block.row_factors.defined() ? block.row_factors.stride(0) : 0,
+      .width = block.skip.size(1)};
 }
 
 /// Calls `call(T(), begin, end)` for parts of the rows, T being the tensor's type.
@@ -51,10 +51,11 @@ GatedActivation gated_activation(const std::string& name) {
   static const std::map<std::string, GatedActivation> known = {
       {"ReLU", kRelu}, {"Softplus", kSoftplus},   {"Tanh", kTanh},      {"SELU", kSelu},
       {"ELU", kElu},   {"LeakyReLU", kLeakyRelu}, {"Sigmoid", kSigmoid}};
-  TORCH_CHECK_VALUE(name != "GLU",
-                    "TFT: expected a grn_activation that keeps the width, got \"GLU\", which halves "
-                    "it; use \"ELU\", \"ReLU\", \"SELU\", \"LeakyReLU\", \"Softplus\", \"Tanh\" or "
-                    "\"Sigmoid\"");
+  TORCH_CHECK_VALUE(
+      name != "GLU",
+      "TFT: expected a grn_activation that keeps the width, got \"GLU\", which halves "
+      "it; use \"ELU\", \"ReLU\", \"SELU\", \"LeakyReLU\", \"Softplus\", \"Tanh\" or "
+      "\"Sigmoid\"");
   const auto found = known.find(name);
   if (found != known.end()) return found->second;
   TORCH_WARN("TFT: grn_activation \"", name, "\" is unknown; ELU is used, as in neuralforecast");
@@ -70,8 +71,8 @@ at::Tensor row_sums(at::IntArrayRef sizes, const at::TensorOptions& options) {
 void activate_rows(GatedActivation activation, at::Tensor& block, const at::Tensor& shift,
                    int64_t first) {
   for_rows(block, block.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
-    activate_loop(activation, block.mutable_data_ptr<T>(), shift.const_data_ptr<T>(),
-                  shift.size(0), first, block.size(1), begin, end);
+    activate_loop(activation, block.mutable_data_ptr<T>(), shift.const_data_ptr<T>(), shift.size(0),
+                  first, block.size(1), begin, end);
   });
 }
 

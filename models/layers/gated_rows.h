@@ -2,8 +2,8 @@
 // The elementwise steps of gated residual networks, on blocks of rows that stay in the cache.
 //
 // A block is a contiguous [rows, width] matrix, float32 or float64. What a step sums over rows (the
-// gradients of biases and of layer norms) it adds to `sums`, one slot per thread, so that any number
-// of blocks can be added up and the result does not depend on timing.
+// gradients of biases and of layer norms) it adds to `sums`, one slot per thread, so that any
+// number of blocks can be added up and the result does not depend on timing.
 //
 // Source: Lim et al., "Temporal Fusion Transformers" (arXiv:1912.09363), equations 2 to 5.
 
@@ -16,8 +16,8 @@ namespace flash::models {
 /// neuralforecast's `grn_activation`, without "GLU", which halves the width and fits no network.
 enum class GatedActivation { kRelu, kSoftplus, kTanh, kSelu, kLeakyRelu, kSigmoid, kElu };
 
-/// "ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid" or "ELU". Another name is ELU, too, as
-/// in neuralforecast, with a warning. Throws c10::ValueError for "GLU".
+/// "ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid" or "ELU". Another name is ELU, too,
+/// as in neuralforecast, with a warning. Throws c10::ValueError for "GLU".
 GatedActivation gated_activation(const std::string& name);
 
 /// Zeros [threads, ...sizes], to be given to the functions below and then summed over dimension 0.
@@ -28,8 +28,8 @@ at::Tensor row_sums(at::IntArrayRef sizes, const at::TensorOptions& options);
 void activate_rows(GatedActivation activation, at::Tensor& block, const at::Tensor& shift,
                    int64_t first);
 
-/// gradient <- gradient * activation'(.), and sums[row % P] += gradient. `activated` is the result of
-/// the forward; sums [threads, P, width].
+/// gradient <- gradient * activation'(.), and sums[row % P] += gradient. `activated` is the result
+/// of the forward; sums [threads, P, width].
 void activate_rows_backward(GatedActivation activation, at::Tensor& gradient,
                             const at::Tensor& activated, at::Tensor& sums, int64_t first);
 
@@ -52,11 +52,11 @@ void outer_rows_backward(const at::Tensor& gradient, const at::Tensor& x, const 
 
 /// LayerNorm(a * sigmoid(b) + skip), where [a | b] = gate + bias, and what belongs to it.
 struct GatedNorm {
-  at::Tensor gate;   ///< [rows, 2 width], before the bias is added
-  at::Tensor bias;   ///< [2 width]
-  at::Tensor skip;   ///< [rows, width]
-  at::Tensor scale;  ///< [width], the norm's weight
-  at::Tensor shift;  ///< [width], the norm's bias
+  at::Tensor gate;        ///< [rows, 2 width], before the bias is added
+  at::Tensor bias;        ///< [2 width]
+  at::Tensor skip;        ///< [rows, width]
+  at::Tensor scale;       ///< [width], the norm's weight
+  at::Tensor shift;       ///< [width], the norm's bias
   at::Tensor statistics;  ///< [rows, 2]: mean and reciprocal deviation, written by the forward
   /// [rows], any stride: factors on the rows of the result, or undefined for 1.
   at::Tensor row_factors = {};

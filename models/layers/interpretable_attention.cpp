@@ -22,13 +22,14 @@ void InterpretableAttentionImpl::reset() {
   output_ = register_module("out_proj", linear(head_dim_, hidden));
 }
 
-torch::Tensor InterpretableAttentionImpl::forward(const torch::Tensor& x, int64_t queries) {
+torch::Tensor InterpretableAttentionImpl::forward(const torch::Tensor& x,
+                                                  const torch::Tensor& last) {
   const int64_t width = options_.heads * head_dim_;
   const auto split_heads = [this](const torch::Tensor& t) {  // [T, B, n d] -> [B, n, T, d]
     return t.unflatten(-1, {-1, head_dim_}).permute({1, 2, 0, 3});
   };
   const auto parts = projections_->weight.split_with_sizes({width, width + head_dim_});
-  const torch::Tensor query = split_heads(torch::linear(x.slice(0, -queries), parts[0]));
+  const torch::Tensor query = split_heads(torch::linear(last, parts[0]));
   const torch::Tensor key_and_value = split_heads(torch::linear(x, parts[1]));
   const torch::Tensor key = key_and_value.slice(1, 0, options_.heads);
   const torch::Tensor value = key_and_value.slice(1, options_.heads);
@@ -40,7 +41,8 @@ torch::Tensor InterpretableAttentionImpl::forward(const torch::Tensor& x, int64_
   const torch::Tensor heads = options_.config.use_flash_attention
                                   ? attention(query, key, value, options)
                                   : standard_attention(query, key, value, options);
-  return flash::dropout(output_(heads.mean(1).transpose(0, 1)), options_.output_dropout, is_training());
+  return flash::dropout(output_(heads.mean(1).transpose(0, 1)), options_.output_dropout,
+                        is_training());
 }
 
 }  // namespace flash::models

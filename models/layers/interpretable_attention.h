@@ -26,9 +26,9 @@ class InterpretableAttentionImpl : public torch::nn::Cloneable<InterpretableAtte
   explicit InterpretableAttentionImpl(InterpretableAttentionOptions options);
   void reset() override;
 
-  /// x [T, B, hidden_size] -> the last `queries` steps, [queries, B, hidden_size]. A step attends
-  /// itself and those before it.
-  torch::Tensor forward(const torch::Tensor& x, int64_t queries);
+  /// x [T, B, hidden_size] and its last steps [queries, B, hidden_size] -> what those see, in their
+  /// shape. A step attends itself and those before it.
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& last);
 
  private:
   InterpretableAttentionOptions options_;

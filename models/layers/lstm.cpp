@@ -69,8 +69,7 @@ class LstmFunction : public torch::autograd::Function<LstmFunction> {
       }
     });
     if (keep) {
-      context->save_for_backward(
-          {x, hidden, cell, input_weight, hidden_weight, gates, cells, out});
+      context->save_for_backward({x, hidden, cell, input_weight, hidden_weight, gates, cells, out});
     }
     return {out, last_hidden.clone(), last_cell.clone()};
   }
@@ -82,8 +81,7 @@ class LstmFunction : public torch::autograd::Function<LstmFunction> {
     const Tensor &x = saved[0], &hidden = saved[1], &cell = saved[2], &input_weight = saved[3],
                  &hidden_weight = saved[4], &gates = saved[5], &cells = saved[6], &out = saved[7];
     const int64_t steps = x.size(0), batch = x.size(1), width = hidden.size(1);
-    const Tensor to_out =
-        gradients[0].defined() ? gradients[0].contiguous() : at::zeros_like(out);
+    const Tensor to_out = gradients[0].defined() ? gradients[0].contiguous() : at::zeros_like(out);
     const auto given = [&](size_t i) {
       return gradients[i].defined() ? gradients[i].clone(at::MemoryFormat::Contiguous)
                                     : at::zeros_like(cell);
@@ -123,8 +121,8 @@ class LstmFunction : public torch::autograd::Function<LstmFunction> {
                                out_rows.narrow(0, row + initial - batch, n - initial));
       }
     });
-    return {x_gradient.view_as(x), to_hidden, to_cell, input_gradient, hidden_gradient,
-            bias_sums.sum(0), Tensor()};
+    return {x_gradient.view_as(x), to_hidden,        to_cell, input_gradient,
+            hidden_gradient,       bias_sums.sum(0), Tensor()};
   }
 };
 
@@ -132,14 +130,12 @@ class LstmFunction : public torch::autograd::Function<LstmFunction> {
 
 LstmOutputs lstm_layer(const Tensor& x, const Tensor& hidden, const Tensor& cell,
                        const LstmWeights& weights) {
-  const bool keep =
-      at::GradMode::is_enabled() &&
-      (x.requires_grad() || hidden.requires_grad() || cell.requires_grad() ||
-       weights.input.requires_grad() || weights.hidden.requires_grad() ||
-       weights.bias.requires_grad());
-  const auto results =
-      LstmFunction::apply(x.contiguous(), hidden.contiguous(), cell.contiguous(), weights.input,
-                          weights.hidden, weights.bias, keep);
+  const bool keep = at::GradMode::is_enabled() &&
+                    (x.requires_grad() || hidden.requires_grad() || cell.requires_grad() ||
+                     weights.input.requires_grad() || weights.hidden.requires_grad() ||
+                     weights.bias.requires_grad());
+  const auto results = LstmFunction::apply(x.contiguous(), hidden.contiguous(), cell.contiguous(),
+                                           weights.input, weights.hidden, weights.bias, keep);
   return {.all = results[0], .hidden = results[1], .cell = results[2]};
 }
 

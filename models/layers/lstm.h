@@ -21,8 +21,8 @@ struct LstmOutputs {
   at::Tensor hidden, cell;  ///< [B, D], after the last step
 };
 
-/// x [T, B, E], hidden and cell [B, D], float32 or float64. Differentiable once: a second derivative
-/// throws c10::NotImplementedError.
+/// x [T, B, E], hidden and cell [B, D], float32 or float64. Differentiable once: a second
+/// derivative throws c10::NotImplementedError.
 LstmOutputs lstm_layer(const at::Tensor& x, const at::Tensor& hidden, const at::Tensor& cell,
                        const LstmWeights& weights);
 

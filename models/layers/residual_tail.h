@@ -26,8 +26,9 @@ inline at::Tensor dropout_factors(const at::Tensor& ones, int64_t rows, double p
 inline double kept_factor(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
 
 /// dropout(activated W^T + b) and its product with the gate, for one block.
-inline void forward_tail(const at::Tensor& activated, at::Tensor hidden, at::Tensor gate, const at::Tensor& weight,
-                  const at::Tensor& bias, const at::Tensor& gate_weight, const at::Tensor& factors) {
+inline void forward_tail(const at::Tensor& activated, at::Tensor hidden, at::Tensor gate,
+                         const at::Tensor& weight, const at::Tensor& bias,
+                         const at::Tensor& gate_weight, const at::Tensor& factors) {
   at::mm_out(hidden, activated, weight.t());
   drop_rows(hidden, bias, factors);
   at::mm_out(gate, hidden, gate_weight.t());
@@ -35,8 +36,8 @@ inline void forward_tail(const at::Tensor& activated, at::Tensor hidden, at::Ten
 
 /// The gradients of ResidualWeights, summed over blocks.
 struct TailGradients {
-  at::Tensor weight, gate_weight;      // [D, D], [2D, D]
-  at::Tensor bias_sums, norm_sums;     // [threads, D], [threads, 4, D]
+  at::Tensor weight, gate_weight;   // [D, D], [2D, D]
+  at::Tensor bias_sums, norm_sums;  // [threads, D], [threads, 4, D]
 
   TailGradients(int64_t width, const at::TensorOptions& options)
       : weight(at::zeros({width, width}, options)),
@@ -51,9 +52,10 @@ struct TailGradients {
 };
 
 /// From the gradient of `gate` to that of `activated`; `scratch` is a block of rows.
-inline void backward_tail(const at::Tensor& gate_gradient, const at::Tensor& hidden, const at::Tensor& activated,
-                   const at::Tensor& weight, const at::Tensor& gate_weight, double dropout, at::Tensor scratch,
-                   at::Tensor activated_gradient, TailGradients& sums) {
+inline void backward_tail(const at::Tensor& gate_gradient, const at::Tensor& hidden,
+                          const at::Tensor& activated, const at::Tensor& weight,
+                          const at::Tensor& gate_weight, double dropout, at::Tensor scratch,
+                          at::Tensor activated_gradient, TailGradients& sums) {
   sums.gate_weight.addmm_(gate_gradient.t(), hidden);
   at::mm_out(scratch, gate_gradient, gate_weight);
   drop_rows_backward(scratch, hidden, kept_factor(dropout), sums.bias_sums);

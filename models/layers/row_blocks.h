@@ -12,7 +12,8 @@
 namespace flash::models {
 
 /// Rows per block: some 3 KB each of a width of 128 are touched between two matrix products, and a
-/// thread's second-level cache holds a few hundred of them. Products of that size run at full speed.
+/// thread's second-level cache holds a few hundred of them. Products of that size run at full
+/// speed.
 inline constexpr int64_t kRowsPerBlock = 256;
 
 /// Calls `call(first, rows)` for each block.
@@ -28,8 +29,9 @@ class BlockMatrix {
  public:
   BlockMatrix(int64_t rows, int64_t width, const at::TensorOptions& options, bool keep)
       : keep_(keep),
-        whole_(at::empty({keep ? rows : std::min(rows, kRowsPerBlock * at::get_num_threads()),
-                          width}, options)) {}
+        whole_(
+            at::empty({keep ? rows : std::min(rows, kRowsPerBlock * at::get_num_threads()), width},
+                      options)) {}
 
   at::Tensor block(int64_t first, int64_t rows) const {
     return whole_.narrow(0, keep_ ? first : 0, rows);

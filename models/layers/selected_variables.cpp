@@ -14,8 +14,21 @@ using torch::autograd::variable_list;
 
 /// The arguments of SelectedVariables::forward, by position; the results of the forward follow.
 enum Saved {
-  kX, kSelection, kFactor, kShift, kFirstFactor, kFirstShift, kWeight, kBias, kGateWeight,
-  kGateBias, kNormWeight, kNormBias, kHidden, kGate, kStatistics
+  kX,
+  kSelection,
+  kFactor,
+  kShift,
+  kFirstFactor,
+  kFirstShift,
+  kWeight,
+  kBias,
+  kGateWeight,
+  kGateBias,
+  kNormWeight,
+  kNormBias,
+  kHidden,
+  kGate,
+  kStatistics
 };
 
 class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
@@ -28,9 +41,8 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
                         const Tensor& norm_weight, const Tensor& norm_bias, int64_t activation,
                         double dropout, bool keep) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const variable_list in = {x,           selection, factor,      shift,     first_factor,
-                              first_shift, weight,    bias,        gate_weight, gate_bias,
-                              norm_weight, norm_bias};
+    const variable_list in = {x,      selection, factor,      shift,     first_factor, first_shift,
+                              weight, bias,      gate_weight, gate_bias, norm_weight,  norm_bias};
     const int64_t rows = x.size(0), variables = x.size(1), width = in[kFactor].size(1);
     const int64_t most = std::min(rows, kRowsPerBlock * at::get_num_threads());
     const auto options = x.options();
@@ -52,8 +64,11 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
         forward_tail(active, hidden.block(row, count), gate.block(row, count), in[kWeight][j],
                      in[kBias][j], in[kGateWeight][j], dropout_factors(ones, count, dropout));
         outer_rows(skipped, column, in[kFactor][j], in[kShift][j]);
-        gated_norm_rows({.gate = gate.block(row, count), .bias = in[kGateBias][j], .skip = skipped,
-                         .scale = in[kNormWeight][j], .shift = in[kNormBias][j],
+        gated_norm_rows({.gate = gate.block(row, count),
+                         .bias = in[kGateBias][j],
+                         .skip = skipped,
+                         .scale = in[kNormWeight][j],
+                         .shift = in[kNormBias][j],
                          .statistics = stats.block(row, count),
                          .row_factors = in[kSelection].narrow(0, first, count).select(1, j)},
                         result);
@@ -100,11 +115,15 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
         Tensor to_x = column(x_gradient), to_selection = column(selection_gradient);
         outer_rows(skipped, column(x), saved[kFactor][j], saved[kShift][j]);
         // The skip connection's gradient takes its place row by row.
-        gated_norm_rows_backward(
-            {.gate = part(kGate), .bias = saved[kGateBias][j], .skip = skipped,
-             .scale = saved[kNormWeight][j], .shift = saved[kNormBias][j],
-             .statistics = part(kStatistics), .row_factors = column(saved[kSelection])},
-            gradient.narrow(0, first, count), to_gate, skipped, to_selection, tails[j].norm_sums);
+        gated_norm_rows_backward({.gate = part(kGate),
+                                  .bias = saved[kGateBias][j],
+                                  .skip = skipped,
+                                  .scale = saved[kNormWeight][j],
+                                  .shift = saved[kNormBias][j],
+                                  .statistics = part(kStatistics),
+                                  .row_factors = column(saved[kSelection])},
+                                 gradient.narrow(0, first, count), to_gate, skipped, to_selection,
+                                 tails[j].norm_sums);
         outer_rows_backward(skipped, column(x), saved[kFactor][j], to_x, embedding_sums[j]);
         outer_rows(active, column(x), saved[kFirstFactor][j], saved[kFirstShift][j]);
         activate_rows(activation, active, nothing, 0);
@@ -121,15 +140,21 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
     };
     const Tensor embedding = stack([&](int64_t j) { return embedding_sums[j].sum(0); });
     const Tensor first = stack([&](int64_t j) { return first_sums[j].sum(0); });
-    return {x_gradient, selection_gradient, embedding.select(1, 0), embedding.select(1, 1),
-            first.select(1, 0), first.select(1, 1),
+    return {x_gradient,
+            selection_gradient,
+            embedding.select(1, 0),
+            embedding.select(1, 1),
+            first.select(1, 0),
+            first.select(1, 1),
             stack([&](int64_t j) { return tails[j].weight; }),
             stack([&](int64_t j) { return tails[j].bias(); }),
             stack([&](int64_t j) { return tails[j].gate_weight; }),
             stack([&](int64_t j) { return tails[j].gate_bias(); }),
             stack([&](int64_t j) { return tails[j].norm_weight(); }),
             stack([&](int64_t j) { return tails[j].norm_bias(); }),
-            Tensor(), Tensor(), Tensor()};
+            Tensor(),
+            Tensor(),
+            Tensor()};
   }
 };
 
@@ -186,10 +211,10 @@ Tensor selected_variables(const Tensor& x, const Tensor& selection,
                           const ScalarEmbedding& embedding, const ResidualWeights& weights,
                           GatedActivation activation, double dropout) {
   const GateWeights& gate = weights.gate;
-  const bool keep = needs_backward(
-      {x, selection, embedding.factor, embedding.shift, embedding.first_factor,
-       embedding.first_shift, weights.weight, weights.bias, gate.weight, gate.bias,
-       gate.norm_weight, gate.norm_bias});
+  const bool keep =
+      needs_backward({x, selection, embedding.factor, embedding.shift, embedding.first_factor,
+                      embedding.first_shift, weights.weight, weights.bias, gate.weight, gate.bias,
+                      gate.norm_weight, gate.norm_bias});
   return SelectedVariables::apply(
       x.contiguous(), selection.contiguous(), embedding.factor.contiguous(),
       embedding.shift.contiguous(), embedding.first_factor.contiguous(),

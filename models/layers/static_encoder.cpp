@@ -11,8 +11,8 @@ StaticEncoderImpl::StaticEncoderImpl(StaticEncoderOptions options)
 
 void StaticEncoderImpl::reset() {
   const int64_t hidden = options_.hidden_size;
-  selection_ = register_module("vsn", VariableSelection(options_.variables, hidden,
-                                                        options_.dropout, options_.activation));
+  selection_ = register_module(
+      "vsn", VariableSelection(options_.variables, hidden, options_.dropout, options_.activation));
   contexts_ = register_module("context_grns", torch::nn::ModuleList());
   const int64_t count = 2 + (options_.cell == RecurrentCell::kLstm ? 2 : 1) * states_;
   for (int64_t i = 0; i < count; ++i) {

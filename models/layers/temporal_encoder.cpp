@@ -51,10 +51,8 @@ torch::Tensor TemporalEncoderImpl::forward(const torch::Tensor& past, const torc
                       gate_weights(gate, norm));
   };
   Tensors parameters;
-  for (const torch::nn::Module* module :
-       std::initializer_list<const torch::nn::Module*>{past_recurrence_.get(),
-                                                       future_recurrence_.get(), gate_.get(),
-                                                       norm_.get()}) {
+  for (const torch::nn::Module* module : std::initializer_list<const torch::nn::Module*>{
+           past_recurrence_.get(), future_recurrence_.get(), gate_.get(), norm_.get()}) {
     for (const torch::Tensor& parameter : module->parameters()) parameters.push_back(parameter);
   }
   return run(recur,

@@ -17,28 +17,24 @@ ScalarVectors join(const std::vector<ScalarVectors>& groups) {
 
 VariableSelectionImpl::VariableSelectionImpl(int64_t variables, int64_t hidden_size, double dropout,
                                              GatedActivation activation)
-    : variables_(variables),
-      hidden_size_(hidden_size),
-      dropout_(dropout),
-      activation_(activation) {
+    : variables_(variables), hidden_size_(hidden_size), dropout_(dropout), activation_(activation) {
   reset();
 }
 
 void VariableSelectionImpl::reset() {
-  joint_ = register_module(
-      "joint_grn", GatedResidualNetwork(
-                       GatedResidualNetworkOptions{.input_size = variables_ * hidden_size_,
-                                                   .hidden_size = hidden_size_,
-                                                   .output_size = variables_,
-                                                   .context = true,
-                                                   .activation = activation_}));
+  joint_ = register_module("joint_grn", GatedResidualNetwork(GatedResidualNetworkOptions{
+                                            .input_size = variables_ * hidden_size_,
+                                            .hidden_size = hidden_size_,
+                                            .output_size = variables_,
+                                            .context = true,
+                                            .activation = activation_}));
   networks_ = register_module("var_grns", torch::nn::ModuleList());
   for (int64_t i = 0; i < variables_; ++i) {
-    networks_->push_back(GatedResidualNetwork(
-        GatedResidualNetworkOptions{.input_size = hidden_size_,
-                                    .hidden_size = hidden_size_,
-                                    .dropout = dropout_,
-                                    .activation = activation_}));
+    networks_->push_back(
+        GatedResidualNetwork(GatedResidualNetworkOptions{.input_size = hidden_size_,
+                                                         .hidden_size = hidden_size_,
+                                                         .dropout = dropout_,
+                                                         .activation = activation_}));
   }
 }
 
@@ -64,19 +60,18 @@ torch::Tensor VariableSelectionImpl::forward(const torch::Tensor& x, const Scala
   const auto through_first = [&](const torch::Tensor& rows) {
     return weight.matmul(rows.unsqueeze(-1)).squeeze(-1);
   };
-  return selected_variables(
-      x, selection,
-      {.factor = embedding.vectors,
-       .shift = embedding.biases,
-       .first_factor = through_first(embedding.vectors),
-       .first_shift = through_first(embedding.biases) + bias},
-      {.weight = of_weights(&ResidualWeights::weight),
-       .bias = of_weights(&ResidualWeights::bias),
-       .gate = {.weight = of_gate(&GateWeights::weight),
-                .bias = of_gate(&GateWeights::bias),
-                .norm_weight = of_gate(&GateWeights::norm_weight),
-                .norm_bias = of_gate(&GateWeights::norm_bias)}},
-      activation_, is_training() ? dropout_ : 0.0);
+  return selected_variables(x, selection,
+                            {.factor = embedding.vectors,
+                             .shift = embedding.biases,
+                             .first_factor = through_first(embedding.vectors),
+                             .first_shift = through_first(embedding.biases) + bias},
+                            {.weight = of_weights(&ResidualWeights::weight),
+                             .bias = of_weights(&ResidualWeights::bias),
+                             .gate = {.weight = of_gate(&GateWeights::weight),
+                                      .bias = of_gate(&GateWeights::bias),
+                                      .norm_weight = of_gate(&GateWeights::norm_weight),
+                                      .norm_bias = of_gate(&GateWeights::norm_bias)}},
+                            activation_, is_training() ? dropout_ : 0.0);
 }
 
 }  // namespace flash::models

@@ -61,6 +61,7 @@ void add_evaluate_command(CLI::App& app, Settings& settings) {
   command->callback([&settings, command] {
     settings.command = Settings::Command::kEvaluate;
     settings.season_given = command->count("--season") > 0;
+    settings.batch_size_given = command->count("--batch-size") > 0;
   });
   add_applying_options(*command, settings);
   add_csv(*command, settings);
@@ -78,6 +79,7 @@ void add_predict_command(CLI::App& app, Settings& settings) {
   command->callback([&settings, command] {
     settings.command = Settings::Command::kPredict;
     settings.season_given = command->count("--season") > 0;
+    settings.batch_size_given = command->count("--batch-size") > 0;
     if (settings.output.forecast_csv.empty() && settings.output.forecast_png.empty()) {
       throw CLI::RequiredError("--forecast-csv or --forecast-png");
     }

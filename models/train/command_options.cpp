@@ -11,6 +11,8 @@
 namespace flash::models {
 namespace {
 
+constexpr const char* kOutput = "Output";
+
 /// Adds options to one group of the help.
 class Group {
  public:
@@ -80,9 +82,10 @@ void add_data_options(CLI::App& app, Settings& s, const std::string& model_class
                                  std::vector<std::string>& names, const char* text) {
     CLI::Option* option = data.names(flag, names, text);
     if (std::find(exogenous.begin(), exogenous.end(), list) != exogenous.end()) return;
-    option->group("")->check([message = no_such_columns(model_class, list)](const std::string&) {
-      return message;
-    });
+    option->group("")->check(
+        [flag, message = no_such_columns(model_class, list)](const std::string&) -> std::string {
+          throw CLI::ValidationError(flag, message);
+        });
   };
   add_exogenous("--futr-exog", "futr_exog_list", columns.futr_exog,
                 "Columns known of past and future that help to forecast");
@@ -186,9 +189,8 @@ void add_applying_options(CLI::App& app, Settings& s) {
   app.add_option("--block-size", s.model.block_size, "Keys per step of flash attention")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--batch-size", s.training.batch_size, "Windows at a time")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  app.add_option("--batch-size", s.training.batch_size, "Windows at a time [as in the training]")
+      ->check(CLI::PositiveNumber);
 }
 
 void add_season_option(CLI::App& app, Settings& s) {
@@ -196,28 +198,33 @@ void add_season_option(CLI::App& app, Settings& s) {
          "--season", s.data.season,
          "Rows per season of the seasonal-naive forecast: 7 suits daily rows, 24 hourly ones")
       ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+      ->capture_default_str()
+      ->group(kOutput);
 }
 
 void add_threads_option(CLI::App& app, Settings& s) {
   app.add_option("--threads", s.threads,
                  "Threads to compute with [as many as there are cores]")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::PositiveNumber)
+      ->group(kOutput);
 }
 
 void add_forecast_options(CLI::App& app, Settings& s, const char* what) {
   app.add_option("--forecast-csv", s.output.forecast_csv,
                  std::string("Where to write the forecast of ") + what)
-      ->type_name("FILE.csv");
+      ->type_name("FILE.csv")
+      ->group(kOutput);
   app.add_option("--forecast-png", s.output.forecast_png,
                  std::string("Where to draw the forecast of ") + what)
-      ->type_name("FILE.png");
+      ->type_name("FILE.png")
+      ->group(kOutput);
 }
 
 void add_report_option(CLI::App& app, Settings& s) {
   app.add_option("--report", s.output.report,
                  "Where to write losses, errors, time and memory as JSON")
-      ->type_name("FILE.json");
+      ->type_name("FILE.json")
+      ->group(kOutput);
 }
 
 }  // namespace flash::models

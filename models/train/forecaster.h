@@ -27,6 +27,9 @@ struct Forecaster {
   /// Of each series by its name, and of the static columns: float64 [1 + F + X] and [S].
   std::map<std::string, ColumnScaler> scalers;
   ColumnScaler stat_scaler;
+  /// Windows at a time in a test. Informer draws random numbers for each batch, so that another
+  /// number gives another test error.
+  int64_t batch_size = 64;
 
   /// The scalar to minimise.
   at::Tensor training_loss(const WindowBatch& batch) const;

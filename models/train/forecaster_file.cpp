@@ -97,6 +97,7 @@ void save_forecaster(const std::string& path, const Forecaster& forecaster) {
                             {"model", forecaster.settings},
                             {"loss", forecaster.loss_settings},
                             {"scalers", scalers},
+                            {"batch_size", forecaster.batch_size},
                             {"stat_scaler", to_json(forecaster.stat_scaler)},
                             {"norm", norm}};
   SafetensorsFile keep = neuralforecast_parts(forecaster);
@@ -124,6 +125,7 @@ Forecaster load_forecaster(const std::string& path, const std::string& attention
         load_model(file, {.use_flash_attention = settings.attention == "flash",
                           .flash_block_size = settings.block_size}),
         settings.attention);
+    description.at("batch_size").get_to(forecaster.batch_size);
     const size_t columns = 1 + data.columns.futr_exog.size() + data.columns.hist_exog.size();
     for (const auto& [name, scaler] : description.at("scalers").items()) {
       forecaster.scalers.emplace(name, to_scaler(path, name, scaler, columns));

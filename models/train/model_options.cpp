@@ -31,7 +31,7 @@ constexpr Text kTexts[] = {
     {"--dropout", "Probability of dropping an activation in training"},
     {"--attn-dropout", "Probability of dropping an attention weight in training"},
     {"--fc-dropout", "Has no effect, as in neuralforecast"},
-    {"--head-dropout", "Probability of dropping an input of the last layer in training"},
+    {"--head-dropout", "Probability of dropping an output in training"},
     {"--activation", "gelu or relu"},
     {"--grn-activation", "ReLU, Softplus, Tanh, SELU, LeakyReLU, Sigmoid or ELU"},
     {"--patch-len", "Rows per patch"},

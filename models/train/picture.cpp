@@ -42,22 +42,27 @@ constexpr Colour kFrame{0.8, 0.8, 0.8, 1.0};
 constexpr Colour kForecast{0.0, 0.447, 0.698, 1.0};
 constexpr Colour kInterval{0.0, 0.447, 0.698, 0.2};
 
+/// 1, 2 or 5 times a power of ten, near to what is given.
+double round_step(double step) {
+  const double power = std::pow(10.0, std::floor(std::log10(step)));
+  const double digit = step / power;
+  return power * (digit < 1.5 ? 1.0 : digit < 3.5 ? 2.0 : digit < 7.5 ? 5.0 : 10.0);
+}
+
 /// One panel: time to the right in rows, values upwards.
 class Panel {
  public:
   Panel(cairo_t* cairo, double top, int64_t first, int64_t last, double low, double high)
       : cairo_(cairo), top_(top), first_(first), last_(last), low_(low), high_(high) {
-    colour(kFrame, 1.0);
-    for (int i = 0; i <= 4; ++i) {
-      const double value = low_ + (high_ - low_) * i / 4.0;
+    const double step = round_step((high_ - low_) / 4.0);
+    for (double i = std::ceil(low_ / step); i * step <= high_; ++i) {
+      const double value = i * step;
+      colour(kFrame, 1.0);
       cairo_move_to(cairo_, kLeft, y(value));
       cairo_line_to(cairo_, kWidth - kRight, y(value));
       cairo_stroke(cairo_);
-    }
-    for (int i = 0; i <= 4; ++i) {
-      const double value = low_ + (high_ - low_) * i / 4.0;
       char label[32];
-      std::snprintf(label, sizeof(label), "%.4g", value);
+      std::snprintf(label, sizeof(label), "%.6g", value);
       text(label, kLeft - 8, y(value) + 4, 1.0);
     }
   }

@@ -55,7 +55,7 @@ void write_forecasts(const OutputSettings& output, const ForecastTable& table) {
 void finish(const Finished& finished) {
   const Settings& settings = finished.settings;
   const Forecaster& forecaster = finished.forecaster;
-  const int64_t batch_size = settings.training.batch_size;
+  const int64_t batch_size = forecaster.batch_size;
   RunReport report{
       .csv = settings.csv,
       .model = forecaster.settings,

@@ -17,6 +17,7 @@ Forecaster load(const Settings& settings) {
   if (settings.threads > 0) at::set_num_threads(settings.threads);
   Forecaster forecaster =
       load_forecaster(settings.input, settings.model.attention, settings.model.block_size);
+  if (settings.batch_size_given) forecaster.batch_size = settings.training.batch_size;
   if (settings.season_given) forecaster.data.season = settings.data.season;
   check_season(forecaster.data.season, forecaster.settings.input_size);
   return forecaster;
@@ -42,7 +43,7 @@ int run_prediction(const Settings& settings) {
       forecaster);
   write_forecasts(settings.output,
                   forecast_windows(forecaster, last_windows(data, forecaster), data.series,
-                                   /*truth_is_known=*/false, settings.training.batch_size));
+                                   /*truth_is_known=*/false, forecaster.batch_size));
   return 0;
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <sstream>
 
@@ -53,23 +54,26 @@ std::string describe(const at::Tensor& tensor) {
 }
 
 void check_tensors(const std::string& path, const TensorMap& expected, const TensorMap& given) {
-  std::ostringstream problems;
+  constexpr size_t kShown = 8;  // another model differs everywhere
+  std::vector<std::string> problems;
   for (const auto& [name, tensor] : expected) {
     const auto found = given.find(name);
     if (found == given.end()) {
-      problems << "\n  missing: " << name;
+      problems.push_back("missing: " + name);
     } else if (found->second.sizes() != tensor.sizes() ||
                found->second.scalar_type() != tensor.scalar_type()) {
-      problems << "\n  " << name << ": expected " << describe(tensor) << ", got "
-               << describe(found->second);
+      problems.push_back(name + ": expected " + describe(tensor) + ", got " +
+                         describe(found->second));
     }
   }
   for (const auto& entry : given) {
-    if (!expected.contains(entry.first)) problems << "\n  unexpected: " << entry.first;
+    if (!expected.contains(entry.first)) problems.push_back("unexpected: " + entry.first);
   }
-  TORCH_CHECK_VALUE(problems.str().empty(), path,
-                    ": expected the tensors of this training, got a set that differs:",
-                    problems.str());
+  std::string text;
+  for (size_t i = 0; i < std::min(problems.size(), kShown); ++i) text += "\n  " + problems[i];
+  if (problems.size() > kShown) text += c10::str("\n  and ", problems.size() - kShown, " more");
+  TORCH_CHECK_VALUE(problems.empty(), path,
+                    ": expected the tensors of this training, got a set that differs:", text);
 }
 
 std::string absolute(const std::string& path) {

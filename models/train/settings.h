@@ -64,6 +64,7 @@ struct Settings {
   std::string csv;
   std::string input;  ///< the model or checkpoint to begin with, where the command takes one
   bool season_given = false;
+  bool batch_size_given = false;
   DataSettings data;
   ModelSettings model;
   LossSettings loss;

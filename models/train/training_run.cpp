@@ -29,6 +29,7 @@ int train(const Settings& settings, const RunFile* run) {
   torch::manual_seed(settings.training.seed);
   Forecaster forecaster = make_forecaster(settings.data, settings.model, settings.loss,
                                           static_cast<int64_t>(series.size()));
+  forecaster.batch_size = settings.training.batch_size;
   // Dropout draws the same numbers, whatever making the model has drawn.
   torch::manual_seed(settings.training.seed);
   const PreparedData data = prepare_training(std::move(series), forecaster);

@@ -35,9 +35,12 @@ const std::map<std::string, std::string> kFixtures{
 
 /// Of each class, a file that neuralforecast's `save` wrote; beside it inputs and the output.
 const std::map<std::string, std::string> kNeuralforecastFiles{
-    {"Autoformer", "neuralforecast_autoformer"}, {"FEDformer", "neuralforecast_fedformer"},
-    {"Informer", "neuralforecast_informer"},     {"PatchTST", "neuralforecast_checkpoint"},
-    {"TFT", "neuralforecast_tft"},               {"iTransformer", "neuralforecast_itransformer"}};
+    {"Autoformer", "neuralforecast_autoformer"},
+    {"FEDformer", "neuralforecast_fedformer"},
+    {"Informer", "neuralforecast_informer"},
+    {"PatchTST", "neuralforecast_checkpoint"},
+    {"TFT", "neuralforecast_tft"},
+    {"iTransformer", "neuralforecast_itransformer"}};
 
 std::string recorded_forward_of(const std::string& file) {
   return file == "neuralforecast_checkpoint" ? "neuralforecast_forward" : file + "_forward";
@@ -83,8 +86,8 @@ TEST_P(OurCheckpoint, ReturnsTheSameModel) {
   EXPECT_FALSE(loaded->module().is_training());
   EXPECT_EQ(loaded->model_class(), model_class);
   EXPECT_EQ(loaded->outputsize_multiplier(), model->outputsize_multiplier());
-  EXPECT_TRUE(torch::equal(output_of(*loaded, fixture), output_of(*model, fixture)));
   EXPECT_EQ(saved(*loaded).metadata, saved(*model).metadata);
+  EXPECT_TRUE(torch::equal(output_of(*loaded, fixture), output_of(*model, fixture)));
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, OurCheckpoint, testing::ValuesIn(kFixtures),
@@ -112,8 +115,7 @@ TEST_P(NeuralforecastsCheckpoint, LoadsAndPredictsTheSame) {
     const auto model = load_model(fixture_path(GetParam().second),
                                   {.use_flash_attention = flash, .flash_block_size = 4});
     EXPECT_EQ(model->model_class(), GetParam().first);
-    const double tolerance =
-        GetParam().first == "FEDformer" ? kModelFedformerCross : kModelFloat64;
+    const double tolerance = GetParam().first == "FEDformer" ? kModelFedformerCross : kModelFloat64;
     EXPECT_LT(max_difference(output_of(*model, fixture()), fixture().at("y_hat")), tolerance);
   }
 }
@@ -177,6 +179,13 @@ TEST(FEDformerCheckpoint, NamesItsModesAndStoresSharedWeightsOnce) {
   EXPECT_EQ(file.tensors.at(owner).scalar_type(), torch::kComplexFloat);
   EXPECT_FALSE(file.tensors.contains(alias));
   EXPECT_EQ(json::parse(file.metadata.at("shared")).at(owner), json::array({alias}));
+}
+
+TEST(FEDformerCheckpoint, InDoublePrecisionIsRefused) {
+  const auto model = model_of(load_fixture("fedformer_low"));
+  model->module().to(torch::kDouble);
+  EXPECT_THAT([&] { saved(*model); },
+              ThrowsMessage<c10::ValueError>(HasSubstr("call to(torch::kFloat) first")));
 }
 
 TEST(FEDformerCheckpoint, TakesASharedWeightUnderAnyOfItsNames) {
@@ -266,8 +275,9 @@ class BrokenCheckpoint : public testing::Test {
 
 TEST_F(BrokenCheckpoint, OfAnotherModel) {
   file_.metadata["model_class"] = "NHITS";
-  expect_refusal("expected a model class among Autoformer, FEDformer, Informer, PatchTST, TFT, "
-                 "iTransformer, got \"NHITS\"");
+  expect_refusal(
+      "expected a model class among Autoformer, FEDformer, Informer, PatchTST, TFT, "
+      "iTransformer, got \"NHITS\"");
 }
 
 TEST_F(BrokenCheckpoint, WhoseHyperparametersAreNoObject) {

@@ -67,7 +67,8 @@ std::shared_ptr<models::ForecastModel> model_of(const Fixture& fixture,
                                                 const nlohmann::json& overrides) {
   const nlohmann::json& description = fixture.description;
   nlohmann::json options = description.at("case").at("kw");
-  if (description.contains("fourier_index")) options["fourier_index"] = description["fourier_index"];
+  if (description.contains("fourier_index"))
+    options["fourier_index"] = description["fourier_index"];
   options.update(overrides);
   const auto model = models::make_model(description.at("case").at("model"), options.dump(),
                                         description.at("derived").at("out_mult"), config);

@@ -157,8 +157,8 @@ TEST(GradientCheckpoint, IsAPlainCallWithoutAGradientToCompute) {
 
 TEST(GradientCheckpoint, RefusesASecondDerivativeInWords) {
   const torch::Tensor x = torch::randn({3}).requires_grad_();
-  const torch::Tensor cube = gradient_checkpoint(
-      [](const Tensors& in) { return in[0] * in[0] * in[0]; }, {x}, Tensors{});
+  const torch::Tensor cube =
+      gradient_checkpoint([](const Tensors& in) { return in[0] * in[0] * in[0]; }, {x}, Tensors{});
   const torch::Tensor first =
       torch::autograd::grad({cube.sum()}, {x}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
   EXPECT_TRUE(torch::allclose(first, 3 * x * x));
@@ -168,9 +168,8 @@ TEST(GradientCheckpoint, RefusesASecondDerivativeInWords) {
 
 TEST(GradientCheckpoint, NoticesAParameterChangedBeforeTheBackward) {
   const torch::Tensor weight = torch::ones({2}).requires_grad_();
-  const torch::Tensor output =
-      gradient_checkpoint([weight](const Tensors& in) { return in[0] * weight; },
-                          {torch::ones({2})}, Tensors{weight});
+  const torch::Tensor output = gradient_checkpoint(
+      [weight](const Tensors& in) { return in[0] * weight; }, {torch::ones({2})}, Tensors{weight});
   {
     const torch::NoGradGuard no_grad;
     torch::Tensor(weight).mul_(2);

@@ -1,10 +1,9 @@
 #pragma once
 // A model against everything that a fixture records of the Python original: outputs in both
-// precisions, gradients of inputs and parameters, statistics, what is trained. In a test of a model:
+// precisions, gradients of inputs and parameters, statistics, what is trained. In a model's test:
 //
 //     INSTANTIATE_TEST_SUITE_P(TFT, AgainstPython,
-//                              testing::ValuesIn(parity_cases({"tft_noexog", "tft_futr_only_normal"},
-//                                                             {.flash = true})),
+//                              testing::ValuesIn(parity_cases({"tft_noexog"}, {.flash = true})),
 //                              parity_name);
 
 #include <flash_attention/models/model_config.h>

@@ -83,9 +83,10 @@ TEST(PatchTSTModel, RefusesExogenousColumns) {
     model->forward({.insample_y = torch::zeros({2, 24, 1}), .futr_exog = torch::zeros({2, 28, 3})});
     FAIL() << "expected an error";
   } catch (const c10::ValueError& error) {
-    EXPECT_EQ(std::string(error.what_without_backtrace()),
-              "PatchTST: expected no futr_exog, got a tensor [2, 28, 3]; the model sees nothing but "
-              "the series: take TFT for exogenous columns of every kind");
+    EXPECT_EQ(
+        std::string(error.what_without_backtrace()),
+        "PatchTST: expected no futr_exog, got a tensor [2, 28, 3]; the model sees nothing but "
+        "the series: take TFT for exogenous columns of every kind");
   }
 }
 
@@ -93,7 +94,10 @@ TEST(PatchTSTModel, TrainsAlikeWhenLayersAreComputedAgain) {
   for (const bool flash : {false, true}) {
     const auto gradients = [&](bool recomputed) {
       torch::manual_seed(1);
-      PatchTST model(tiny_options().dropout(0.3).attn_dropout(0.2).use_flash_attention(flash)
+      PatchTST model(tiny_options()
+                         .dropout(0.3)
+                         .attn_dropout(0.2)
+                         .use_flash_attention(flash)
                          .gradient_checkpointing(recomputed));
       model->forward(torch::randn({4, 24, 1})).square().sum().backward();
       std::vector<torch::Tensor> all;

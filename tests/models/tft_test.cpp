@@ -1,4 +1,5 @@
-// TFT with both attentions against neuralforecast's outputs and gradients, and what no fixture shows.
+// TFT with both attentions against neuralforecast's outputs and gradients, and what no fixture
+// shows.
 
 #include <flash_attention/models/tft.h>
 #include <gmock/gmock.h>
@@ -136,8 +137,8 @@ std::pair<double, double> directional_derivatives(const TFTOptions& options, dou
   model->to(torch::kDouble);
   model->eval();
   WindowsBatch windows = random_windows(options, 3);
-  for (torch::Tensor* t : {&windows.insample_y, &windows.futr_exog, &windows.hist_exog,
-                           &windows.stat_exog}) {
+  for (torch::Tensor* t :
+       {&windows.insample_y, &windows.futr_exog, &windows.hist_exog, &windows.stat_exog}) {
     if (t->defined()) *t = t->to(torch::kDouble);
   }
   std::vector<torch::Tensor> moved = model->parameters();
@@ -150,7 +151,8 @@ std::pair<double, double> directional_derivatives(const TFTOptions& options, dou
   std::vector<torch::Tensor> directions;
   for (const torch::Tensor& tensor : moved) {
     directions.push_back(torch::randn_like(tensor));
-    if (tensor.grad().defined()) backward += (tensor.grad() * directions.back()).sum().item<double>();
+    if (tensor.grad().defined())
+      backward += (tensor.grad() * directions.back()).sum().item<double>();
   }
   const auto move = [&](double by) {
     for (size_t i = 0; i < moved.size(); ++i) moved[i].add_(directions[i], by);
@@ -162,7 +164,8 @@ std::pair<double, double> directional_derivatives(const TFTOptions& options, dou
 }
 
 TEST(TFTModel, EveryActivationsGradientIsTheSlopeOfItsOutput) {
-  for (const char* activation : {"ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid", "ELU"}) {
+  for (const char* activation :
+       {"ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid", "ELU"}) {
     const auto [backward, slope] =
         directional_derivatives(with_exogenous().tgt_size(2).grn_activation(activation), 1e-6);
     EXPECT_NEAR(backward, slope, 1e-5 * std::max(1.0, std::abs(slope))) << activation;
@@ -246,13 +249,14 @@ int64_t training_step_bytes(int64_t input_size, const models::ModelConfig& confi
 
 TEST(TFTModel, NeedsNoMemoryForScoresWithFlashAttention) {
   const int64_t scores = 4 * 400 * 4400 * 4;  // heads, queries, keys, bytes
-  EXPECT_GT(training_step_bytes(4000, {}), scores);
-  EXPECT_LT(training_step_bytes(4000, {.use_flash_attention = true}), scores / 3);
+  EXPECT_LT(training_step_bytes(4000, {.use_flash_attention = true}),
+            training_step_bytes(4000, {}) - scores);
 }
 
 TEST(TFTModel, NeedsLessMemoryWithGradientCheckpointing) {
-  EXPECT_LT(training_step_bytes(4000, {.use_flash_attention = true, .gradient_checkpointing = true}),
-            training_step_bytes(4000, {.use_flash_attention = true}) * 3 / 4);
+  EXPECT_LT(
+      training_step_bytes(4000, {.use_flash_attention = true, .gradient_checkpointing = true}),
+      training_step_bytes(4000, {.use_flash_attention = true}) * 3 / 4);
 }
 
 TEST(TFTModel, ClonesWithoutSharingParameters) {
@@ -266,7 +270,8 @@ TEST(TFTModel, ClonesWithoutSharingParameters) {
   EXPECT_TRUE(torch::equal(copy->forward(windows), output));
   {
     torch::NoGradGuard no_grad;
-    for (torch::Tensor& parameter : copy->parameters()) parameter.add_(torch::randn_like(parameter));
+    for (torch::Tensor& parameter : copy->parameters())
+      parameter.add_(torch::randn_like(parameter));
   }
   EXPECT_FALSE(torch::equal(copy->forward(windows), output));
   EXPECT_TRUE(torch::equal(model->forward(windows), output));

@@ -12,19 +12,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A network that trains in a second, without the dropout that would slow so few steps down.
-SMALL = {
+# Networks that train in a second, without the dropout that would slow so few steps down.
+TRAINING = {
     "--input-size": 28,
     "--horizon": 4,
-    "--patch-len": 7,
-    "--stride": 3,
-    "--hidden-size": 8,
-    "--n-heads": 2,
     "--dropout": 0.1,
     "--epochs": 3,
     "--batch-size": 16,
     "--learning-rate": 0.01,
     "--threads": 1,
+}
+SMALL = {
+    "PatchTST": {
+        "--patch-len": 7,
+        "--stride": 3,
+        "--hidden-size": 8,
+        "--linear-hidden-size": 32,
+        "--n-heads": 2,
+        "--encoder-layers": 2,
+    },
+    "TFT": {"--hidden-size": 8, "--n-head": 2},
+    "Informer": {"--hidden-size": 8, "--n-head": 2},
+    "Autoformer": {"--hidden-size": 8, "--n-head": 2},
+    "FEDformer": {"--hidden-size": 8, "--n-head": 8},
+    "iTransformer": {"--hidden-size": 8, "--n-heads": 2, "--d-ff": 16},
 }
 
 
@@ -59,6 +70,17 @@ def write_waves(path: Path, rows: int = 160) -> Path:
     return path
 
 
+def words(options: dict[str, object]) -> list[str]:
+    """Options as they stand on a command line."""
+    return [str(word) for pair in options.items() for word in pair]
+
+
+def small(model: str = "PatchTST", **options: object) -> list[str]:
+    """The options of a small network of a class and of its training, changed by `options`."""
+    changes = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    return words(TRAINING | SMALL[model] | changes)
+
+
 @dataclass(frozen=True)
 class Training:
     """The files of one training, and what it printed."""
@@ -83,16 +105,14 @@ class Training:
         return json.loads((self.folder / "report.json").read_text())
 
 
-def train(folder: Path, **options: object) -> Training:
-    """Trains on write_waves() with SMALL, changed by `options` (attention="standard", ...)."""
+def train(folder: Path, model: str = "PatchTST", **options: object) -> Training:
+    """Trains on write_waves() with small(), changed by `options` (attention="standard", ...)."""
     csv = write_waves(folder / "waves.csv")
-    settings = SMALL | {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     outputs = {
         "--output": folder / "model.safetensors",
         "--forecast-csv": folder / "forecast.csv",
         "--report": folder / "report.json",
     }
-    arguments = [word for pair in (settings | outputs).items() for word in pair]
-    process = run(csv, "--columns", "up,down", *arguments)
+    process = run(model, csv, "--target", "up,down", *small(model, **options), *words(outputs))
     assert process.returncode == 0, process.stderr
     return Training(folder, process)

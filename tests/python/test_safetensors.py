@@ -73,13 +73,14 @@ def test_the_header_holds_hyperparameters_and_scaler(training: Training):
     assert parameters["input_size"] == 28
     assert parameters["revin_subtract_last"] is True
     ours = json.loads(header["flash_train"])
-    assert ours["columns"] == ["up", "down"]
+    assert ours["data"]["columns"]["targets"] == ["up", "down"]
+    scaler = ours["scalers"]["up"]
     with training.csv.open() as file:
         values = [float(line.split(",")[1]) for line in file.readlines()[1 : 1 + 112]]
     column = torch.tensor(values, dtype=torch.float64)
-    assert ours["mean"][0] == pytest.approx(column.mean().item(), rel=1e-14)  # two sums' rounding
+    assert scaler["mean"][0] == pytest.approx(column.mean().item(), rel=1e-14)  # two sums' rounding
     deviation = column.std(correction=0).item()
-    assert ours["deviation"][0] == pytest.approx(deviation, rel=1e-14)
+    assert scaler["deviation"][0] == pytest.approx(deviation, rel=1e-14)
 
 
 def test_a_file_written_by_python_is_used(training: Training, tmp_path: Path):
@@ -89,7 +90,7 @@ def test_a_file_written_by_python_is_used(training: Training, tmp_path: Path):
         tensors[name] = torch.zeros_like(tensors[name])
     changed, report = tmp_path / "changed.safetensors", tmp_path / "report.json"
     save_file(tensors, changed, metadata(training.model))
-    process = run(training.csv, "--evaluate", changed, "--report", report, "--threads", 1)
+    process = run("evaluate", changed, training.csv, "--report", report, "--threads", 1)
     assert process.returncode == 0, process.stderr
     test = json.loads(report.read_text())["test"]
     assert test["model"] == test["naive"]
@@ -101,22 +102,48 @@ def test_a_file_lacking_a_tensor_is_refused_by_name(training: Training, tmp_path
     tensors["model.head.linear.wait"] = tensors.pop("model.head.linear.weight")
     changed = tmp_path / "changed.safetensors"
     save_file(tensors, changed, metadata(training.model))
-    error = error_of(training.csv, "--evaluate", changed)
+    error = error_of("evaluate", changed, training.csv)
     assert "missing (1): model.head.linear.weight" in error
     assert "unexpected (1): model.head.linear.wait" in error
+
+
+@pytest.mark.parametrize(
+    ("loss", "args"),
+    [
+        ("MAE", {}),
+        ("MQLoss", {"level": [80, 90], "quantiles": None}),
+        ("StudentT", {"distribution": "StudentT", "level": [80, 90], "quantiles": None}),
+    ],
+)
+def test_the_header_says_which_loss_takes_the_outputs(loss: str, args: dict, tmp_path: Path):
+    """As neuralforecast's own files do, since it makes the model from that."""
+    model = train(tmp_path, epochs=1, loss=loss).model
+    header = metadata(model)
+    stored = json.loads(header["hyper_parameters"])["loss"]
+    assert stored["__nf__"] == "loss"
+    assert stored["cls"] == ("DistributionLoss" if "distribution" in args else loss)
+    assert stored["args"] == args | {"horizon_weight": None}
+    quantiles = load_file(model).get("loss.quantiles")
+    if loss == "MAE":
+        assert quantiles is None
+        return
+    expected = torch.tensor([0.5, 0.05, 0.1, 0.9, 0.95])
+    if loss == "MQLoss":
+        assert torch.allclose(quantiles, expected)
+    assert json.loads(header["shared"])["loss.quantiles"] == ["valid_loss.quantiles"]
 
 
 def test_a_file_without_metadata_is_refused(training: Training, tmp_path: Path):
     bare = tmp_path / "bare.safetensors"
     save_file(load_file(training.model), bare)
-    assert "expected a model written by flash_train" in error_of(training.csv, "--evaluate", bare)
+    assert "expected a model written by flash_train" in error_of("evaluate", bare, training.csv)
 
 
 def test_a_damaged_scaler_is_refused(training: Training, tmp_path: Path):
     header = metadata(training.model)
     ours = json.loads(header["flash_train"])
-    ours["mean"] = [1.0]
+    ours["scalers"]["up"]["mean"] = [1.0, 2.0]
     changed = tmp_path / "changed.safetensors"
     save_file(load_file(training.model), changed, header | {"flash_train": json.dumps(ours)})
-    error = error_of(training.csv, "--evaluate", changed)
-    assert "expected a mean and a deviation for each of 2 columns, got 1 and 2" in error
+    error = error_of("evaluate", changed, training.csv)
+    assert "expected a mean and a deviation for each of 1 columns of up, got 2 and 1" in error

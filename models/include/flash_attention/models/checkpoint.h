@@ -21,14 +21,14 @@ FLASH_API TensorMap neuralforecast_state_dict(ForecastModel& model);
 
 /// Writes weights and hyperparameters. `keep` may be the file that the model was loaded from, or be
 /// made up: its metadata is written too, of its `hyper_parameters` those that are no options of the
-/// model (loss, scaler_type, random_seed, ...), and of its tensors those that neuralforecast's
+/// model (loss, scaler_type, learning_rate, ...), and of its tensors those that neuralforecast's
 /// losses own.
 ///
-/// `neuralforecast.models.<class>.load(path)` reads the file if it says which loss takes the model's
-/// outputs: where outputsize_multiplier is 1 that is MAE by default, otherwise `keep` has to. A
-/// FEDformer's mode lists are an entry of ours, `fourier_index`, in the metadata; neuralforecast
-/// draws them from random_seed.
-/// Throws c10::ValueError as write_safetensors does.
+/// `neuralforecast.models.<class>.load(path)` reads the file if it says which loss takes the
+/// model's outputs: where outputsize_multiplier is 1 that is MAE by default, otherwise `keep` has
+/// to. A FEDformer's mode lists are an entry of ours, `fourier_index`, in the metadata;
+/// neuralforecast draws its own from random_seed, so lists that were given by hand are ours alone.
+/// Throws c10::ValueError as write_safetensors does, and for a FEDformer in double precision.
 FLASH_API void save_model(const std::string& path, ForecastModel& model,
                           const SafetensorsFile& keep = {});
 

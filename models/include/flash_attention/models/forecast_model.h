@@ -26,7 +26,9 @@ class FLASH_API ForecastModel {
   /// c10::ValueError on a missing, unexpected or misshapen tensor.
   virtual at::Tensor forward(const WindowsBatch& windows) = 0;
   /// A batch of nothing but the series.
-  at::Tensor forward(const at::Tensor& insample_y) { return forward(WindowsBatch{.insample_y = insample_y}); }
+  at::Tensor forward(const at::Tensor& insample_y) {
+    return forward(WindowsBatch{.insample_y = insample_y});
+  }
 
   /// neuralforecast's name of the class: "TFT", "Informer", ...
   virtual std::string model_class() const = 0;

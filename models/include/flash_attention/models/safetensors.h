@@ -45,9 +45,9 @@ FLASH_API TensorMap state_dict(const torch::nn::Module& module);
 ///
 /// Names and shapes must match exactly, but for what is no weight, which is left out: tensors of
 /// neuralforecast's loss functions (`loss.*`, `valid_loss.*`, `__hparams__.*`) and TFT's constant
-/// mask. A parameter that FEDformer's layers share may come under any of its names in neuralforecast
-/// or under all. Throws c10::ValueError listing missing names, unexpected names, wrong shapes or
-/// kinds and contradictions before it changes anything.
+/// mask. A parameter that FEDformer's layers share may come under any of its names in
+/// neuralforecast or under all. Throws c10::ValueError listing missing names, unexpected names,
+/// wrong shapes or kinds and contradictions before it changes anything.
 FLASH_API void load_state_dict(torch::nn::Module& module, const TensorMap& tensors);
 
 }  // namespace flash::models

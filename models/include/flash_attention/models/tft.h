@@ -89,8 +89,8 @@ class FLASH_API TFTImpl : public torch::nn::Cloneable<TFTImpl>, public ForecastM
   void pretty_print(std::ostream& stream) const override;
 
   using ForecastModel::forward;
-  /// insample_y [B, L, 1], and futr_exog [B, L + h, F], hist_exog [B, L, X], stat_exog [B, S] exactly
-  /// where their lists are not empty -> [B, h, outputsize_multiplier].
+  /// insample_y [B, L, 1], and futr_exog [B, L + h, F], hist_exog [B, L, X], stat_exog [B, S]
+  /// exactly where their lists are not empty -> [B, h, outputsize_multiplier].
   torch::Tensor forward(const WindowsBatch& windows) override;
 
   std::string model_class() const override { return "TFT"; }
