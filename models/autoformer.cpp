@@ -16,10 +16,10 @@ constexpr char kName[] = "Autoformer";
 void check_delays(int64_t factor, int64_t length) {
   const int64_t delays = delay_count(factor, length);
   const int64_t choice = length - length % 2;  // an odd length has one delay less
-  TORCH_CHECK_VALUE(delays >= 1 && delays <= choice, kName,
-                    ": expected a factor that makes int(factor * ln(length)) at least 1 and at most ",
-                    choice, " delays of a sequence of ", length, " steps, got factor ", factor,
-                    ", which makes ", delays);
+  TORCH_CHECK_VALUE(
+      delays >= 1 && delays <= choice, kName,
+      ": expected a factor that makes int(factor * ln(length)) at least 1 and at most ", choice,
+      " delays of a sequence of ", length, " steps, got factor ", factor, ", which makes ", delays);
 }
 
 AutoformerOptions checked(AutoformerOptions options) {

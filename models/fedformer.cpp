@@ -27,8 +27,7 @@ std::vector<int64_t> lowest_modes(int64_t modes, int64_t length) {
 FourierIndex chosen_modes(FEDformerOptions& options) {
   const int64_t h = options.h(), input_size = options.input_size(), modes = options.modes();
   if (options.mode_select() == "random") {
-    return random_fourier_modes(h, input_size, modes,
-                                static_cast<uint32_t>(options.random_seed()));
+    return random_fourier_modes(h, input_size, modes, static_cast<uint32_t>(options.random_seed()));
   }
   const std::vector<int64_t> encoder = lowest_modes(modes, input_size);
   const std::vector<int64_t> decoder = lowest_modes(modes, input_size / 2 + h);
@@ -50,8 +49,8 @@ void check_modes(const FourierIndex& index, const std::string& name, int64_t len
       ": expected fourier_index \"", name, "\" sorted and without repetition, got ",
       c10::ArrayRef<int64_t>(list));
   TORCH_CHECK_VALUE(list.front() >= 0 && list.back() <= length / 2, kName,
-                    ": expected frequencies between 0 and ", length / 2, " in fourier_index \"", name,
-                    "\", since the sequence has ", length, " steps, got ",
+                    ": expected frequencies between 0 and ", length / 2, " in fourier_index \"",
+                    name, "\", since the sequence has ", length, " steps, got ",
                     c10::ArrayRef<int64_t>(list),
                     "; take fewer modes or a larger decoder_input_size_multiplier");
 }

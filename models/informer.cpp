@@ -142,13 +142,14 @@ class InformerDecoderImpl : public torch::nn::Cloneable<InformerDecoderImpl> {
   torch::Tensor forward(torch::Tensor x, const torch::Tensor& memory) {
     for (size_t i = 0; i < layers_->size(); ++i) {
       const auto layer = layers_->ptr<DecoderLayerImpl>(i);
-      x = options_.gradient_checkpointing()
-              ? gradient_checkpoint(
-                    [layer](const Tensors& in) { return layer->forward(in[0], in[1]); },
-                    {x, memory}, *layer)
-              : layer->forward(x, memory);
+      const int64_t rows = i + 1 < layers_->size() ? x.size(1) : options_.h();
+      const Block forward = [layer, rows](const Tensors& in) {
+        return layer->forward(in[0], in[1], rows);
+      };
+      x = options_.gradient_checkpointing() ? gradient_checkpoint(forward, {x, memory}, *layer)
+                                            : forward({x, memory});
     }
-    return projection_(norm_(x.slice(1, x.size(1) - options_.h())));
+    return projection_(norm_(x));
   }
 
  private:

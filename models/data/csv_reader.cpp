@@ -29,10 +29,9 @@ std::string quoted(const std::string& field) {
 }
 
 CsvReader::CsvReader(const std::string& path) : path_(path), stream_(path) {
-  TORCH_CHECK_VALUE(
-      stream_ && !std::filesystem::is_directory(path), path,
-      ": expected a CSV file, but it cannot be read: ",
-      std::filesystem::is_directory(path) ? "is a directory" : std::strerror(errno));
+  TORCH_CHECK_VALUE(stream_ && !std::filesystem::is_directory(path), path,
+                    ": expected a CSV file, but it cannot be read: ",
+                    std::filesystem::is_directory(path) ? "is a directory" : std::strerror(errno));
 }
 
 bool CsvReader::next(std::vector<std::string>& fields) {

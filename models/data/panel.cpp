@@ -49,8 +49,8 @@ CsvTable read_columns(const std::string& path, const PanelColumns& columns, bool
   for (const auto* more : {&columns.futr_exog, &columns.hist_exog, &columns.stat_exog}) {
     numbers.insert(numbers.end(), more->begin(), more->end());
   }
-  CsvLayout layout{.time_column = columns.time_column, .id_column = columns.id_column,
-                   .open_columns = {}};
+  CsvLayout layout{
+      .time_column = columns.time_column, .id_column = columns.id_column, .open_columns = {}};
   if (open) {
     layout.open_columns = columns.targets;
     layout.open_columns.insert(layout.open_columns.end(), columns.hist_exog.begin(),
@@ -73,8 +73,8 @@ std::vector<Series> make_series(const std::string& path, const PanelColumns& col
         {.name = name,
          .labels = std::move(labels),
          .known = values.size(1),
-         .values = at::cat({values.slice(0, target, target + 1),
-                            values.slice(0, targets, targets + exogenous)}),
+         .values = at::cat(
+             {values.slice(0, target, target + 1), values.slice(0, targets, targets + exogenous)}),
          .stat = constant_of(values.slice(0, targets + exogenous), name, columns.stat_exog)});
   };
   if (columns.id_column.empty()) {

@@ -14,8 +14,8 @@ namespace flash::models {
 /// target, its rows in order of time.
 struct PanelColumns {
   std::vector<std::string> targets;
-  std::string time_column;  ///< empty: the first column
-  std::string id_column;    ///< empty: a wide table
+  std::string time_column;             ///< empty: the first column
+  std::string id_column;               ///< empty: a wide table
   std::vector<std::string> futr_exog;  ///< known of past and future
   std::vector<std::string> hist_exog;  ///< known of the past
   std::vector<std::string> stat_exog;  ///< one value per series
@@ -34,9 +34,9 @@ struct Series {
 std::vector<Series> read_panel(const std::string& path, const PanelColumns& columns);
 
 /// As read_panel, for forecasts beyond the last known value: a series has exactly `horizon` rows
-/// more than are known. The file holds them, with empty fields for target and hist_exog, where there
-/// is something to know of the future; otherwise it need not, and their times are "+1", "+2", ...
-/// What is not known is 0. Throws c10::ValueError also where futr_exog lacks future rows.
+/// more than are known. The file holds them, with empty fields for target and hist_exog, where
+/// there is something to know of the future; otherwise it need not, and their times are "+1", "+2",
+/// ... What is not known is 0. Throws c10::ValueError also where futr_exog lacks future rows.
 std::vector<Series> read_open_panel(const std::string& path, const PanelColumns& columns,
                                     int64_t horizon);
 

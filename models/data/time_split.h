@@ -28,9 +28,9 @@ struct SplitSettings {
   int64_t test_rows = 0;
 };
 
-/// Cuts `rows` rows. Throws c10::ValueError if a part is too short for one window: the training part
-/// needs input_size + horizon rows, the others `horizon`, since their windows reach back into the
-/// part before.
+/// Cuts `rows` rows. Throws c10::ValueError if a part is too short for one window: the training
+/// part needs input_size + horizon rows, the others `horizon`, since their windows reach back into
+/// the part before.
 TimeSplit split_by_time(int64_t rows, const SplitSettings& settings, int64_t input_size,
                         int64_t horizon);
 

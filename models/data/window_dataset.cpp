@@ -38,8 +38,8 @@ WindowDataset::WindowDataset(std::shared_ptr<const SeriesStore> store,
   std::vector<int64_t> starts, counts;
   for (const RowRange& rows : future_rows) {
     starts.push_back(past_inside ? rows.begin : rows.begin - shape.input_size);
-    counts.push_back(std::max<int64_t>(
-        0, rows.end - starts.back() - shape.input_size - shape.horizon + 1));
+    counts.push_back(
+        std::max<int64_t>(0, rows.end - starts.back() - shape.input_size - shape.horizon + 1));
     TORCH_CHECK_VALUE(!shape.together || (starts.back() == starts[0] && counts.back() == counts[0]),
                       "expected series of the same rows, as the model sees them together, got one "
                       "with other ones");

@@ -1,25 +1,27 @@
 #pragma once
-// What an attention layer does between its projections.
+// What an attention layer does with its projections.
 
 #include <ATen/core/Tensor.h>
 #include <flash_attention/models/model_config.h>
+
+#include "layers/attention_projections.h"
 
 namespace flash::models {
 
 class AttentionMechanism {
  public:
   virtual ~AttentionMechanism() = default;
-  /// query [B, H, L, d], key and value [B, H, S, d] -> [B, L, H d]
-  virtual at::Tensor attend(const at::Tensor& query, const at::Tensor& key,
-                            const at::Tensor& value, bool training) const = 0;
+  /// x [B, L, D] asks, memory [B, S, D] answers -> [B, L, D], through all four projections.
+  virtual at::Tensor attend(const AttentionProjections& projections, const at::Tensor& x,
+                            const at::Tensor& memory, bool training) const = 0;
 };
 
 /// softmax(q k^T / sqrt(d)) v, every query over every key, with dropout of the weights in training.
 class FullAttention : public AttentionMechanism {
  public:
   FullAttention(double dropout, const ModelConfig& config) : dropout_(dropout), config_(config) {}
-  at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                    bool training) const override;
+  at::Tensor attend(const AttentionProjections& projections, const at::Tensor& x,
+                    const at::Tensor& memory, bool training) const override;
 
  private:
   double dropout_;

@@ -30,11 +30,11 @@ inline __attribute__((always_inline)) void add_cross_spectrum(const T* q, const 
   }
 }
 
-#define FLASH_CROSS_SPECTRUM_LOOP(T)                                              \
-  FLASH_FUNCTION_CLONES                                                           \
-  void cross_spectrum_loop(const T* q, const T* k, T* sum, int64_t channels,      \
-                           int64_t frequencies) {                                 \
-    add_cross_spectrum(q, k, sum, channels, frequencies);                         \
+#define FLASH_CROSS_SPECTRUM_LOOP(T)                                         \
+  FLASH_FUNCTION_CLONES                                                      \
+  void cross_spectrum_loop(const T* q, const T* k, T* sum, int64_t channels, \
+                           int64_t frequencies) {                            \
+    add_cross_spectrum(q, k, sum, channels, frequencies);                    \
   }
 FLASH_CROSS_SPECTRUM_LOOP(float)
 FLASH_CROSS_SPECTRUM_LOOP(double)
@@ -67,8 +67,8 @@ at::Tensor cross_spectrum(const at::Tensor& query, const at::Tensor& key) {
   return at::view_as_complex(sums);
 }
 
-/// As a function of query and key, for an odd number of times. Their spectra are formed again in the
-/// backward.
+/// As a function of query and key, for an odd number of times. Their spectra are formed again in
+/// the backward.
 class CrossSpectrum : public torch::autograd::Function<CrossSpectrum> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& query,
@@ -139,16 +139,14 @@ at::Tensor at_delays(const at::Tensor& correlations, const at::Tensor& delays) {
 
 /// [B, S, C] -> [B, length, C], continued with zeros.
 at::Tensor continued(const at::Tensor& series, int64_t length) {
-  return series.size(1) == length
-             ? series
-             : at::constant_pad_nd(series, {0, 0, 0, length - series.size(1)});
+  return series.size(1) == length ? series
+                                  : at::constant_pad_nd(series, {0, 0, 0, length - series.size(1)});
 }
 
 }  // namespace
 
 int64_t delay_count(int64_t factor, int64_t length) {
-  return static_cast<int64_t>(static_cast<double>(factor) *
-                              std::log(static_cast<double>(length)));
+  return static_cast<int64_t>(static_cast<double>(factor) * std::log(static_cast<double>(length)));
 }
 
 ChosenDelays choose_delays(const at::Tensor& query, const at::Tensor& key, double scale,
@@ -181,12 +179,11 @@ at::Tensor AutoCorrelationImpl::forward(AttentionProjections& projections, const
   // What the query's shift adds to the correlation is the same at all delays, and so is what the
   // key's adds unless zeros follow it. Neither choice nor softmax see that.
   const at::Tensor key_map = query.weight.t().mm(key.weight);  // [D, D]
-  const at::Tensor key_shift =
-      is_continued ? query.weight.t().mv(key.bias) : at::Tensor();
-  ChosenDelays chosen = choose_delays(
-      x, continued(at::linear(seen, key_map, key_shift), length),
-      1.0 / static_cast<double>(query.weight.size(0)), delay_count(factor_, length),
-      /*shared=*/is_training());
+  const at::Tensor key_shift = is_continued ? query.weight.t().mv(key.bias) : at::Tensor();
+  ChosenDelays chosen =
+      choose_delays(x, continued(at::linear(seen, key_map, key_shift), length),
+                    1.0 / static_cast<double>(query.weight.size(0)), delay_count(factor_, length),
+                    /*shared=*/is_training());
   // One number for all, so that the shifts have a gradient, of zero, and not none.
   const at::Tensor weights = (chosen.correlations + query.bias.dot(key.bias)).softmax(1);
 

@@ -16,8 +16,8 @@ namespace flash::models {
 ///
 /// Done without loops over heads, channels or delays, and with two products of [B, T, D] instead of
 /// four. As heads and channels are averaged, the correlation of W_q x and W_k y is that of x and
-/// W_q^T W_k y; and as a sum over delays commutes with a linear map, W_v and W_o become one map of the
-/// sum.
+/// W_q^T W_k y; and as a sum over delays commutes with a linear map, W_v and W_o become one map of
+/// the sum.
 class AutoCorrelationImpl : public InnerMechanism {
  public:
   explicit AutoCorrelationImpl(int64_t factor) : factor_(factor) {}
@@ -38,8 +38,8 @@ struct ChosenDelays {
   at::Tensor delays;        ///< int64 [B, k], or [1, k] where `shared`
 };
 
-/// query and key [B, T, C]. The correlation is the sum over time and channels, times `scale`; `shared`:
-/// chosen by the batch's mean.
+/// query and key [B, T, C]. The correlation is the sum over time and channels, times `scale`;
+/// `shared`: chosen by the batch's mean.
 ChosenDelays choose_delays(const at::Tensor& query, const at::Tensor& key, double scale,
                            int64_t count, bool shared);
 

@@ -50,8 +50,8 @@ inline __attribute__((always_inline)) Pair<double> sinh_cosh(double x) {
   return {std::sinh(x), std::cosh(x)};
 }
 
-/// {sin y, cos y}, up to one common sign, which the tangent does not see. float32: to within 1 unit in
-/// the last place where |y| < 1e6; beyond, y itself is known to no more than a tenth of a turn.
+/// {sin y, cos y}, up to one common sign, which the tangent does not see. float32: to within 1 unit
+/// in the last place where |y| < 1e6; beyond, y itself is known to no more than a tenth of a turn.
 inline __attribute__((always_inline)) Pair<float> sin_cos(float y) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   constexpr double kPi = 3.14159265358979323846;
@@ -99,8 +99,9 @@ inline __attribute__((always_inline)) void tanh_of(const T* x, const T* y, T* re
 
 /// gradient * conj(1 - tanh^2)
 template <class T>
-inline __attribute__((always_inline)) void backward_of(const T* real, const T* imaginary, const T* a,
-                                                       const T* b, T* x, T* y, int64_t count) {
+inline __attribute__((always_inline)) void backward_of(const T* real, const T* imaginary,
+                                                       const T* a, const T* b, T* x, T* y,
+                                                       int64_t count) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     const T p = T(1) - real[i] * real[i] + imaginary[i] * imaginary[i];
@@ -112,14 +113,14 @@ inline __attribute__((always_inline)) void backward_of(const T* real, const T* i
 }
 
 // From parts [2, count], next to each other in memory, to parts [2, count].
-#define FLASH_COMPLEX_TANH_LOOPS(T)                                                            \
-  FLASH_FUNCTION_CLONES                                                                        \
-  void tanh_loop(const T* in, T* out, int64_t count) {                                         \
-    tanh_of(in, in + count, out, out + count, count);                                          \
-  }                                                                                            \
-  FLASH_FUNCTION_CLONES                                                                        \
-  void tanh_backward_loop(const T* result, const T* gradient, T* out, int64_t count) {         \
-    backward_of(result, result + count, gradient, gradient + count, out, out + count, count);  \
+#define FLASH_COMPLEX_TANH_LOOPS(T)                                                           \
+  FLASH_FUNCTION_CLONES                                                                       \
+  void tanh_loop(const T* in, T* out, int64_t count) {                                        \
+    tanh_of(in, in + count, out, out + count, count);                                         \
+  }                                                                                           \
+  FLASH_FUNCTION_CLONES                                                                       \
+  void tanh_backward_loop(const T* result, const T* gradient, T* out, int64_t count) {        \
+    backward_of(result, result + count, gradient, gradient + count, out, out + count, count); \
   }
 FLASH_COMPLEX_TANH_LOOPS(float)
 FLASH_COMPLEX_TANH_LOOPS(double)
@@ -144,9 +145,8 @@ class ComplexTanh : public torch::autograd::Function<ComplexTanh> {
     AT_DISPATCH_FLOATING_TYPES(in.scalar_type(), "complex_tanh", [&] {
       const auto* const x = in.const_data_ptr<scalar_t>();
       auto* const out = result.mutable_data_ptr<scalar_t>();
-      for_pairs(in, [&](int64_t offset, int64_t count) {
-        tanh_loop(x + offset, out + offset, count);
-      });
+      for_pairs(in,
+                [&](int64_t offset, int64_t count) { tanh_loop(x + offset, out + offset, count); });
     });
     context->save_for_backward({result});
     return result;

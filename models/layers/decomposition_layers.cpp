@@ -58,8 +58,7 @@ DecompositionEncoderLayerImpl::DecompositionEncoderLayerImpl(
 }
 
 torch::Tensor DecompositionEncoderLayerImpl::forward(const torch::Tensor& x) {
-  const torch::Tensor attended =
-      dropout_add(attention_->forward(x, x), x, dropout_, is_training());
+  const torch::Tensor attended = dropout_add(attention_->forward(x, x), x, dropout_, is_training());
   const torch::Tensor seasonal = seasonal_part(attended, window_);
   return seasonal_part(feed_forward_.add_to(seasonal, is_training()), window_);
 }
@@ -73,24 +72,23 @@ Tensors DecompositionEncoderLayerImpl::used_parameters() const {
 DecompositionDecoderLayerImpl::DecompositionDecoderLayerImpl(
     const DecompositionTransformerOptions& options, const InnerMechanisms& mechanisms, bool owner)
     : dropout_(options.dropout), window_(options.window), h_(options.h) {
-  self_attention_ = register_module(
-      "self_attention",
-      std::make_shared<MechanismLayerImpl>(options, mechanisms.decoder_self, owner));
+  self_attention_ = register_module("self_attention", std::make_shared<MechanismLayerImpl>(
+                                                          options, mechanisms.decoder_self, owner));
   cross_attention_ = register_module(
       "cross_attention",
       std::make_shared<MechanismLayerImpl>(options, mechanisms.decoder_cross, owner));
   feed_forward_.register_in(*this, feed_forward_options(options));
   projection_ = register_module(
-      "projection", torch::nn::Conv1d(torch::nn::Conv1dOptions(options.hidden_size,
-                                                               options.outputs, 3)
-                                          .bias(false)));
+      "projection",
+      torch::nn::Conv1d(
+          torch::nn::Conv1dOptions(options.hidden_size, options.outputs, 3).bias(false)));
 }
 
 DecoderState DecompositionDecoderLayerImpl::forward(const torch::Tensor& x,
                                                     const torch::Tensor& memory) {
   const bool training = is_training();
-  SeriesParts parts = decompose_series(
-      dropout_add(self_attention_->forward(x, x), x, dropout_, training), window_);
+  SeriesParts parts =
+      decompose_series(dropout_add(self_attention_->forward(x, x), x, dropout_, training), window_);
   parts = decompose_series(dropout_add(cross_attention_->forward(parts.seasonal, memory),
                                        parts.seasonal, dropout_, training),
                            window_, parts.trend);
@@ -146,9 +144,10 @@ DecompositionEncoderImpl::DecompositionEncoderImpl(const DecompositionTransforme
 
 torch::Tensor DecompositionEncoderImpl::forward(torch::Tensor x) {
   for (const auto& layer : layers_) {
-    x = recompute_ ? gradient_checkpoint([layer](const Tensors& in) { return layer->forward(in[0]); },
-                                         {x}, layer->used_parameters())
-                   : layer->forward(x);
+    x = recompute_
+            ? gradient_checkpoint([layer](const Tensors& in) { return layer->forward(in[0]); }, {x},
+                                  layer->used_parameters())
+            : layer->forward(x);
   }
   return norm_->forward(x);
 }

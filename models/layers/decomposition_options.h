@@ -16,8 +16,7 @@ namespace flash::models {
 /// Steps of the past in front of the decoder's h zeros, or c10::ValueError.
 inline int64_t decoder_label_length(const std::string& model, int64_t input_size,
                                     double multiplier) {
-  const auto length =
-      static_cast<int64_t>(std::ceil(static_cast<double>(input_size) * multiplier));
+  const auto length = static_cast<int64_t>(std::ceil(static_cast<double>(input_size) * multiplier));
   TORCH_CHECK_VALUE(length > 0 && length < input_size, model,
                     ": expected decoder_input_size_multiplier to leave the decoder between 1 and "
                     "input_size - 1 = ",
@@ -40,9 +39,12 @@ inline AttentionChoice attention_choice(const std::string& model, const std::str
 
 inline const char* name_of(AttentionChoice choice) {
   switch (choice) {
-    case AttentionChoice::kStandard: return "standard";
-    case AttentionChoice::kFlash: return "flash";
-    default: return "native";
+    case AttentionChoice::kStandard:
+      return "standard";
+    case AttentionChoice::kFlash:
+      return "flash";
+    default:
+      return "native";
   }
 }
 
@@ -79,8 +81,7 @@ DecompositionTransformerOptions decomposition_options(const std::string& model, 
           .encoder_layers = options.encoder_layers(),
           .decoder_layers = options.decoder_layers(),
           .window = options.MovingAvg_window(),
-          .attention =
-              attention_choice(model, options.attention(), options.use_flash_attention()),
+          .attention = attention_choice(model, options.attention(), options.use_flash_attention()),
           .config = {.use_flash_attention = options.use_flash_attention(),
                      .flash_block_size = options.flash_block_size(),
                      .gradient_checkpointing = options.gradient_checkpointing()}};
@@ -91,8 +92,8 @@ template <class Options>
 void check_windows(const std::string& model, const WindowsBatch& windows, Options options) {
   const Checks check(model);
   check.series(windows.insample_y, options.input_size(), 1);
-  check.futr_exog(windows.futr_exog, windows.insample_y.size(0),
-                  options.input_size() + options.h(), options.futr_exog_list());
+  check.futr_exog(windows.futr_exog, windows.insample_y.size(0), options.input_size() + options.h(),
+                  options.futr_exog_list());
   check.absent("hist_exog", windows.hist_exog);
   check.absent("stat_exog", windows.stat_exog);
 }

@@ -8,9 +8,9 @@
 
 namespace flash::models {
 
-void DecompositionTransformer::register_in(torch::nn::Module& owner,
-                                           const DecompositionTransformerOptions& options,
-                                           const std::function<InnerMechanisms()>& make_mechanisms) {
+void DecompositionTransformer::register_in(
+    torch::nn::Module& owner, const DecompositionTransformerOptions& options,
+    const std::function<InnerMechanisms()>& make_mechanisms) {
   options_ = options;
   const DataEmbeddingOptions embedding = {.hidden_size = options.hidden_size,
                                           .exog_size = options.exog_size,
@@ -21,10 +21,10 @@ void DecompositionTransformer::register_in(torch::nn::Module& owner,
   decoder_embedding_ =
       owner.register_module("dec_embedding", std::make_shared<DataEmbeddingImpl>(embedding));
   mechanisms_ = make_mechanisms();
-  encoder_ = owner.register_module("encoder",
-                                   std::make_shared<DecompositionEncoderImpl>(options, mechanisms_));
-  decoder_ = owner.register_module("decoder",
-                                   std::make_shared<DecompositionDecoderImpl>(options, mechanisms_));
+  encoder_ = owner.register_module(
+      "encoder", std::make_shared<DecompositionEncoderImpl>(options, mechanisms_));
+  decoder_ = owner.register_module(
+      "decoder", std::make_shared<DecompositionDecoderImpl>(options, mechanisms_));
 }
 
 at::Tensor DecompositionTransformer::forward(const at::Tensor& series,
@@ -35,8 +35,8 @@ at::Tensor DecompositionTransformer::forward(const at::Tensor& series,
     decoder_exog = futr_exog.slice(1, -(options_.label_length + options_.h));
   }
   const at::Tensor memory = encoder_->forward(encoder_embedding_->forward(series, encoder_exog));
-  // The decoder's seasonal part starts as the end of the window's and zeros. Its trend starts as that
-  // of the window and then the window's mean, and only the latter is a part of the forecast.
+  // The decoder's seasonal part starts as the end of the window's and zeros. Its trend starts as
+  // that of the window and then the window's mean, and only the latter is a part of the forecast.
   const at::Tensor start =
       at::constant_pad_nd(seasonal_part(series, options_.window).slice(1, -options_.label_length),
                           {0, 0, 0, options_.h});

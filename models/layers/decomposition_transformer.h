@@ -44,8 +44,8 @@ struct InnerMechanisms {
 };
 
 /// Registers its modules in the model, which has none of its own around them. A mechanism is
-/// registered in the first layer of its kind and only used by the others, so that its parameters are
-/// counted, saved and stepped once.
+/// registered in the first layer of its kind and only used by the others, so that its parameters
+/// are counted, saved and stepped once.
 class DecompositionTransformer {
  public:
   /// `make_mechanisms` is called when the original draws their weights.
@@ -68,8 +68,8 @@ class DecompositionTransformer {
 };
 
 /// As `clone` is for other modules: `copy`, built from the same options, takes over parameters (and
-/// their dtype), what is trained, and the mode. Cloneable's own would give each layer a mechanism of
-/// its own, where layers share one.
+/// their dtype), what is trained, and the mode. Cloneable's own would give each layer a mechanism
+/// of its own, where layers share one.
 void copy_parameters(const torch::nn::Module& original, torch::nn::Module& copy,
                      const std::optional<torch::Device>& device);
 

@@ -2,6 +2,9 @@
 
 #include <torch/torch.h>
 
+#include "layers/circular_convolution.h"
+#include "layers/time_pooling.h"
+
 namespace flash::models {
 
 void DistillingLayerImpl::reset() {
@@ -11,24 +14,12 @@ void DistillingLayerImpl::reset() {
 }
 
 torch::Tensor DistillingLayerImpl::forward(const torch::Tensor& x) {
-  // The neighbours of each step side by side make the convolution one matrix product; circular
-  // padding puts the last two steps in front and the first two behind.
-  const int64_t steps = x.size(1) + 2;
-  const torch::Tensor padded =
-      torch::cat({x.slice(1, x.size(1) - 2), x, x.slice(1, 0, 2)}, 1);
-  const torch::Tensor neighbours =
-      torch::cat({padded.slice(1, 0, steps), padded.slice(1, 1, steps + 1), padded.slice(1, 2)}, 2);
-  const torch::Tensor weight = convolution_->weight.permute({0, 2, 1}).flatten(1);
-  const torch::Tensor convolved = torch::linear(neighbours, weight, convolution_->bias);
+  const torch::Tensor convolved =
+      circular_convolution(x, convolution_->weight, convolution_->bias);
   // Batch norm over batch and time is batch norm over the rows of a matrix.
-  const torch::Tensor active = torch::elu(norm_(convolved.flatten(0, 1))).view_as(convolved);
-  // [B, T, D] is an image of T x 1 points in the channels-last layout, which is pooled in place of
-  // being transposed.
-  const torch::Tensor image = active.transpose(1, 2).unsqueeze(3);
-  return torch::max_pool2d(image, /*kernel_size=*/{3, 1}, /*stride=*/{2, 1}, /*padding=*/{1, 0})
-      .squeeze(3)
-      .transpose(1, 2)
-      .contiguous();
+  const torch::Tensor normalized = norm_(convolved.flatten(0, 1)).view_as(convolved);
+  // ELU never decreases, so it may follow the maximum, and has half as much to do there.
+  return torch::elu(halve_by_maximum(normalized));
 }
 
 }  // namespace flash::models

@@ -2,6 +2,8 @@
 
 #include <torch/torch.h>
 
+#include "layers/linear.h"
+
 namespace flash::models {
 
 Activation activation_named(const std::string& model, const std::string& name) {
@@ -18,7 +20,12 @@ void PointwiseConvolutionImpl::reset() {
 }
 
 torch::Tensor PointwiseConvolutionImpl::forward(const torch::Tensor& x) const {
-  return torch::linear(x, weight_.squeeze(2), bias_values_);
+  return linear(x, weight_.squeeze(2), bias_values_);
+}
+
+torch::Tensor PointwiseConvolutionImpl::forward(const torch::Tensor& x,
+                                                Activation activation) const {
+  return activated_linear(x, weight_.squeeze(2), bias_values_, activation);
 }
 
 void FeedForward::register_in(torch::nn::Module& owner, const FeedForwardOptions& options) {
@@ -31,9 +38,14 @@ void FeedForward::register_in(torch::nn::Module& owner, const FeedForwardOptions
 }
 
 torch::Tensor FeedForward::add_to(const torch::Tensor& x, bool training) const {
-  const torch::Tensor inner =
-      activation_dropout(first_->forward(x), options_.activation, options_.dropout, training);
-  return dropout_add(second_->forward(inner), x, options_.dropout, training);
+  const Activation activation = options_.activation;
+  const double dropout = options_.dropout;
+  const bool drops = training && dropout > 0.0;
+  const torch::Tensor active =
+      drops || torch::GradMode::is_enabled()
+          ? activation_dropout(first_->forward(x), activation, dropout, training)
+          : first_->forward(x, activation);
+  return dropout_add(second_->forward(active), x, dropout, training);
 }
 
 }  // namespace flash::models

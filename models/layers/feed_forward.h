@@ -20,6 +20,8 @@ class PointwiseConvolutionImpl : public torch::nn::Cloneable<PointwiseConvolutio
   void reset() override;
   /// x [.., in] -> [.., out]
   torch::Tensor forward(const torch::Tensor& x) const;
+  /// With the activation behind it, where no gradient is wanted.
+  torch::Tensor forward(const torch::Tensor& x, Activation activation) const;
 
  private:
   int64_t in_, out_;

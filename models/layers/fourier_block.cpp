@@ -12,8 +12,8 @@
 namespace flash::models {
 namespace {
 
-/// Rows cos(2 pi f t / T) for each mode f, then rows -sin(2 pi f t / T): with a series on its right,
-/// the real and the imaginary parts of its spectrum. [2 n, T], float64.
+/// Rows cos(2 pi f t / T) for each mode f, then rows -sin(2 pi f t / T): with a series on its
+/// right, the real and the imaginary parts of its spectrum. [2 n, T], float64.
 at::Tensor mode_rows(const FourierModes& modes) {
   const auto count = static_cast<int64_t>(modes.periods.size());
   at::Tensor table = at::empty({2, count, modes.length}, at::kDouble);
@@ -22,8 +22,8 @@ at::Tensor mode_rows(const FourierModes& modes) {
     for (int64_t t = 0; t < modes.length; ++t) {
       // Reduced as an integer: exact, however many periods.
       const int64_t step = modes.periods[static_cast<size_t>(i)] * t % modes.length;
-      const double angle = 2.0 * std::numbers::pi * static_cast<double>(step) /
-                           static_cast<double>(modes.length);
+      const double angle =
+          2.0 * std::numbers::pi * static_cast<double>(step) / static_cast<double>(modes.length);
       entries[0][i][t] = std::cos(angle);
       entries[1][i][t] = -std::sin(angle);
     }
@@ -36,9 +36,9 @@ ModeTable analysis_table(const FourierModes& modes) {
   return {mode_rows(modes), !modes.periods.empty() && modes.periods[0] == 0 ? 0 : -1};
 }
 
-/// With a spectrum on its left, the real series that has it. [2 n, T], float64. Frequency 0 and that
-/// of half the length occur once in a real series' spectrum, the others twice, and what is imaginary
-/// in those two is left out, as inverse transforms do.
+/// With a spectrum on its left, the real series that has it. [2 n, T], float64. Frequency 0 and
+/// that of half the length occur once in a real series' spectrum, the others twice, and what is
+/// imaginary in those two is left out, as inverse transforms do.
 at::Tensor synthesis_table(const FourierModes& modes) {
   const auto count = static_cast<int64_t>(modes.periods.size());
   at::Tensor weights = at::empty({2, count, 1}, at::kDouble);
@@ -52,8 +52,8 @@ at::Tensor synthesis_table(const FourierModes& modes) {
   return mode_rows(modes) * weights.flatten(0, 1);
 }
 
-/// The modes of map(series) [B, T, D] in a layout. The map is applied to the spectrum, which has fewer
-/// rows than a long series; its shift is a constant, which only frequency 0 sees.
+/// The modes of map(series) [B, T, D] in a layout. The map is applied to the spectrum, which has
+/// fewer rows than a long series; its shift is a constant, which only frequency 0 sees.
 at::Tensor spectrum(const at::Tensor& series, const torch::nn::LinearImpl& map,
                     const ModeTable& analysis, int64_t heads, SpectralLayout layout) {
   const at::Tensor of_series = analysis.rows.to(series.scalar_type())
@@ -66,8 +66,8 @@ at::Tensor spectrum(const at::Tensor& series, const torch::nn::LinearImpl& map,
                             {map.bias, analysis.constant, static_cast<double>(series.size(1))});
 }
 
-/// A complex product with its own matrix for each mode and head, and the way back in time: kModes ->
-/// series [B, T, heads * o], read as fourier_block.h says.
+/// A complex product with its own matrix for each mode and head, and the way back in time: kModes
+/// -> series [B, T, heads * o], read as fourier_block.h says.
 at::Tensor mix_and_synthesize(const at::Tensor& modes, const at::Tensor& weights,
                               const at::Tensor& synthesis) {
   const at::Tensor mixed =
@@ -109,8 +109,8 @@ void SpectralMechanism::to(torch::Dtype dtype, bool non_blocking) {
 FourierBlockImpl::FourierBlockImpl(int64_t hidden_size, const FourierModes& modes)
     : SpectralMechanism(hidden_size, static_cast<int64_t>(modes.periods.size())),
       analysis_(analysis_table(modes)),
-      synthesis_(synthesis_table(
-          lowest(static_cast<int64_t>(modes.periods.size()), modes.length))) {}
+      synthesis_(
+          synthesis_table(lowest(static_cast<int64_t>(modes.periods.size()), modes.length))) {}
 
 at::Tensor FourierBlockImpl::forward(AttentionProjections& projections, const at::Tensor& x,
                                      const at::Tensor&) {

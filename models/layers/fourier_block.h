@@ -1,7 +1,7 @@
 #pragma once
 // FEDformer's mechanisms in the place of attention (Zhou et al., "FEDformer", arXiv:2201.12740,
-// sections 3.2 and 3.3): a few frequencies, mixed by learned complex weights. As few are needed, they
-// come from a product with a table of cosines and sines, not from a Fourier transform.
+// sections 3.2 and 3.3): a few frequencies, mixed by learned complex weights. As few are needed,
+// they come from a product with a table of cosines and sines, not from a Fourier transform.
 //
 // Kept of neuralforecast's, because numbers depend on it: the result, [B, heads, channels, T] in
 // memory, is read as [B, T, heads * channels] without being transposed.

@@ -7,8 +7,8 @@
 
 namespace flash::models {
 
-/// The `inner_correlation` of an attention layer. One object may serve several layers. It applies the
-/// projections itself, as it may find a cheaper order than one after another.
+/// The `inner_correlation` of an attention layer. One object may serve several layers. It applies
+/// the projections itself, as it may find a cheaper order than one after another.
 class InnerMechanism : public torch::nn::Module {
  public:
   /// x [B, T, D] asks, memory [B, S, D] answers -> [B, T, D]

@@ -121,24 +121,24 @@ inline __attribute__((always_inline)) void decompose_backward(const SeriesShape&
 
 }  // namespace
 
-#define FLASH_MOVING_AVERAGE_LOOPS(T)                                                            \
-  FLASH_FUNCTION_CLONES                                                                          \
-  void decompose_loop(const SeriesShape& shape, const T* x, const T* trend_before, T* seasonal,  \
-                      T* trend, int64_t begin, int64_t end) {                                    \
-    for (int64_t c = begin; c < end; c += kLanes) {                                              \
-      decompose(shape, x + c, trend_before ? trend_before + c : nullptr, seasonal + c,           \
-                trend ? trend + c : nullptr, std::min(kLanes, end - c));                         \
-    }                                                                                            \
-  }                                                                                              \
-  FLASH_FUNCTION_CLONES                                                                          \
-  void decompose_backward_loop(const SeriesShape& shape, const T* seasonal_gradient,             \
-                               const T* trend_gradient, T* x_gradient, int64_t begin,            \
-                               int64_t end) {                                                    \
-    for (int64_t c = begin; c < end; c += kLanes) {                                              \
-      decompose_backward(shape, seasonal_gradient + c,                                           \
-                         trend_gradient ? trend_gradient + c : nullptr, x_gradient + c,          \
-                         std::min(kLanes, end - c));                                             \
-    }                                                                                            \
+#define FLASH_MOVING_AVERAGE_LOOPS(T)                                                           \
+  FLASH_FUNCTION_CLONES                                                                         \
+  void decompose_loop(const SeriesShape& shape, const T* x, const T* trend_before, T* seasonal, \
+                      T* trend, int64_t begin, int64_t end) {                                   \
+    for (int64_t c = begin; c < end; c += kLanes) {                                             \
+      decompose(shape, x + c, trend_before ? trend_before + c : nullptr, seasonal + c,          \
+                trend ? trend + c : nullptr, std::min(kLanes, end - c));                        \
+    }                                                                                           \
+  }                                                                                             \
+  FLASH_FUNCTION_CLONES                                                                         \
+  void decompose_backward_loop(const SeriesShape& shape, const T* seasonal_gradient,            \
+                               const T* trend_gradient, T* x_gradient, int64_t begin,           \
+                               int64_t end) {                                                   \
+    for (int64_t c = begin; c < end; c += kLanes) {                                             \
+      decompose_backward(shape, seasonal_gradient + c,                                          \
+                         trend_gradient ? trend_gradient + c : nullptr, x_gradient + c,         \
+                         std::min(kLanes, end - c));                                            \
+    }                                                                                           \
   }
 FLASH_MOVING_AVERAGE_LOOPS(float)
 FLASH_MOVING_AVERAGE_LOOPS(double)

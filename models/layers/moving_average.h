@@ -5,8 +5,7 @@
 
 namespace flash::models {
 
-/// One series [times, channels] or several, contiguous, and the reach of the average: `reach` steps
-/// to either side.
+/// One series [times, channels], contiguous, averaged over `reach` steps to either side.
 struct SeriesShape {
   int64_t times, channels, reach;
 };
@@ -14,7 +13,8 @@ struct SeriesShape {
 // Each of these handles channels [begin, end) of one series.
 
 /// average = moving average of x, the first and last row repeated beyond the ends;
-/// seasonal = x - average, and, unless null, trend = average + trend_before (where that is not null).
+/// seasonal = x - average, and, unless null, trend = average + trend_before (where that is not
+/// null).
 void decompose_loop(const SeriesShape& shape, const float* x, const float* trend_before,
                     float* seasonal, float* trend, int64_t begin, int64_t end);
 void decompose_loop(const SeriesShape& shape, const double* x, const double* trend_before,

@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "layers/mixed_context.h"
+#include "layers/selected_queries.h"
+
 namespace flash::models {
 
 int64_t ProbAttention::count(int64_t length) const {
@@ -14,36 +17,41 @@ int64_t ProbAttention::count(int64_t length) const {
   return std::min(factor_ * log, length);
 }
 
-at::Tensor ProbAttention::select(const at::Tensor& query, const at::Tensor& key) const {
-  const at::NoGradGuard no_grad;  // a selection has no derivative
-  const at::Tensor sampled =
-      at::randint(key.size(2), {query.size(2), count(key.size(2))}, at::TensorOptions(at::kLong));
-  return std::get<1>(sparsity_measurement(query.detach(), key.detach(), sampled)
-                         .topk(count(query.size(2)), -1, /*largest=*/true, /*sorted=*/false));
-}
-
 at::Tensor ProbAttention::attend_at(const at::Tensor& positions, const at::Tensor& query,
                                     const at::Tensor& key, const at::Tensor& value) const {
-  auto options = AttentionOptions().block_size(config_.flash_block_size);
-  if (causal_) options.causal(true).query_positions(positions);
+  auto options = AttentionOptions().block_size(config_.flash_block_size).causal(causal_);
+  if (causal_ && positions.defined()) options.query_positions(positions);
   return config_.use_flash_attention ? attention(query, key, value, options)
                                      : standard_attention(query, key, value, options);
 }
 
-at::Tensor ProbAttention::attend(const at::Tensor& query, const at::Tensor& key,
-                                 const at::Tensor& value, bool) const {
-  TORCH_CHECK_VALUE(!causal_ || query.size(2) == key.size(2),
+at::Tensor ProbAttention::attend(const AttentionProjections& projections, const at::Tensor& x,
+                                 const at::Tensor& memory, bool) const {
+  const int64_t length = x.size(1), keys = memory.size(1), selected = count(length);
+  TORCH_CHECK_VALUE(!causal_ || length == keys,
                     "ProbAttention: expected as many queries as keys under a causal mask, got ",
-                    query.size(2), " and ", key.size(2));
-  const at::Tensor positions = select(query, key);
-  const at::Tensor row =
-      positions.unsqueeze(-1).expand({-1, -1, -1, query.size(3)});  // each element of a row
-  const at::Tensor selected = attend_at(positions, query.gather(2, row), key, value);
-  const at::Tensor others =
-      causal_ ? value.cumsum(2)
-              : value.mean(2, /*keepdim=*/true).expand({-1, -1, query.size(2), -1});
-  return others.contiguous().scatter(2, row, selected).view(
-      {query.size(0), query.size(2), query.size(1) * query.size(3)});
+                    length, " and ", keys);
+  // Drawn even where it makes no difference, so that a seed gives the original's tables.
+  const at::Tensor sampled = at::randint(keys, {length, count(keys)}, at::TensorOptions(at::kLong));
+  if (selected == length) {
+    const at::Tensor attended = attend_at({}, projections.split_heads(projections.query(x)),
+                                          projections.split_heads(projections.key(memory)),
+                                          projections.split_heads(projections.value(memory)));
+    return projections.out(attended.contiguous().view({x.size(0), length, -1}));
+  }
+  const SelectedQueries found = project_and_select(
+      projections, x, memory, [&](const at::Tensor& query, const at::Tensor& key) {
+        return std::get<1>(sparsity_measurement(query, key, sampled)
+                               .topk(selected, -1, /*largest=*/true, /*sorted=*/false));
+      });
+  const at::Tensor attended = attend_at(found.positions, found.query, found.key, found.value);
+  if (causal_) {
+    return projections.out(mix_with_running_sum(attended, found.value, found.positions));
+  }
+  const at::Tensor mean = found.value.mean(2);
+  return is_mostly_mean(projections, selected, length)
+             ? project_mix_with_mean(projections, attended, mean, found.positions, length)
+             : projections.out(mix_with_mean(attended, mean, found.positions, length));
 }
 
 }  // namespace flash::models

@@ -23,14 +23,13 @@ class ProbAttention : public AttentionMechanism {
   ProbAttention(int64_t factor, bool causal, const ModelConfig& config)
       : factor_(factor), causal_(causal), config_(config) {}
 
-  at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                    bool training) const override;
+  at::Tensor attend(const AttentionProjections& projections, const at::Tensor& x,
+                    const at::Tensor& memory, bool training) const override;
 
  private:
   /// factor ceil(ln length), at most length.
   int64_t count(int64_t length) const;
-  /// int64 [B, H, u]
-  at::Tensor select(const at::Tensor& query, const at::Tensor& key) const;
+  /// Attention of queries at `positions`, or of all where that is undefined.
   at::Tensor attend_at(const at::Tensor& positions, const at::Tensor& query, const at::Tensor& key,
                        const at::Tensor& value) const;
 

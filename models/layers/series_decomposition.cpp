@@ -73,9 +73,8 @@ class Decomposition : public torch::autograd::Function<Decomposition> {
       const auto* const of_trend = data_or_null<scalar_t>(trend);
       auto* const out = result[0].mutable_data_ptr<scalar_t>();
       for_series(seasonal, window, [&](const SeriesShape& shape, int64_t offset) {
-        decompose_backward_loop(shape, of_seasonal + offset,
-                                of_trend ? of_trend + offset : nullptr, out + offset, 0,
-                                shape.channels);
+        decompose_backward_loop(shape, of_seasonal + offset, of_trend ? of_trend + offset : nullptr,
+                                out + offset, 0, shape.channels);
       });
     });
     return result;

@@ -25,19 +25,27 @@ struct RunStrides {
 
 SpectrumSizes sizes_of(const at::Tensor& t, SpectralLayout layout) {
   switch (layout) {
-    case SpectralLayout::kTransform: return {t.size(0), t.size(2), t.size(3), t.size(4)};
-    case SpectralLayout::kModes: return {t.size(2), t.size(0), t.size(1), t.size(4)};
-    case SpectralLayout::kHeads: return {t.size(0), t.size(2), t.size(1), t.size(4)};
-    default: return {t.size(0), t.size(3), t.size(1), t.size(5)};
+    case SpectralLayout::kTransform:
+      return {t.size(0), t.size(2), t.size(3), t.size(4)};
+    case SpectralLayout::kModes:
+      return {t.size(2), t.size(0), t.size(1), t.size(4)};
+    case SpectralLayout::kHeads:
+      return {t.size(0), t.size(2), t.size(1), t.size(4)};
+    default:
+      return {t.size(0), t.size(3), t.size(1), t.size(5)};
   }
 }
 
 std::vector<int64_t> shape_of(const SpectrumSizes& s, SpectralLayout layout) {
   switch (layout) {
-    case SpectralLayout::kTransform: return {s.batch, 2, s.modes, s.heads, s.width};
-    case SpectralLayout::kModes: return {s.modes, s.heads, s.batch, 2, s.width};
-    case SpectralLayout::kHeads: return {s.batch, s.heads, s.modes, 2, s.width};
-    default: return {s.batch, s.heads, 2, s.modes, 2, s.width};
+    case SpectralLayout::kTransform:
+      return {s.batch, 2, s.modes, s.heads, s.width};
+    case SpectralLayout::kModes:
+      return {s.modes, s.heads, s.batch, 2, s.width};
+    case SpectralLayout::kHeads:
+      return {s.batch, s.heads, s.modes, 2, s.width};
+    default:
+      return {s.batch, s.heads, 2, s.modes, 2, s.width};
   }
 }
 
@@ -71,8 +79,8 @@ RunStrides strides_of(const SpectrumSizes& s, SpectralLayout layout) {
   }
 }
 
-/// `sign` is 1 for DoubledForm::kFactor, -1 for kProduct: the form r, -sign i, i, sign r, and as its
-/// adjoint (which for kProduct is its reading) r = first + sign last, i = third - sign second.
+/// `sign` is 1 for DoubledForm::kFactor, -1 for kProduct: the form r, -sign i, i, sign r, and as
+/// its adjoint (which for kProduct is its reading) r = first + sign last, i = third - sign second.
 template <class T>
 inline __attribute__((always_inline)) void move_runs(const SpectrumSizes& s, const T* in,
                                                      const RunStrides& from, T* out,
@@ -112,11 +120,11 @@ inline __attribute__((always_inline)) void move_runs(const SpectrumSizes& s, con
   }
 }
 
-#define FLASH_MOVE_LOOP(T)                                                                      \
-  FLASH_FUNCTION_CLONES                                                                         \
-  void move_loop(const SpectrumSizes& s, const T* in, const RunStrides& from, T* out,           \
-                 const RunStrides& to, T sign) {                                                \
-    move_runs(s, in, from, out, to, sign);                                                      \
+#define FLASH_MOVE_LOOP(T)                                                            \
+  FLASH_FUNCTION_CLONES                                                               \
+  void move_loop(const SpectrumSizes& s, const T* in, const RunStrides& from, T* out, \
+                 const RunStrides& to, T sign) {                                      \
+    move_runs(s, in, from, out, to, sign);                                            \
   }
 FLASH_MOVE_LOOP(float)
 FLASH_MOVE_LOOP(double)
@@ -163,8 +171,8 @@ class Rearranged : public torch::autograd::Function<Rearranged> {
     context->saved_data["factor"] = factor;
     context->saved_data["has_shift"] = shift.has_value();
     const auto layout = static_cast<SpectralLayout>(to);
-    at::Tensor out = moved(spectrum, static_cast<SpectralLayout>(from), layout,
-                           static_cast<DoubledForm>(form));
+    at::Tensor out =
+        moved(spectrum, static_cast<SpectralLayout>(from), layout, static_cast<DoubledForm>(form));
     if (shift && mode >= 0) {
       const SpectrumSizes sizes = sizes_of(out, layout);
       const at::Tensor moved_by = shift->view({1, sizes.heads, sizes.width});
@@ -197,8 +205,8 @@ class Rearranged : public torch::autograd::Function<Rearranged> {
   }
 };
 
-// From complex [heads, e, o, n], as pairs, to [n, heads, 2 e, 2 o] with blocks (r, i), (-i, r), and its
-// adjoint.
+// From complex [heads, e, o, n], as pairs, to [n, heads, 2 e, 2 o] with blocks (r, i), (-i, r), and
+// its adjoint.
 
 struct WeightSizes {
   int64_t heads, in, out, modes;
@@ -267,8 +275,7 @@ class RealForm : public torch::autograd::Function<RealForm> {
 
 at::Tensor rearrange_spectrum(const at::Tensor& spectrum, SpectralLayout from, SpectralLayout to,
                               DoubledForm form, const ConstantShift& shift) {
-  const auto value =
-      shift.value.defined() ? std::optional<at::Tensor>(shift.value) : std::nullopt;
+  const auto value = shift.value.defined() ? std::optional<at::Tensor>(shift.value) : std::nullopt;
   return Rearranged::apply(spectrum, value, shift.mode, shift.factor, static_cast<int64_t>(from),
                            static_cast<int64_t>(to), static_cast<int64_t>(form));
 }

@@ -25,9 +25,7 @@ void AttentionLayerImpl::reset() {
 }
 
 torch::Tensor AttentionLayerImpl::forward(const torch::Tensor& x, const torch::Tensor& context) {
-  AttentionProjections& p = projections_;
-  return p.out(mechanism_->attend(p.split_heads(p.query(x)), p.split_heads(p.key(context)),
-                                  p.split_heads(p.value(context)), is_training()));
+  return mechanism_->attend(projections_, x, context, is_training());
 }
 
 void EncoderLayerImpl::reset() {
@@ -55,10 +53,14 @@ void DecoderLayerImpl::reset() {
   norm3_ = register_module("norm3", layer_norm(options_));
 }
 
-torch::Tensor DecoderLayerImpl::forward(torch::Tensor x, const torch::Tensor& memory) {
+torch::Tensor DecoderLayerImpl::forward(torch::Tensor x, const torch::Tensor& memory,
+                                        int64_t rows) {
   const double dropout = options_.dropout;
+  const auto last = [&](const torch::Tensor& t) { return t.slice(1, t.size(1) - rows); };
   x = norm1_(dropout_add(self_attention_->forward(x, x), x, dropout, is_training()));
-  x = norm2_(dropout_add(cross_attention_->forward(x, memory), x, dropout, is_training()));
+  // Every row asks, since the selection compares them; behind it each row goes on alone.
+  const torch::Tensor attended = cross_attention_->forward(x, memory);
+  x = norm2_(dropout_add(last(attended), last(x), dropout, is_training()));
   return norm3_(feed_forward_.add_to(x, is_training()));
 }
 

@@ -70,8 +70,8 @@ class DecoderLayerImpl : public torch::nn::Cloneable<DecoderLayerImpl> {
     reset();
   }
   void reset() override;
-  /// x [B, T, D], memory [B, S, D] -> [B, T, D]
-  torch::Tensor forward(torch::Tensor x, const torch::Tensor& memory);
+  /// x [B, T, D], memory [B, S, D] -> the last `rows` of T, [B, rows, D]
+  torch::Tensor forward(torch::Tensor x, const torch::Tensor& memory, int64_t rows);
 
  private:
   TransformerLayerOptions options_;

@@ -1,7 +1,7 @@
 #pragma once
 // The Adam optimiser (Kingma and Ba, arXiv:1412.6980) as torch.optim.Adam computes it with its
-// defaults, in one pass over memory. torch::optim::Adam takes several, and squares complex gradients
-// instead of their two parts.
+// defaults, in one pass over memory. torch::optim::Adam takes several, and squares complex
+// gradients instead of their two parts.
 
 #include <ATen/core/Tensor.h>
 

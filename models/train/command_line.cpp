@@ -11,11 +11,13 @@ namespace flash::models {
 namespace {
 
 constexpr const char* kDescription =
-    "Trains a forecaster on columns of a CSV file, or applies a trained one. One command per model;\n"
+    "Trains a forecaster on columns of a CSV file, or applies a trained one. One command per "
+    "model;\n"
     "`flash_train PatchTST --help` lists its options.";
 
 constexpr const char* kTrainingNotes =
-    "\nThe rows are cut into training, validation and test parts in order of time and standardised\n"
+    "\nThe rows are cut into training, validation and test parts in order of time and "
+    "standardised\n"
     "with the training part's mean and deviation. Every target is a series; one model serves all.\n"
     "The model of the epoch with the least validation loss is kept, and its test error is printed\n"
     "beside that of two forecasts without any model: naive (the last value goes on) and seasonal\n"

@@ -26,10 +26,7 @@ class Group {
     return add(flag, value, text)->check(CLI::PositiveNumber);
   }
   CLI::Option* names(const char* flag, std::vector<std::string>& value, const std::string& text) {
-    return app_.add_option(flag, value, text)
-        ->group(name_)
-        ->delimiter(',')
-        ->type_name("NAME,...");
+    return app_.add_option(flag, value, text)->group(name_)->delimiter(',')->type_name("NAME,...");
   }
   CLI::Option* numbers(const char* flag, std::vector<double>& value, const std::string& text) {
     return app_.add_option(flag, value, text)->group(name_)->delimiter(',')->type_name("X,...");
@@ -203,8 +200,7 @@ void add_season_option(CLI::App& app, Settings& s) {
 }
 
 void add_threads_option(CLI::App& app, Settings& s) {
-  app.add_option("--threads", s.threads,
-                 "Threads to compute with [as many as there are cores]")
+  app.add_option("--threads", s.threads, "Threads to compute with [as many as there are cores]")
       ->check(CLI::PositiveNumber)
       ->group(kOutput);
 }

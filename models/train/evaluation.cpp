@@ -69,8 +69,8 @@ at::Tensor seasonal_naive_forecast(const at::Tensor& past, int64_t horizon, int6
   return past.slice(1, past.size(1) - season).index_select(1, step);
 }
 
-std::optional<ValidationErrors> validate(const Forecaster& forecaster,
-                                         const WindowDataset& windows, int64_t batch_size,
+std::optional<ValidationErrors> validate(const Forecaster& forecaster, const WindowDataset& windows,
+                                         int64_t batch_size,
                                          const std::function<bool()>& interrupted) {
   forecaster.train(false);
   const ForecastColumns columns(forecaster.loss->output_names());
@@ -111,9 +111,9 @@ Evaluation evaluate(const Forecaster& forecaster, const WindowDataset& windows,
     add(of_naive, naive, naive);
     const torch::Tensor seasonal = seasonal_naive_forecast(past, horizon, forecaster.data.season);
     add(of_seasonal, seasonal, seasonal);
-    counts.index_add_(0, batch.series.flatten(),
-                      torch::full({batch.series.numel()}, static_cast<double>(horizon),
-                                  torch::kDouble));
+    counts.index_add_(
+        0, batch.series.flatten(),
+        torch::full({batch.series.numel()}, static_cast<double>(horizon), torch::kDouble));
     for (size_t i = 0; i < inside.size(); ++i) {
       inside[i] += (batch.future.ge(column(forecast, columns.intervals[i].low)) &
                     batch.future.le(column(forecast, columns.intervals[i].high)))
@@ -128,14 +128,13 @@ Evaluation evaluate(const Forecaster& forecaster, const WindowDataset& windows,
                         .coverage = {},
                         .series = {}};
   for (size_t i = 0; i < inside.size(); ++i) {
-    evaluation.coverage.push_back({columns.intervals[i].level, static_cast<double>(inside[i]) /
-                                                                   counts.sum().item<double>()});
+    evaluation.coverage.push_back(
+        {columns.intervals[i].level, static_cast<double>(inside[i]) / counts.sum().item<double>()});
   }
   for (size_t i = 0; i < series.size(); ++i) {
     const auto number = static_cast<int64_t>(i);
-    const double unit =
-        forecaster.scalers.at(series[i].name).deviation[0].item<double>() /
-        counts[number].item<double>();
+    const double unit = forecaster.scalers.at(series[i].name).deviation[0].item<double>() /
+                        counts[number].item<double>();
     const auto in_units = [&](const ErrorSums& sums) {
       return sums.absolute[number].item<double>() * unit;
     };

@@ -33,7 +33,7 @@ struct Coverage {
 
 struct Evaluation {
   int64_t windows;
-  Errors model;  ///< of median (absolute) and mean (squared), where the loss gives both
+  Errors model;           ///< of median (absolute) and mean (squared), where the loss gives both
   Errors naive;           ///< the last value goes on
   Errors seasonal_naive;  ///< the last season repeats
   std::vector<Coverage> coverage;
@@ -42,8 +42,8 @@ struct Evaluation {
 
 /// Which columns of a forecast are what.
 struct ForecastColumns {
-  /// From Loss::output_names(). Without a median or a mean the other one stands for it, without both
-  /// the first column.
+  /// From Loss::output_names(). Without a median or a mean the other one stands for it, without
+  /// both the first column.
   explicit ForecastColumns(const std::vector<std::string>& names);
 
   struct Interval {

@@ -112,15 +112,13 @@ Forecaster forecaster_without_model(const DataSettings& data, const ModelSetting
   forecaster.data = data;
   forecaster.settings = settings;
   forecaster.loss_settings = loss;
-  forecaster.loss = make_loss(loss.name, LossOptions()
-                                             .level(loss.level)
-                                             .quantiles(loss.quantiles)
-                                             .q(loss.q)
-                                             .delta(loss.delta));
-  forecaster.norm = TemporalNorm(TemporalNormOptions(loss.scaler_type)
-                                     .num_features(1 + static_cast<int64_t>(
-                                                           data.columns.futr_exog.size() +
-                                                           data.columns.hist_exog.size())));
+  forecaster.loss = make_loss(
+      loss.name,
+      LossOptions().level(loss.level).quantiles(loss.quantiles).q(loss.q).delta(loss.delta));
+  forecaster.norm =
+      TemporalNorm(TemporalNormOptions(loss.scaler_type)
+                       .num_features(1 + static_cast<int64_t>(data.columns.futr_exog.size() +
+                                                              data.columns.hist_exog.size())));
   return forecaster;
 }
 

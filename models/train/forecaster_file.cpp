@@ -34,15 +34,17 @@ ColumnScaler to_scaler(const std::string& path, const std::string& name, const J
                       .deviation = to_tensor(json.at("deviation"))};
   const auto expected = static_cast<int64_t>(columns);
   TORCH_CHECK_VALUE(scaler.mean.numel() == expected && scaler.deviation.numel() == expected, path,
-                    ": expected a mean and a deviation for each of ", columns, " columns of ",
-                    name, ", got ", scaler.mean.numel(), " and ", scaler.deviation.numel());
+                    ": expected a mean and a deviation for each of ", columns, " columns of ", name,
+                    ", got ", scaler.mean.numel(), " and ", scaler.deviation.numel());
   return scaler;
 }
 
 /// Which quantile a column of a forecast is, NaN for a mean or a parameter.
 double quantile_of(const std::string& name) {
   if (name == "-median") return 0.5;
-  const double sign = name.starts_with("-lo-") ? -1.0 : name.starts_with("-hi-") ? 1.0 : std::nan("");
+  const double sign = name.starts_with("-lo-")   ? -1.0
+                      : name.starts_with("-hi-") ? 1.0
+                                                 : std::nan("");
   return std::isnan(sign) ? sign : 0.5 + sign * std::stod(name.substr(4)) / 200.0;
 }
 
@@ -74,8 +76,8 @@ SafetensorsFile neuralforecast_parts(const Forecaster& forecaster) {
 Json read_description(const std::string& path, const Metadata& metadata) {
   const auto text = metadata.find(kMetadataKey);
   TORCH_CHECK_VALUE(text != metadata.end(), path,
-                    ": expected a model written by flash_train, got a file without ",
-                    kMetadataKey, " in its metadata");
+                    ": expected a model written by flash_train, got a file without ", kMetadataKey,
+                    " in its metadata");
   return Json::parse(text->second);
 }
 
@@ -119,12 +121,12 @@ Forecaster load_forecaster(const std::string& path, const std::string& attention
     }
     settings.block_size = block_size;
     settings.gradient_checkpointing = false;
-    Forecaster forecaster = forecaster_without_model(data, settings,
-                                                     description.at("loss").get<LossSettings>());
-    forecaster.model = with_attention(
-        load_model(file, {.use_flash_attention = settings.attention == "flash",
-                          .flash_block_size = settings.block_size}),
-        settings.attention);
+    Forecaster forecaster =
+        forecaster_without_model(data, settings, description.at("loss").get<LossSettings>());
+    forecaster.model =
+        with_attention(load_model(file, {.use_flash_attention = settings.attention == "flash",
+                                         .flash_block_size = settings.block_size}),
+                       settings.attention);
     description.at("batch_size").get_to(forecaster.batch_size);
     const size_t columns = 1 + data.columns.futr_exog.size() + data.columns.hist_exog.size();
     for (const auto& [name, scaler] : description.at("scalers").items()) {

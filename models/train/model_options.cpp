@@ -43,8 +43,9 @@ constexpr Text kTexts[] = {
     {"--batch-normalization", "Batch instead of layer normalisation"},
     {"--learn-pos-embed", "Train the table of positions"},
     {"--use-norm", "Normalise each series of each window, and undo it on the forecast"},
-    {"--factor", "Informer: keys sampled, queries kept; Autoformer: delays; times the logarithm of "
-                 "the length. iTransformer: no effect"},
+    {"--factor",
+     "Informer: keys sampled, queries kept; Autoformer: delays; times the logarithm of "
+     "the length. iTransformer: no effect"},
     {"--distil", "Halve the length after each encoder layer"},
     {"--decoder-input-size-multiplier", "Share of the past that the decoder sees"},
     {"--moving-avg-window", "Rows that the trend is averaged over, odd"},
@@ -91,7 +92,8 @@ class FlagAdder : public OptionVisitor {
     if (kNotOffered.contains(name)) return;
     const std::string flag = flag_of(name);
     app_.add_option_function<Value>(
-            flag, [this_options = &options_, name](const Value& value) {
+            flag,
+            [this_options = &options_, name](const Value& value) {
               this_options->given[name] = value;
             },
             text_of(flag))

@@ -78,7 +78,8 @@ class Panel {
   void band(const at::Tensor& low, const at::Tensor& high, int64_t first) {
     colour(kInterval, 1.0);
     const int64_t rows = low.size(0);
-    for (int64_t i = 0; i < rows; ++i) cairo_line_to(cairo_, x(first + i), y(low[i].item<double>()));
+    for (int64_t i = 0; i < rows; ++i)
+      cairo_line_to(cairo_, x(first + i), y(low[i].item<double>()));
     for (int64_t i = rows - 1; i >= 0; --i) {
       cairo_line_to(cairo_, x(first + i), y(high[i].item<double>()));
     }
@@ -98,8 +99,8 @@ class Panel {
 
  private:
   double x(int64_t row) const {
-    const double share =
-        static_cast<double>(row - first_) / static_cast<double>(std::max<int64_t>(1, last_ - first_));
+    const double share = static_cast<double>(row - first_) /
+                         static_cast<double>(std::max<int64_t>(1, last_ - first_));
     return kLeft + share * (kWidth - kLeft - kRight);
   }
   double y(double value) const {
@@ -123,7 +124,8 @@ void draw_panel(cairo_t* cairo, double top, const SeriesForecast& series,
   const ForecastColumns columns(table.columns);
   const int64_t rows = series.forecast.size(0);
   // Some of the past, so that an end can be seen to go on.
-  const int64_t shown = std::min(series.past.size(0), std::max<int64_t>(rows / 8, 2 * table.horizon));
+  const int64_t shown =
+      std::min(series.past.size(0), std::max<int64_t>(rows / 8, 2 * table.horizon));
   const at::Tensor past = series.past.slice(0, series.past.size(0) - shown);
   const at::Tensor known = series.truth.defined() ? at::cat({past, series.truth}) : past;
   std::vector<at::Tensor> all{known, series.forecast.select(1, columns.median)};

@@ -33,7 +33,8 @@ const ColumnScaler& scaler_of(const Forecaster& forecaster, const std::string& n
   return found->second;
 }
 
-/// Past and future of the known rows scaled; rows beyond them hold only what is known of the future.
+/// Past and future of the known rows scaled; rows beyond them hold only what is known of the
+/// future.
 std::shared_ptr<const SeriesStore> scaled(const std::vector<Series>& panel,
                                           const Forecaster& forecaster) {
   TORCH_CHECK_VALUE(!forecaster.together() || panel.size() == forecaster.scalers.size(),
@@ -50,7 +51,7 @@ std::shared_ptr<const SeriesStore> scaled(const std::vector<Series>& panel,
 
 }  // namespace
 
-std::vector<RowRange> PreparedData::part(RowRange TimeSplit::*which) const {
+std::vector<RowRange> PreparedData::part(RowRange TimeSplit::* which) const {
   std::vector<RowRange> ranges;
   for (const TimeSplit& one : splits) ranges.push_back(one.*which);
   return ranges;
@@ -64,11 +65,10 @@ PreparedData prepare_training(std::vector<Series> series, Forecaster& forecaster
     const Series& one = data.series[i];
     const RowRange train = data.splits[i].train;
     const at::Tensor values = one.values.slice(1, train.begin, train.end);
-    const bool is_new =
-        forecaster.scalers
-            .emplace(one.name, standardise ? ColumnScaler::fit(values)
-                                           : ColumnScaler::identity(values.size(0)))
-            .second;
+    const bool is_new = forecaster.scalers
+                            .emplace(one.name, standardise ? ColumnScaler::fit(values)
+                                                           : ColumnScaler::identity(values.size(0)))
+                            .second;
     TORCH_CHECK_VALUE(is_new, "expected series of different names, got ", one.name, " twice");
   }
   const at::Tensor stat = static_columns(data.series);

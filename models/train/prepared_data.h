@@ -16,14 +16,14 @@ struct PreparedData {
   std::vector<TimeSplit> splits;  ///< of each series; none for forecasts beyond the end
   std::shared_ptr<const SeriesStore> store;
 
-  std::vector<RowRange> part(RowRange TimeSplit::*which) const;
+  std::vector<RowRange> part(RowRange TimeSplit::* which) const;
 };
 
 /// Cuts the series and measures the scalers of `forecaster` on their training parts.
 PreparedData prepare_training(std::vector<Series> series, Forecaster& forecaster);
 
-/// Cuts the series and uses the scalers that the forecaster has. Throws c10::ValueError for a series
-/// that it was not trained on.
+/// Cuts the series and uses the scalers that the forecaster has. Throws c10::ValueError for a
+/// series that it was not trained on.
 PreparedData prepare_evaluation(std::vector<Series> series, const Forecaster& forecaster);
 
 /// Series of read_open_panel. Throws c10::ValueError also where one is shorter than the model's

@@ -33,9 +33,8 @@ Json to_json(const TrainingResult& training) {
 Json to_json(const Evaluation& test) {
   Json series = Json::object();
   for (const SeriesErrors& one : test.series) {
-    series[one.name] = {{"model", one.model},
-                        {"naive", one.naive},
-                        {"seasonal_naive", one.seasonal_naive}};
+    series[one.name] = {
+        {"model", one.model}, {"naive", one.naive}, {"seasonal_naive", one.seasonal_naive}};
   }
   Json json = {{"windows", test.windows},
                {"model", to_json(test.model)},
@@ -94,8 +93,7 @@ ProcessMemory process_memory() {
 
 void print_report(std::ostream& stream, const RunReport& report) {
   const Evaluation& test = report.test;
-  stream << "Test error over " << test.windows
-         << " windows, in deviations of the training part\n";
+  stream << "Test error over " << test.windows << " windows, in deviations of the training part\n";
   print(stream, "  %-34s %8s %8s\n", "", "MAE", "MSE");
   print_errors(stream, report.model.model_class + ", " + report.model.attention + " attention",
                test.model);

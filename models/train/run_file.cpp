@@ -151,12 +151,11 @@ void restore_run(const RunFile& run, const Forecaster& forecaster, Trainer& trai
     json.at("seconds").get_to(state.result.seconds);
   });
   const auto epochs = static_cast<int64_t>(state.result.epochs.size());
-  TORCH_CHECK_VALUE(state.epoch == epochs + 1 && state.step >= 0 &&
-                        state.step <= trainer.steps_per_epoch() &&
-                        state.result.best_epoch >= 0 && state.result.best_epoch <= epochs,
-                    run.path, ": expected a place in the training, got epoch ", state.epoch,
-                    ", step ", state.step, " of ", trainer.steps_per_epoch(), ", best epoch ",
-                    state.result.best_epoch);
+  TORCH_CHECK_VALUE(
+      state.epoch == epochs + 1 && state.step >= 0 && state.step <= trainer.steps_per_epoch() &&
+          state.result.best_epoch >= 0 && state.result.best_epoch <= epochs,
+      run.path, ": expected a place in the training, got epoch ", state.epoch, ", step ",
+      state.step, " of ", trainer.steps_per_epoch(), ", best epoch ", state.result.best_epoch);
   const TensorMap in_use = tensors_in_use(forecaster, trainer);
   TensorMap expected = in_use;
   if (state.result.best_epoch > 0) insert(expected, kBest, forecaster.state());
@@ -169,9 +168,9 @@ void restore_run(const RunFile& run, const Forecaster& forecaster, Trainer& trai
 
   if (ordered) {
     state.order = given.at(kOrder);
-    TORCH_CHECK_VALUE(
-        std::get<0>(state.order.sort()).equal(torch::arange(trainer.windows())), run.path,
-        ": expected an order of ", trainer.windows(), " windows, got one with gaps");
+    TORCH_CHECK_VALUE(std::get<0>(state.order.sort()).equal(torch::arange(trainer.windows())),
+                      run.path, ": expected an order of ", trainer.windows(),
+                      " windows, got one with gaps");
   }
   state.best = under(given, kBest);
   torch::NoGradGuard no_grad;

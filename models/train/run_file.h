@@ -10,8 +10,8 @@
 
 namespace flash::models {
 
-/// Weights, best weights, optimiser, generators, place in the epoch, losses so far and all settings.
-/// The file appears once it is complete. Throws c10::ValueError if it cannot be written.
+/// Weights, best weights, optimiser, generators, place in the epoch, losses so far and all
+/// settings. The file appears once it is complete. Throws c10::ValueError if it cannot be written.
 void save_run(const std::string& path, const Settings& settings, const Forecaster& forecaster,
               const Trainer& trainer, const std::string& data_fingerprint);
 
@@ -25,8 +25,8 @@ struct RunFile {
 /// Throws c10::ValueError if the file is broken or of something else.
 RunFile read_run(const std::string& path);
 
-/// Throws c10::ValueError naming what is missing, unexpected or of another shape, and where the data
-/// has changed, before it changes anything.
+/// Throws c10::ValueError naming what is missing, unexpected or of another shape, and where the
+/// data has changed, before it changes anything.
 void restore_run(const RunFile& run, const Forecaster& forecaster, Trainer& trainer,
                  const std::string& data_fingerprint);
 

@@ -59,13 +59,13 @@ void Trainer::step() {
   }
   forecaster_.train();
   const int64_t begin = state.step * settings_.batch_size;
-  const torch::Tensor indices = state.order.slice(
-      0, begin, std::min(begin + settings_.batch_size, train_windows_.size()));
+  const torch::Tensor indices =
+      state.order.slice(0, begin, std::min(begin + settings_.batch_size, train_windows_.size()));
   adam.zero_grad();
   const torch::Tensor loss = forecaster_.training_loss(train_windows_.batch(indices));
   last_loss_ = loss.item<double>();
-  TORCH_CHECK_VALUE(std::isfinite(last_loss_), "training: expected a finite loss, got ",
-                    last_loss_, " in epoch ", state.epoch, ", step ", state.step + 1,
+  TORCH_CHECK_VALUE(std::isfinite(last_loss_), "training: expected a finite loss, got ", last_loss_,
+                    " in epoch ", state.epoch, ", step ", state.step + 1,
                     "; lower the learning rate (now ", learning_rate(), ")");
   loss.backward();
   adam.step(learning_rate());
@@ -84,11 +84,10 @@ bool Trainer::finish_epoch(Progress& progress, const std::function<bool()>& inte
     return false;
   }
   TrainingResult& result = state.result;
-  const bool best =
-      std::isfinite(validation->loss) &&
-      (result.best_epoch == 0 ||
-       validation->loss <
-           result.epochs[static_cast<size_t>(result.best_epoch) - 1].validation_loss);
+  const bool best = std::isfinite(validation->loss) &&
+                    (result.best_epoch == 0 ||
+                     validation->loss <
+                         result.epochs[static_cast<size_t>(result.best_epoch) - 1].validation_loss);
   result.epochs.push_back(
       {.train_loss = state.loss_sum / static_cast<double>(train_windows_.size()),
        .validation_loss = validation->loss,

@@ -33,10 +33,10 @@ struct TrainingResult {
 /// Where a training is; together with the weights, the optimiser and the generators, all that it
 /// depends on.
 struct TrainingState {
-  int64_t epoch = 1;          ///< the running one, from 1
-  int64_t step = 0;           ///< its steps that are done
-  at::Tensor order;           ///< of its windows, int64; undefined before its first step
-  double loss_sum = 0.0;      ///< over the windows of those steps
+  int64_t epoch = 1;      ///< the running one, from 1
+  int64_t step = 0;       ///< its steps that are done
+  at::Tensor order;       ///< of its windows, int64; undefined before its first step
+  double loss_sum = 0.0;  ///< over the windows of those steps
   double epoch_seconds = 0.0;
   TrainingResult result{.epochs = {}, .best_epoch = 0, .seconds = 0.0};
   std::map<std::string, at::Tensor> best;  ///< Forecaster::state() of the best epoch

@@ -43,9 +43,9 @@ int train(const Settings& settings, const RunFile* run) {
 
   std::cout << (run == nullptr ? "Training " : "Going on with the training of ")
             << settings.model.model_class << " on " << train_windows.size() << " windows of "
-            << data.series.size() << " series, " << forecaster.parameter_count()
-            << " parameters, " << settings.model.attention << " attention, "
-            << at::get_num_threads() << " thread(s)" << std::endl;
+            << data.series.size() << " series, " << forecaster.parameter_count() << " parameters, "
+            << settings.model.attention << " attention, " << at::get_num_threads() << " thread(s)"
+            << std::endl;
   const int64_t memory_before = process_memory().now;
   const TrainingState& state = trainer.state;
   Progress progress(std::cerr, isatty(STDERR_FILENO) == 1, settings.training.epochs,

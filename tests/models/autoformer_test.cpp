@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
+
 #include "layers/auto_correlation.h"
 #include "layers/series_decomposition.h"
 #include "models/parity.h"
@@ -131,13 +133,13 @@ TEST(AutoformerModel, ChoosesDelaysForTheBatchInTraining) {
   torch::manual_seed(1);
   Autoformer model(small_options());
   const torch::Tensor input = torch::randn({4, 24, 1});
-  EXPECT_GT(max_difference(model->forward(input).slice(0, 0, 1),
-                           model->forward(input.slice(0, 0, 1))),
-            1e-4);
+  EXPECT_GT(
+      max_difference(model->forward(input).slice(0, 0, 1), model->forward(input.slice(0, 0, 1))),
+      1e-4);
   model->eval();
-  EXPECT_LT(max_difference(model->forward(input).slice(0, 0, 1),
-                           model->forward(input.slice(0, 0, 1))),
-            kModelFloat32);
+  EXPECT_LT(
+      max_difference(model->forward(input).slice(0, 0, 1), model->forward(input.slice(0, 0, 1))),
+      kModelFloat32);
 }
 
 TEST(AutoformerModel, HidesTheSeriesOnRequest) {

@@ -1,11 +1,10 @@
 // CSV tables, their series, windows and scalers.
 
-#include "data/csv_table.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "data/csv_table.h"
 #include "data/panel.h"
 #include "data/scaler.h"
 #include "data/time_split.h"
@@ -118,8 +117,8 @@ TEST(BrokenCsv, WithAnOpenQuote) {
 
 TEST(Csv, KnowsTimeAndIdColumns) {
   const TemporaryFile file(".csv", "a,shop,when\n1,north,mon\n2,south,tue\n");
-  const CsvTable table =
-      read_csv(file.path(), {"a"}, {.time_column = "when", .id_column = "shop", .open_columns = {}});
+  const CsvTable table = read_csv(file.path(), {"a"},
+                                  {.time_column = "when", .id_column = "shop", .open_columns = {}});
   EXPECT_THAT(table.labels, ElementsAre("mon", "tue"));
   EXPECT_THAT(table.ids, ElementsAre("north", "south"));
   EXPECT_THAT([&] { read_csv(file.path(), {"a"}, {"day", "", {}}); },
@@ -128,19 +127,18 @@ TEST(Csv, KnowsTimeAndIdColumns) {
 
 TEST(Panel, OfAWideTableHasASeriesPerTarget) {
   const TemporaryFile file(".csv", "t,a,b,f,x,s\n1,10,20,0,5,9\n2,11,21,1,6,9\n");
-  const std::vector<Series> panel =
-      read_panel(file.path(), {.targets = {"b", "a"},
-                               .time_column = "",
-                               .id_column = "",
-                               .futr_exog = {"f"},
-                               .hist_exog = {"x"},
-                               .stat_exog = {"s"}});
+  const std::vector<Series> panel = read_panel(file.path(), {.targets = {"b", "a"},
+                                                             .time_column = "",
+                                                             .id_column = "",
+                                                             .futr_exog = {"f"},
+                                                             .hist_exog = {"x"},
+                                                             .stat_exog = {"s"}});
   ASSERT_EQ(panel.size(), 2u);
   EXPECT_EQ(panel[0].name, "b");
   EXPECT_EQ(panel[1].known, 2);
-  EXPECT_TRUE(torch::equal(
-      panel[1].values,
-      torch::tensor({10.0, 11.0, 0.0, 1.0, 5.0, 6.0}, torch::kDouble).view({3, 2})));
+  EXPECT_TRUE(
+      torch::equal(panel[1].values,
+                   torch::tensor({10.0, 11.0, 0.0, 1.0, 5.0, 6.0}, torch::kDouble).view({3, 2})));
   EXPECT_EQ(panel[0].stat.item<double>(), 9.0);
 }
 
@@ -165,8 +163,8 @@ TEST(Panel, OfALongTableHasASeriesPerId) {
   columns.targets = {"t"};
   columns.stat_exog = {"y"};
   EXPECT_THAT([&] { read_panel(file.path(), columns); },
-              ThrowsMessage<c10::ValueError>(
-                  HasSubstr("expected one value of y, a static column, in all rows of p, got 1 to 3")));
+              ThrowsMessage<c10::ValueError>(HasSubstr(
+                  "expected one value of y, a static column, in all rows of p, got 1 to 3")));
 }
 
 TEST(OpenPanel, HasTheHorizonAfterTheLastKnownValue) {
@@ -242,8 +240,8 @@ std::shared_ptr<SeriesStore> counting_series(const std::vector<int64_t>& rows) {
     values.push_back(torch::arange(static_cast<double>(rows[i])).unsqueeze(0) +
                      100.0 * static_cast<double>(i));
   }
-  return std::make_shared<SeriesStore>(
-      values, torch::zeros({static_cast<int64_t>(rows.size()), 0}), 0);
+  return std::make_shared<SeriesStore>(values, torch::zeros({static_cast<int64_t>(rows.size()), 0}),
+                                       0);
 }
 
 TEST(Windows, AreEveryStretchOfEverySeries) {
@@ -265,7 +263,8 @@ TEST(Windows, OfLaterPartsReachBackButTheirFutureDoesNot) {
                            {.input_size = 3, .horizon = 2});
   EXPECT_EQ(test.size(), 3);
   const auto batch = test.batch(torch::arange(3));
-  EXPECT_TRUE(torch::equal(batch.inputs.insample_y[0].squeeze(1), torch::tensor({3.0f, 4.0f, 5.0f})));
+  EXPECT_TRUE(
+      torch::equal(batch.inputs.insample_y[0].squeeze(1), torch::tensor({3.0f, 4.0f, 5.0f})));
   EXPECT_TRUE(torch::equal(batch.future[2].squeeze(1), torch::tensor({8.0f, 9.0f})));
   EXPECT_EQ(test.first_future_row(0), 6);
 }
@@ -291,9 +290,8 @@ TEST(Windows, MayHoldAllSeriesTogether) {
                             {.input_size = 3, .horizon = 2, .together = true});
   EXPECT_EQ(train.size(), 4);
   const auto batch = train.batch(torch::tensor({3}));
-  EXPECT_TRUE(torch::equal(
-      batch.inputs.insample_y[0],
-      torch::tensor({{3.0f, 103.0f}, {4.0f, 104.0f}, {5.0f, 105.0f}})));
+  EXPECT_TRUE(torch::equal(batch.inputs.insample_y[0],
+                           torch::tensor({{3.0f, 103.0f}, {4.0f, 104.0f}, {5.0f, 105.0f}})));
   EXPECT_TRUE(torch::equal(batch.future[0], torch::tensor({{6.0f, 106.0f}, {7.0f, 107.0f}})));
   EXPECT_THAT(
       [&] {
@@ -315,18 +313,16 @@ TEST(Windows, CarryExogenousColumns) {
   const auto alone = WindowDataset(store, {{0, 6}, {0, 6}}, true, {.input_size = 3, .horizon = 2})
                          .batch(torch::tensor({3}))
                          .inputs;  // the second window of the second series
-  EXPECT_TRUE(torch::equal(alone.futr_exog.squeeze(),
-                           torch::arange(1101.0f, 1106.0f)));
+  EXPECT_TRUE(torch::equal(alone.futr_exog.squeeze(), torch::arange(1101.0f, 1106.0f)));
   EXPECT_TRUE(torch::equal(alone.hist_exog.squeeze(), torch::arange(2101.0f, 2104.0f)));
   EXPECT_TRUE(torch::equal(alone.stat_exog, torch::tensor({{1.0f}})));
   const auto futr_only = std::make_shared<SeriesStore>(
       std::vector<torch::Tensor>{values[0].slice(0, 0, 2), values[1].slice(0, 0, 2)},
       torch::zeros({2, 0}), 1);
-  const auto together =
-      WindowDataset(futr_only, {{0, 6}, {0, 6}}, true,
-                    {.input_size = 3, .horizon = 2, .together = true})
-          .batch(torch::tensor({0}))
-          .inputs;
+  const auto together = WindowDataset(futr_only, {{0, 6}, {0, 6}}, true,
+                                      {.input_size = 3, .horizon = 2, .together = true})
+                            .batch(torch::tensor({0}))
+                            .inputs;
   EXPECT_EQ(together.futr_exog.sizes(), (std::vector<int64_t>{1, 1, 5, 2}));
   EXPECT_TRUE(torch::equal(together.futr_exog[0][0].select(1, 1), torch::arange(1100.0f, 1105.0f)));
   EXPECT_FALSE(together.hist_exog.defined());

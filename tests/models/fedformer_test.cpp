@@ -15,12 +15,12 @@ namespace {
 using models::FEDformer;
 using models::FEDformerOptions;
 
-INSTANTIATE_TEST_SUITE_P(FEDformer, AgainstPython,
-                         testing::ValuesIn(parity_cases({"fedformer_low", "fedformer_random_futr_mq",
-                                                         "fedformer_defaultmodes_odd"},
-                                                        {.flash = false,
-                                                         .float64 = kModelFedformerCross})),
-                         parity_name);
+INSTANTIATE_TEST_SUITE_P(
+    FEDformer, AgainstPython,
+    testing::ValuesIn(parity_cases({"fedformer_low", "fedformer_random_futr_mq",
+                                    "fedformer_defaultmodes_odd"},
+                                   {.flash = false, .float64 = kModelFedformerCross})),
+    parity_name);
 
 FEDformerOptions small_options() {
   return FEDformerOptions(/*h=*/5, /*input_size=*/24)
@@ -69,10 +69,11 @@ TEST(FEDformerModel, RefusesOptionsOutOfRange) {
   EXPECT_EQ(message(small_options().MovingAvg_window(4)),
             "FEDformer: expected an odd MovingAvg_window, which has a middle, got 4");
   // Built for 24 / 2 + 5 steps, the decoder would see 2 + 5 of them.
-  EXPECT_EQ(message(small_options().modes(8).mode_select("low").decoder_input_size_multiplier(0.05)),
-            "FEDformer: expected frequencies between 0 and 3 in fourier_index \"dec_self\", since "
-            "the sequence has 7 steps, got [0, 1, 2, 3, 4, 5, 6, 7]; take fewer modes or a larger "
-            "decoder_input_size_multiplier");
+  EXPECT_EQ(
+      message(small_options().modes(8).mode_select("low").decoder_input_size_multiplier(0.05)),
+      "FEDformer: expected frequencies between 0 and 3 in fourier_index \"dec_self\", since "
+      "the sequence has 7 steps, got [0, 1, 2, 3, 4, 5, 6, 7]; take fewer modes or a larger "
+      "decoder_input_size_multiplier");
   EXPECT_EQ(message(small_options().fourier_index({{"enc_self", {1, 2}}})),
             "FEDformer: expected fourier_index with a list \"dec_self\", got none; leave "
             "fourier_index empty to have all lists chosen");
@@ -161,8 +162,8 @@ TEST(FEDformerModel, ReplacesItsMechanismByExactAttention) {
 TEST(FEDformerModel, TrainsAlikeWhenLayersAreComputedAgain) {
   const auto gradients = [](bool recomputed) {
     torch::manual_seed(1);
-    FEDformer model(small_options().dropout(0.3).decoder_layers(2).gradient_checkpointing(
-        recomputed));
+    FEDformer model(
+        small_options().dropout(0.3).decoder_layers(2).gradient_checkpointing(recomputed));
     model->forward(torch::randn({4, 24, 1})).square().sum().backward();
     std::map<std::string, torch::Tensor> all;
     for (const auto& parameter : model->named_parameters()) {
@@ -202,15 +203,15 @@ TEST(ComplexTanh, EqualsTorchsAndItsGradient) {
     const torch::Tensor scale = torch::logspace(-3, 2, 200, 10, torch::kDouble);
     torch::Tensor parts = (torch::randn({5, 2, 200}, torch::kDouble) * scale).to(dtype);
     // Away from the poles, where rounding of the argument is all there is.
-    const torch::Tensor near = (parts.select(1, 0).abs() < 0.2) &
-                               (parts.select(1, 1).cos().abs() < 0.2);
+    const torch::Tensor near =
+        (parts.select(1, 0).abs() < 0.2) & (parts.select(1, 1).cos().abs() < 0.2);
     parts = parts.masked_fill(near.unsqueeze(1), 0.5).requires_grad_();
     const torch::Tensor weight = torch::randn({5, 2, 200}, dtype);
     const torch::Tensor result = models::complex_tanh(parts);
     (result * weight).sum().backward();
     torch::Tensor exact = parts.detach().to(torch::kDouble).requires_grad_();
-    const torch::Tensor expected = at::view_as_real(
-        at::complex(exact.select(1, 0), exact.select(1, 1)).tanh()).movedim(2, 1);
+    const torch::Tensor expected =
+        at::view_as_real(at::complex(exact.select(1, 0), exact.select(1, 1)).tanh()).movedim(2, 1);
     (expected * weight).sum().backward();
     const double tolerance = dtype == torch::kFloat ? kOperatorFloat32 : kOperatorFloat64;
     EXPECT_LT(max_difference(result, expected), tolerance);

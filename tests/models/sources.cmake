@@ -5,6 +5,7 @@ set(FLASH_MODELS_TEST_SOURCES
   models/csv_dataset_test.cpp
   models/fedformer_test.cpp
   models/fixture.cpp
+  models/forecaster_test.cpp
   models/gradient_checkpoint_test.cpp
   models/informer_test.cpp
   models/itransformer_test.cpp
@@ -12,6 +13,7 @@ set(FLASH_MODELS_TEST_SOURCES
   models/parity.cpp
   models/patchtst_test.cpp
   models/registry_test.cpp
+  models/run_file_test.cpp
   models/safetensors_test.cpp
   models/temporal_norm_test.cpp
   models/tft_test.cpp

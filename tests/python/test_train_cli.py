@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import signal
 import subprocess
 from pathlib import Path
 
@@ -187,8 +186,9 @@ def test_forecast_csv_covers_the_test_part_without_overlap(training: Training):
 def test_every_model_learns_and_comes_back(model: str, tmp_path: Path):
     training = train(tmp_path, model)
     test = training.report["test"]
-    assert training.report["training"]["epochs"][-1]["train_loss"] < (
-        training.report["training"]["epochs"][0]["train_loss"]
+    assert (
+        training.report["training"]["epochs"][-1]["train_loss"]
+        < (training.report["training"]["epochs"][0]["train_loss"])
     )
     report = tmp_path / "again.json"
     process = run(
@@ -275,60 +275,6 @@ def test_a_picture_is_drawn(training: Training, tmp_path: Path):
         pytest.skip("built without Cairo")
     assert process.returncode == 0, process.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def interrupted(command: list[str], signal_number: int) -> subprocess.CompletedProcess[str]:
-    """Runs flash_train and sends it a signal once the first epoch is over."""
-    process = subprocess.Popen(
-        [str(executable()), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    shown = process.stderr.readline()
-    process.send_signal(signal_number)
-    stdout, stderr = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(command, process.returncode, stdout, shown + stderr)
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_training_goes_on_to_the_same_bits(
-    signal_number: int, waves: Path, tmp_path: Path
-):
-    def command(name: str) -> list[str]:
-        output = ["--output", str(tmp_path / name), "--report", str(tmp_path / f"{name}.json")]
-        return ["TFT", str(waves), "--target", "up", *small("TFT", epochs=6), *output]
-
-    whole = run(*command("whole"))
-    assert whole.returncode == 0, whole.stderr
-    stopped = interrupted(command("parts"), signal_number)
-    assert stopped.returncode == 130, stopped.stderr
-    checkpoint = tmp_path / "parts.checkpoint"
-    assert f"flash_train resume {checkpoint}" in stopped.stderr
-    assert not (tmp_path / "parts").exists()
-    resumed = run("resume", checkpoint)
-    assert resumed.returncode == 0, resumed.stderr
-    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
-    losses = [
-        [
-            (epoch["train_loss"], epoch["validation_loss"])
-            for epoch in json.loads((tmp_path / f"{name}.json").read_text())["training"]["epochs"]
-        ]
-        for name in ("whole", "parts")
-    ]
-    assert losses[0] == losses[1]
-
-
-def test_a_checkpoint_is_written_after_every_epoch_if_asked_for(waves: Path, tmp_path: Path):
-    checkpoint, model = tmp_path / "run.checkpoint", tmp_path / "model.safetensors"
-    process = run(
-        *("PatchTST", waves, "--target", "up", *small()),
-        *("--checkpoint", checkpoint, "--output", model),
-    )
-    assert process.returncode == 0, process.stderr
-    before = model.read_bytes()
-    resumed = run("resume", checkpoint)  # nothing is left to train
-    assert resumed.returncode == 0, resumed.stderr
-    assert model.read_bytes() == before
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
-    assert "cut off" in error_of("resume", checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 #pragma once
-// Autoformer (Wu et al., "Autoformer", arXiv:2106.13008) as in neuralforecast 3.3.0: its option names,
-// defaults, parameter names, initial weights and numbers. Kept on purpose:
-//  - Training chooses the delays of the auto-correlation for the batch as a whole, evaluation for each
+// Autoformer (Wu et al., "Autoformer", arXiv:2106.13008) as in neuralforecast 3.3.0: its option
+// names, defaults, parameter names, initial weights and numbers. Kept on purpose:
+//  - Training chooses the delays of the auto-correlation for the batch as a whole, evaluation for
+//  each
 //    window: the two give different numbers even without dropout.
-//  - A sequence of odd length has one delay less, and correlations of a series stretched by a little.
+//  - A sequence of odd length has one delay less, and correlations of a series stretched by a
+//  little.
 //
 // ATTENTION, THE SWITCH REPLACES THE MECHANISM. Autoformer has no softmax attention to make faster.
-// use_flash_attention (or attention "flash") puts exact softmax attention with the same projections in
-// the place of the auto-correlation, in all layers: another model with the same parameters, whose
-// forecasts differ, and which must be trained that way. attention "standard" is that other model with
-// its scores stored, and gives the numbers of "flash". The default "native" is neuralforecast's.
+// use_flash_attention (or attention "flash") puts exact softmax attention with the same projections
+// in the place of the auto-correlation, in all layers: another model with the same parameters,
+// whose forecasts differ, and which must be trained that way. attention "standard" is that other
+// model with its scores stored, and gives the numbers of "flash". The default "native" is
+// neuralforecast's.
 
 #include <flash_attention/export.h>
 #include <flash_attention/models/forecast_model.h>
@@ -56,8 +59,8 @@ struct AutoformerOptions {
   TORCH_ARG(double, dropout) = 0.05;
   /// Delays that are added: factor ln(length), rounded down. Default: 3.
   TORCH_ARG(int64_t, factor) = 3;
-  /// Attention heads, each of width hidden_size / n_head (rounded down). The auto-correlation is the
-  /// same for all. Default: 4.
+  /// Attention heads, each of width hidden_size / n_head (rounded down). The auto-correlation is
+  /// the same for all. Default: 4.
   TORCH_ARG(int64_t, n_head) = 4;
   /// Width of the feed-forward layers. Default: 32.
   TORCH_ARG(int64_t, conv_hidden_size) = 32;

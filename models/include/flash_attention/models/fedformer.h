@@ -1,18 +1,18 @@
 #pragma once
-// FEDformer (Zhou et al., "FEDformer", arXiv:2201.12740) as in neuralforecast 3.3.0, the version with
-// Fourier blocks: its option names, defaults, parameter names, initial weights and numbers. Kept on
-// purpose:
-//  - Each Fourier block writes the frequencies it looks at to the lowest ones of its result, whichever
-//    they are, and its result is read with time and channels mixed (see layers/fourier_block.h).
+// FEDformer (Zhou et al., "FEDformer", arXiv:2201.12740) as in neuralforecast 3.3.0, the version
+// with Fourier blocks: its option names, defaults, parameter names, initial weights and numbers.
+// Kept on purpose:
+//  - Each Fourier block writes the frequencies it looks at, whichever they are, to the lowest ones
+//    of its result, which is read with time and channels mixed (see layers/fourier_block.h).
 //  - Some projections have no use: keys and values of self-attention, values of cross-attention.
 //  - All encoder layers share one block, all decoder layers one block for self- and one for
-//    cross-attention. Their weights are in named_parameters() once, under the first layer's name, as in
-//    Python; tied_parameters() has the other names.
+//    cross-attention. Their weights are in named_parameters() once, under the first layer's name,
+//    as in Python; tied_parameters() has the other names.
 //  - The frequencies are not among the weights. `fourier_index` has them after construction.
 //
 // ATTENTION, THE SWITCH REPLACES THE MECHANISM. FEDformer has no softmax attention to make faster.
-// use_flash_attention (or attention "flash") puts exact softmax attention with the same projections in
-// the place of the Fourier blocks, in all layers: another model with the same parameters, whose
+// use_flash_attention (or attention "flash") puts exact softmax attention with the same projections
+// in the place of the Fourier blocks, in all layers: another model with the same parameters, whose
 // forecasts differ, and which must be trained that way. The blocks' weights are then kept, but not
 // used. attention "standard" is that other model with its scores stored, and gives the numbers of
 // "flash". The default "native" is neuralforecast's.

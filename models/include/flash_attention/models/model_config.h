@@ -5,7 +5,10 @@
 
 namespace flash::models {
 
-/// How a model computes attention. Both ways give the same numbers up to rounding.
+/// How a model computes attention. Both ways give the same numbers up to rounding, except in
+/// Autoformer and FEDformer, which have no softmax attention of their own: there the switch
+/// replaces auto-correlation and Fourier blocks by it, which is another model (see autoformer.h,
+/// fedformer.h).
 ///
 ///     flash::models::ModelConfig config;
 ///     config.use_flash_attention = true;

@@ -1,0 +1,131 @@
+// Interrupted trainings: the file, and that they end as if nothing had happened.
+
+#include "train/run_file.h"
+
+#include <flash_attention/models/safetensors.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "models/fixture.h"
+#include "models/temporary_file.h"
+#include "models/training_session.h"
+
+namespace flash::tests {
+namespace {
+
+using testing::HasSubstr;
+using testing::ThrowsMessage;
+
+/// Trains without a stop, and with one after `steps` steps through a file and a new session.
+class Interruption : public testing::TestWithParam<const char*> {};
+
+TEST_P(Interruption, LeavesNoTrace) {
+  Settings settings = quick_settings(GetParam());
+  settings.training.epochs = 3;
+  if (std::string(GetParam()) == "TFT") settings.loss.name = "MQLoss";
+  Session whole(settings);
+  ASSERT_TRUE(whole.run());
+  const int64_t per_epoch = whole.trainer.steps_per_epoch();
+  // Within the first epoch, between two, and within the validation of the second.
+  for (const int64_t asked : {int64_t{2}, per_epoch + 1, 2 * per_epoch + 4}) {
+    const TemporaryFile file(".checkpoint");
+    Session first(settings);
+    int64_t count = 0;
+    ASSERT_FALSE(first.run([&] { return count++ == asked; }));
+    first.save(file.path());
+    Session second(settings);
+    torch::rand({3});  // a generator elsewhere
+    second.restore(file.path());
+    ASSERT_TRUE(second.run());
+    for (const auto& [name, tensor] : whole.forecaster.state()) {
+      EXPECT_TRUE(torch::equal(second.forecaster.state().at(name), tensor)) << name;
+    }
+    ASSERT_EQ(second.result().epochs.size(), whole.result().epochs.size());
+    for (size_t i = 0; i < whole.result().epochs.size(); ++i) {
+      EXPECT_EQ(second.result().epochs[i].train_loss, whole.result().epochs[i].train_loss);
+      EXPECT_EQ(second.result().epochs[i].validation_loss,
+                whole.result().epochs[i].validation_loss);
+    }
+    EXPECT_EQ(second.result().best_epoch, whole.result().best_epoch);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Interruption,
+                         testing::Values("TFT", "Informer", "Autoformer", "FEDformer", "PatchTST",
+                                         "iTransformer"),
+                         [](const auto& info) { return std::string(info.param); });
+
+/// A session interrupted after some steps, and its file.
+struct Interrupted {
+  explicit Interrupted(int64_t steps) : session(quick_settings()) {
+    int64_t count = 0;
+    EXPECT_FALSE(session.run([&] { return count++ == steps; }));
+    session.save(file.path());
+  }
+  Session session;
+  TemporaryFile file{".checkpoint"};
+};
+
+/// Weights before and after a restoration that is refused; what it is refused with.
+std::string refusal(const std::string& path, const Settings& settings = quick_settings()) {
+  Session session(settings);
+  std::map<std::string, torch::Tensor> before;
+  for (const auto& [name, tensor] : session.forecaster.state()) before[name] = tensor.clone();
+  std::string message = "not refused";
+  try {
+    session.restore(path);
+  } catch (const c10::ValueError& error) {
+    message = error.what_without_backtrace();
+  }
+  for (const auto& [name, tensor] : session.forecaster.state()) {
+    EXPECT_TRUE(torch::equal(tensor, before[name])) << name << " was half loaded";
+  }
+  EXPECT_EQ(session.trainer.state.step, 0);
+  return message;
+}
+
+TEST(RunFile, IsRefusedWhenItIsCutOff) {
+  const Interrupted run(3);
+  std::stringstream contents;
+  contents << std::ifstream(run.file.path(), std::ios::binary).rdbuf();
+  const std::string whole = contents.str();
+  const TemporaryFile cut(".checkpoint", whole.substr(0, whole.size() - 10));
+  EXPECT_THAT(refusal(cut.path()), HasSubstr("cut off"));
+}
+
+TEST(RunFile, IsRefusedWithTensorsOfAnotherTraining) {
+  const Interrupted run(3);
+  Settings wider = quick_settings();
+  wider.model.options = R"({"hidden_size": 10, "n_heads": 2, "linear_hidden_size": 12,
+                            "encoder_layers": 2, "patch_len": 6, "stride": 3})";
+  EXPECT_THAT(refusal(run.file.path(), wider),
+              testing::AllOf(HasSubstr("adam/exp_avg/"), HasSubstr("expected Float [10"),
+                             HasSubstr("got Float [8")));
+  auto file = models::read_safetensors(run.file.path());
+  file.tensors.erase("generator/order");
+  file.tensors["model/extra"] = torch::zeros({2});
+  const TemporaryFile other(".checkpoint");
+  models::write_safetensors(other.path(), file.tensors, file.metadata);
+  EXPECT_THAT(refusal(other.path()), testing::AllOf(HasSubstr("missing: generator/order"),
+                                                    HasSubstr("unexpected: model/extra")));
+}
+
+TEST(RunFile, IsRefusedWhenTheDataHasChanged) {
+  const Interrupted run(3);
+  EXPECT_THAT(
+      [&] {
+        models::restore_run(models::read_run(run.file.path()), run.session.forecaster,
+                            const_cast<Trainer&>(run.session.trainer), "another");
+      },
+      ThrowsMessage<c10::ValueError>(HasSubstr("has other numbers now")));
+}
+
+TEST(RunFile, IsNoModel) {
+  EXPECT_THAT([] { models::read_run(fixture_path("patchtst_train_bn")); },
+              ThrowsMessage<c10::ValueError>(HasSubstr("expected the checkpoint of a training")));
+}
+
+}  // namespace
+}  // namespace flash::tests

@@ -1,0 +1,71 @@
+"""flash_train interrupted, and going on to the same bits."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from forecaster_runs import error_of, executable, run, small, write_waves
+
+
+@pytest.fixture
+def waves(tmp_path: Path) -> Path:
+    """A good CSV."""
+    return write_waves(tmp_path / "waves.csv")
+
+
+def interrupted(command: list[str], signal_number: int) -> subprocess.CompletedProcess[str]:
+    """Runs flash_train and sends it a signal once the first epoch is over."""
+    process = subprocess.Popen(
+        [str(executable()), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    shown = process.stderr.readline()
+    process.send_signal(signal_number)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(command, process.returncode, stdout, shown + stderr)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_goes_on_to_the_same_bits(
+    signal_number: int, waves: Path, tmp_path: Path
+):
+    def command(name: str) -> list[str]:
+        output = ["--output", str(tmp_path / name), "--report", str(tmp_path / f"{name}.json")]
+        return ["TFT", str(waves), "--target", "up", *small("TFT", epochs=6), *output]
+
+    whole = run(*command("whole"))
+    assert whole.returncode == 0, whole.stderr
+    stopped = interrupted(command("parts"), signal_number)
+    assert stopped.returncode == 130, stopped.stderr
+    checkpoint = tmp_path / "parts.checkpoint"
+    assert f"flash_train resume {checkpoint}" in stopped.stderr
+    assert not (tmp_path / "parts").exists()
+    resumed = run("resume", checkpoint)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+    losses = [
+        [
+            (epoch["train_loss"], epoch["validation_loss"])
+            for epoch in json.loads((tmp_path / f"{name}.json").read_text())["training"]["epochs"]
+        ]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_is_written_after_every_epoch_if_asked_for(waves: Path, tmp_path: Path):
+    checkpoint, model = tmp_path / "run.checkpoint", tmp_path / "model.safetensors"
+    process = run(
+        *("PatchTST", waves, "--target", "up", *small()),
+        *("--checkpoint", checkpoint, "--output", model),
+    )
+    assert process.returncode == 0, process.stderr
+    before = model.read_bytes()
+    resumed = run("resume", checkpoint)  # nothing is left to train
+    assert resumed.returncode == 0, resumed.stderr
+    assert model.read_bytes() == before
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
+    assert "cut off" in error_of("resume", checkpoint)
