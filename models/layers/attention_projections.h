@@ -1,6 +1,7 @@
 #pragma once
 // What surrounds the inner mechanism of an attention layer, whatever that is: the four projections.
 
+#include <flash_attention/export.h>
 #include <torch/nn/module.h>
 #include <torch/nn/modules/linear.h>
 
@@ -9,7 +10,7 @@
 namespace flash::models {
 
 /// query_, key_, value_ and out_projection, owned by the layer around them under these names.
-class AttentionProjections {
+class FLASH_API AttentionProjections {
  public:
   /// Heads of width hidden_size / heads, rounded down.
   void register_in(torch::nn::Module& owner, int64_t hidden_size, int64_t heads);

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "layers/function_clones.h"
+#include "layers/linear.h"
 #include "layers/row_blocks.h"
 
 namespace flash::models {
@@ -170,8 +171,8 @@ ChosenDelays choose_delays(const at::Tensor& query, const at::Tensor& key, doubl
 
 at::Tensor AutoCorrelationImpl::forward(AttentionProjections& projections, const at::Tensor& x,
                                         const at::Tensor& memory) {
-  const torch::nn::LinearImpl &query = projections.query_map(), &key = projections.key_map();
-  const torch::nn::LinearImpl &value = projections.value_map(), &out = projections.out_map();
+  const torch::nn::LinearImpl &query = projections.query_layer(), &key = projections.key_layer();
+  const torch::nn::LinearImpl &value = projections.value_layer(), &out = projections.out_layer();
   const int64_t length = x.size(1);
   const at::Tensor seen = memory.size(1) > length ? memory.slice(1, 0, length) : memory;
   const bool is_continued = seen.size(1) < length;
@@ -181,7 +182,7 @@ at::Tensor AutoCorrelationImpl::forward(AttentionProjections& projections, const
   const at::Tensor key_map = query.weight.t().mm(key.weight);  // [D, D]
   const at::Tensor key_shift = is_continued ? query.weight.t().mv(key.bias) : at::Tensor();
   ChosenDelays chosen =
-      choose_delays(x, continued(at::linear(seen, key_map, key_shift), length),
+      choose_delays(x, continued(models::linear(seen, key_map, key_shift), length),
                     1.0 / static_cast<double>(query.weight.size(0)), delay_count(factor_, length),
                     /*shared=*/is_training());
   // One number for all, so that the shifts have a gradient, of zero, and not none.
@@ -190,10 +191,10 @@ at::Tensor AutoCorrelationImpl::forward(AttentionProjections& projections, const
   const at::Tensor added = time_delay_aggregation(continued(seen, length), chosen.delays, weights);
   const at::Tensor out_map = out.weight.mm(value.weight);  // [D, D]
   const at::Tensor value_shift = out.weight.mv(value.bias);
-  if (!is_continued) return at::linear(added, out_map, out.bias + value_shift);
+  if (!is_continued) return models::linear(added, out_map, out.bias + value_shift);
   // The shift of the values ends where zeros follow them.
   const at::Tensor ones = continued(at::ones({x.size(0), seen.size(1), 1}, x.options()), length);
-  return at::linear(added, out_map, out.bias) +
+  return models::linear(added, out_map, out.bias) +
          time_delay_aggregation(ones, chosen.delays, weights) * value_shift;
 }
 

@@ -2,6 +2,8 @@
 // Autoformer's mechanism in the place of attention (Wu et al., "Autoformer", arXiv:2106.13008,
 // section 3.2): a sum of the values at the delays at which queries and keys correlate best.
 
+#include <flash_attention/export.h>
+
 #include "layers/inner_mechanism.h"
 
 namespace flash::models {
@@ -40,7 +42,7 @@ struct ChosenDelays {
 
 /// query and key [B, T, C]. The correlation is the sum over time and channels, times `scale`;
 /// `shared`: chosen by the batch's mean.
-ChosenDelays choose_delays(const at::Tensor& query, const at::Tensor& key, double scale,
+FLASH_API ChosenDelays choose_delays(const at::Tensor& query, const at::Tensor& key, double scale,
                            int64_t count, bool shared);
 
 }  // namespace flash::models

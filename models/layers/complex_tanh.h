@@ -2,6 +2,7 @@
 // The hyperbolic tangent of complex numbers whose real and imaginary parts lie apart.
 
 #include <ATen/core/Tensor.h>
+#include <flash_attention/export.h>
 
 namespace flash::models {
 
@@ -12,6 +13,6 @@ namespace flash::models {
 /// what cancels, and does not overflow. float32 is within a few units in the last place of each
 /// part except next to the poles i (pi/2 + k pi), where the result is as sensitive as the function.
 /// Differentiable once: a second derivative throws c10::NotImplementedError.
-at::Tensor complex_tanh(const at::Tensor& parts);
+FLASH_API at::Tensor complex_tanh(const at::Tensor& parts);
 
 }  // namespace flash::models

@@ -20,7 +20,7 @@ void PointwiseConvolutionImpl::reset() {
 }
 
 torch::Tensor PointwiseConvolutionImpl::forward(const torch::Tensor& x) const {
-  return linear(x, weight_.squeeze(2), bias_values_);
+  return models::linear(x, weight_.squeeze(2), bias_values_);
 }
 
 torch::Tensor PointwiseConvolutionImpl::forward(const torch::Tensor& x,

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "layers/complex_tanh.h"
+#include "layers/linear.h"
 #include "layers/spectral_layout.h"
 
 namespace flash::models {
@@ -61,7 +62,7 @@ at::Tensor spectrum(const at::Tensor& series, const torch::nn::LinearImpl& map,
                                    .expand({series.size(0), -1, -1})
                                    .bmm(series);
   const at::Tensor mapped =
-      at::linear(of_series, map.weight).unflatten(1, {2, -1}).unflatten(3, {heads, -1});
+      models::linear(of_series, map.weight).unflatten(1, {2, -1}).unflatten(3, {heads, -1});
   return rearrange_spectrum(mapped, SpectralLayout::kTransform, layout, DoubledForm::kFactor,
                             {map.bias, analysis.constant, static_cast<double>(series.size(1))});
 }
@@ -115,7 +116,7 @@ FourierBlockImpl::FourierBlockImpl(int64_t hidden_size, const FourierModes& mode
 at::Tensor FourierBlockImpl::forward(AttentionProjections& projections, const at::Tensor& x,
                                      const at::Tensor&) {
   const at::Tensor query =
-      spectrum(x, projections.query_map(), analysis_, kHeads, SpectralLayout::kModes);
+      spectrum(x, projections.query_layer(), analysis_, kHeads, SpectralLayout::kModes);
   return projections.out(mix_and_synthesize(query, weights_, synthesis_));
 }
 
@@ -129,9 +130,9 @@ FourierCrossAttentionImpl::FourierCrossAttentionImpl(int64_t hidden_size, const 
 at::Tensor FourierCrossAttentionImpl::forward(AttentionProjections& projections,
                                               const at::Tensor& x, const at::Tensor& memory) {
   const at::Tensor queries =  // [B, heads, 2, nq, 2, e]
-      spectrum(x, projections.query_map(), query_analysis_, kHeads, SpectralLayout::kDoubled);
+      spectrum(x, projections.query_layer(), query_analysis_, kHeads, SpectralLayout::kDoubled);
   const at::Tensor keys =  // [B heads, nk, 2 e]
-      spectrum(memory, projections.key_map(), key_analysis_, kHeads, SpectralLayout::kHeads)
+      spectrum(memory, projections.key_layer(), key_analysis_, kHeads, SpectralLayout::kHeads)
           .flatten(3)
           .flatten(0, 1);
   const at::Tensor scores =  // [B heads, 2 nq, nk]: real parts, then imaginary parts

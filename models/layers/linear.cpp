@@ -6,10 +6,6 @@
 
 #include <optional>
 
-#ifndef FLASH_ATTENTION_ONEDNN
-#define FLASH_ATTENTION_ONEDNN 1
-#endif
-
 namespace flash::models {
 namespace {
 
@@ -48,7 +44,8 @@ at::Tensor through_onednn(const at::Tensor& x, const at::Tensor& weight, const a
   const at::AutoDispatchBelowADInplaceOrView guard;
   const at::Tensor rows = x.reshape({-1, x.size(-1)}).contiguous();
   const auto bias_or_none = bias.defined() ? std::make_optional(bias) : std::nullopt;
-  at::Tensor out = onednn()->call(rows, weight, bias_or_none, activation, {}, "none");
+  at::Tensor out = onednn()->call(rows, weight, bias_or_none, activation,
+                                 c10::List<std::optional<at::Scalar>>(), "none");
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
   return out.view(sizes);
@@ -57,9 +54,10 @@ at::Tensor through_onednn(const at::Tensor& x, const at::Tensor& weight, const a
 class Linear : public torch::autograd::Function<Linear> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
-                            const at::Tensor& weight, const at::Tensor& bias) {
+                            const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
     context->save_for_backward({x, weight});
-    return product(x, weight, bias);
+    context->saved_data["has_bias"] = bias.has_value();
+    return product(x, weight, bias.value_or(at::Tensor()));
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
@@ -70,7 +68,8 @@ class Linear : public torch::autograd::Function<Linear> {
     at::Tensor of_x, of_weight, of_bias;
     if (context->needs_input_grad(0)) of_x = product(rows, weight.t()).view_as(x);
     if (context->needs_input_grad(1)) of_weight = rows.t().mm(x.reshape({-1, x.size(-1)}));
-    if (context->needs_input_grad(2)) of_bias = rows.sum(0);
+    const bool has_bias = context->saved_data["has_bias"].toBool();
+    if (has_bias && context->needs_input_grad(2)) of_bias = rows.sum(0);
     return {of_x, of_weight, of_bias};
   }
 };
@@ -88,7 +87,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
   if (!onednn_is_faster(x, weight) || at::autocast::is_autocast_enabled(at::kCPU)) {
     return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
   }
-  return Linear::apply(x, weight, bias);
+  return Linear::apply(x, weight, bias.defined() ? std::make_optional(bias) : std::nullopt);
 }
 
 at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,

@@ -4,16 +4,18 @@
 
 #include <ATen/core/Tensor.h>
 #include <flash_attention/dropout.h>
+#include <flash_attention/export.h>
 
 namespace flash::models {
 
 /// x weight^T + bias: x [.., in], weight [out, in], bias [out] or undefined -> [.., out]. As
 /// torch::linear, differentiable any number of times.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
+FLASH_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
+                            const at::Tensor& bias = {});
 
 /// activation(x weight^T + bias), in one pass where oneDNN does it. Not differentiable.
-at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                            Activation activation);
+FLASH_API at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight,
+                                      const at::Tensor& bias, Activation activation);
 
 /// As `linear`, for the forward or backward of an autograd function: records a gradient only through
 /// ATen, in a backward with create_graph.

@@ -176,7 +176,7 @@ at::Tensor project_mix_with_mean(const AttentionProjections& projections,
   const at::Tensor sparse = at::zeros({differences.size(0), heads, d}, mean.options())
                                 .scatter(1, slot, differences)
                                 .flatten(1);
-  return rows.flatten(0, 1).index_add_(0, row, linear(sparse, weight)).view(rows.sizes());
+  return rows.flatten(0, 1).index_add_(0, row, models::linear(sparse, weight)).view(rows.sizes());
 }
 
 bool is_mostly_mean(const AttentionProjections& projections, int64_t selected, int64_t length) {

@@ -18,7 +18,7 @@ namespace flash::models {
 /// taken over S instead of U, and [B, H, L, d] is read as [B, L, H d] without a transposition, which
 /// mixes times and heads. Not kept: with one head the original selects the union of what all samples
 /// of the batch select; here every sample has its own.
-class ProbAttention : public AttentionMechanism {
+class FLASH_API ProbAttention : public AttentionMechanism {
  public:
   ProbAttention(int64_t factor, bool causal, const ModelConfig& config)
       : factor_(factor), causal_(causal), config_(config) {}

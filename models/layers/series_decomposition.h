@@ -3,6 +3,7 @@
 // 3.1, equation 1).
 
 #include <ATen/core/Tensor.h>
+#include <flash_attention/export.h>
 
 #include <cstdint>
 
@@ -18,10 +19,10 @@ struct SeriesParts {
 // Differentiable once: a second derivative throws c10::NotImplementedError.
 
 /// The seasonal part alone.
-at::Tensor seasonal_part(const at::Tensor& series, int64_t window);
+FLASH_API at::Tensor seasonal_part(const at::Tensor& series, int64_t window);
 
 /// Both parts; the trend is added to `trend_before` [B, T, C], unless that is undefined.
-SeriesParts decompose_series(const at::Tensor& series, int64_t window,
+FLASH_API SeriesParts decompose_series(const at::Tensor& series, int64_t window,
                              const at::Tensor& trend_before = {});
 
 }  // namespace flash::models

@@ -3,15 +3,18 @@ set(FLASH_MODELS_TEST_SOURCES
   models/autoformer_test.cpp
   models/checkpoint_test.cpp
   models/csv_dataset_test.cpp
+  models/distilling_test.cpp
   models/fedformer_test.cpp
   models/fixture.cpp
   models/forecaster_test.cpp
   models/gradient_checkpoint_test.cpp
   models/informer_test.cpp
   models/itransformer_test.cpp
+  models/linear_test.cpp
   models/losses_test.cpp
   models/parity.cpp
   models/patchtst_test.cpp
+  models/prob_attention_test.cpp
   models/registry_test.cpp
   models/run_file_test.cpp
   models/safetensors_test.cpp

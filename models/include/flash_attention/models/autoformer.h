@@ -2,10 +2,8 @@
 // Autoformer (Wu et al., "Autoformer", arXiv:2106.13008) as in neuralforecast 3.3.0: its option
 // names, defaults, parameter names, initial weights and numbers. Kept on purpose:
 //  - Training chooses the delays of the auto-correlation for the batch as a whole, evaluation for
-//  each
-//    window: the two give different numbers even without dropout.
-//  - A sequence of odd length has one delay less, and correlations of a series stretched by a
-//  little.
+//    each window: the two give different numbers even without dropout.
+//  - A sequence of odd length has one delay less, and correlations of a series stretched by a bit.
 //
 // ATTENTION, THE SWITCH REPLACES THE MECHANISM. Autoformer has no softmax attention to make faster.
 // use_flash_attention (or attention "flash") puts exact softmax attention with the same projections
