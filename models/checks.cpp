@@ -20,13 +20,13 @@ void Checks::heads(int64_t hidden_size, const char* name, int64_t heads) const {
 
 void Checks::series(const at::Tensor& insample_y, int64_t input_size, int64_t series) const {
   TORCH_CHECK_VALUE(insample_y.defined(), model_, ": expected insample_y, got none");
-  TORCH_CHECK_VALUE(insample_y.dim() == 3 && insample_y.size(1) == input_size &&
-                        insample_y.size(2) == series,
-                    model_, ": expected insample_y [batch, ", input_size, ", ", series, "], got ",
-                    insample_y.sizes(),
-                    series == 1 ? "; the model is univariate, so give the columns of a table as "
-                                  "windows of their own"
-                                : "");
+  TORCH_CHECK_VALUE(
+      insample_y.dim() == 3 && insample_y.size(1) == input_size && insample_y.size(2) == series,
+      model_, ": expected insample_y [batch, ", input_size, ", ", series, "], got ",
+      insample_y.sizes(),
+      series == 1 ? "; the model is univariate, so give the columns of a table as "
+                    "windows of their own"
+                  : "");
 }
 
 void Checks::futr_exog(const at::Tensor& exog, int64_t batch, int64_t rows,
@@ -35,10 +35,10 @@ void Checks::futr_exog(const at::Tensor& exog, int64_t batch, int64_t rows,
   const auto columns = static_cast<int64_t>(names.size());
   TORCH_CHECK_VALUE(exog.defined(), model_, ": expected futr_exog [", batch, ", ", rows, ", ",
                     columns, "], since futr_exog_list names ", columns, " column(s); got none");
-  TORCH_CHECK_VALUE(exog.dim() == 3 && exog.size(0) == batch && exog.size(1) == rows &&
-                        exog.size(2) == columns,
-                    model_, ": expected futr_exog [", batch, ", ", rows, ", ", columns,
-                    "] (past and future rows), got ", exog.sizes());
+  TORCH_CHECK_VALUE(
+      exog.dim() == 3 && exog.size(0) == batch && exog.size(1) == rows && exog.size(2) == columns,
+      model_, ": expected futr_exog [", batch, ", ", rows, ", ", columns,
+      "] (past and future rows), got ", exog.sizes());
 }
 
 void Checks::absent(const char* name, const at::Tensor& tensor) const {

@@ -43,11 +43,10 @@ InformerOptions checked(InformerOptions options) {
                     "1 and input_size - 1 = ",
                     options.input_size() - 1, " steps of the past, got ", label, " with ",
                     options.decoder_input_size_multiplier());
-  TORCH_CHECK_VALUE(std::max(options.input_size(), label + options.h()) <=
-                        PositionalEmbeddingImpl::kMaxLength,
-                    "Informer: expected sequences of at most ", PositionalEmbeddingImpl::kMaxLength,
-                    " steps, got input_size ", options.input_size(), " and a decoder of ",
-                    label + options.h());
+  TORCH_CHECK_VALUE(
+      std::max(options.input_size(), label + options.h()) <= PositionalEmbeddingImpl::kMaxLength,
+      "Informer: expected sequences of at most ", PositionalEmbeddingImpl::kMaxLength,
+      " steps, got input_size ", options.input_size(), " and a decoder of ", label + options.h());
   activation_named("Informer", options.activation());
   return options;
 }
@@ -90,8 +89,8 @@ class InformerEncoderImpl : public torch::nn::Cloneable<InformerEncoderImpl> {
   void reset() override {
     layers_ = register_module("attn_layers", torch::nn::ModuleList());
     for (int64_t i = 0; i < options_.encoder_layers(); ++i) {
-      layers_->push_back(std::make_shared<EncoderLayerImpl>(
-          layer_options(options_), mechanism(options_, /*causal=*/false)));
+      layers_->push_back(std::make_shared<EncoderLayerImpl>(layer_options(options_),
+                                                            mechanism(options_, /*causal=*/false)));
     }
     distilling_ = torch::nn::ModuleList();
     if (options_.distil()) {
@@ -193,8 +192,8 @@ torch::Tensor InformerImpl::forward(const WindowsBatch& windows) {
     encoder_exog = windows.futr_exog.slice(1, 0, past);
     decoder_exog = windows.futr_exog.slice(1, past - label);
   }
-  const torch::Tensor decoder_input = torch::constant_pad_nd(
-      y.slice(1, past - label), {0, 0, 0, options.h()});
+  const torch::Tensor decoder_input =
+      torch::constant_pad_nd(y.slice(1, past - label), {0, 0, 0, options.h()});
   const torch::Tensor encoder_tokens = encoder_embedding_->forward(y, encoder_exog);
   const torch::Tensor memory = encoder_->forward(encoder_tokens);
   return decoder_->forward(decoder_embedding_->forward(decoder_input, decoder_exog), memory);

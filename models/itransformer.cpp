@@ -38,9 +38,10 @@ void check_futr_exog(const Checks& check, const at::Tensor& exog, int64_t batch,
   if (!exog.defined()) return;
   const std::vector<int64_t> expected = {batch, columns, options.input_size() + options.h(),
                                          options.n_series()};
-  TORCH_CHECK_VALUE(exog.sizes() == expected,
-                    "iTransformer: expected futr_exog [batch, columns, input_size + h, n_series] = ",
-                    at::IntArrayRef(expected), ", got ", exog.sizes());
+  TORCH_CHECK_VALUE(
+      exog.sizes() == expected,
+      "iTransformer: expected futr_exog [batch, columns, input_size + h, n_series] = ",
+      at::IntArrayRef(expected), ", got ", exog.sizes());
 }
 
 }  // namespace
@@ -52,8 +53,8 @@ class InvertedEmbeddingImpl : public torch::nn::Cloneable<InvertedEmbeddingImpl>
     reset();
   }
   void reset() override {
-    embedding_ = register_module(
-        "value_embedding", torch::nn::Linear(options_.input_size(), options_.hidden_size()));
+    embedding_ = register_module("value_embedding",
+                                 torch::nn::Linear(options_.input_size(), options_.hidden_size()));
   }
   /// series [B, N, input_size] -> [B, N, D]
   torch::Tensor forward(const torch::Tensor& series) { return embedding_(series); }
@@ -89,11 +90,11 @@ class TokenEncoderImpl : public torch::nn::Cloneable<TokenEncoderImpl> {
     using Tensors = std::vector<at::Tensor>;
     for (size_t i = 0; i < layers_->size(); ++i) {
       const auto layer = layers_->ptr<EncoderLayerImpl>(i);
-      tokens = options_.gradient_checkpointing()
-                   ? gradient_checkpoint(
-                         [layer](const Tensors& in) { return layer->forward(in[0]); }, {tokens},
-                         *layer)
-                   : layer->forward(tokens);
+      tokens =
+          options_.gradient_checkpointing()
+              ? gradient_checkpoint([layer](const Tensors& in) { return layer->forward(in[0]); },
+                                    {tokens}, *layer)
+              : layer->forward(tokens);
     }
     return norm_(tokens.slice(1, 0, first));
   }

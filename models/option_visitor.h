@@ -24,8 +24,7 @@ class OptionVisitor {
   virtual void visit(const char* name, std::string& value) = 0;
   virtual void visit(const char* name, std::vector<std::string>& value) = 0;  ///< [] for None
   /// An option that neuralforecast lacks; empty where it was not given.
-  virtual void visit_ours(const char* name,
-                          std::map<std::string, std::vector<int64_t>>& value) = 0;
+  virtual void visit_ours(const char* name, std::map<std::string, std::vector<int64_t>>& value) = 0;
 };
 
 // Each in the source file of its model: every option that neuralforecast's constructor stores and

@@ -47,9 +47,8 @@ BackwardResult backward_autograd(const at::Tensor& grad_out,
                                  const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
                                  const at::Tensor& key, const at::Tensor& value,
                                  const at::Tensor& out, const at::Tensor& row_stats,
-                                 const at::Tensor& seed,
-                                 const std::optional<at::Tensor>& bias, bool causal,
-                                 const std::optional<at::Tensor>& query_positions,
+                                 const at::Tensor& seed, const std::optional<at::Tensor>& bias,
+                                 bool causal, const std::optional<at::Tensor>& query_positions,
                                  std::optional<double> scale, double dropout, int64_t block_size,
                                  bool use_simd, std::array<bool, 4> needed) {
   const ForwardResult saved(out, row_stats, seed);
@@ -152,12 +151,12 @@ class AttentionNode : public torch::autograd::Node {
     const std::array<bool, kInputs> needed = {
         task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2),
         bias.has_value() && task_should_compute_output(3)};
-    const CallOptions options = {bias,     causal_,     optional(inputs_[4].unpack()), scale_,
-                                 dropout_, block_size_, use_simd_};
-    auto [d_query, d_key, d_value, d_bias] = call_backward(
-        grad_out, has_lse_grad ? std::optional<at::Tensor>(grads[1]) : std::nullopt,
-        inputs_[0].unpack(), inputs_[1].unpack(), inputs_[2].unpack(),
-        ForwardResult(out, row_stats_.unpack(), seed), options, needed);
+    const CallOptions options = {
+        bias, causal_, optional(inputs_[4].unpack()), scale_, dropout_, block_size_, use_simd_};
+    auto [d_query, d_key, d_value, d_bias] =
+        call_backward(grad_out, has_lse_grad ? std::optional<at::Tensor>(grads[1]) : std::nullopt,
+                      inputs_[0].unpack(), inputs_[1].unpack(), inputs_[2].unpack(),
+                      ForwardResult(out, row_stats_.unpack(), seed), options, needed);
     if (needed[0]) result[0] = std::move(d_query);
     if (needed[1]) result[1] = std::move(d_key);
     if (needed[2]) result[2] = std::move(d_value);

@@ -60,8 +60,7 @@ void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, in
   }
 }
 
-ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_dim,
-                         int64_t seed) {
+ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_dim, int64_t seed) {
   ScoreParams p = {};
   p.scale = resolve_scale(o.scale, head_dim);
   p.causal = o.causal;
@@ -103,9 +102,7 @@ class Scratch {
   void* shared() const { return at(threads_); }
 
  private:
-  void* at(int64_t thread) const {
-    return memory_.mutable_data_ptr<uint8_t>() + bytes_ * thread;
-  }
+  void* at(int64_t thread) const { return memory_.mutable_data_ptr<uint8_t>() + bytes_ * thread; }
 
   int64_t bytes_, threads_;
   at::Tensor memory_;
@@ -116,9 +113,9 @@ bool broadcasts(const at::Tensor& bias, const Sizes& s) {
   return bias.numel() < s.batch * s.heads * s.queries * s.keys;
 }
 
-/// What the gradient of a bias is gathered in. One that broadcasts sums up to B H L S numbers into one,
-/// too many for float32. One that does not is written number by number, and needs zeros only where the
-/// causal limit leaves numbers out.
+/// What the gradient of a bias is gathered in. One that broadcasts sums up to B H L S numbers into
+/// one, too many for float32. One that does not is written number by number, and needs zeros only
+/// where the causal limit leaves numbers out.
 at::Tensor grad_bias_memory(const at::Tensor& bias, bool adds, bool causal) {
   const at::TensorOptions options = adds ? bias.options().dtype(at::kDouble) : bias.options();
   return adds || causal ? at::zeros(bias.sizes(), options) : at::empty(bias.sizes(), options);
@@ -129,8 +126,8 @@ class Forward {
  public:
   Forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
           const CallOptions& o)
-      : sizes_(check_attention(query, key, value, o.bias, o.query_positions, o.dropout,
-                               o.block_size)),
+      : sizes_(
+            check_attention(query, key, value, o.bias, o.query_positions, o.dropout, o.block_size)),
         kernels_(kernels_for(query.scalar_type(), o.use_simd)),
         query_(with_contiguous_rows(query)),
         key_(with_contiguous_rows(key)),
@@ -198,8 +195,7 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
                             const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const at::Tensor& out, const at::Tensor& row_stats,
                             const at::Tensor& seed, const std::optional<at::Tensor>& bias,
-                            bool causal,
-                            const std::optional<at::Tensor>& query_positions,
+                            bool causal, const std::optional<at::Tensor>& query_positions,
                             std::optional<double> scale, double dropout, int64_t block_size,
                             bool use_simd, std::array<bool, 4> needed) {
   const Sizes sizes =
@@ -219,9 +215,9 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
 
   BackwardParams p = {};
   p.shape = shape_of(sizes);
-  p.score = score_params({bias, causal, query_positions, scale, dropout, block_size, use_simd},
-                         sizes, p.shape.head_dim,
-                         dropout > 0 ? *seed.const_data_ptr<int64_t>() : 0);
+  p.score =
+      score_params({bias, causal, query_positions, scale, dropout, block_size, use_simd}, sizes,
+                   p.shape.head_dim, dropout > 0 ? *seed.const_data_ptr<int64_t>() : 0);
   p.query = rows_of(q);
   p.key = rows_of(k);
   p.value = rows_of(v);
@@ -275,8 +271,8 @@ std::tuple<at::Tensor, at::Tensor> attention_with_lse_cpu(
     const std::optional<at::Tensor>& bias, bool causal,
     const std::optional<at::Tensor>& query_positions, std::optional<double> scale, double dropout,
     int64_t block_size, bool use_simd) {
-  const auto [out, row_stats, seed] = forward_cpu(
-      query, key, value, bias, causal, query_positions, scale, dropout, block_size, use_simd);
+  const auto [out, row_stats, seed] = forward_cpu(query, key, value, bias, causal, query_positions,
+                                                  scale, dropout, block_size, use_simd);
   return {out, log_sum_exp(row_stats)};
 }
 

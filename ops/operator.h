@@ -30,8 +30,8 @@ at::Tensor call_attention(const at::Tensor& query, const at::Tensor& key, const 
 
 /// flash::_forward: out, row_stats, seed.
 ///
-/// row_stats [2, B, H, L] (or [2, B, L]) holds row_max, the largest score of each row, and row_sum, the
-/// sum of exp(score - row_max). seed is int64 [1] with dropout and [0] without.
+/// row_stats [2, B, H, L] (or [2, B, L]) holds row_max, the largest score of each row, and row_sum,
+/// the sum of exp(score - row_max). seed is int64 [1] with dropout and [0] without.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 ForwardResult call_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const CallOptions& options);
@@ -43,8 +43,8 @@ BackwardResult call_backward(const at::Tensor& grad_out, const std::optional<at:
                              const at::Tensor& value, const ForwardResult& saved,
                              const CallOptions& options, std::array<bool, 4> needed);
 
-/// Contiguous and uninitialised, on the device of `like`; in its dtype unless one is given. For kernels
-/// of the CPU and Meta keys only: it does not show itself to modes that follow every call.
+/// Contiguous and uninitialised, on the device of `like`; in its dtype unless one is given. For
+/// kernels of the CPU and Meta keys only: it does not show itself to modes that follow every call.
 at::Tensor allocate(c10::SymIntArrayRef sizes, const at::Tensor& like,
                     std::optional<at::ScalarType> dtype = std::nullopt);
 
@@ -58,8 +58,8 @@ at::Tensor empty_row_stats(const at::Tensor& query, const Sizes& sizes);
 /// The seed that the call draws, uninitialised: int64 [1] with dropout and [0] without.
 at::Tensor empty_seed(const at::Tensor& query, double dropout);
 
-/// Gradient of `input`, uninitialised, of its layout where rows of that are contiguous; [0] unless it
-/// is needed.
+/// Gradient of `input`, uninitialised, of its layout where rows of that are contiguous; [0] unless
+/// it is needed.
 at::Tensor empty_grad(bool needed, const at::Tensor& input);
 
 /// [B, H, L] (or [B, L]): the logarithm of each row's sum of exponentials.

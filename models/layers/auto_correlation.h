@@ -43,6 +43,6 @@ struct ChosenDelays {
 /// query and key [B, T, C]. The correlation is the sum over time and channels, times `scale`;
 /// `shared`: chosen by the batch's mean.
 FLASH_API ChosenDelays choose_delays(const at::Tensor& query, const at::Tensor& key, double scale,
-                           int64_t count, bool shared);
+                                     int64_t count, bool shared);
 
 }  // namespace flash::models

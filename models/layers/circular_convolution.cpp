@@ -24,8 +24,8 @@ at::Tensor side_by_side(const at::Tensor& x) {
 
 /// [B, T, C] -> [B, T + 2, 3 C], the rows that the convolution multiplies.
 at::Tensor neighbours(const at::Tensor& x) {
-  return side_by_side(at::cat({x.narrow(1, x.size(1) - kPadding, kPadding), x,
-                               x.narrow(1, 0, kPadding)}, 1));
+  return side_by_side(
+      at::cat({x.narrow(1, x.size(1) - kPadding, kPadding), x, x.narrow(1, 0, kPadding)}, 1));
 }
 
 /// Calls `call(first, count)` for blocks of samples that fit the caches.
@@ -40,8 +40,8 @@ void for_sample_blocks(int64_t samples, int64_t steps, const Call& call) {
 
 class CircularConvolution : public torch::autograd::Function<CircularConvolution> {
  public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
-                            const at::Tensor& weight, const at::Tensor& bias) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
+                            const at::Tensor& bias) {
     context->save_for_backward({x, weight});
     const at::Tensor matrix = weight.permute({0, 2, 1}).flatten(1);  // [out, 3 in]
     const at::Tensor out =
@@ -68,15 +68,14 @@ class CircularConvolution : public torch::autograd::Function<CircularConvolution
       of_matrix.addmm_(block.reshape({-1, block.size(2)}).t(),
                        neighbours(x.narrow(0, first, count)).flatten(0, 1));
       if (!of_input) return;
-      const at::Tensor padded = product(
-          side_by_side(at::constant_pad_nd(block, {0, 0, kPadding, kPadding})), reversed);
+      const at::Tensor padded =
+          product(side_by_side(at::constant_pad_nd(block, {0, 0, kPadding, kPadding})), reversed);
       const at::Tensor target = of_x.narrow(0, first, count);
       target.copy_(padded.narrow(1, kPadding, steps));
       target.narrow(1, steps - kPadding, kPadding).add_(padded.narrow(1, 0, kPadding));
       target.narrow(1, 0, kPadding).add_(padded.narrow(1, steps + kPadding, kPadding));
     });
-    return {of_x,
-            of_matrix.view({weight.size(0), kWidth, weight.size(1)}).permute({0, 2, 1}),
+    return {of_x, of_matrix.view({weight.size(0), kWidth, weight.size(1)}).permute({0, 2, 1}),
             g.sum(at::IntArrayRef{0, 1})};
   }
 };

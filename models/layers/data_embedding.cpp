@@ -23,8 +23,8 @@ void PositionalEmbeddingImpl::reset() {
   const double slope = -(std::log(10000.0) / static_cast<double>(hidden_size_));
   const torch::Tensor frequency = (torch::arange(0, hidden_size_, 2, torch::kFloat) * slope).exp();
   const torch::Tensor angle = position * frequency;
-  table_ = register_buffer("pe",
-                           torch::stack({angle.sin(), angle.cos()}, 2).flatten(1).unsqueeze(0));
+  table_ =
+      register_buffer("pe", torch::stack({angle.sin(), angle.cos()}, 2).flatten(1).unsqueeze(0));
 }
 
 void TimeFeatureEmbeddingImpl::reset() {
@@ -40,9 +40,8 @@ void DataEmbeddingImpl::reset() {
         register_module("position_embedding", std::make_shared<PositionalEmbeddingImpl>(hidden));
   }
   if (options_.exog_size > 0) {
-    temporal_ =
-        register_module("temporal_embedding",
-                        std::make_shared<TimeFeatureEmbeddingImpl>(options_.exog_size, hidden));
+    temporal_ = register_module("temporal_embedding", std::make_shared<TimeFeatureEmbeddingImpl>(
+                                                          options_.exog_size, hidden));
   }
 }
 

@@ -7,8 +7,8 @@
 
 namespace flash::models {
 
-/// max-pool(ELU(batch norm(convolution of width 3))). The circular padding of 2, twice what the width
-/// asks for, is the original's: T steps become floor((T + 1) / 2) + 1.
+/// max-pool(ELU(batch norm(convolution of width 3))). The circular padding of 2, twice what the
+/// width asks for, is the original's: T steps become floor((T + 1) / 2) + 1.
 class DistillingLayerImpl : public torch::nn::Cloneable<DistillingLayerImpl> {
  public:
   explicit DistillingLayerImpl(int64_t hidden_size) : hidden_size_(hidden_size) { reset(); }

@@ -30,11 +30,12 @@ torch::Tensor PointwiseConvolutionImpl::forward(const torch::Tensor& x,
 
 void FeedForward::register_in(torch::nn::Module& owner, const FeedForwardOptions& options) {
   options_ = options;
-  first_ = owner.register_module("conv1", std::make_shared<PointwiseConvolutionImpl>(
-                                              options.hidden_size, options.inner_size, options.bias));
-  second_ = owner.register_module(
-      "conv2", std::make_shared<PointwiseConvolutionImpl>(options.inner_size, options.hidden_size,
-                                                          options.bias));
+  first_ =
+      owner.register_module("conv1", std::make_shared<PointwiseConvolutionImpl>(
+                                         options.hidden_size, options.inner_size, options.bias));
+  second_ =
+      owner.register_module("conv2", std::make_shared<PointwiseConvolutionImpl>(
+                                         options.inner_size, options.hidden_size, options.bias));
 }
 
 torch::Tensor FeedForward::add_to(const torch::Tensor& x, bool training) const {

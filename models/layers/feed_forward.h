@@ -38,8 +38,8 @@ struct FeedForwardOptions {
   bool bias;
 };
 
-/// x + dropout(conv2(dropout(activation(conv1(x))))). Its convolutions belong to the layer around it,
-/// as `conv1` and `conv2`: the original has no module for the pair.
+/// x + dropout(conv2(dropout(activation(conv1(x))))). Its convolutions belong to the layer around
+/// it, as `conv1` and `conv2`: the original has no module for the pair.
 class FeedForward {
  public:
   /// Registers the convolutions in `owner`.

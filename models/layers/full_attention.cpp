@@ -7,9 +7,8 @@ namespace flash::models {
 
 at::Tensor FullAttention::attend(const AttentionProjections& projections, const at::Tensor& x,
                                  const at::Tensor& memory, bool training) const {
-  const auto options = AttentionOptions()
-                           .dropout(training ? dropout_ : 0.0)
-                           .block_size(config_.flash_block_size);
+  const auto options =
+      AttentionOptions().dropout(training ? dropout_ : 0.0).block_size(config_.flash_block_size);
   const at::Tensor query = projections.split_heads(projections.query(x));
   const at::Tensor key = projections.split_heads(projections.key(memory));
   const at::Tensor value = projections.split_heads(projections.value(memory));

@@ -45,7 +45,7 @@ at::Tensor through_onednn(const at::Tensor& x, const at::Tensor& weight, const a
   const at::Tensor rows = x.reshape({-1, x.size(-1)}).contiguous();
   const auto bias_or_none = bias.defined() ? std::make_optional(bias) : std::nullopt;
   at::Tensor out = onednn()->call(rows, weight, bias_or_none, activation,
-                                 c10::List<std::optional<at::Scalar>>(), "none");
+                                  c10::List<std::optional<at::Scalar>>(), "none");
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
   return out.view(sizes);
@@ -53,8 +53,8 @@ at::Tensor through_onednn(const at::Tensor& x, const at::Tensor& weight, const a
 
 class Linear : public torch::autograd::Function<Linear> {
  public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
-                            const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias) {
     context->save_for_backward({x, weight});
     context->saved_data["has_bias"] = bias.has_value();
     return product(x, weight, bias.value_or(at::Tensor()));

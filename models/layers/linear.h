@@ -1,6 +1,6 @@
 #pragma once
-// Linear maps, the bulk of a training step. Where it takes less time, float32 goes through oneDNN as
-// torch has it built in, unless FLASH_ATTENTION_ONEDNN is off; else through ATen.
+// Linear maps, the bulk of a training step. Where it takes less time, float32 goes through oneDNN
+// as torch has it built in, unless FLASH_ATTENTION_ONEDNN is off; else through ATen.
 
 #include <ATen/core/Tensor.h>
 #include <flash_attention/dropout.h>
@@ -17,8 +17,8 @@ FLASH_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
 FLASH_API at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight,
                                       const at::Tensor& bias, Activation activation);
 
-/// As `linear`, for the forward or backward of an autograd function: records a gradient only through
-/// ATen, in a backward with create_graph.
+/// As `linear`, for the forward or backward of an autograd function: records a gradient only
+/// through ATen, in a backward with create_graph.
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
 
 }  // namespace flash::models

@@ -18,8 +18,8 @@ using torch::autograd::variable_list;
 
 /// Sums up to each row; both have d numbers a row, `step` apart in the values.
 template <class T>
-[[gnu::always_inline]] inline void running_sum(const T* value, int64_t step, T* sum,
-                                               int64_t length, int64_t d) {
+[[gnu::always_inline]] inline void running_sum(const T* value, int64_t step, T* sum, int64_t length,
+                                               int64_t d) {
   for (int64_t i = 0; i < d; ++i) sum[i] = value[i];
   for (int64_t t = 1; t < length; ++t) {
     const T* v = value + t * step;
@@ -49,22 +49,20 @@ template <class T>
   }
 }
 
-FLASH_FUNCTION_CLONES void forward_sum(const float* value, int64_t step, float* sum,
-                                       int64_t length, int64_t d) {
+FLASH_FUNCTION_CLONES void forward_sum(const float* value, int64_t step, float* sum, int64_t length,
+                                       int64_t d) {
   running_sum(value, step, sum, length, d);
 }
 FLASH_FUNCTION_CLONES void forward_sum(const double* value, int64_t step, double* sum,
                                        int64_t length, int64_t d) {
   running_sum(value, step, sum, length, d);
 }
-FLASH_FUNCTION_CLONES void backward_sum(const float* gradient, const char* skipped,
-                                        float* of_value, int64_t step, int64_t length,
-                                        int64_t d) {
+FLASH_FUNCTION_CLONES void backward_sum(const float* gradient, const char* skipped, float* of_value,
+                                        int64_t step, int64_t length, int64_t d) {
   running_sum_backward(gradient, skipped, of_value, step, length, d);
 }
 FLASH_FUNCTION_CLONES void backward_sum(const double* gradient, const char* skipped,
-                                        double* of_value, int64_t step, int64_t length,
-                                        int64_t d) {
+                                        double* of_value, int64_t step, int64_t length, int64_t d) {
   running_sum_backward(gradient, skipped, of_value, step, length, d);
 }
 
@@ -106,8 +104,7 @@ class RunningSum : public torch::autograd::Function<RunningSum> {
         {batch, heads, gradients[0].size(1), gradients[0].size(2) / heads});
     const int64_t length = g.size(2), d = g.size(3);
     // In the layout that the values have: a time's heads side by side.
-    const at::Tensor of_value =
-        at::empty({batch, length, heads, d}, g.options()).transpose(1, 2);
+    const at::Tensor of_value = at::empty({batch, length, heads, d}, g.options()).transpose(1, 2);
     const at::Tensor where = positions.contiguous();
     const auto* selected = where.const_data_ptr<int64_t>();
     AT_DISPATCH_FLOATING_TYPES(g.scalar_type(), "mix_with_running_sum_backward", [&] {
@@ -127,8 +124,8 @@ class RunningSum : public torch::autograd::Function<RunningSum> {
   }
 };
 
-/// [L, H H + 1]: 1 where a row of the mix has the mean of head h in its slot j (column H h + j), and in
-/// the last column, for the bias.
+/// [L, H H + 1]: 1 where a row of the mix has the mean of head h in its slot j (column H h + j),
+/// and in the last column, for the bias.
 at::Tensor means_of_rows(int64_t heads, int64_t length, const at::TensorOptions& options) {
   const at::Tensor block = at::arange(length * heads, at::TensorOptions(at::kLong));
   const at::Tensor column = block.div(length, "floor").mul_(heads).add_(block.remainder(heads));
@@ -161,10 +158,9 @@ at::Tensor project_mix_with_mean(const AttentionProjections& projections,
   // What each head's mean gives in each slot of a row, and which of these a row adds up.
   const at::Tensor by_slot = weight.view({hidden, heads, d}).permute({1, 0, 2}).flatten(0, 1);
   const at::Tensor parts = at::linear(mean, by_slot).view({batch, heads * heads, hidden});
-  const at::Tensor rows =
-      means_of_rows(heads, length, mean.options())
-          .expand({batch, -1, -1})
-          .bmm(at::cat({parts, bias.expand({batch, 1, hidden})}, 1));
+  const at::Tensor rows = means_of_rows(heads, length, mean.options())
+                              .expand({batch, -1, -1})
+                              .bmm(at::cat({parts, bias.expand({batch, 1, hidden})}, 1));
 
   // Block h L + i of a batch, d numbers each, is slot (h L + i) % H of row (h L + i) / H.
   const at::Tensor head = at::arange(heads, positions.options()).view({1, heads, 1});

@@ -19,8 +19,8 @@ at::Tensor mix_with_running_sum(const at::Tensor& attended, const at::Tensor& va
 at::Tensor mix_with_mean(const at::Tensor& attended, const at::Tensor& mean,
                          const at::Tensor& positions, int64_t length);
 
-/// out_projection(mix_with_mean(..)) [B, L, D], from what is different alone: W (m + e) is W m, which
-/// takes H products per head, and W e, which takes one per selected query.
+/// out_projection(mix_with_mean(..)) [B, L, D], from what is different alone: W (m + e) is W m,
+/// which takes H products per head, and W e, which takes one per selected query.
 at::Tensor project_mix_with_mean(const AttentionProjections& projections,
                                  const at::Tensor& attended, const at::Tensor& mean,
                                  const at::Tensor& positions, int64_t length);

@@ -10,14 +10,14 @@ namespace flash::models {
 /// under `causal` the sum of the values up to their own.
 ///
 /// How much a query's scores differ is measured on U = factor ceil(ln S) keys, drawn anew for each
-/// query (one table for all batches and heads) from torch's CPU generator, in eval mode too: seed it
-/// to repeat an output. u = factor ceil(ln L) queries of each batch and head are selected; where that
-/// is all of them the result is full attention.
+/// query (one table for all batches and heads) from torch's CPU generator, in eval mode too: seed
+/// it to repeat an output. u = factor ceil(ln L) queries of each batch and head are selected; where
+/// that is all of them the result is full attention.
 ///
 /// Kept from the original: attention weights are never dropped, the mean of the sampled scores is
-/// taken over S instead of U, and [B, H, L, d] is read as [B, L, H d] without a transposition, which
-/// mixes times and heads. Not kept: with one head the original selects the union of what all samples
-/// of the batch select; here every sample has its own.
+/// taken over S instead of U, and [B, H, L, d] is read as [B, L, H d] without a transposition,
+/// which mixes times and heads. Not kept: with one head the original selects the union of what all
+/// samples of the batch select; here every sample has its own.
 class FLASH_API ProbAttention : public AttentionMechanism {
  public:
   ProbAttention(int64_t factor, bool causal, const ModelConfig& config)

@@ -58,7 +58,7 @@ class ProjectAndSelect : public torch::autograd::Function<ProjectAndSelect> {
     }
 
     // Head by head: a row of x takes part only in the heads that selected it.
-    const at::Tensor rows = rows_of_x(positions, x.size(1));  // [H, B u]
+    const at::Tensor rows = rows_of_x(positions, x.size(1));                 // [H, B u]
     const at::Tensor of_query = gradients[0].transpose(0, 1).flatten(1, 2);  // [H, B u, d]
     const at::Tensor weight = saved[2].view({rows.size(0), -1, x.size(2)});  // [H, d, D]
     const at::Tensor selected = as_rows(x).index_select(0, rows.flatten());
@@ -68,7 +68,8 @@ class ProjectAndSelect : public torch::autograd::Function<ProjectAndSelect> {
     result[3] = of_query.sum(1).flatten();
     if (context->needs_input_grad(0)) {
       if (!self) result[0] = at::zeros_like(x);
-      result[0].view({-1, x.size(2)})
+      result[0]
+          .view({-1, x.size(2)})
           .index_add_(0, rows.flatten(), of_query.bmm(weight).flatten(0, 1));
     }
     return result;

@@ -9,8 +9,8 @@
 
 namespace flash::models {
 
-/// Query [B, H, L, d] and key [B, H, S, d] -> the positions of the selected queries, int64 [B, H, u]
-/// without duplicates. Called without a graph.
+/// Query [B, H, L, d] and key [B, H, S, d] -> the positions of the selected queries, int64 [B, H,
+/// u] without duplicates. Called without a graph.
 using Selection = std::function<at::Tensor(const at::Tensor& query, const at::Tensor& key)>;
 
 struct SelectedQueries {

@@ -23,6 +23,6 @@ FLASH_API at::Tensor seasonal_part(const at::Tensor& series, int64_t window);
 
 /// Both parts; the trend is added to `trend_before` [B, T, C], unless that is undefined.
 FLASH_API SeriesParts decompose_series(const at::Tensor& series, int64_t window,
-                             const at::Tensor& trend_before = {});
+                                       const at::Tensor& trend_before = {});
 
 }  // namespace flash::models

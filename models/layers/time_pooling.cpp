@@ -13,11 +13,11 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// One window of rows: `before` and `after` may be missing. `which` is 0, 1 or 2 for the first of the
-/// largest; a NaN counts as larger than anything, as in torch.
+/// One window of rows: `before` and `after` may be missing. `which` is 0, 1 or 2 for the first of
+/// the largest; a NaN counts as larger than anything, as in torch.
 template <class T>
-[[gnu::always_inline]] inline void pool_row(const T* before, const T* middle, const T* after, T* out,
-                                            uint8_t* which, int64_t width) {
+[[gnu::always_inline]] inline void pool_row(const T* before, const T* middle, const T* after,
+                                            T* out, uint8_t* which, int64_t width) {
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
     T largest = before != nullptr ? before[i] : middle[i];
@@ -36,9 +36,8 @@ template <class T>
                                         int64_t width) {
   for (int64_t t = 0; 2 * t < steps; ++t) {
     const T* middle = x + 2 * t * width;
-    pool_row(t > 0 ? middle - width : nullptr, middle,
-             2 * t + 1 < steps ? middle + width : nullptr, out + t * width, which + t * width,
-             width);
+    pool_row(t > 0 ? middle - width : nullptr, middle, 2 * t + 1 < steps ? middle + width : nullptr,
+             out + t * width, which + t * width, width);
   }
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// The encoder and decoder layers of Informer and iTransformer (Vaswani et al., arXiv:1706.03762, with
-// the norms behind the residuals).
+// The encoder and decoder layers of Informer and iTransformer (Vaswani et al., arXiv:1706.03762,
+// with the norms behind the residuals).
 
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/normalization.h>

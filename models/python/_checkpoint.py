@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import torch
-
 from flash_attention.models import _classes
 from flash_attention.models._module import ForecastModel
 

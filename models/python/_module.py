@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
-
 from flash_attention.models._engine import WINDOWS, Engine, Setup
+from torch import Tensor, nn
 
 SETTINGS = ("output_size", "use_flash_attention", "flash_block_size", "gradient_checkpointing")
 """The arguments that are no options of neuralforecast's networks."""

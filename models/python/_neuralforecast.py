@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-
 from flash_attention.models import _classes
 from flash_attention.models._engine import Engine, Setup
 from flash_attention.models._module import LOSSES
+from torch import Tensor, nn
 
 SUPPORTED = "3.3"
 """The release of neuralforecast whose networks the C++ models are."""
@@ -155,8 +154,10 @@ def _check_surroundings(model: nn.Module) -> None:
             f"got {version}; run\n    python3 -m pip install 'neuralforecast=={SUPPORTED}.*'"
         )
     accelerator = model.trainer_kwargs.get("accelerator")
-    if isinstance(accelerator, str) and accelerator not in ("cpu", "auto") or (
-        accelerator == "auto" and torch.accelerator.is_available()
+    if (
+        isinstance(accelerator, str)
+        and accelerator not in ("cpu", "auto")
+        or (accelerator == "auto" and torch.accelerator.is_available())
     ):
         raise ValueError(
             f"accelerate: expected a model that runs on the CPU, got accelerator={accelerator!r}; "

@@ -83,8 +83,12 @@ std::tuple<std::string, std::string, int64_t, TensorsByName, Texts, TensorsByNam
     if (!all.contains(name)) others.insert(name, tensor);
   }
   for (const auto& [key, text] : file.metadata) metadata.insert(key, text);
-  return {model->model_class(), options_of(*model), model->outputsize_multiplier(), weights,
-          metadata, others};
+  return {model->model_class(),
+          options_of(*model),
+          model->outputsize_multiplier(),
+          weights,
+          metadata,
+          others};
 }
 
 TORCH_LIBRARY(flash_models, m) {

@@ -22,7 +22,8 @@ void check(const NamedTensor& own, const at::Tensor& given) {
   TORCH_CHECK_VALUE(given.defined(), name, ": expected a tensor, got none");
   TORCH_CHECK_VALUE(given.device().is_cpu() && given.layout() == at::kStrided, name,
                     ": expected a dense tensor on the CPU, where this extension computes, got ",
-                    given.layout(), " on ", given.device(), "; move the model and its input there, "
+                    given.layout(), " on ", given.device(),
+                    "; move the model and its input there, "
                     "for example with .to(\"cpu\")");
   TORCH_CHECK_VALUE(given.sizes() == own.tensor.sizes(), name, ": expected the shape ",
                     own.tensor.sizes(), ", got ", given.sizes());
@@ -95,8 +96,8 @@ BoundModel::BoundModel(const Recipe& recipe) {
   // Built under no_grad or inference_mode, it is to be trained all the same.
   const c10::InferenceMode no_inference(false);
   const at::AutoGradMode with_gradients(true);
-  model_ = make_model(recipe.model_class, recipe.options, recipe.outputsize_multiplier,
-                      recipe.config);
+  model_ =
+      make_model(recipe.model_class, recipe.options, recipe.outputsize_multiplier, recipe.config);
   tensors_ = named_tensors(*model_);
   edges_.resize(tensors_.size());
   for (const NamedTensor& own : tensors_) handles_.push_back(own.tensor.use_count());
@@ -106,8 +107,8 @@ bool BoundModel::stands_for(size_t i, const at::Tensor& given, const Edge& edge)
   const at::Tensor& own = tensors_[i].tensor;
   return own.is_alias_of(given) && own.storage_offset() == given.storage_offset() &&
          own.scalar_type() == given.scalar_type() && own.strides() == given.strides() &&
-         own.is_conj() == given.is_conj() && own.is_neg() == given.is_neg() &&
-         edges_[i] == edge && own.requires_grad() == edge.is_valid();
+         own.is_conj() == given.is_conj() && own.is_neg() == given.is_neg() && edges_[i] == edge &&
+         own.requires_grad() == edge.is_valid();
 }
 
 bool BoundModel::busy() const {

@@ -47,8 +47,7 @@ TEST(HalveByMaximum, GivesTorchsOutputAndGradients) {
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     for (const int64_t steps : {1, 2, 3, 4, 9, 10}) {
       // Few different numbers, so that there are ties, of which the first counts.
-      const torch::Tensor x =
-          torch::randint(3, {2, steps, 21}).to(dtype).requires_grad_();
+      const torch::Tensor x = torch::randint(3, {2, steps, 21}).to(dtype).requires_grad_();
       const torch::Tensor expected = pooled_by_torch(x), got = halve_by_maximum(x);
       EXPECT_TRUE(torch::equal(got, expected)) << steps;
       const torch::Tensor g = torch::randn_like(got);

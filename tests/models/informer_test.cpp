@@ -66,7 +66,8 @@ TEST(InformerModel, TrainsAlikeWithRecomputedLayers) {
     Informer model(tiny_informer().dropout(0.2).gradient_checkpointing(recompute));
     const torch::Tensor y = torch::randn({3, 24, 1});
     model->forward(y).square().sum().backward();
-    for (const auto& parameter : model->parameters()) gradients[recompute].push_back(parameter.grad());
+    for (const auto& parameter : model->parameters())
+      gradients[recompute].push_back(parameter.grad());
   }
   ASSERT_EQ(gradients[0].size(), gradients[1].size());
   for (size_t i = 0; i < gradients[0].size(); ++i) {
@@ -81,15 +82,20 @@ TEST(InformerModel, RefusesWhatDoesNotFit) {
   expect([] { Informer(tiny_informer().hidden_size(7)); }, "expected an even hidden_size, got 7");
   expect([] { Informer(tiny_informer().activation("tanh")); },
          "Informer: expected activation \"relu\" or \"gelu\", got \"tanh\"");
-  expect([] { Informer(tiny_informer().decoder_input_size_multiplier(1.0)); },
-         "expected decoder_input_size_multiplier to leave the decoder between 1 and input_size - 1");
+  expect(
+      [] { Informer(tiny_informer().decoder_input_size_multiplier(1.0)); },
+      "expected decoder_input_size_multiplier to leave the decoder between 1 and input_size - 1");
   expect([] { Informer(tiny_informer())->forward(torch::zeros({2, 23, 1})); },
          "Informer: expected insample_y [batch, 24, 1], got [2, 23, 1]");
   Informer with_exog(tiny_informer().futr_exog_list({"hour"}));
   const torch::Tensor y = torch::zeros({2, 24, 1});
-  expect([&] { with_exog->forward(y); }, "expected futr_exog [2, 28, 1], since futr_exog_list names");
-  expect([&] { with_exog->forward(WindowsBatch{.insample_y = y, .futr_exog = torch::zeros({2, 24, 1})}); },
-         "expected futr_exog [2, 28, 1] (past and future rows), got [2, 24, 1]");
+  expect([&] { with_exog->forward(y); },
+         "expected futr_exog [2, 28, 1], since futr_exog_list names");
+  expect(
+      [&] {
+        with_exog->forward(WindowsBatch{.insample_y = y, .futr_exog = torch::zeros({2, 24, 1})});
+      },
+      "expected futr_exog [2, 28, 1] (past and future rows), got [2, 24, 1]");
   expect([&] { Informer(tiny_informer())->forward(WindowsBatch{.insample_y = y, .stat_exog = y}); },
          "Informer: expected no stat_exog");
 }

@@ -21,12 +21,12 @@ ITransformerOptions tiny_itransformer(int64_t series = 3) {
   return ITransformerOptions(/*h=*/4, /*input_size=*/10, series).hidden_size(8).n_heads(2).d_ff(12);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    ITransformer, AgainstPython,
-    testing::ValuesIn(parity_cases({"itransformer_base", "itransformer_futr",
-                                    "itransformer_mq_layout_quirk", "itransformer_nonorm_normal"},
-                                   {.flash = true})),
-    parity_name);
+INSTANTIATE_TEST_SUITE_P(ITransformer, AgainstPython,
+                         testing::ValuesIn(parity_cases({"itransformer_base", "itransformer_futr",
+                                                         "itransformer_mq_layout_quirk",
+                                                         "itransformer_nonorm_normal"},
+                                                        {.flash = true})),
+                         parity_name);
 
 TEST(ITransformerOptions, HaveNeuralforecastsDefaults) {
   const ITransformerOptions options(1, 2, 3);
@@ -45,8 +45,9 @@ TEST(ITransformerModel, DropsTheSameWithEitherAttentionAndWithRecomputedLayers) 
   std::vector<torch::Tensor> outputs;
   for (const auto& [flash, recompute] : {std::pair(false, false), {true, false}, {true, true}}) {
     torch::manual_seed(3);
-    ITransformer model(tiny_itransformer().dropout(0.3).use_flash_attention(flash)
-                           .gradient_checkpointing(recompute));
+    ITransformer model(
+        tiny_itransformer().dropout(0.3).use_flash_attention(flash).gradient_checkpointing(
+            recompute));
     model->to(torch::kDouble);
     const torch::Tensor y = torch::randn({2, 10, 3}, torch::kDouble).requires_grad_();
     const torch::Tensor output = model->forward(y);
@@ -82,16 +83,18 @@ TEST(ITransformerModel, RefusesWhatDoesNotFit) {
   const torch::Tensor y = torch::zeros({2, 10, 3});
   expect([&] { ITransformer(tiny_itransformer())->forward(y.slice(2, 1)); },
          "iTransformer: expected insample_y [batch, 10, 3], got [2, 10, 2]");
-  expect([&] {
-           ITransformer(tiny_itransformer())
-               ->forward(WindowsBatch{.insample_y = y, .futr_exog = torch::zeros({2, 1, 14, 3})});
-         },
-         "iTransformer: expected no futr_exog");
-  expect([&] {
-           ITransformer(tiny_itransformer().futr_exog_list({"price"}))
-               ->forward(WindowsBatch{.insample_y = y, .futr_exog = torch::zeros({2, 14, 3, 1})});
-         },
-         "expected futr_exog [batch, columns, input_size + h, n_series] = [2, 1, 14, 3]");
+  expect(
+      [&] {
+        ITransformer(tiny_itransformer())
+            ->forward(WindowsBatch{.insample_y = y, .futr_exog = torch::zeros({2, 1, 14, 3})});
+      },
+      "iTransformer: expected no futr_exog");
+  expect(
+      [&] {
+        ITransformer(tiny_itransformer().futr_exog_list({"price"}))
+            ->forward(WindowsBatch{.insample_y = y, .futr_exog = torch::zeros({2, 14, 3, 1})});
+      },
+      "expected futr_exog [batch, columns, input_size + h, n_series] = [2, 1, 14, 3]");
 }
 
 TEST(ITransformerModel, ClonesWithoutSharingParameters) {

@@ -32,8 +32,8 @@ TEST(Linear, IsThatOfTorchWithItsGradients) {
         const torch::Tensor weight = p.weight.detach().clone().requires_grad_();
         const torch::Tensor bias =
             has_bias ? p.bias.detach().clone().requires_grad_() : torch::Tensor();
-        const torch::Tensor out = ours ? models::linear(x, weight, bias)
-                                       : torch::linear(x, weight, bias);
+        const torch::Tensor out =
+            ours ? models::linear(x, weight, bias) : torch::linear(x, weight, bias);
         (out * g).sum().backward();
         results[ours] = {out.detach(), x.grad(), weight.grad()};
         x.mutable_grad() = torch::Tensor();

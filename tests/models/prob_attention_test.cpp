@@ -39,10 +39,10 @@ torch::Tensor written_out(const AttentionProjections& p, const Shape& s, const t
   const torch::Tensor q = project(p.query_layer(), x);
   const torch::Tensor k = project(p.key_layer(), memory);
   const torch::Tensor v = project(p.value_layer(), memory);
-  const torch::Tensor table = torch::randint(s.keys, {s.length, count(s.factor, s.keys)}, torch::kLong);
+  const torch::Tensor table =
+      torch::randint(s.keys, {s.length, count(s.factor, s.keys)}, torch::kLong);
   const torch::Tensor scores = q.matmul(k.transpose(2, 3));
-  const torch::Tensor sampled =
-      scores.gather(3, table.expand({s.batch, s.heads, -1, -1}));
+  const torch::Tensor sampled = scores.gather(3, table.expand({s.batch, s.heads, -1, -1}));
   const torch::Tensor measure =
       std::get<0>(sampled.max(-1)) - sampled.sum(-1) / static_cast<double>(s.keys);
   const torch::Tensor chosen = std::get<1>(measure.topk(count(s.factor, s.length), -1));
@@ -95,13 +95,14 @@ TEST_P(ProbAttentionOf, GivesTheFormulasOutputAndGradients) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, ProbAttentionOf,
-    testing::Combine(testing::Values(Shape{2, 3, 100, 31, 1, false},  // mostly the mean, mixed heads
-                                     Shape{2, 2, 64, 64, 1, false},   // a row is of one head
-                                     Shape{3, 4, 20, 30, 2, false},   // most queries selected
-                                     Shape{2, 1, 50, 9, 1, false},    // one head
-                                     Shape{2, 2, 6, 8, 9, false},     // all queries selected
+    testing::Combine(testing::Values(Shape{2, 3, 100, 31, 1,
+                                           false},                   // mostly the mean, mixed heads
+                                     Shape{2, 2, 64, 64, 1, false},  // a row is of one head
+                                     Shape{3, 4, 20, 30, 2, false},  // most queries selected
+                                     Shape{2, 1, 50, 9, 1, false},   // one head
+                                     Shape{2, 2, 6, 8, 9, false},    // all queries selected
                                      Shape{2, 3, 41, 41, 1, true}, Shape{2, 2, 5, 5, 9, true},
-                                     Shape{2, 5, 33, 33, 2, true}),   // 5 heads do not divide 24
+                                     Shape{2, 5, 33, 33, 2, true}),  // 5 heads do not divide 24
                      testing::Bool()));
 
 }  // namespace

@@ -80,9 +80,7 @@ TEST(Safetensors, KeepTheOldFileWhenATensorCannotBeStored) {
   const TemporaryFile file(".safetensors");
   write_safetensors(file.path(), {{"a", torch::ones({2})}});
   EXPECT_THAT(
-      [&] {
-        write_safetensors(file.path(), {{"b", torch::ones({2}, torch::kComplexDouble)}});
-      },
+      [&] { write_safetensors(file.path(), {{"b", torch::ones({2}, torch::kComplexDouble)}}); },
       testing::ThrowsMessage<c10::ValueError>(
           AllOf(HasSubstr("tensor b"), HasSubstr("ComplexDouble cannot be stored"))));
   EXPECT_EQ(read_safetensors(file.path()).tensors.count("a"), 1u);

@@ -1,7 +1,7 @@
 """Run by test_torch_shortcomings.py: peak resident memory of calls that must not need O(L S).
 
-A process of its own, because the peak of a process never goes down: each scenario prints by how many
-bytes it raised it. One warm-up call of the plain problem pays for what every call needs.
+A process of its own, because the peak of a process never goes down: each scenario prints by how
+many bytes it raised it. One warm-up call of the plain problem pays for what every call needs.
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ def lay_out(shape: tuple[int, ...], layout: str, generator: torch.Generator) -> 
     """Standard normal float64 values of `shape`, laid out in memory as the name says."""
     if layout == "contiguous":
         return torch.randn(shape, generator=generator, dtype=torch.float64)
-    if layout == "transposed":  # the heads (3-D: the batch) inside the length, as after a projection
+    if (
+        layout == "transposed"
+    ):  # the heads (3-D: the batch) inside the length, as after a projection
         swapped = list(shape)
         swapped[-3], swapped[-2] = swapped[-2], swapped[-3]
         return torch.randn(swapped, generator=generator, dtype=torch.float64).transpose(-3, -2)
@@ -114,7 +116,9 @@ def cast_keeping_strides(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor` in `dtype`, with the same strides (an expanded axis stays expanded)."""
     if tensor.dtype == dtype:
         return tensor
-    extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 0)
+    extent = 1 + sum(
+        (n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 0
+    )
     storage = tensor.new_zeros(tensor.storage_offset() + extent, dtype=dtype)
     storage.copy_(tensor.as_strided(storage.shape, (1,), 0))
     return storage.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
@@ -129,7 +133,9 @@ def make_problem(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Problem:
 
     def axes(letters: str) -> tuple[int, ...]:
         if spec.rank == 3:  # there is no heads axis: the third from the right goes, or becomes B
-            letters = letters[:-3] + letters[-2:] if len(letters) == 4 else letters.replace("H", "B")
+            letters = (
+                letters[:-3] + letters[-2:] if len(letters) == 4 else letters.replace("H", "B")
+            )
         return tuple(spec.axis(letter) for letter in letters)
 
     key_heads = spec.key_heads or spec.heads

@@ -3,8 +3,8 @@
     weights = softmax(scale * query key^T + bias)     over the keys that may be attended
     out = dropout(weights) value,   lse = log(sum(exp(scores)))
 
-Nothing here is shared with the operator: masks, positions, grouped heads and the derivative (torch's
-own autograd) are all done the slow and obvious way.
+Nothing here is shared with the operator: masks, positions, grouped heads and the derivative
+(torch's own autograd) are all done the slow and obvious way.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def with_heads(x: Tensor) -> Tensor:
     return x.unsqueeze(1) if x.dim() == 3 else x
 
 
-def broadcast_bias(bias: Tensor, batch: int, heads: int, queries: int, keys: int, rank: int) -> Tensor:
+def broadcast_bias(
+    bias: Tensor, batch: int, heads: int, queries: int, keys: int, rank: int
+) -> Tensor:
     """`bias` as [B, H, L, S]; for 3-D inputs it broadcasts to [B, L, S] first."""
     if rank == 3:
         return bias.expand(batch, queries, keys).unsqueeze(1)
@@ -86,7 +88,8 @@ def scores_and_values(
 def log_sum_exp(scores: Tensor) -> Tensor:
     """log(sum(exp(scores))) over the keys; 0 if there are none.
 
-    Not torch.logsumexp: its gradient is exp(score - lse), which loses log(sum) where |lse| is large.
+    Not torch.logsumexp: its gradient is exp(score - lse), which loses log(sum) where |lse| is
+    large.
     """
     if scores.size(-1) == 0:
         return scores.sum(-1)
@@ -168,10 +171,11 @@ class Size:
 def rounding_model(problem: Problem) -> dict[str, Size]:
     """Expected error of each result, in units of one rounding, to first order.
 
-    Every product, exponential and output is off by one relative rounding, independently, so errors add
-    in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units. The slope of the loss in a score
-    is a difference of two dot products of Dv terms, whose partial sums round too: 2 units each. With
-    one key (or one that outweighs the rest) they are equal, and those roundings are all that is left.
+    Every product, exponential and output is off by one relative rounding, independently, so errors
+    add in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units. The slope of the loss in a
+    score is a difference of two dot products of Dv terms, whose partial sums round too: 2 units
+    each. With one key (or one that outweighs the rest) they are equal, and those roundings are all
+    that is left.
     """
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     options = problem.options
@@ -186,7 +190,9 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
     keep = dropout_keep(problem)
     kept = torch.ones((), dtype=torch.float64)
     if keep is not None:
-        kept = keep.double() / (1.0 - options["dropout"]) if options["dropout"] < 1.0 else 0.0 * kept
+        kept = (
+            keep.double() / (1.0 - options["dropout"]) if options["dropout"] < 1.0 else 0.0 * kept
+        )
     grad_out = with_heads(problem.grad_out.double())
     grad_lse = problem.grad_lse.double().view(*weights.shape[:3], 1)
 
@@ -211,6 +217,8 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
         target = dscore_error.squeeze(1) if rank == 3 else dscore_error
         squares["dbias"] = target.sum_to_size(inputs["bias"].shape)
     return {
-        name: Size(math.sqrt(x.mean().item()), math.sqrt(x.max().item())) if x.numel() else Size(0, 0)
+        name: Size(math.sqrt(x.mean().item()), math.sqrt(x.max().item()))
+        if x.numel()
+        else Size(0, 0)
         for name, x in squares.items()
     }

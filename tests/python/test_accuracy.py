@@ -27,9 +27,9 @@ def batch_for(queries: int, keys: int, widest: int) -> int:
 def length_specs() -> list[Spec]:
     """Every L with every S; every L and every S also meets every D and every Dv.
 
-    The steps 1 and 3 have no factor in common with the 10 widths, so along a row or column of the grid
-    the widths run through all ten. The starts are chosen so that the four largest L x S get D <= 8 and
-    Dv <= 24.
+    The steps 1 and 3 have no factor in common with the 10 widths, so along a row or column of the
+    grid the widths run through all ten. The starts are chosen so that the four largest L x S get D
+    <= 8 and Dv <= 24.
     """
     specs = []
     for (i, queries), (j, keys) in itertools.product(enumerate(LENGTHS), enumerate(LENGTHS)):

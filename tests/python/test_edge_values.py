@@ -71,9 +71,7 @@ def test_keys_visible_only_in_the_last_block(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=["nan", "inf", "minus-inf"])
 @pytest.mark.parametrize("name", ["query", "key", "value", "bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_bad_numbers_spread_as_in_the_definition(
-    dtype: torch.dtype, name: str, bad: float
-) -> None:
+def test_bad_numbers_spread_as_in_the_definition(dtype: torch.dtype, name: str, bad: float) -> None:
     """NaN exactly where softmax(q k^T + bias) v, written out, has NaN; all else within tolerance."""
     problem = make_problem(replace(BASE, bias="1HLS"), dtype)
     problem.inputs[name][0, 1, 3, 2] = bad
@@ -81,9 +79,7 @@ def test_bad_numbers_spread_as_in_the_definition(
     scores = inputs["query"] @ inputs["key"].mT / math.sqrt(8) + inputs["bias"]
     expected = torch.softmax(scores, -1) @ inputs["value"]
     out = flash_attention.attention(**problem.inputs)
-    torch.testing.assert_close(
-        out.double(), expected, rtol=0, atol=CLOSE[dtype], equal_nan=True
-    )
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=CLOSE[dtype], equal_nan=True)
 
 
 @pytest.mark.parametrize("use_simd", [True, False], ids=["simd", "no-simd"])
@@ -160,9 +156,7 @@ def test_a_future_nan_touches_the_future_alone(dtype: torch.dtype, queries: int)
     problem.inputs["key"][0, 0, at] = NAN
     problem.inputs["value"][0, 0, at] = NAN
     dirty = run(problem)
-    torch.testing.assert_close(
-        dirty.out[:, :, :at], clean[:, :, :at], rtol=0, atol=CLOSE[dtype]
-    )
+    torch.testing.assert_close(dirty.out[:, :, :at], clean[:, :, :at], rtol=0, atol=CLOSE[dtype])
     assert dirty.out[:, :, at:].isnan().all()
     assert dirty.grads["dq"][:, :, :at].isfinite().all()
 
@@ -176,7 +170,9 @@ def test_nan_in_a_mixed_mask_touches_its_rows_alone(dtype: torch.dtype) -> None:
     problem.inputs["value"][0, :, 11, 4] = NAN
     dirty = run(problem)
     odd = slice(1, None, 2)
-    torch.testing.assert_close(dirty.out[:, :, odd], clean.out[:, :, odd], rtol=0, atol=CLOSE[dtype])
+    torch.testing.assert_close(
+        dirty.out[:, :, odd], clean.out[:, :, odd], rtol=0, atol=CLOSE[dtype]
+    )
     assert dirty.out[:, :, ::2, 4].isnan().all()
     assert dirty.grads["dq"][:, :, odd].isfinite().all()
 
@@ -298,6 +294,4 @@ def test_no_values_and_no_head_dim(dtype: torch.dtype) -> None:
     out, lse = flash_attention.attention_with_lse(query[..., :0], key[..., :0], value)
     mean = value.mean(2, keepdim=True).expand_as(out)
     torch.testing.assert_close(out, mean, rtol=0, atol=CLOSE[dtype])
-    torch.testing.assert_close(
-        lse, torch.full_like(lse, math.log(37)), rtol=0, atol=CLOSE[dtype]
-    )
+    torch.testing.assert_close(lse, torch.full_like(lse, math.log(37)), rtol=0, atol=CLOSE[dtype])

@@ -1,7 +1,7 @@
 """Bad input: the exception, and a text that says what was expected and what came.
 
-CPU and Meta tensors go through one checking function, so every case runs on both; no case may depend on
-values, which a Meta tensor does not have.
+CPU and Meta tensors go through one checking function, so every case runs on both; no case may
+depend on values, which a Meta tensor does not have.
 """
 
 from __future__ import annotations

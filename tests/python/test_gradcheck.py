@@ -10,8 +10,8 @@ import torch
 from problems import VARIANTS, Problem, Spec, make_problem
 from torch import Tensor
 
-# Two query heads and more keys than one tile of any kernel has rows, but few enough elements that the
-# numerical Jacobian (two calls for each input element) stays cheap.
+# Two query heads and more keys than one tile of any kernel has rows, but few enough elements that
+# the numerical Jacobian (two calls for each input element) stays cheap.
 TINY = Spec(batch=1, heads=2, queries=3, keys=5, head_dim=2, value_dim=3, block_size=2)
 
 
@@ -56,7 +56,8 @@ def differentiable_call(problem: Problem, with_lse: bool) -> tuple[object, list[
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 def test_gradcheck(spec: Spec, with_lse: bool) -> None:
     call, inputs = differentiable_call(make_problem(spec, torch.float64), with_lse)
-    # An expanded leaf shares memory between elements, which the numerical side cannot perturb one by one.
+    # An expanded leaf shares memory between elements, which the numerical side cannot perturb one
+    # by one.
     inputs = [x.detach().clone().requires_grad_() if 0 in x.stride() else x for x in inputs]
     assert torch.autograd.gradcheck(call, inputs)
 

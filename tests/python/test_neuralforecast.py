@@ -190,9 +190,7 @@ def test_gradients_arrive_in_the_objects_own_parameters(name: str) -> None:
     own = dict(fast.named_parameters())
     for key, parameter in original.named_parameters():
         if parameter.grad is not None and parameter.grad.any():
-            torch.testing.assert_close(
-                own[key].grad, parameter.grad, rtol=1e-3, atol=1e-4, msg=key
-            )
+            torch.testing.assert_close(own[key].grad, parameter.grad, rtol=1e-3, atol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize("name", CLASSES)

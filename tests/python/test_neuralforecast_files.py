@@ -1,6 +1,6 @@
 """Files of ours, loaded by neuralforecast itself: skipped where it is not installed.
 
-    pip install neuralforecast==3.3.0
+pip install neuralforecast==3.3.0
 """
 
 from __future__ import annotations

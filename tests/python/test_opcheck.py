@@ -8,7 +8,8 @@ from problems import Spec, make_problem, single_variants
 
 SINGLES = single_variants()
 
-# Every two of operator, type and gradient together, for every option: half of the eight combinations.
+# Every two of operator, type and gradient together, for every option: half of the eight
+# combinations.
 COVER = {
     "attention-float32-grad": ("attention", torch.float32, True),
     "attention-float64-no-grad": ("attention", torch.float64, False),

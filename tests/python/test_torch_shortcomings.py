@@ -1,7 +1,7 @@
 """What torch 2.13's own CPU attention gets wrong, and what must not happen here.
 
-1. key and value of different lengths are read past their end; 2. rows masked with a finite value get
-gradients S times too large; 3. a NaN query row returns 0; 4. O(L S) memory is taken silently.
+1. key and value of different lengths are read past their end; 2. rows masked with a finite value
+get gradients S times too large; 3. a NaN query row returns 0; 4. O(L S) memory is taken silently.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def with_bias(problem: Problem, bias: torch.Tensor) -> Problem:
 @pytest.mark.parametrize("fill", [-1e9, "finfo.min"])
 @pytest.mark.parametrize("keys", [5, 64, 130, 1024])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_fill_that_absorbs_the_scores(
-    dtype: torch.dtype, keys: int, fill: float | str
-) -> None:
+def test_a_fill_that_absorbs_the_scores(dtype: torch.dtype, keys: int, fill: float | str) -> None:
     """Every weight of such a row is 1/S, its output the mean of V, its gradients those of a mean."""
     fill = torch.finfo(dtype).min if fill == "finfo.min" else fill
     spec = Spec(1, 2, queries=6, keys=keys, bias="LS", scale=1e-12 if fill == -1e9 else None)
@@ -101,7 +99,9 @@ def test_a_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: fl
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_a_shift_that_the_logits_can_hold_costs_nothing(dtype: torch.dtype, shift: float) -> None:
     """Whole logits plus a whole shift are exact, so the gradients must not notice the shift."""
-    problem = make_problem(Spec(1, 2, queries=64, keys=64, head_dim=16, bias="LS", scale=1.0), dtype)
+    problem = make_problem(
+        Spec(1, 2, queries=64, keys=64, head_dim=16, bias="LS", scale=1.0), dtype
+    )
     for name in ("query", "key"):
         problem.inputs[name] = problem.inputs[name].round().clamp(-2, 2)
     plain = run(with_bias(problem, torch.zeros(64, 64)))

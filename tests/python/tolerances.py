@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import torch
 
-# float64, inputs standard normal: a few hundred roundings of 1.1e-16 on values of order 1 to 10 stay
-# below 1e-13; ten times that leaves room for the longest sums (2049 terms), and any real error
+# float64, inputs standard normal: a few hundred roundings of 1.1e-16 on values of order 1 to 10
+# stay below 1e-13; ten times that leaves room for the longest sums (2049 terms), and any real error
 # (a key forgotten, a weight not rescaled) is above 1e-6.
 FLOAT64_ABSOLUTE = 1e-12
 
 # float32: at most twice the error that torch's own math path makes on the same inputs. Twice, not
-# once, because two correct orders of summation differ by about that. It holds for the root mean square
-# over each tensor, and for the largest error of each tensor.
+# once, because two correct orders of summation differ by about that. It holds for the root mean
+# square over each tensor, and for the largest error of each tensor.
 FLOAT32_TIMES_MATH_PATH = 2.0
 
-# The math path is sometimes exact by structure (one key: the softmax gradient cancels to exactly 0),
-# so float32 may always be off by a few units of the rounding model of reference.rounding_model, which
-# takes one independent rounding per product. A polynomial exponential within 2 ulp is 4 such units.
+# The math path is sometimes exact by structure (one key: the softmax gradient cancels to exactly
+# 0), so float32 may always be off by a few units of the rounding model of reference.rounding_model,
+# which takes one independent rounding per product. A polynomial exponential within 2 ulp is 4 such
+# units.
 FLOAT32_ROUNDING_UNITS_RMS = 2.0
 
-# The largest error of one draw is luck: the same kernel's is 0.5 to 4 times the math path's from seed to
-# seed where their root mean squares are equal. So it may also be this many units.
+# The largest error of one draw is luck: the same kernel's is 0.5 to 4 times the math path's from
+# seed to seed where their root mean squares are equal. So it may also be this many units.
 FLOAT32_ROUNDING_UNITS_LARGEST = 8.0
 
-# Of fewer numbers than this the root mean square is luck, too, and only the largest error is judged: the
-# gradient of a bias that is one number for all scores, say.
+# Of fewer numbers than this the root mean square is luck, too, and only the largest error is
+# judged: the gradient of a bias that is one number for all scores, say.
 FEWEST_FOR_RMS = 16
 
 # Half the spacing of floats at 1: the relative error of one rounding.
@@ -38,19 +39,19 @@ CLOSE = {torch.float32: 2e-5, torch.float64: 1e-12}
 # Rounding is far below it (1e-13); a wrong scale, mask or head is far above.
 GUIDE_FLOAT64 = 1e-10
 
-# Flash against standard attention over some tens of training steps in float32: each step's rounding feeds
-# the next through Adam, which turns relative differences of 1e-6 into steps of the same size.
+# Flash against standard attention over some tens of training steps in float32: each step's rounding
+# feeds the next through Adam, which turns relative differences of 1e-6 into steps of the same size.
 TRAINING_LOSS_FLOAT32 = 1e-4
 
-# A whole model in float64 against the original: thousands of roundings on values up to 1e2. Any real
-# error (a head swapped, a norm forgotten) is above 1e-6.
+# A whole model in float64 against the original: thousands of roundings on values up to 1e2. Any
+# real error (a head swapped, a norm forgotten) is above 1e-6.
 MODEL_FLOAT64 = 1e-10
 
 # FEDformer's cross attention: its complex tanh has poles, near which roundings grow a thousandfold.
 MODEL_COMPLEX_TANH = 1e-7
 
-# A whole model in float32: some times the original's own distance between its two precisions, since the
-# order of summation differs; where that is small by luck, some roundings of outputs of order 1.
+# A whole model in float32: some times the original's own distance between its two precisions, since
+# the order of summation differs; where that is small by luck, some roundings of outputs of order 1.
 MODEL_FLOAT32_TIMES_ORIGINAL = 5.0
 MODEL_FLOAT32_AT_LEAST = 1e-5
 

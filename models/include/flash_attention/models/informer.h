@@ -1,12 +1,13 @@
 #pragma once
-// Informer (Zhou et al., "Informer", arXiv:2012.07436) as in neuralforecast 3.3.0: its option names,
-// defaults, parameter names, initial weights and numbers. Kept on purpose:
-//  - ProbSparse attention measures the queries on keys drawn anew in every forward, in eval mode too:
+// Informer (Zhou et al., "Informer", arXiv:2012.07436) as in neuralforecast 3.3.0: its option
+// names, defaults, parameter names, initial weights and numbers. Kept on purpose:
+//  - ProbSparse attention measures the queries on keys drawn anew in every forward, in eval mode
+//  too:
 //    torch::manual_seed before a forward repeats it.
 //  - Its output [B, H, L, d] is read as [B, L, H d] without a transposition, which mixes times and
 //    heads; so the decoder's self-attention is not causal. Attention weights are never dropped.
-// Not kept: with n_head 1 neuralforecast lets every sample use the queries selected by all samples of
-// the batch, so that a forecast depends on its neighbours, and counts gradients twice.
+// Not kept: with n_head 1 neuralforecast lets every sample use the queries selected by all samples
+// of the batch, so that a forecast depends on its neighbours, and counts gradients twice.
 
 #include <flash_attention/export.h>
 #include <flash_attention/models/forecast_model.h>

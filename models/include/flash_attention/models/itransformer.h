@@ -1,6 +1,6 @@
 #pragma once
-// iTransformer (Liu et al., "iTransformer", arXiv:2310.06625) as in neuralforecast 3.3.0: its option
-// names, defaults, parameter names, initial weights and numbers. Kept on purpose:
+// iTransformer (Liu et al., "iTransformer", arXiv:2310.06625) as in neuralforecast 3.3.0: its
+// option names, defaults, parameter names, initial weights and numbers. Kept on purpose:
 //  - `d_layers` and `factor` have no effect; the activation is GELU.
 //  - Channel m * N + n of the output is number m of series n. neuralforecast's own quantile losses
 //    read it as n * M + m and mix series and quantiles; the losses of losses.h read it right.

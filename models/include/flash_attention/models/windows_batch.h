@@ -7,9 +7,9 @@
 
 namespace flash::models {
 
-/// The tensors of neuralforecast's `windows_batch`, under its names; what a model is not given stays
-/// undefined. One dtype, float32 or float64, like the parameters. B windows, L = input_size, horizon
-/// h, N series, and F, X, S future, historic and static exogenous columns.
+/// The tensors of neuralforecast's `windows_batch`, under its names; what a model is not given
+/// stays undefined. One dtype, float32 or float64, like the parameters. B windows, L = input_size,
+/// horizon h, N series, and F, X, S future, historic and static exogenous columns.
 ///
 ///     model->forward(y);                                   // only the series, [B, L, 1]
 ///     model->forward({.insample_y = y, .futr_exog = f});   // and what is known of the future
