@@ -6,6 +6,7 @@
 #include <cctype>
 #include <utility>
 
+#include "checks.h"
 #include "layers/patch_encoder.h"
 #include "layers/rev_in.h"
 #include "option_visitor.h"
@@ -23,33 +24,23 @@ int64_t patch_count(const PatchTSTOptions& options) {
   return (padded - patch_length(options)) / options.stride() + 1;
 }
 
-void check_positive(const char* name, int64_t value) {
-  TORCH_CHECK_VALUE(value >= 1, "PatchTST: expected ", name, " of at least 1, got ", value);
-}
-
-void check_probability(const char* name, double value) {
-  TORCH_CHECK_VALUE(value >= 0.0 && value <= 1.0, "PatchTST: expected ", name,
-                    " between 0 and 1, got ", value);
-}
-
 PatchTSTOptions checked(PatchTSTOptions options) {
-  check_positive("h", options.h());
-  check_positive("input_size", options.input_size());
-  check_positive("encoder_layers", options.encoder_layers());
-  check_positive("n_heads", options.n_heads());
-  check_positive("hidden_size", options.hidden_size());
-  check_positive("linear_hidden_size", options.linear_hidden_size());
-  check_positive("patch_len", options.patch_len());
-  check_positive("stride", options.stride());
-  check_positive("outputsize_multiplier", options.outputsize_multiplier());
-  check_positive("flash_block_size", options.flash_block_size());
-  check_probability("dropout", options.dropout());
-  check_probability("fc_dropout", options.fc_dropout());
-  check_probability("head_dropout", options.head_dropout());
-  check_probability("attn_dropout", options.attn_dropout());
-  TORCH_CHECK_VALUE(options.hidden_size() >= options.n_heads(),
-                    "PatchTST: expected hidden_size of at least n_heads, got hidden_size ",
-                    options.hidden_size(), " and n_heads ", options.n_heads());
+  const Checks check("PatchTST");
+  check.positive("h", options.h());
+  check.positive("input_size", options.input_size());
+  check.positive("encoder_layers", options.encoder_layers());
+  check.positive("n_heads", options.n_heads());
+  check.positive("hidden_size", options.hidden_size());
+  check.positive("linear_hidden_size", options.linear_hidden_size());
+  check.positive("patch_len", options.patch_len());
+  check.positive("stride", options.stride());
+  check.positive("outputsize_multiplier", options.outputsize_multiplier());
+  check.positive("flash_block_size", options.flash_block_size());
+  check.probability("dropout", options.dropout());
+  check.probability("fc_dropout", options.fc_dropout());
+  check.probability("head_dropout", options.head_dropout());
+  check.probability("attn_dropout", options.attn_dropout());
+  check.heads(options.hidden_size(), "n_heads", options.n_heads());
   std::string& activation = options.activation();
   const std::string given = activation;
   std::transform(activation.begin(), activation.end(), activation.begin(),
@@ -167,11 +158,7 @@ void PatchTSTImpl::pretty_print(std::ostream& stream) const {
 
 at::Tensor PatchTSTImpl::forward(const WindowsBatch& windows) {
   const at::Tensor& series = windows.insample_y;
-  TORCH_CHECK_VALUE(series.defined(), "PatchTST: expected insample_y, got none");
-  TORCH_CHECK_VALUE(
-      series.dim() == 3 && series.size(1) == options.input_size() && series.size(2) == 1,
-      "PatchTST: expected insample_y [batch, ", options.input_size(), ", 1], got ", series.sizes(),
-      "; the model is univariate, so give the columns of a table as windows of their own");
+  Checks("PatchTST").series(series, options.input_size(), /*series=*/1);
   check_absent("futr_exog", windows.futr_exog);
   check_absent("hist_exog", windows.hist_exog);
   check_absent("stat_exog", windows.stat_exog);

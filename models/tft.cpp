@@ -6,6 +6,7 @@
 #include <cctype>
 #include <utility>
 
+#include "checks.h"
 #include "layers/fusion_decoder.h"
 #include "layers/static_encoder.h"
 #include "layers/temporal_encoder.h"
@@ -25,26 +26,18 @@ RecurrentCell cell(const TFTOptions& options) {
   return options.rnn_type() == "lstm" ? RecurrentCell::kLstm : RecurrentCell::kGru;
 }
 
-void check_positive(const char* name, int64_t value) {
-  TORCH_CHECK_VALUE(value >= 1, "TFT: expected ", name, " of at least 1, got ", value);
-}
-
-void check_probability(const char* name, double value) {
-  TORCH_CHECK_VALUE(value >= 0.0 && value <= 1.0, "TFT: expected ", name, " between 0 and 1, got ",
-                    value);
-}
-
 TFTOptions checked(TFTOptions options) {
-  check_positive("h", options.h());
-  check_positive("input_size", options.input_size());
-  check_positive("tgt_size", options.tgt_size());
-  check_positive("hidden_size", options.hidden_size());
-  check_positive("n_head", options.n_head());
-  check_positive("n_rnn_layers", options.n_rnn_layers());
-  check_positive("outputsize_multiplier", options.outputsize_multiplier());
-  check_positive("flash_block_size", options.flash_block_size());
-  check_probability("dropout", options.dropout());
-  check_probability("attn_dropout", options.attn_dropout());
+  const Checks check("TFT");
+  check.positive("h", options.h());
+  check.positive("input_size", options.input_size());
+  check.positive("tgt_size", options.tgt_size());
+  check.positive("hidden_size", options.hidden_size());
+  check.positive("n_head", options.n_head());
+  check.positive("n_rnn_layers", options.n_rnn_layers());
+  check.positive("outputsize_multiplier", options.outputsize_multiplier());
+  check.positive("flash_block_size", options.flash_block_size());
+  check.probability("dropout", options.dropout());
+  check.probability("attn_dropout", options.attn_dropout());
   TORCH_CHECK_VALUE(options.hidden_size() % options.n_head() == 0,
                     "TFT: expected hidden_size to be a multiple of n_head, got hidden_size ",
                     options.hidden_size(), " and n_head ", options.n_head());
@@ -75,10 +68,7 @@ void check_windows(const TFTOptions& options, const WindowsBatch& windows) {
   const torch::Tensor& y = windows.insample_y;
   TORCH_CHECK_VALUE(y.defined(), "TFT: expected insample_y [batch, ", options.input_size(),
                     ", 1], got none");
-  TORCH_CHECK_VALUE(
-      y.dim() == 3 && y.size(1) == options.input_size() && y.size(2) == 1,
-      "TFT: expected insample_y [batch, ", options.input_size(), ", 1], got ", y.sizes(),
-      "; the model is univariate, so give the columns of a table as windows of their own");
+  Checks("TFT").series(y, options.input_size(), /*series=*/1);
   const int64_t batch = y.size(0), past = options.input_size();
   const int64_t futures = count(options.futr_exog_list());
   const int64_t histories = count(options.hist_exog_list());
