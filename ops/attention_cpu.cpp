@@ -7,30 +7,16 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "csrc/kernels.h"
+#include "ops/kernel_call.h"
 #include "ops/operator.h"
 
 namespace flash {
 namespace {
 
 const TypedKernels& kernels_for(at::ScalarType dtype, bool use_simd) {
-  const KernelTable* table = &scalar_kernels();
-  try {
-    // Asked for even without SIMD, so that a misspelt FLASH_ATTENTION_ISA is an error in every
-    // call.
-    const KernelTable& active = active_kernels();
-    if (use_simd) table = &active;
-  } catch (const std::invalid_argument& error) {
-    TORCH_CHECK_VALUE(false, "flash::attention: ", error.what());
-  }
-  return dtype == at::kDouble ? table->f64 : table->f32;
-}
-
-// Kernels read rows as vectors; a last dimension that is not contiguous is copied once, in O(N).
-at::Tensor with_contiguous_rows(const at::Tensor& t) {
-  return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
+  return kernels_of("flash::attention", dtype, use_simd);
 }
 
 /// Strides of [batch, heads, rows, columns]; a 3-D tensor is one head.
@@ -81,9 +67,7 @@ ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_
 /// How many units a thread takes at least, and how many threads that leaves something to do.
 struct Schedule {
   explicit Schedule(const WorkPlan& plan) {
-    // Waking a thread costs a few microseconds, in which a core does about this many operations.
-    constexpr int64_t kFlopsPerWakeUp = 200'000;
-    grain = std::max<int64_t>(1, kFlopsPerWakeUp / std::max<int64_t>(1, plan.flops_per_unit));
+    grain = units_per_thread(plan);
     const int64_t available = at::in_parallel_region() ? 1 : at::get_num_threads();
     threads = std::max<int64_t>(1, std::min(available, (plan.units + grain - 1) / grain));
   }
@@ -129,9 +113,9 @@ class Forward {
       : sizes_(
             check_attention(query, key, value, o.bias, o.query_positions, o.dropout, o.block_size)),
         kernels_(kernels_for(query.scalar_type(), o.use_simd)),
-        query_(with_contiguous_rows(query)),
-        key_(with_contiguous_rows(key)),
-        value_(with_contiguous_rows(value)),
+        query_(rows_contiguous(query)),
+        key_(rows_contiguous(key)),
+        value_(rows_contiguous(value)),
         seed_(o.dropout > 0 ? draw_seed() : 0) {
     params_.shape = shape_of(sizes_);
     params_.score = score_params(o, sizes_, params_.shape.head_dim, seed_);
@@ -201,10 +185,10 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   const Sizes sizes =
       check_attention(query, key, value, bias, query_positions, dropout, block_size);
   const TypedKernels& kernels = kernels_for(query.scalar_type(), use_simd);
-  const at::Tensor q = with_contiguous_rows(query);
-  const at::Tensor k = with_contiguous_rows(key);
-  const at::Tensor v = with_contiguous_rows(value);
-  const at::Tensor d_out = with_contiguous_rows(grad_out);
+  const at::Tensor q = rows_contiguous(query);
+  const at::Tensor k = rows_contiguous(key);
+  const at::Tensor v = rows_contiguous(value);
+  const at::Tensor d_out = rows_contiguous(grad_out);
   const at::Tensor d_lse = grad_lse.has_value() ? grad_lse->contiguous() : at::Tensor();
   const at::Tensor d_query = empty_grad(needed[0], query);
   const at::Tensor d_key = empty_grad(needed[1], key);

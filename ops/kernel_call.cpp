@@ -15,10 +15,11 @@ void check_cpu(const char* op, const char* name, const at::Tensor& tensor) {
 
 }  // namespace
 
-const TypedKernels& kernels_of(const char* op, at::ScalarType dtype) {
-  const KernelTable* table = nullptr;
+const TypedKernels& kernels_of(const char* op, at::ScalarType dtype, bool use_simd) {
+  const KernelTable* table = &scalar_kernels();
   try {
-    table = &active_kernels();
+    const KernelTable& active = active_kernels();
+    if (use_simd) table = &active;
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, op, ": ", error.what());
   }

@@ -1,5 +1,5 @@
 #pragma once
-// Private to ops/: from tensors to the kernels of csrc/, for the small operators.
+// Private to ops/: from tensors to the kernels of csrc/.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -11,9 +11,9 @@
 
 namespace flash {
 
-/// The kernels of the CPU that this is, or that FLASH_ATTENTION_ISA names. `op` begins the text of
-/// the error where that is misspelt.
-const TypedKernels& kernels_of(const char* op, at::ScalarType dtype);
+/// The kernels of the CPU that this is, or that FLASH_ATTENTION_ISA names; without `use_simd` the scalar
+/// ones. `op` begins the text of the error for a misspelt name, which is one in either case.
+const TypedKernels& kernels_of(const char* op, at::ScalarType dtype, bool use_simd = true);
 
 /// Throws unless `tensor` is on the CPU, and float32 or float64.
 void check_kernel_input(const char* op, const char* name, const at::Tensor& tensor);
@@ -25,14 +25,17 @@ void check_same_dtype(const char* op, const char* name, const at::Tensor& tensor
 /// `tensor`, or a copy of it if its last dimension is not contiguous.
 at::Tensor rows_contiguous(const at::Tensor& tensor);
 
+/// How many units a thread takes at least.
+inline int64_t units_per_thread(const WorkPlan& plan) {
+  // Waking a thread costs a few microseconds, in which a core does about this many operations.
+  constexpr int64_t kFlopsPerWakeUp = 200'000;
+  return std::max<int64_t>(1, kFlopsPerWakeUp / std::max<int64_t>(1, plan.flops_per_unit));
+}
+
 /// Calls run(unit_begin, unit_end) on as many threads as the work is worth.
 template <class Run>
 void run_units(const WorkPlan& plan, Run&& run) {
-  // Waking a thread costs a few microseconds, in which a core does about this many operations.
-  constexpr int64_t kFlopsPerWakeUp = 200'000;
-  const int64_t grain =
-      std::max<int64_t>(1, kFlopsPerWakeUp / std::max<int64_t>(1, plan.flops_per_unit));
-  at::parallel_for(0, plan.units, grain, run);
+  at::parallel_for(0, plan.units, units_per_thread(plan), run);
 }
 
 }  // namespace flash
