@@ -7,6 +7,7 @@
 
 #include "layers/fourier_modes.h"
 #include "model_factory.h"
+#include "neuralforecast_names.h"
 
 namespace flash::models {
 namespace {
@@ -36,11 +37,6 @@ constexpr Head kHeads[] = {
     {"TFT", "output_adapter.bias", false},
     {"iTransformer", "projector.bias", true},
 };
-
-bool belongs_to_a_loss(const std::string& name) {
-  return name.starts_with("loss.") || name.starts_with("valid_loss.") ||
-         name.starts_with("__hparams__.");
-}
 
 /// The JSON object under `key`, empty if there is none.
 Json parse_metadata(const Metadata& metadata, const char* key) {
@@ -156,13 +152,13 @@ void save_model(const std::string& path, ForecastModel& model, const Safetensors
         " in double, for which safetensors has no name; call to(torch::kFloat) first");
   }
   for (const auto& [name, tensor] : keep.tensors) {
-    if (belongs_to_a_loss(name)) tensors.emplace(name, tensor);
+    if (is_around_the_network(name)) tensors.emplace(name, tensor);
   }
   // A shared parameter is stored once; the header tells under which other names it belongs.
   Json shared = Json::object();
   const Json kept_shared = parse_metadata(keep.metadata, kSharedTensors);
   for (const auto& [name, others] : kept_shared.items()) {
-    if (belongs_to_a_loss(name)) shared[name] = others;
+    if (is_around_the_network(name)) shared[name] = others;
   }
   for (const auto& [alias, owner] : model.tied_parameters()) {
     shared[owner].push_back(alias);

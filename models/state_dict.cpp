@@ -5,14 +5,14 @@
 #include <sstream>
 #include <vector>
 
+#include "neuralforecast_names.h"
+
 namespace flash::models {
 namespace {
 
-/// neuralforecast stores its losses' quantiles beside the weights, and the causal mask of TFT; the
-/// networks have neither.
+/// neuralforecast stores TFT's causal mask, too, which the network here computes without.
 bool is_no_weight(const std::string& name) {
-  return name.starts_with("loss.") || name.starts_with("valid_loss.") ||
-         name.starts_with("__hparams__.") || name == "temporal_fusion_decoder.attention._mask";
+  return is_around_the_network(name) || name == "temporal_fusion_decoder.attention._mask";
 }
 
 /// `tensors` with each parameter under the one name that the module has for it. A second name that

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 SETTINGS = ("output_size", "use_flash_attention", "flash_block_size", "gradient_checkpointing")
 """The arguments that are no options of neuralforecast's networks."""
 
-LOSSES = ("loss.", "valid_loss.")
-"""How the names of what belongs to neuralforecast's losses begin, in its state_dict."""
+AROUND_THE_NETWORK = ("loss.", "valid_loss.", "scaler.")
+"""How the names of neuralforecast's losses and window scaler begin in its state_dict."""
 
 
 class Node(nn.Module):
@@ -198,8 +198,9 @@ class ForecastModel(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        # A network has no loss, so a state_dict of neuralforecast's is not refused for having one.
-        for key in [key for key in state_dict if key.startswith(tuple(prefix + n for n in LOSSES))]:
+        # A state_dict of neuralforecast's is not refused for what it has around the network.
+        around = tuple(prefix + name for name in AROUND_THE_NETWORK)
+        for key in [key for key in state_dict if key.startswith(around)]:
             del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 

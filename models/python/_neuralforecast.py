@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from flash_attention.models import _classes
 from flash_attention.models._engine import Engine, Setup
-from flash_attention.models._module import LOSSES
+from flash_attention.models._module import AROUND_THE_NETWORK
 from torch import Tensor, nn
 
 SUPPORTED = "3.3"
@@ -201,7 +201,7 @@ def _check_names(model: nn.Module, engine: Engine) -> None:
     """Every weight of the object must be one of the C++ model's, and the other way round."""
     engine.tensors(model)
     known = {name for names in engine.names() for name in names}
-    ignored = (*LOSSES, *EMBEDDINGS)
+    ignored = (*AROUND_THE_NETWORK, *EMBEDDINGS)
     unknown = [
         name
         for name in model.state_dict()

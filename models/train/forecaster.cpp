@@ -8,10 +8,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include "neuralforecast_names.h"
+
 namespace flash::models {
 namespace {
-
-constexpr const char* kNormPrefix = "scaler.";  // as in neuralforecast
 
 bool replaces_attention(const std::string& model_class) {
   return model_class == "Autoformer" || model_class == "FEDformer";
@@ -40,7 +40,7 @@ void each_parameter(const Forecaster& forecaster, const Take& take) {
     if (item->requires_grad()) take(item.key(), *item);
   }
   for (const auto& item : forecaster.norm->named_parameters()) {
-    if (item->requires_grad()) take(kNormPrefix + item.key(), *item);
+    if (item->requires_grad()) take(kScalerPrefix + item.key(), *item);
   }
 }
 
@@ -72,15 +72,16 @@ void Forecaster::train(bool on) const {
 
 std::map<std::string, at::Tensor> Forecaster::state() const {
   TensorMap tensors = state_dict(model->module());
-  for (const auto& [name, tensor] : state_dict(*norm)) tensors.emplace(kNormPrefix + name, tensor);
+  for (const auto& [name, tensor] : state_dict(*norm))
+    tensors.emplace(kScalerPrefix + name, tensor);
   return tensors;
 }
 
 void Forecaster::load_state(const std::map<std::string, at::Tensor>& state) const {
   TensorMap of_model, of_norm;
   for (const auto& [name, tensor] : state) {
-    if (name.starts_with(kNormPrefix)) {
-      of_norm.emplace(name.substr(std::string(kNormPrefix).size()), tensor);
+    if (name.starts_with(kScalerPrefix)) {
+      of_norm.emplace(name.substr(std::string(kScalerPrefix).size()), tensor);
     } else {
       of_model.emplace(name, tensor);
     }

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "neuralforecast_names.h"
 #include "train/forecaster.h"
 #include "train/settings_json.h"
 
@@ -93,17 +94,17 @@ void check_same_model(const ModelSettings& trained, const std::string& attention
 void save_forecaster(const std::string& path, const Forecaster& forecaster) {
   Json scalers = Json::object();
   for (const auto& [name, scaler] : forecaster.scalers) scalers[name] = to_json(scaler);
-  Json norm = Json::object();
-  for (const auto& [name, tensor] : state_dict(*forecaster.norm)) norm[name] = to_vector(tensor);
   const Json description = {{"data", forecaster.data},
                             {"model", forecaster.settings},
                             {"loss", forecaster.loss_settings},
                             {"scalers", scalers},
                             {"batch_size", forecaster.batch_size},
-                            {"stat_scaler", to_json(forecaster.stat_scaler)},
-                            {"norm", norm}};
+                            {"stat_scaler", to_json(forecaster.stat_scaler)}};
   SafetensorsFile keep = neuralforecast_parts(forecaster);
   keep.metadata[kMetadataKey] = description.dump();
+  for (const auto& [name, tensor] : state_dict(*forecaster.norm)) {
+    keep.tensors.emplace(kScalerPrefix + name, tensor);
+  }
   save_model(path, *forecaster.model, keep);
 }
 
@@ -135,8 +136,9 @@ Forecaster load_forecaster(const std::string& path, const std::string& attention
     forecaster.stat_scaler = to_scaler(path, "the static part", description.at("stat_scaler"),
                                        data.columns.stat_exog.size());
     TensorMap norm;
-    for (const auto& [name, tensor] : state_dict(*forecaster.norm)) {
-      norm[name] = to_tensor(description.at("norm").at(name)).view(tensor.sizes());
+    for (const auto& [name, tensor] : file.tensors) {
+      if (!name.starts_with(kScalerPrefix)) continue;
+      norm.emplace(name.substr(std::string(kScalerPrefix).size()), tensor);
     }
     load_state_dict(*forecaster.norm.ptr(), norm);
     forecaster.train(false);

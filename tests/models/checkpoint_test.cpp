@@ -140,6 +140,19 @@ TEST_P(NeuralforecastsCheckpoint, ComesBackWithAllThatNeuralforecastReads) {
 INSTANTIATE_TEST_SUITE_P(Models, NeuralforecastsCheckpoint, testing::ValuesIn(kNeuralforecastFiles),
                          [](const auto& info) { return info.param.first; });
 
+TEST(PatchTSTCheckpoint, KeepsWhatNeuralforecastHasAroundTheNetwork) {
+  // scaler_type "revin" learns, and neuralforecast stores that with the model.
+  auto theirs = models::read_safetensors(fixture_path("neuralforecast_checkpoint"));
+  theirs.tensors["scaler.revin_bias"] = torch::rand({1, 1, 1, 1});
+  theirs.tensors["scaler.revin_weight"] = torch::rand({1, 1, 1, 1});
+  const auto model = load_model(theirs);
+  models::load_state_dict(model->module(), theirs.tensors);
+  const auto ours = saved(*model, theirs);
+  for (const char* name : {"scaler.revin_bias", "scaler.revin_weight"}) {
+    EXPECT_TRUE(torch::equal(ours.tensors.at(name), theirs.tensors.at(name))) << name;
+  }
+}
+
 TEST(PatchTSTCheckpoint, BeganWithTheWeightsOfTheSameSeed) {
   // The head is drawn last, so it is right only if everything before it was drawn alike.
   const auto options = load_model<PatchTST>(fixture_path("neuralforecast_checkpoint"))->options;

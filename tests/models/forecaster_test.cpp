@@ -86,12 +86,18 @@ TEST_P(StoredForecaster, ComesBackWithAllThatItNeeds) {
   settings.data.season = 12;
   settings.loss = {.name = "StudentT", .level = {70}, .quantiles = {}, .scaler_type = "revin"};
   const Session session(settings);
+  const std::string learned = "revin_weight";
+  session.forecaster.norm->named_parameters()[learned].detach().fill_(1.25);
   const TemporaryFile file(".safetensors");
   models::save_forecaster(file.path(), session.forecaster);
   const Forecaster loaded = models::load_forecaster(file.path(), "", 32);
   EXPECT_EQ(loaded.data.columns.time_column, settings.data.columns.time_column);
   EXPECT_EQ(loaded.data.columns.targets, settings.data.columns.targets);
   EXPECT_EQ(loaded.data.season, 12);
+  EXPECT_TRUE(torch::equal(loaded.norm->named_parameters()[learned],
+                           session.forecaster.norm->named_parameters()[learned]));
+  // As in neuralforecast, which therefore reads it.
+  EXPECT_TRUE(models::read_safetensors(file.path()).tensors.contains("scaler." + learned));
   EXPECT_EQ(loaded.settings.attention, settings.model.attention);
   EXPECT_TRUE(torch::equal(loaded.scalers.at("b").mean, session.forecaster.scalers.at("b").mean));
   session.forecaster.train(false);

@@ -141,7 +141,8 @@ def test_state_dict_has_the_names_and_shapes_of_the_original(typical: Fixture) -
 
 def test_a_state_dict_of_the_original_is_taken_with_its_loss(typical: Fixture) -> None:
     model = getattr(models, typical.model_class)(**typical.arguments)
-    weights = typical.weights(model) | {"loss.quantiles": torch.ones(3)}
+    around = {"loss.quantiles": torch.ones(3), "scaler.revin_bias": torch.zeros(1, 1, 1, 1)}
+    weights = typical.weights(model) | around
     assert model.load_state_dict(weights, strict=True).missing_keys == []
 
 

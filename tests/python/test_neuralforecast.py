@@ -67,7 +67,7 @@ MAKE: dict[str, Callable[..., Any]] = {
         stride=4,
         dropout=0.0,
         loss=DistributionLoss("Normal", return_params=True),
-        scaler_type="standard",
+        scaler_type="revin",  # which learns
         **k,
     ),
     "iTransformer": lambda **k: nf_models.iTransformer(

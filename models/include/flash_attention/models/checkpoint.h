@@ -22,7 +22,7 @@ FLASH_API TensorMap neuralforecast_state_dict(ForecastModel& model);
 /// Writes weights and hyperparameters. `keep` may be the file that the model was loaded from, or be
 /// made up: its metadata is written too, of its `hyper_parameters` those that are no options of the
 /// model (loss, scaler_type, learning_rate, ...), and of its tensors those that neuralforecast's
-/// losses own.
+/// losses and window scaler own.
 ///
 /// `neuralforecast.models.<class>.load(path)` reads the file if it says which loss takes the
 /// model's outputs: where outputsize_multiplier is 1 that is MAE by default, otherwise `keep` has
