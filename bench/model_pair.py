@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from model_shapes import Shape
 from torch import Tensor
 
 VERSION = "3.3.0"
+SCRIPT = Path(sys.argv[0]).name  # for what is said when it ends the program
 # What the outputs of the two may differ by, beside the largest one: float32 and another order of
 # sums, and in Informer and Autoformer a choice of the largest that a last digit can turn. Other
 # weights or another formula are further off.
@@ -31,7 +33,7 @@ def neuralforecast() -> Any:
         import neuralforecast.models  # noqa: F401
     except ImportError as error:
         sys.exit(
-            f"bench/models.py: expected neuralforecast {VERSION} beside {sys.executable}, got "
+            f"bench/{SCRIPT}: expected neuralforecast {VERSION} beside {sys.executable}, got "
             f"{error!r}; `make bench` sets it up, and .venv-neuralforecast/bin/python has it then"
         )
     # Lightning sets the level of its loggers when it is imported.
@@ -39,22 +41,26 @@ def neuralforecast() -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     if package.__version__ != VERSION:
         sys.exit(
-            f"bench/models.py: expected neuralforecast {VERSION}, found {package.__version__}; "
+            f"bench/{SCRIPT}: expected neuralforecast {VERSION}, found {package.__version__}; "
             "install bench/requirements.txt"
         )
     return package
 
 
-def original(shape: Shape) -> torch.nn.Module:
-    """neuralforecast's model with its initial weights."""
-    create = getattr(neuralforecast().models, shape.model)
-    return create(
-        **shape.options,
+def create(name: str, **options: Any) -> torch.nn.Module:
+    """neuralforecast's model of this name with its initial weights."""
+    return getattr(neuralforecast().models, name)(
+        **options,
         accelerator="cpu",
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
     )
+
+
+def original(shape: Shape) -> torch.nn.Module:
+    """The one of this shape."""
+    return create(shape.model, **shape.options)
 
 
 def fourier_index(model: torch.nn.Module) -> dict[str, list[int]]:
