@@ -1,0 +1,337 @@
+"""The trainings on ETTh1 beside neuralforecast: data, schedule, turns and table; no original."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flash_attention import models
+from forecaster_runs import executable, write_waves
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+sys.path.insert(0, str(BENCH))
+import etth1  # noqa: E402
+import etth1_data  # noqa: E402
+import etth1_results  # noqa: E402
+import model_pair  # noqa: E402
+import plain_training  # noqa: E402
+import progress  # noqa: E402
+from etth1_data import ETTH1, Split, Windows  # noqa: E402
+from etth1_results import TrainingResult  # noqa: E402
+from etth1_settings import SETTINGS, Settings  # noqa: E402
+from plain_training import Errors, PlainTraining  # noqa: E402
+from training_process import TrainingProcess  # noqa: E402
+
+WAVES = Split(("up", "down"), train=100, validation=30, test=30)
+
+
+def small(model: str) -> Settings:
+    """A network for WAVES that trains in a moment; without dropout, whose draws differ."""
+    found = SETTINGS[model]
+    sizes = {"hidden_size": 8, "n_heads": 2, "dropout": 0.0}
+    few = {"iTransformer": {"d_ff": 16}, "PatchTST": {"linear_hidden_size": 16, "patch_len": 7}}
+    return replace(
+        found,
+        input_size=28,
+        horizon=4,
+        season=7,
+        options=found.options | sizes | few[model],
+        batch_size=16,
+        learning_rate=1e-2,
+        decay_after=1,
+    )
+
+
+def ours(name: str, random_seed: int, **options: Any) -> torch.nn.Module:
+    """In the place of neuralforecast's model: the same weights and numbers."""
+    torch.manual_seed(random_seed)
+    model: torch.nn.Module = getattr(models, name)(**options, use_flash_attention=True)
+    return model
+
+
+def test_windows_are_as_many_as_papers_have() -> None:
+    series = torch.zeros(7, ETTH1.rows + 3020)  # the table has rows that no part uses
+    single = etth1_data.parts(series, ETTH1, 336, 96, together=False)
+    assert [len(single.train), len(single.validation), len(single.test)] == [57463, 19495, 19495]
+    together = etth1_data.parts(series, ETTH1, 96, 96, together=True)
+    assert [len(together.train), len(together.validation), len(together.test)] == [8449, 2785, 2785]
+
+
+def test_windows_of_validation_and_test_look_back_and_never_ahead() -> None:
+    series = torch.arange(12.0)[None]
+    found = etth1_data.parts(series, Split(("a",), 6, 3, 3), 3, 2, together=True)
+    for windows, first, last in (
+        (found.train, 3, 5),
+        (found.validation, 6, 8),
+        (found.test, 9, 11),
+    ):
+        past, future = windows.batch(torch.arange(len(windows)))
+        assert torch.equal(past[:, -1] + 1, future[:, 0])
+        assert (future[0, 0].item(), future[-1, -1].item()) == (first, last)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_windows_hold_the_rows_of_their_series(together: bool) -> None:
+    series = torch.tensor([[0.0, 1, 2, 3, 4], [10, 11, 12, 13, 14]])
+    windows = Windows(series, 0, 5, 2, 1, together)
+    past, future = windows.batch(torch.tensor([1, 2]))
+    if together:
+        assert past.tolist() == [[[1, 11], [2, 12]], [[2, 12], [3, 13]]]
+        assert future.tolist() == [[[3, 13]], [[4, 14]]]
+    else:  # the series of a row side by side
+        assert past.tolist() == [[[10], [11]], [[1], [2]]]
+        assert future.tolist() == [[[12]], [[3]]]
+    assert past.is_contiguous() and future.is_contiguous()
+
+
+def test_scale_is_that_of_the_training_part() -> None:
+    split = Split(("a", "b"), 50, 10, 10)
+    series = torch.randn(2, 70, dtype=torch.float64) * 3 + 5
+    series[:, 50:] += 100
+    found = etth1_data.standardised(series, split)
+    assert found.dtype == torch.float32
+    train = found[:, :50].double()
+    torch.testing.assert_close(train.mean(1), torch.zeros(2).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(train.square().mean(1), torch.ones(2).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,c\n1,2\n", "without b"),
+        ("a,b\n1,2\n", "at least 4 rows, found 1"),
+        ("a,b\n1,2\n1,\n", "line 3: expected numbers"),
+    ],
+)
+def test_table_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        etth1_data.read_series(path, Split(("a", "b"), 2, 1, 1))
+    with pytest.raises(SystemExit, match="found none"):
+        etth1_data.read_series(tmp_path / "nowhere.csv", ETTH1)
+
+
+def test_learning_rates_fall_from_epoch_to_epoch() -> None:
+    def rates(model: str, *epochs: int) -> list[float]:
+        return [SETTINGS[model].learning_rate_of(epoch) for epoch in epochs]
+
+    assert rates("iTransformer", 1, 2, 3, 10) == pytest.approx([1e-4, 1e-4, 5e-5, 1e-4 / 2**8])
+    assert rates("PatchTST", 1, 4, 5, 32) == pytest.approx([1e-4, 1e-4, 9e-5, 1e-4 * 0.9**28])
+
+
+@pytest.mark.parametrize("model", SETTINGS)
+def test_flash_train_has_every_option_that_it_is_given(model: str) -> None:
+    program = executable()
+    text = subprocess.run([program, model, "--help"], check=True, capture_output=True, text=True)
+    call = SETTINGS[model].command(program, Path("x.csv"), ETTH1, 1, 1, Path("x"))
+    used = {word.split("=")[0] for word in call if word.startswith("--")}
+    assert used - set(re.findall(r"--[\w-]+", text.stdout)) == set()
+    assert "--target=HUFL,HULL,MUFL,MULL,LUFL,LULL,OT" in call
+
+
+HAS_ORIGINALS = importlib.util.find_spec("neuralforecast") is not None
+WITH_ORIGINALS = pytest.mark.skipif(
+    not HAS_ORIGINALS, reason="needs neuralforecast: see bench/requirements.txt"
+)
+
+
+@pytest.mark.parametrize(
+    "create",
+    [ours, pytest.param(model_pair.create, marks=WITH_ORIGINALS)],
+    ids=("ours", "original"),
+)
+@pytest.mark.parametrize("model", SETTINGS)
+def test_both_sides_train_alike_without_dropout(
+    model: str,
+    create: Callable[..., torch.nn.Module],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # The same weights to begin with, batches, losses, rates, validation, choice and test.
+    monkeypatch.setattr(model_pair, "create", create)
+    call = etth1.Call(small(model), write_waves(tmp_path / "waves.csv"), WAVES, seed=3, epochs=3)
+    found = etth1.train(call, executable(), progress.Progress([1.0] * 3))
+    assert found.train_loss["ours"] == pytest.approx(found.train_loss["neuralforecast"], rel=1e-4)
+    # Adam makes large steps of the rounding that is the gradient of a bias before PatchTST's batch
+    # normalisation, whose running means follow with a delay.
+    error = 0.05 if model == "PatchTST" else 1e-3
+    pairs = [[*found.validation[side], found.test[side].mse] for side in etth1_results.SIDES]
+    assert pairs[0] == pytest.approx(pairs[1], rel=error)
+    assert found.best_epoch["ours"] == found.best_epoch["neuralforecast"] == 3
+    assert [len(found.seconds[side]) for side in etth1_results.SIDES] == [3, 3]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert re.match(rf"\[etth1 3/3, 0 s left\] {model}, seed 3, epoch 3/3: ", lines[-1])
+
+
+def test_another_network_is_refused_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wider(name: str, **options: Any) -> torch.nn.Module:
+        return ours(name, **(options | {"hidden_size": 16}))
+
+    monkeypatch.setattr(model_pair, "create", wider)
+    csv = write_waves(tmp_path / "waves.csv")
+    call = etth1.Call(small("PatchTST"), csv, WAVES, seed=1, epochs=1)
+    with pytest.raises(SystemExit, match="the same number of parameters"):
+        etth1.train(call, executable(), progress.Progress([1.0]))
+
+
+def test_best_epoch_is_kept_and_tested() -> None:
+    class Scaled(torch.nn.Module):
+        """Forecasts the last value, scaled."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, windows: dict[str, torch.Tensor | None]) -> torch.Tensor:
+            past = windows["insample_y"]
+            assert past is not None
+            return self.factor * past[:, -1:]
+
+    # The training part wants a factor above 1, the others want 1: every epoch is a worse one.
+    growing, steady = 1.1 ** torch.arange(40.0), torch.full((40,), 5.0)
+    series = torch.cat([growing, steady])[None]
+    found = etth1_data.parts(series, Split(("a",), 40, 20, 20), 4, 1, together=False)
+    training = PlainTraining(Scaled(), replace(small("PatchTST"), horizon=1), found, seed=1)
+    training.epoch()
+    factor = training.best["factor"].item()
+    training.epoch()
+    training.epoch()
+    assert training.best_epoch == 1
+    assert training.test() == plain_training.model_errors(training.model, found.test, 16)
+    assert training.model.state_dict()["factor"].item() == factor > 1
+
+
+STAND_IN = """#!{python}
+import sys, time
+print("Training PatchTST on 12 windows of 3 series, 34 parameters, flash", flush=True)
+for epoch in (1, 2):
+    for _ in range(20):
+        time.sleep(0.005)
+        print("working", file=open({log!r}, "a"))
+    line = f"epoch {{epoch}}/2  step 7  train loss 0.5  validation loss 0.{{epoch}} (best)  1 s"
+    print(line, file=sys.stderr, flush=True)
+time.sleep(0.1)
+{last}
+"""
+
+
+def stand_in(folder: Path, last: str = "") -> tuple[list[str], Path]:
+    """A program that says what flash_train says, and the file that grows while it works."""
+    program, log = folder / "program", folder / "log"
+    program.write_text(STAND_IN.format(python=sys.executable, log=str(log), last=last))
+    program.chmod(0o755)
+    log.touch()
+    return [str(program)], log
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_process_works_only_in_its_turn(tmp_path: Path) -> None:
+    command, log = stand_in(tmp_path)
+    with TrainingProcess(command) as process:
+        assert (process.windows, process.series, process.parameters) == (12, 3, 34)
+        for epoch in (1, 2):
+            assert process.epoch() < 20
+            assert process.validation_loss == pytest.approx(epoch / 10)
+            done = log.stat().st_size
+            time.sleep(0.05)
+            assert log.stat().st_size == done
+        process.finish()
+    assert log.read_text().count("working") == 40
+    assert not alive(process.process.pid)
+
+
+def test_process_is_ended_with_its_owner_and_by_errors(tmp_path: Path) -> None:
+    command, _ = stand_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt), TrainingProcess(command) as process:
+        raise KeyboardInterrupt
+    assert not alive(process.process.pid)
+
+
+def test_failure_of_the_process_is_told_with_what_it_said(tmp_path: Path) -> None:
+    command, _ = stand_in(tmp_path, last="sys.exit('no room left')")
+    with pytest.raises(SystemExit, match="(?s)ended with status 1.*no room left"):
+        with TrainingProcess(command) as process:
+            process.epoch()
+            process.epoch()
+            process.finish()
+    with pytest.raises(SystemExit, match="(?s)ended with status 1.*nowhere.csv"):
+        TrainingProcess([str(executable()), "PatchTST", "nowhere.csv", "--target=a"])
+    with pytest.raises(SystemExit, match="make build"):
+        TrainingProcess([str(tmp_path / "missing")])
+
+
+def result(seed: int = 1, faster: float = 3.0) -> TrainingResult:
+    """As if an epoch of ours took ten seconds."""
+    return TrainingResult(
+        model="PatchTST",
+        input_size=336,
+        seed=seed,
+        seconds={"ours": [10.0] * 4, "neuralforecast": [faster * x for x in (10.0, 9, 10, 11)]},
+        best_epoch={"ours": 3, "neuralforecast": 4},
+        train_loss={"ours": [0.5] * 4, "neuralforecast": [0.6] * 4},
+        validation={"ours": [0.7] * 4, "neuralforecast": [0.8] * 4},
+        test={"ours": Errors(0.25 * seed, 0.5), "neuralforecast": Errors(0.375, 0.625)},
+    )
+
+
+def test_table_has_a_row_for_each_side() -> None:
+    text = re.sub(" +", " ", etth1_results.table([result()]))
+    assert "| PatchTST | neuralforecast | 336 | 4 | 30 s | | | 4 | 0.6250 | 0.3750 |" in text
+    assert (
+        "| PatchTST | flash_train | 336 | 4 | 10 s | 3.00x | 2.78-3.22 | 3 | 0.5000 | 0.2500 |"
+    ) in text
+
+
+def test_seeds_share_a_row_with_their_mean_and_extremes() -> None:
+    text = re.sub(" +", " ", etth1_results.table([result(1), result(2)]))
+    assert text.count("PatchTST") == 2
+    assert "| 3, 3 | 0.5000 (0.5000-0.5000) | 0.3750 (0.2500-0.5000) |" in text
+
+
+def test_one_epoch_has_no_quartiles() -> None:
+    one = replace(result(), seconds={"ours": [10.0], "neuralforecast": [25.0]})
+    assert etth1_results.faster([one]) == (2.5, 2.5, 2.5)
+
+
+def test_row_of_the_record_is_json() -> None:
+    row = json.loads(json.dumps(result().row()))
+    assert row["seconds"]["neuralforecast"] == [30.0, 27.0, 30.0, 33.0]
+    assert row["test"]["ours"] == {"mae": 0.25, "mse": 0.5}
+
+
+def test_plan_is_every_model_from_every_seed() -> None:
+    def planned(*options: str) -> list[tuple[str, int, int]]:
+        args: argparse.Namespace = etth1.parser().parse_args(["x.csv", *options])
+        return [(call.settings.model, call.seed, call.epochs) for call in etth1.plan(args)]
+
+    assert planned() == [("iTransformer", 1, 10), ("PatchTST", 1, 32)]
+    assert planned("--models", "PatchTST", "--seeds", "1", "2", "--epochs", "3") == [
+        ("PatchTST", 1, 3),
+        ("PatchTST", 2, 3),
+    ]
+    with pytest.raises(SystemExit):
+        planned("--epochs", "0")
