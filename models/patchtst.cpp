@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "checks.h"
+#include "layers/linear.h"
 #include "layers/patch_encoder.h"
 #include "layers/rev_in.h"
 #include "option_visitor.h"
@@ -74,7 +75,8 @@ class BackboneImpl : public torch::nn::Cloneable<BackboneImpl> {
   /// patches [B, P, patch_len] -> [B, P, hidden_size]
   torch::Tensor forward(const torch::Tensor& patches) {
     return encoder_->forward(
-        flash::dropout(embedding_(patches) + position_, options_.dropout(), is_training()));
+        flash::dropout(linear(patches, embedding_->weight, embedding_->bias) + position_,
+                       options_.dropout(), is_training()));
   }
 
  private:
@@ -97,7 +99,8 @@ class HeadImpl : public torch::nn::Cloneable<HeadImpl> {
 
   /// encoded [B, P, hidden_size] -> [B, h * outputsize_multiplier]
   torch::Tensor forward(const torch::Tensor& encoded) {
-    return flash::dropout(linear_(encoded.transpose(1, 2).flatten(1)), options_.head_dropout(),
+    const torch::Tensor features = encoded.transpose(1, 2).flatten(1);
+    return flash::dropout(linear(features, linear_->weight, linear_->bias), options_.head_dropout(),
                           is_training());
   }
 

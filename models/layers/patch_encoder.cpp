@@ -4,6 +4,8 @@
 #include <flash_attention/models/gradient_checkpoint.h>
 #include <torch/torch.h>
 
+#include "layers/linear.h"
+
 namespace flash::models {
 
 TokenBatchNormImpl::TokenBatchNormImpl(int64_t features) : features_(features) { reset(); }
@@ -30,7 +32,9 @@ void PatchFeedForwardImpl::reset() {
 
 torch::Tensor PatchFeedForwardImpl::forward(const torch::Tensor& x) {
   const auto activation = options_.activation() == "relu" ? Activation::kRelu : Activation::kGelu;
-  return outer_(activation_dropout(inner_(x), activation, options_.dropout(), is_training()));
+  const torch::Tensor inner = activation_dropout(linear(x, inner_->weight, inner_->bias),
+                                                 activation, options_.dropout(), is_training());
+  return linear(inner, outer_->weight, outer_->bias);
 }
 
 PatchEncoderLayerImpl::PatchEncoderLayerImpl(const PatchTSTOptions& options) : options_(options) {

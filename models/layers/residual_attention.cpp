@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "layers/linear.h"
+
 namespace flash::models {
 
 ScoreScaleImpl::ScoreScaleImpl(int64_t head_dim) : head_dim_(head_dim) { reset(); }
@@ -31,16 +33,21 @@ void ResidualAttentionImpl::reset() {
 }
 
 torch::Tensor ResidualAttentionImpl::forward(const torch::Tensor& x, ScoreHistory& history) {
-  const auto split_heads = [this](const torch::Tensor& t) {  // [B, T, H d] -> [B, H, T, d]
-    return t.unflatten(-1, {options_.heads, head_dim_}).transpose(1, 2);
-  };
-  const torch::Tensor query = split_heads(query_(x));
-  const torch::Tensor key = split_heads(key_(x));
-  const torch::Tensor value = split_heads(value_(x));
+  // One product for query, key and value. The scale goes to the query's weights, which are few.
+  const bool scaled = options_.add_previous_scores;
+  const auto query_part = [&](const torch::Tensor& t) { return scaled ? t * scale_->value() : t; };
+  const torch::Tensor weight =
+      torch::cat({query_part(query_->weight), key_->weight, value_->weight});
+  const torch::Tensor bias = torch::cat({query_part(query_->bias), key_->bias, value_->bias});
+  const auto parts = linear(x, weight, bias)
+                         .unflatten(-1, {3, options_.heads, head_dim_})
+                         .permute({2, 0, 3, 1, 4})  // [3, B, H, T, d]
+                         .unbind();
   const torch::Tensor attended = options_.config.use_flash_attention
-                                     ? flash(query, key, value, history)
-                                     : standard(query, key, value, history);
-  return output_->forward(attended.transpose(1, 2).flatten(-2));
+                                     ? flash(parts[0], parts[1], parts[2], history)
+                                     : standard(parts[0], parts[1], parts[2], history);
+  const auto& output = output_->at<torch::nn::LinearImpl>(0);
+  return linear(attended.transpose(1, 2).flatten(-2), output.weight, output.bias);
 }
 
 torch::Tensor ResidualAttentionImpl::flash(torch::Tensor query, torch::Tensor key,
@@ -49,7 +56,6 @@ torch::Tensor ResidualAttentionImpl::flash(torch::Tensor query, torch::Tensor ke
   auto options =
       AttentionOptions().dropout(dropout_now()).block_size(options_.config.flash_block_size);
   if (options_.add_previous_scores) {
-    query = query * scale_->value();
     options.scale(1.0);
     if (history.queries.defined()) {
       query = torch::cat({history.queries, query}, -1);
@@ -67,7 +73,7 @@ torch::Tensor ResidualAttentionImpl::standard(const torch::Tensor& query, const 
   if (!options_.add_previous_scores) {
     return standard_attention(query, key, value, AttentionOptions().dropout(dropout_now()));
   }
-  torch::Tensor scores = query.matmul(key.transpose(-2, -1)) * scale_->value();
+  torch::Tensor scores = query.matmul(key.transpose(-2, -1));
   if (history.scores.defined()) scores = scores + history.scores;
   history.scores = scores;
   torch::Tensor weights = scores.softmax(-1);
