@@ -159,8 +159,8 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
 Tensor gated_norm(const Tensor& x, const Tensor& skip, const GateWeights& gate) {
   const bool keep =
       needs_backward({x, skip, gate.weight, gate.bias, gate.norm_weight, gate.norm_bias});
-  return GatedNormFunction::apply(x.contiguous(), skip.contiguous(), gate.weight, gate.bias,
-                                  gate.norm_weight, gate.norm_bias, keep);
+  return GatedNormFunction::apply(x.contiguous(), skip.contiguous(), gate.weight.contiguous(),
+                                  gate.bias, gate.norm_weight, gate.norm_bias, keep);
 }
 
 Tensor gated_residual(const Tensor& x, const Tensor& first, const Tensor& shift,
@@ -169,8 +169,9 @@ Tensor gated_residual(const Tensor& x, const Tensor& first, const Tensor& shift,
   const bool keep = needs_backward({x, first, shift, weights.weight, weights.bias, gate.weight,
                                     gate.bias, gate.norm_weight, gate.norm_bias});
   return GatedResidualFunction::apply(
-      x.contiguous(), first, shift.contiguous(), weights.weight, weights.bias, gate.weight,
-      gate.bias, gate.norm_weight, gate.norm_bias, static_cast<int64_t>(activation), dropout, keep);
+      x.contiguous(), first.contiguous(), shift.contiguous(), weights.weight.contiguous(),
+      weights.bias, gate.weight.contiguous(), gate.bias, gate.norm_weight, gate.norm_bias,
+      static_cast<int64_t>(activation), dropout, keep);
 }
 
 }  // namespace flash::models

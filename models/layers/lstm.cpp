@@ -140,7 +140,8 @@ LstmOutputs lstm_layer(const Tensor& x, const Tensor& hidden, const Tensor& cell
                      weights.input.requires_grad() || weights.hidden.requires_grad() ||
                      weights.bias.requires_grad());
   const auto results = LstmFunction::apply(x.contiguous(), hidden.contiguous(), cell.contiguous(),
-                                           weights.input, weights.hidden, weights.bias, keep);
+                                           weights.input.contiguous(), weights.hidden.contiguous(),
+                                           weights.bias, keep);
   return {.all = results[0], .hidden = results[1], .cell = results[2]};
 }
 
