@@ -37,6 +37,8 @@ struct TypedKernels {
   // One step each, and no scratch.
   WorkPlan (*dropout_plan)(const DropoutParams&);
   void (*dropout)(const DropoutParams&, int64_t unit_begin, int64_t unit_end);
+  WorkPlan (*product_plan)(const ProductParams&);
+  void (*product)(const ProductParams&, int64_t unit_begin, int64_t unit_end);
   WorkPlan (*sparsity_plan)(const SparsityParams&);
   void (*sparsity)(const SparsityParams&, int64_t unit_begin, int64_t unit_end);
   WorkPlan (*aggregation_plan)(const AggregationParams&);

@@ -102,6 +102,18 @@ struct DropoutParams {
   uint64_t seed;
 };
 
+/// out[r][c] (+)= sum over n of left[r][n] * right[n][c].
+struct ProductParams {
+  const void* left;  ///< [rows, depth], any strides
+  int64_t left_row, left_step;
+  const void* right;  ///< [depth, columns], rows contiguous
+  int64_t right_row;
+  void* out;  ///< [rows, columns], rows contiguous
+  int64_t out_row;
+  int64_t rows, depth, columns;
+  bool add;  ///< to what is in `out`; else replace it
+};
+
 /// max over j of s_ij - (sum over j of s_ij) / keys, with s_ij = query_i . key_index(i, j).
 struct SparsityParams {
   ConstRows query;

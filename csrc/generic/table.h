@@ -5,6 +5,7 @@
 #include "csrc/generic/backward_pass.h"
 #include "csrc/generic/dropout.h"
 #include "csrc/generic/forward.h"
+#include "csrc/generic/matrix_product.h"
 #include "csrc/generic/sparsity.h"
 #include "csrc/generic/time_delay.h"
 #include "csrc/kernels.h"
@@ -35,6 +36,8 @@ constexpr TypedKernels typed_kernels() {
   };
   k.dropout_plan = dropout_plan;
   k.dropout = dropout<V>;
+  k.product_plan = product_plan;
+  k.product = matrix_product<V>;
   k.sparsity_plan = sparsity_plan;
   k.sparsity = sparsity<V>;
   k.aggregation_plan = aggregation_plan;

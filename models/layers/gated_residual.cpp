@@ -21,10 +21,11 @@ class GatedNormFunction : public torch::autograd::Function<GatedNormFunction> {
     at::AutoDispatchBelowADInplaceOrView guard;
     const int64_t rows = skip.size(0), width = skip.size(1);
     const BlockMatrix gate(rows, 2 * width, x.options(), keep), stats(rows, 2, x.options(), keep);
+    const Tensor right = transposed(weight);
     Tensor out = at::empty_like(skip);
     for_blocks(rows, [&](int64_t first, int64_t count) {
-      Tensor block = gate.block(first, count);
-      at::mm_out(block, x.narrow(0, first, count), weight.t());
+      const Tensor block = gate.block(first, count);
+      matrix_product(x.narrow(0, first, count), right, block);
       Tensor result = out.narrow(0, first, count);
       gated_norm_rows({.gate = block,
                        .bias = bias,
@@ -54,7 +55,6 @@ class GatedNormFunction : public torch::autograd::Function<GatedNormFunction> {
     for_blocks(rows, [&](int64_t first, int64_t count) {
       Tensor gate = gate_gradient.block(first, count);
       Tensor to_skip = skip_gradient.narrow(0, first, count);
-      Tensor to_x = x_gradient.narrow(0, first, count);
       gated_norm_rows_backward({.gate = saved[6].narrow(0, first, count),
                                 .bias = saved[3],
                                 .skip = skip.narrow(0, first, count),
@@ -63,8 +63,8 @@ class GatedNormFunction : public torch::autograd::Function<GatedNormFunction> {
                                 .statistics = saved[7].narrow(0, first, count)},
                                gradient.narrow(0, first, count), gate, to_skip, none,
                                sums.norm_sums);
-      sums.gate_weight.addmm_(gate.t(), x.narrow(0, first, count));
-      at::mm_out(to_x, gate, weight);
+      matrix_product(gate.t(), x.narrow(0, first, count), sums.gate_weight, ProductResult::kAdd);
+      matrix_product(gate, weight, x_gradient.narrow(0, first, count));
     });
     return {x_gradient,         skip_gradient,    sums.gate_weight, sums.gate_bias(),
             sums.norm_weight(), sums.norm_bias(), Tensor()};
@@ -85,14 +85,16 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
         stats(rows, 2, x.options(), keep);
     const Tensor ones =
         at::ones({std::min(rows, kRowsPerBlock * at::get_num_threads()), width}, x.options());
+    const Tensor first_right = transposed(first_weight), right = transposed(weight),
+                 gate_right = transposed(gate_weight);
     Tensor out = at::empty_like(x);
     for_blocks(rows, [&](int64_t first, int64_t count) {
       const Tensor input = x.narrow(0, first, count);
       Tensor block = activated.block(first, count), result = out.narrow(0, first, count);
-      at::mm_out(block, input, first_weight.t());
+      matrix_product(input, first_right, block);
       activate_rows(static_cast<GatedActivation>(activation), block, shift, first);
-      forward_tail(block, hidden.block(first, count), gate.block(first, count), weight, bias,
-                   gate_weight, dropout_factors(ones, count, dropout));
+      forward_tail(block, hidden.block(first, count), gate.block(first, count), right, bias,
+                   gate_right, dropout_factors(ones, count, dropout));
       gated_norm_rows({.gate = gate.block(first, count),
                        .bias = gate_bias,
                        .skip = input,
@@ -143,8 +145,8 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
       backward_tail(to_gate, part(10), part(9), saved[3], saved[5], dropout,
                     hidden_scratch.block(first, count), to_activated, sums);
       activate_rows_backward(activation, to_activated, part(9), shift_sums, first);
-      first_gradient.addmm_(to_activated.t(), part(0));
-      to_x.addmm_(to_activated, first_weight);
+      matrix_product(to_activated.t(), part(0), first_gradient, ProductResult::kAdd);
+      matrix_product(to_activated, first_weight, to_x, ProductResult::kAdd);
     });
     return {x_gradient,       first_gradient,   shift_sums.sum(0), sums.weight,
             sums.bias(),      sums.gate_weight, sums.gate_bias(),  sums.norm_weight(),
@@ -157,8 +159,8 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
 Tensor gated_norm(const Tensor& x, const Tensor& skip, const GateWeights& gate) {
   const bool keep =
       needs_backward({x, skip, gate.weight, gate.bias, gate.norm_weight, gate.norm_bias});
-  return GatedNormFunction::apply(x.contiguous(), skip.contiguous(), gate.weight, gate.bias,
-                                  gate.norm_weight, gate.norm_bias, keep);
+  return GatedNormFunction::apply(x.contiguous(), skip.contiguous(), gate.weight.contiguous(),
+                                  gate.bias, gate.norm_weight, gate.norm_bias, keep);
 }
 
 Tensor gated_residual(const Tensor& x, const Tensor& first, const Tensor& shift,
@@ -167,8 +169,9 @@ Tensor gated_residual(const Tensor& x, const Tensor& first, const Tensor& shift,
   const bool keep = needs_backward({x, first, shift, weights.weight, weights.bias, gate.weight,
                                     gate.bias, gate.norm_weight, gate.norm_bias});
   return GatedResidualFunction::apply(
-      x.contiguous(), first, shift.contiguous(), weights.weight, weights.bias, gate.weight,
-      gate.bias, gate.norm_weight, gate.norm_bias, static_cast<int64_t>(activation), dropout, keep);
+      x.contiguous(), first.contiguous(), shift.contiguous(), weights.weight.contiguous(),
+      weights.bias, gate.weight.contiguous(), gate.bias, gate.norm_weight, gate.norm_bias,
+      static_cast<int64_t>(activation), dropout, keep);
 }
 
 }  // namespace flash::models

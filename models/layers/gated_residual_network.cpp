@@ -72,6 +72,15 @@ ResidualWeights GatedResidualNetworkImpl::weights() const {
       .weight = second_->weight, .bias = second_->bias, .gate = gate_weights(gate_, norm_->norm())};
 }
 
+std::vector<torch::Tensor> GatedResidualNetworkImpl::trained_parameters(bool context) const {
+  std::vector<torch::Tensor> found;
+  for (const torch::Tensor& parameter : parameters()) {
+    const bool unused = !context && !context_.is_empty() && parameter.is_same(context_->weight);
+    if (!unused) found.push_back(parameter);
+  }
+  return found;
+}
+
 torch::Tensor GatedResidualNetworkImpl::forward(const torch::Tensor& x,
                                                 const torch::Tensor& context) {
   return gated_residual(x, first_->weight, shift(first_->bias, context), weights(),

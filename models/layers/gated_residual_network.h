@@ -7,6 +7,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "layers/gated_residual.h"
 
@@ -71,6 +72,8 @@ class GatedResidualNetworkImpl : public torch::nn::Cloneable<GatedResidualNetwor
                                 const torch::Tensor& biases, const torch::Tensor& context);
 
   ResidualWeights weights() const;
+  /// All but those of the layer on the context, if there is none.
+  std::vector<torch::Tensor> trained_parameters(bool context) const;
   const torch::nn::Linear& first() const { return first_; }
 
  private:

@@ -2,6 +2,7 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <flash_attention/matrix_product.h>
 #include <torch/torch.h>
 
 #include "layers/gated_loops.h"
@@ -49,15 +50,17 @@ class LstmFunction : public torch::autograd::Function<LstmFunction> {
     const Tensor rows = x.flatten(0, 1);
     const Tensor gates = at::empty(
         {(keep ? steps : std::min(steps, steps_at_once(batch))) * batch, 4 * width}, x.options());
+    const Tensor input_right = input_weight.t().contiguous(),
+                 hidden_right = hidden_weight.t().contiguous();
     Tensor out = at::empty({steps, batch, width}, x.options());
     Tensor cells = at::empty({keep ? steps : 2, batch, width}, x.options());
     Tensor last_hidden = hidden, last_cell = cell;
     for_steps(steps, batch, /*backwards=*/false, [&](int64_t first, int64_t count) {
       Tensor block = gates.narrow(0, keep ? first * batch : 0, count * batch);
-      at::mm_out(block, rows.narrow(0, first * batch, count * batch), input_weight.t());
+      matrix_product(rows.narrow(0, first * batch, count * batch), input_right, block);
       for (int64_t t = first; t < first + count; ++t) {
         Tensor step = block.narrow(0, (t - first) * batch, batch);
-        step.addmm_(last_hidden, hidden_weight.t());
+        matrix_product(last_hidden, hidden_right, step, ProductResult::kAdd);
         Tensor new_cell = cells[keep ? t : t % 2], new_hidden = out[t];
         for_batch(x, batch, [&]<class T>(T, int64_t begin, int64_t end) {
           lstm_loop(step.mutable_data_ptr<T>(), bias.const_data_ptr<T>(),
@@ -107,18 +110,20 @@ class LstmFunction : public torch::autograd::Function<LstmFunction> {
                              to_hidden.const_data_ptr<T>(), to_cell.mutable_data_ptr<T>(),
                              step.mutable_data_ptr<T>(), sums, width, begin, end);
         });
-        at::mm_out(to_hidden, step, hidden_weight);
+        matrix_product(step, hidden_weight, to_hidden);
       }
       const int64_t row = first * batch, n = count * batch;
-      Tensor to_x = x_gradient.narrow(0, row, n);
-      at::mm_out(to_x, block, input_weight);
-      input_gradient.addmm_(block.t(), rows.narrow(0, row, n));
+      matrix_product(block, input_weight, x_gradient.narrow(0, row, n));
+      matrix_product(block.t(), rows.narrow(0, row, n), input_gradient, ProductResult::kAdd);
       // The states before these steps: the outputs one step earlier, or the initial one.
       const int64_t initial = first == 0 ? batch : 0;
-      if (initial > 0) hidden_gradient.addmm_(block.narrow(0, 0, batch).t(), hidden);
+      if (initial > 0) {
+        matrix_product(block.narrow(0, 0, batch).t(), hidden, hidden_gradient, ProductResult::kAdd);
+      }
       if (n > initial) {
-        hidden_gradient.addmm_(block.narrow(0, initial, n - initial).t(),
-                               out_rows.narrow(0, row + initial - batch, n - initial));
+        matrix_product(block.narrow(0, initial, n - initial).t(),
+                       out_rows.narrow(0, row + initial - batch, n - initial), hidden_gradient,
+                       ProductResult::kAdd);
       }
     });
     return {x_gradient.view_as(x), to_hidden,        to_cell, input_gradient,
@@ -135,7 +140,8 @@ LstmOutputs lstm_layer(const Tensor& x, const Tensor& hidden, const Tensor& cell
                      weights.input.requires_grad() || weights.hidden.requires_grad() ||
                      weights.bias.requires_grad());
   const auto results = LstmFunction::apply(x.contiguous(), hidden.contiguous(), cell.contiguous(),
-                                           weights.input, weights.hidden, weights.bias, keep);
+                                           weights.input.contiguous(), weights.hidden.contiguous(),
+                                           weights.bias, keep);
   return {.all = results[0], .hidden = results[1], .cell = results[2]};
 }
 

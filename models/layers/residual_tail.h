@@ -3,6 +3,7 @@
 // one block of rows, and what they sum over blocks.
 
 #include <flash_attention/dropout.h>
+#include <flash_attention/matrix_product.h>
 #include <torch/torch.h>
 
 #include <algorithm>
@@ -25,13 +26,19 @@ inline at::Tensor dropout_factors(const at::Tensor& ones, int64_t rows, double p
 
 inline double kept_factor(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
 
-/// dropout(activated W^T + b) and its product with the gate, for one block.
-inline void forward_tail(const at::Tensor& activated, at::Tensor hidden, at::Tensor gate,
+/// The transpose of a weight as the right-hand side of products, laid out once for all blocks.
+inline at::Tensor transposed(const at::Tensor& weight) {
+  return weight.transpose(-2, -1).contiguous();
+}
+
+/// dropout(activated W^T + b) and its product with the gate, for one block. The weights are
+/// `transposed`.
+inline void forward_tail(const at::Tensor& activated, at::Tensor hidden, const at::Tensor& gate,
                          const at::Tensor& weight, const at::Tensor& bias,
                          const at::Tensor& gate_weight, const at::Tensor& factors) {
-  at::mm_out(hidden, activated, weight.t());
+  matrix_product(activated, weight, hidden);
   drop_rows(hidden, bias, factors);
-  at::mm_out(gate, hidden, gate_weight.t());
+  matrix_product(hidden, gate_weight, gate);
 }
 
 /// The gradients of ResidualWeights, summed over blocks.
@@ -55,12 +62,12 @@ struct TailGradients {
 inline void backward_tail(const at::Tensor& gate_gradient, const at::Tensor& hidden,
                           const at::Tensor& activated, const at::Tensor& weight,
                           const at::Tensor& gate_weight, double dropout, at::Tensor scratch,
-                          at::Tensor activated_gradient, TailGradients& sums) {
-  sums.gate_weight.addmm_(gate_gradient.t(), hidden);
-  at::mm_out(scratch, gate_gradient, gate_weight);
+                          const at::Tensor& activated_gradient, TailGradients& sums) {
+  matrix_product(gate_gradient.t(), hidden, sums.gate_weight, ProductResult::kAdd);
+  matrix_product(gate_gradient, gate_weight, scratch);
   drop_rows_backward(scratch, hidden, kept_factor(dropout), sums.bias_sums);
-  sums.weight.addmm_(scratch.t(), activated);
-  at::mm_out(activated_gradient, scratch, weight);
+  matrix_product(scratch.t(), activated, sums.weight, ProductResult::kAdd);
+  matrix_product(scratch, weight, activated_gradient);
 }
 
 }  // namespace flash::models

@@ -52,6 +52,7 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
         hidden(all, width, options, keep), gate(all, 2 * width, options, keep),
         stats(all, 2, options, keep);
     const Tensor ones = at::ones({most, width}, options), nothing = at::zeros({1, width}, options);
+    const Tensor right = transposed(weight), gate_right = transposed(gate_weight);
     Tensor out = at::zeros({rows, width}, options);
     for_blocks(rows, [&](int64_t first, int64_t count) {
       Tensor result = out.narrow(0, first, count);
@@ -61,8 +62,8 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
         const int64_t row = j * rows + first;
         outer_rows(active, column, in[kFirstFactor][j], in[kFirstShift][j]);
         activate_rows(static_cast<GatedActivation>(activation), active, nothing, 0);
-        forward_tail(active, hidden.block(row, count), gate.block(row, count), in[kWeight][j],
-                     in[kBias][j], in[kGateWeight][j], dropout_factors(ones, count, dropout));
+        forward_tail(active, hidden.block(row, count), gate.block(row, count), right[j],
+                     in[kBias][j], gate_right[j], dropout_factors(ones, count, dropout));
         outer_rows(skipped, column, in[kFactor][j], in[kShift][j]);
         gated_norm_rows({.gate = gate.block(row, count),
                          .bias = in[kGateBias][j],
@@ -166,12 +167,13 @@ class NarrowNetwork : public torch::autograd::Function<NarrowNetwork> {
     context->saved_data["activation"] = activation;
     context->save_for_backward({x, first_weight, shift, second});
     const BlockMatrix hidden(x.size(0), shift.size(1), x.options(), false);
-    Tensor out = at::empty({x.size(0), second.size(0)}, x.options());
+    const Tensor out = at::empty({x.size(0), second.size(0)}, x.options());
+    const Tensor right = transposed(second);
     for_blocks(x.size(0), [&](int64_t first, int64_t count) {
-      Tensor block = hidden.block(0, count), result = out.narrow(0, first, count);
-      at::mm_out(block, x.narrow(0, first, count), first_weight);
+      Tensor block = hidden.block(0, count);
+      matrix_product(x.narrow(0, first, count), first_weight, block);
       activate_rows(static_cast<GatedActivation>(activation), block, shift, first);
-      at::mm_out(result, block, second.t());
+      matrix_product(block, right, out.narrow(0, first, count));
     });
     return out;
   }
@@ -186,20 +188,20 @@ class NarrowNetwork : public torch::autograd::Function<NarrowNetwork> {
     const int64_t rows = x.size(0), width = shift.size(1);
     const BlockMatrix hidden(rows, width, x.options(), false),
         scratch(rows, width, x.options(), false);
+    const Tensor first_right = transposed(first_weight);
     Tensor x_gradient = at::empty_like(x), first_gradient = at::zeros_like(first_weight),
            second_gradient = at::zeros_like(second),
            shift_sums = row_sums({shift.size(0), width}, x.options());
     for_blocks(rows, [&](int64_t first, int64_t count) {
       const Tensor input = x.narrow(0, first, count), to_out = gradient.narrow(0, first, count);
       Tensor block = hidden.block(0, count), to_block = scratch.block(0, count);
-      Tensor to_x = x_gradient.narrow(0, first, count);
-      at::mm_out(block, input, first_weight);
+      matrix_product(input, first_weight, block);
       activate_rows(activation, block, shift, first);
-      second_gradient.addmm_(to_out.t(), block);
-      at::mm_out(to_block, to_out, second);
+      matrix_product(to_out.t(), block, second_gradient, ProductResult::kAdd);
+      matrix_product(to_out, second, to_block);
       activate_rows_backward(activation, to_block, block, shift_sums, first);
-      first_gradient.addmm_(input.t(), to_block);
-      at::mm_out(to_x, to_block, first_weight.t());
+      matrix_product(input.t(), to_block, first_gradient, ProductResult::kAdd);
+      matrix_product(to_block, first_right, x_gradient.narrow(0, first, count));
     });
     return {x_gradient, first_gradient, shift_sums.sum(0), second_gradient, Tensor()};
   }
@@ -218,8 +220,9 @@ Tensor selected_variables(const Tensor& x, const Tensor& selection,
   return SelectedVariables::apply(
       x.contiguous(), selection.contiguous(), embedding.factor.contiguous(),
       embedding.shift.contiguous(), embedding.first_factor.contiguous(),
-      embedding.first_shift.contiguous(), weights.weight, weights.bias, gate.weight, gate.bias,
-      gate.norm_weight, gate.norm_bias, static_cast<int64_t>(activation), dropout, keep);
+      embedding.first_shift.contiguous(), weights.weight.contiguous(), weights.bias,
+      gate.weight.contiguous(), gate.bias, gate.norm_weight, gate.norm_bias,
+      static_cast<int64_t>(activation), dropout, keep);
 }
 
 Tensor narrow_network(const Tensor& x, const Tensor& first, const Tensor& shift,

@@ -5,6 +5,24 @@
 #include <vector>
 
 namespace flash::models {
+namespace {
+
+/// `value`, and zeros as the gradient of `input`, which has no influence on it.
+class WithoutInfluence : public torch::autograd::Function<WithoutInfluence> {
+ public:
+  static torch::Tensor forward(torch::autograd::AutogradContext* context,
+                               const torch::Tensor& value, const torch::Tensor& input) {
+    context->save_for_backward({input});
+    return value;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list gradients) {
+    return {gradients[0], torch::zeros_like(context->get_saved_variables()[0])};
+  }
+};
+
+}  // namespace
 
 ScalarVectors join(const std::vector<ScalarVectors>& groups) {
   std::vector<torch::Tensor> vectors, biases;
@@ -38,10 +56,23 @@ void VariableSelectionImpl::reset() {
   }
 }
 
+torch::Tensor VariableSelectionImpl::selection(const torch::Tensor& x,
+                                               const ScalarVectors& embedding,
+                                               const torch::Tensor& context) {
+  if (variables_ > 1) {
+    return joint_->forward_scalars(x, embedding.vectors, embedding.biases, context).softmax(-1);
+  }
+  // The softmax of one number is 1, whatever the number. As in neuralforecast, what it depends on
+  // has gradients, which are zeros.
+  torch::Tensor ones = torch::ones_like(x);
+  for (const torch::Tensor& parameter : joint_->trained_parameters(context.defined())) {
+    ones = WithoutInfluence::apply(ones, parameter);
+  }
+  return context.defined() ? WithoutInfluence::apply(ones, context) : ones;
+}
+
 torch::Tensor VariableSelectionImpl::forward(const torch::Tensor& x, const ScalarVectors& embedding,
                                              const torch::Tensor& context) {
-  const torch::Tensor selection =
-      joint_->forward_scalars(x, embedding.vectors, embedding.biases, context).softmax(-1);
   const auto stacked = [this](const auto& parameter) {
     std::vector<torch::Tensor> parts;
     for (const auto& network : *networks_) {
@@ -60,7 +91,7 @@ torch::Tensor VariableSelectionImpl::forward(const torch::Tensor& x, const Scala
   const auto through_first = [&](const torch::Tensor& rows) {
     return weight.matmul(rows.unsqueeze(-1)).squeeze(-1);
   };
-  return selected_variables(x, selection,
+  return selected_variables(x, selection(x, embedding, context),
                             {.factor = embedding.vectors,
                              .shift = embedding.biases,
                              .first_factor = through_first(embedding.vectors),

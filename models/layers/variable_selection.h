@@ -30,6 +30,10 @@ class VariableSelectionImpl : public torch::nn::Cloneable<VariableSelectionImpl>
                         const torch::Tensor& context = {});
 
  private:
+  /// The weights [R, variables] of the variables, with 1 as the sum of each row.
+  torch::Tensor selection(const torch::Tensor& x, const ScalarVectors& embedding,
+                          const torch::Tensor& context);
+
   int64_t variables_, hidden_size_;
   double dropout_;
   GatedActivation activation_;

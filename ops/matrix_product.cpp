@@ -1,0 +1,54 @@
+#include <ATen/ATen.h>
+#include <flash_attention/matrix_product.h>
+
+#include "ops/kernel_call.h"
+
+namespace flash {
+namespace {
+
+constexpr char kOp[] = "flash::matrix_product";
+
+bool rows_are_contiguous(const at::Tensor& t) { return t.size(1) <= 1 || t.stride(1) == 1; }
+
+void check(const at::Tensor& left, const at::Tensor& right, const at::Tensor& out) {
+  TORCH_CHECK_VALUE(left.dim() == 2 && right.dim() == 2 && out.dim() == 2 &&
+                        left.size(1) == right.size(0) && out.size(0) == left.size(0) &&
+                        out.size(1) == right.size(1),
+                    kOp, ": expected left [m, k], right [k, n] and out [m, n], got ", left.sizes(),
+                    ", ", right.sizes(), " and ", out.sizes());
+  check_kernel_input(kOp, "left", left);
+  check_same_dtype(kOp, "left", left, "right", right);
+  check_same_dtype(kOp, "left", left, "out", out);
+  TORCH_CHECK_VALUE(rows_are_contiguous(right) && rows_are_contiguous(out), kOp,
+                    ": expected contiguous rows of right and out, got strides ", right.strides(),
+                    " and ", out.strides(), "; copy right with .contiguous()");
+}
+
+}  // namespace
+
+void matrix_product(const at::Tensor& left, const at::Tensor& right, const at::Tensor& out,
+                    ProductResult result) {
+  check(left, right, out);
+  const bool add = result == ProductResult::kAdd;
+  const TypedKernels& kernels = kernels_of(kOp, left.scalar_type());
+  if (&kernels == &kernels_of(kOp, left.scalar_type(), /*use_simd=*/false)) {
+    at::Tensor target = out;
+    if (add) {
+      target.addmm_(left, right);
+    } else {
+      at::mm_out(target, left, right);
+    }
+    return;
+  }
+  ProductParams p = {};
+  p.left = left.const_data_ptr(), p.right = right.const_data_ptr();
+  p.out = out.mutable_data_ptr();
+  p.left_row = left.stride(0), p.left_step = left.stride(1);
+  p.right_row = right.stride(0), p.out_row = out.stride(0);
+  p.rows = left.size(0), p.depth = left.size(1), p.columns = right.size(1);
+  p.add = add;
+  run_units(kernels.product_plan(p),
+            [&](int64_t begin, int64_t end) { kernels.product(p, begin, end); });
+}
+
+}  // namespace flash
