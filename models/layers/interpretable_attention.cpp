@@ -4,8 +4,6 @@
 #include <flash_attention/ops.h>
 #include <torch/torch.h>
 
-#include "layers/linear.h"
-
 namespace flash::models {
 
 InterpretableAttentionImpl::InterpretableAttentionImpl(InterpretableAttentionOptions options)
@@ -31,11 +29,10 @@ torch::Tensor InterpretableAttentionImpl::forward(const torch::Tensor& x,
     return t.unflatten(-1, {-1, head_dim_}).permute({1, 2, 0, 3});
   };
   const auto parts = projections_->weight.split_with_sizes({width, width + head_dim_});
-  const torch::Tensor query = split_heads(models::linear(last, parts[0]));
-  // Both in one split, whose gradient is laid out once; that of a slice is filled up with zeros.
-  const auto key_and_value =
-      split_heads(models::linear(x, parts[1])).split_with_sizes({options_.heads, 1}, 1);
-  const torch::Tensor key = key_and_value[0], value = key_and_value[1];
+  const torch::Tensor query = split_heads(torch::linear(last, parts[0]));
+  // Split before the heads are: so the gradient is laid out once, as its products read it.
+  const auto key_and_value = torch::linear(x, parts[1]).split_with_sizes({width, head_dim_}, -1);
+  const torch::Tensor key = split_heads(key_and_value[0]), value = split_heads(key_and_value[1]);
 
   const auto options = AttentionOptions()
                            .causal(true)
