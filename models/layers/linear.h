@@ -17,6 +17,9 @@ FLASH_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
 FLASH_API at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight,
                                       const at::Tensor& bias, Activation activation);
 
+/// Whether the kernels of this library take x: float32 or float64 on the CPU, without autocast.
+bool fits_kernels(const at::Tensor& x);
+
 /// As `linear`, for the forward or backward of an autograd function: records a gradient only
 /// through ATen, in a backward with create_graph.
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
