@@ -1,10 +1,10 @@
 #include "layers/blocked_feed_forward.h"
 
-#include <flash_attention/matrix_product.h>
 #include <torch/torch.h>
 
 #include <optional>
 
+#include "layers/linear_blocks.h"
 #include "layers/residual_tail.h"
 #include "layers/row_blocks.h"
 
@@ -14,27 +14,6 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-/// out = x weight^T + bias
-void linear_into(const Tensor& x, const LinearWeights& layer, Tensor out) {
-  if (layer.bias.defined()) out.copy_(layer.bias.expand_as(out));
-  matrix_product(x, layer.weight.t(), out,
-                 layer.bias.defined() ? ProductResult::kAdd : ProductResult::kReplace);
-}
-
-/// What a linear layer's weight and bias get, summed over blocks.
-struct LinearGradients {
-  Tensor weight, bias;
-
-  explicit LinearGradients(const LinearWeights& layer)
-      : weight(at::zeros_like(layer.weight)),
-        bias(layer.bias.defined() ? at::zeros_like(layer.bias) : Tensor()) {}
-
-  void add(const Tensor& gradient, const Tensor& x) {
-    matrix_product(gradient.t(), x, weight, ProductResult::kAdd);
-    if (bias.defined()) bias.add_(gradient.sum(0));
-  }
-};
 
 class FeedForwardFunction : public torch::autograd::Function<FeedForwardFunction> {
  public:

@@ -10,12 +10,9 @@
 #include <flash_attention/dropout.h>
 #include <flash_attention/export.h>
 
-namespace flash::models {
+#include "layers/linear.h"
 
-/// A linear layer's weight [out, in] and bias [out], which may be undefined.
-struct LinearWeights {
-  at::Tensor weight, bias;
-};
+namespace flash::models {
 
 /// second(dropout(activation(first(x)))) of x [.., in] -> [.., out], all float32 or float64 on the
 /// CPU, of one dtype. The mask is that of `activation_dropout` on first(x). Differentiable once: a

@@ -8,6 +8,11 @@
 
 namespace flash::models {
 
+/// A layer's weight [out, in] and bias [out], which may be undefined.
+struct LinearWeights {
+  at::Tensor weight, bias;
+};
+
 /// x weight^T + bias: x [.., in], weight [out, in], bias [out] or undefined -> [.., out]. As
 /// torch::linear, differentiable any number of times.
 FLASH_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,

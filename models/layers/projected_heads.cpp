@@ -1,6 +1,5 @@
 #include "layers/projected_heads.h"
 
-#include <flash_attention/matrix_product.h>
 #include <torch/torch.h>
 
 #include <algorithm>
@@ -8,7 +7,7 @@
 #include <optional>
 #include <tuple>
 
-#include "layers/linear.h"
+#include "layers/linear_blocks.h"
 #include "layers/row_blocks.h"
 
 namespace flash::models {
@@ -123,25 +122,6 @@ void for_blocks_of(const PackedSizes& sizes, const Tensor& like, const Call& cal
   for (int64_t first = 0; first < sizes.batch; first += step) call(Block(sizes, first, memory));
 }
 
-/// out = x weight^T + bias
-void linear_into(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor out) {
-  out.copy_(bias.expand_as(out));
-  matrix_product(x, weight.t(), out, ProductResult::kAdd);
-}
-
-/// Of a weight and a bias, summed over blocks.
-struct LayerGradients {
-  Tensor weight, bias;
-
-  explicit LayerGradients(const Tensor& weight)
-      : weight(at::zeros_like(weight)), bias(at::zeros({weight.size(0)}, weight.options())) {}
-
-  void add(const Tensor& gradient, const Tensor& x) {
-    matrix_product(gradient.t(), x, weight, ProductResult::kAdd);
-    bias.add_(gradient.sum(0));
-  }
-};
-
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of x, weight and bias
 
 class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
@@ -157,10 +137,10 @@ class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
                                sizes.empty_heads(sizes.width, x)};
     const Tensor rows = x.flatten(0, 1);
     for_blocks_of(sizes, x, [&](const Block& block) {
-      linear_into(block.of(rows), weight, bias, block.packed());
+      linear_into(block.of(rows), {weight, bias}, block.packed());
       for (int64_t part = 0; part < 3; ++part) block.split(part, out[part]);
     });
-    context->save_for_backward({x, weight});
+    context->save_for_backward({x, weight, bias});
     context->saved_data["heads"] = heads;
     context->saved_data["before"] = out[0].size(3) - sizes.width;
     return out;
@@ -173,9 +153,9 @@ class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
     const auto history = [&](const Tensor& gradient) {
       return before > 0 ? gradient.narrow(3, 0, before) : Tensor();
     };
-    const auto [of_x, of_weight, of_bias] = at::GradMode::is_enabled()
-                                                ? recorded(sizes, saved[0], saved[1], gradients)
-                                                : blocked(sizes, saved[0], saved[1], gradients);
+    const auto [of_x, of_weight, of_bias] =
+        at::GradMode::is_enabled() ? recorded(sizes, saved[0], saved[1], gradients)
+                                   : blocked(sizes, saved[0], {saved[1], saved[2]}, gradients);
     return {of_x,     of_weight, of_bias, history(gradients[0]), history(gradients[1]),
             Tensor(), Tensor()};
   }
@@ -185,19 +165,19 @@ class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
     return {x.size(0), x.size(1), 3, heads, weight.size(0) / (3 * heads)};
   }
 
-  static Gradients blocked(const PackedSizes& sizes, const Tensor& x, const Tensor& weight,
+  static Gradients blocked(const PackedSizes& sizes, const Tensor& x, const LinearWeights& layer,
                            const variable_list& gradients) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Tensor of_heads[] = {gradients[0].contiguous(), gradients[1].contiguous(),
                                gradients[2].contiguous()};
     const Tensor of_x = at::empty_like(x), of_rows = of_x.flatten(0, 1), rows = x.flatten(0, 1);
-    LayerGradients layer(weight);
+    LinearGradients of_layer(layer);
     for_blocks_of(sizes, x, [&](const Block& block) {
       for (int64_t part = 0; part < 3; ++part) block.merge(part, of_heads[part]);
-      layer.add(block.packed(), block.of(rows));
-      matrix_product(block.packed(), weight, block.of(of_rows));
+      of_layer.add(block.packed(), block.of(rows));
+      matrix_product(block.packed(), layer.weight, block.of(of_rows));
     });
-    return {of_x, layer.weight, layer.bias};
+    return {of_x, of_layer.weight, of_layer.bias};
   }
 
   static Gradients recorded(const PackedSizes& sizes, const Tensor& x, const Tensor& weight,
@@ -221,9 +201,9 @@ class MergeHeads : public torch::autograd::Function<MergeHeads> {
     const Tensor rows = out.flatten(0, 1);
     for_blocks_of(sizes, x, [&](const Block& block) {
       block.merge(0, x);
-      linear_into(block.packed(), weight, bias, block.of(rows));
+      linear_into(block.packed(), {weight, bias}, block.of(rows));
     });
-    context->save_for_backward({x, weight});
+    context->save_for_backward({x, weight, bias});
     return out;
   }
 
@@ -234,7 +214,7 @@ class MergeHeads : public torch::autograd::Function<MergeHeads> {
     const Tensor rows = gradients[0].flatten(0, 1).contiguous();
     const auto [of_x, of_weight, of_bias] = at::GradMode::is_enabled()
                                                 ? recorded(sizes, x, weight, rows)
-                                                : blocked(sizes, x, weight, rows);
+                                                : blocked(sizes, x, {weight, saved[2]}, rows);
     return {of_x, of_weight, of_bias};
   }
 
@@ -243,18 +223,18 @@ class MergeHeads : public torch::autograd::Function<MergeHeads> {
     return {x.size(0), x.size(2), 1, x.size(1), x.size(3)};
   }
 
-  static Gradients blocked(const PackedSizes& sizes, const Tensor& x, const Tensor& weight,
+  static Gradients blocked(const PackedSizes& sizes, const Tensor& x, const LinearWeights& layer,
                            const Tensor& gradient) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Tensor of_x = sizes.empty_heads(sizes.width, x);
-    LayerGradients layer(weight);
+    LinearGradients of_layer(layer);
     for_blocks_of(sizes, x, [&](const Block& block) {
       block.merge(0, x);
-      layer.add(block.of(gradient), block.packed());
-      matrix_product(block.of(gradient), weight, block.packed());
+      of_layer.add(block.of(gradient), block.packed());
+      matrix_product(block.of(gradient), layer.weight, block.packed());
       block.split(0, of_x);
     });
-    return {of_x, layer.weight, layer.bias};
+    return {of_x, of_layer.weight, of_layer.bias};
   }
 
   static Gradients recorded(const PackedSizes& sizes, const Tensor& x, const Tensor& weight,
