@@ -91,12 +91,15 @@ enum class DropoutKind {
   kGeluGradient,  ///< scale gelu'(x) other
 };
 
-/// Contiguous arrays of `elements` numbers. Whether element i is kept depends on seed and i only.
+/// Contiguous arrays of `elements` numbers, elements first, first + 1, … of a whole. Whether an element
+/// is kept depends on the seed and its number in the whole only.
 struct DropoutParams {
   DropoutKind kind;
   const void* input;
   const void* other;  ///< the residual or the gradient; null where the kind has none
-  void* out;
+  void* out;          ///< may be `input` or `other`
+  void* value;        ///< with a gradient: what kRelu or kGelu gives of `input`; null: not wanted
+  int64_t first;      ///< counts elements before these, whole blocks of kDropoutBlock
   int64_t elements;
   double dropout;
   uint64_t seed;
@@ -106,8 +109,8 @@ struct DropoutParams {
 struct ProductParams {
   const void* left;  ///< [rows, depth], any strides
   int64_t left_row, left_step;
-  const void* right;  ///< [depth, columns], rows contiguous
-  int64_t right_row;
+  const void* right;  ///< [depth, columns], rows or columns contiguous
+  int64_t right_row, right_column;
   void* out;  ///< [rows, columns], rows contiguous
   int64_t out_row;
   int64_t rows, depth, columns;

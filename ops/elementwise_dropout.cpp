@@ -26,21 +26,27 @@ struct Mask {
   }
 };
 
-at::Tensor run(DropoutKind kind, const at::Tensor& input, const at::Tensor& other, Mask mask) {
-  const at::Tensor x = input.contiguous();
-  const at::Tensor y = other.defined() ? other.contiguous() : other;
-  const at::Tensor out = at::empty(input.sizes(), input.options());
+/// All contiguous; `other` and `value` may be undefined.
+void run(DropoutKind kind, const at::Tensor& input, const at::Tensor& other, Mask mask,
+         const at::Tensor& out, const at::Tensor& value = {}, int64_t first = 0) {
   DropoutParams p = {};
   p.kind = kind;
-  p.input = x.const_data_ptr();
-  p.other = y.defined() ? y.const_data_ptr() : nullptr;
+  p.input = input.const_data_ptr();
+  p.other = other.defined() ? other.const_data_ptr() : nullptr;
   p.out = out.mutable_data_ptr();
-  p.elements = x.numel();
+  p.value = value.defined() ? value.mutable_data_ptr() : nullptr;
+  p.first = first;
+  p.elements = input.numel();
   p.dropout = mask.p;
   p.seed = static_cast<uint64_t>(mask.seed);
-  const TypedKernels& kernels = kernels_of("flash::dropout", x.scalar_type());
+  const TypedKernels& kernels = kernels_of("flash::dropout", input.scalar_type());
   run_units(kernels.dropout_plan(p),
             [&](int64_t begin, int64_t end) { kernels.dropout(p, begin, end); });
+}
+
+at::Tensor run(DropoutKind kind, const at::Tensor& input, const at::Tensor& other, Mask mask) {
+  const at::Tensor out = at::empty(input.sizes(), input.options());
+  run(kind, input.contiguous(), other.defined() ? other.contiguous() : other, mask, out);
   return out;
 }
 
@@ -111,6 +117,19 @@ void check(const char* op, const at::Tensor& input, double p) {
   check_kernel_input(op, "input", input);
 }
 
+void check_block(const at::Tensor& input, double p, int64_t first, const char* name,
+                 const at::Tensor& other) {
+  constexpr char kOp[] = "flash::BlockedActivationDropout";
+  check(kOp, input, p);
+  check_same_dtype(kOp, "input", input, name, other);
+  TORCH_CHECK_VALUE(
+      input.numel() == other.numel() && input.is_contiguous() && other.is_contiguous(), kOp,
+      ": expected contiguous blocks of one size, got input ", input.sizes(), " of strides ",
+      input.strides(), " and ", name, " ", other.sizes(), " of strides ", other.strides());
+  TORCH_CHECK_VALUE(first >= 0 && first % kDropoutBlock == 0, kOp,
+                    ": expected first to be a multiple of ", kDropoutBlock, ", got ", first);
+}
+
 }  // namespace
 
 at::Tensor dropout(const at::Tensor& input, double p, bool training) {
@@ -138,6 +157,28 @@ at::Tensor activation_dropout(const at::Tensor& input, Activation activation, do
     return activation == Activation::kRelu ? at::relu(input) : at::gelu(input);
   }
   return ActivationDropout::apply(input, activation, Mask{p, draw_seed()});
+}
+
+BlockedActivationDropout::BlockedActivationDropout(Activation activation, double p)
+    : BlockedActivationDropout(activation, p, p > 0 ? draw_seed() : 0) {}
+
+BlockedActivationDropout::BlockedActivationDropout(Activation activation, double p, int64_t seed)
+    : activation_(activation), p_(p), seed_(seed) {}
+
+void BlockedActivationDropout::forward(const at::Tensor& input, int64_t first,
+                                       const at::Tensor& out) const {
+  check_block(input, p_, first, "out", out);
+  const bool relu = activation_ == Activation::kRelu;
+  run(relu ? DropoutKind::kRelu : DropoutKind::kGelu, input, {}, Mask{p_, seed_}, out, {}, first);
+}
+
+void BlockedActivationDropout::backward(const at::Tensor& input, int64_t first,
+                                        const at::Tensor& gradient, const at::Tensor& out) const {
+  check_block(input, p_, first, "gradient", gradient);
+  check_block(input, p_, first, "out", out);
+  const bool relu = activation_ == Activation::kRelu;
+  run(relu ? DropoutKind::kReluGradient : DropoutKind::kGeluGradient, input, gradient,
+      Mask{p_, seed_}, gradient, out, first);
 }
 
 }  // namespace flash

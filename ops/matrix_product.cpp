@@ -19,9 +19,10 @@ void check(const at::Tensor& left, const at::Tensor& right, const at::Tensor& ou
   check_kernel_input(kOp, "left", left);
   check_same_dtype(kOp, "left", left, "right", right);
   check_same_dtype(kOp, "left", left, "out", out);
-  TORCH_CHECK_VALUE(rows_are_contiguous(right) && rows_are_contiguous(out), kOp,
-                    ": expected contiguous rows of right and out, got strides ", right.strides(),
-                    " and ", out.strides(), "; copy right with .contiguous()");
+  TORCH_CHECK_VALUE(
+      (rows_are_contiguous(right) || rows_are_contiguous(right.t())) && rows_are_contiguous(out),
+      kOp, ": expected contiguous rows or columns of right, and rows of out, got strides ",
+      right.strides(), " and ", out.strides(), "; copy right with .contiguous()");
 }
 
 }  // namespace
@@ -44,7 +45,8 @@ void matrix_product(const at::Tensor& left, const at::Tensor& right, const at::T
   p.left = left.const_data_ptr(), p.right = right.const_data_ptr();
   p.out = out.mutable_data_ptr();
   p.left_row = left.stride(0), p.left_step = left.stride(1);
-  p.right_row = right.stride(0), p.out_row = out.stride(0);
+  p.right_row = right.stride(0), p.right_column = right.stride(1);
+  p.out_row = out.stride(0);
   p.rows = left.size(0), p.depth = left.size(1), p.columns = right.size(1);
   p.add = add;
   run_units(kernels.product_plan(p),

@@ -84,14 +84,18 @@ template <class V, int N>
   each<N>([&](int i) { x[i] = V::mul(x[i], phi[i]); });
 }
 
-/// x to Phi(x) + x e^(-x^2 / 2) / sqrt(2 pi).
+/// x to Phi(x) + x e^(-x^2 / 2) / sqrt(2 pi), and gelu(x) beside it.
 template <class V, int N>
-[[gnu::always_inline]] inline void gelu_derivative(typename V::Reg (&x)[N]) {
+[[gnu::always_inline]] inline void gelu_derivative(typename V::Reg (&x)[N],
+                                                   typename V::Reg (&value)[N]) {
   using T = typename V::Scalar;
   typename V::Reg phi[N], bell[N];
   normal_distribution<V, N>(x, phi, bell);
   const auto density = V::broadcast(T(0.3989422804014327));
-  each<N>([&](int i) { x[i] = V::fma(V::mul(x[i], density), bell[i], phi[i]); });
+  each<N>([&](int i) {
+    value[i] = V::mul(x[i], phi[i]);
+    x[i] = V::fma(V::mul(x[i], density), bell[i], phi[i]);
+  });
 }
 
 }  // namespace

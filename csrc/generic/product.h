@@ -98,6 +98,7 @@ struct RowUpdate {
   T weight;          ///< multiplies the product; with `rescale` it must be 1
   const T* rescale;  ///< per row, multiplies what is there; null: 1
   const T* finish;   ///< per row, multiplies the result; null: 1
+  bool prefetch = false;  ///< whether the rows of output are likely in no cache
 };
 
 /// tile[r] = rescale[r] * rows[r] + tile[r]; without `rescale`, rows[r] + weight * tile[r].
@@ -158,6 +159,13 @@ template <class V, int kRows, int kVecs, bool kTail>
   // The product starts from zero and what is there is added last: see V::kLongestChain.
   Reg tile[kRows][kVecs];
   clear<V>(tile);
+  if (update.prefetch) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVecs; ++v) {
+        __builtin_prefetch(out + r * stride + v * V::kWidth, /*rw=*/1);
+      }
+    }
+  }
   multiply_add<V, kRows, kVecs, kTail>(tile, a, x, depth, tail);
   if (update.accumulate) {
     add_rows<V, kRows, kVecs, kTail>(tile, out, stride, update, tail);
@@ -193,7 +201,7 @@ template <class V, int kVecs, bool kTail>
   for_row_tiles<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
     const RowUpdate<typename V::Scalar> here = {
         update.accumulate, update.weight, update.rescale == nullptr ? nullptr : update.rescale + r,
-        update.finish == nullptr ? nullptr : update.finish + r};
+        update.finish == nullptr ? nullptr : update.finish + r, update.prefetch};
     int64_t first = 0, last = depth;
     terms.from_row(r).template cover<kRows>(&first, &last);
     update_tile<V, kRows, kVecs, kTail>({a.data + r * a.row + first * a.step, a.row, a.step},

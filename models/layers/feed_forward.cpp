@@ -19,15 +19,6 @@ void PointwiseConvolutionImpl::reset() {
   if (bias_) bias_values_ = register_parameter("bias", drawn->bias.detach());
 }
 
-torch::Tensor PointwiseConvolutionImpl::forward(const torch::Tensor& x) const {
-  return models::linear(x, weight_.squeeze(2), bias_values_);
-}
-
-torch::Tensor PointwiseConvolutionImpl::forward(const torch::Tensor& x,
-                                                Activation activation) const {
-  return activated_linear(x, weight_.squeeze(2), bias_values_, activation);
-}
-
 void FeedForward::register_in(torch::nn::Module& owner, const FeedForwardOptions& options) {
   options_ = options;
   first_ =
@@ -39,14 +30,24 @@ void FeedForward::register_in(torch::nn::Module& owner, const FeedForwardOptions
 }
 
 torch::Tensor FeedForward::add_to(const torch::Tensor& x, bool training) const {
-  const Activation activation = options_.activation;
   const double dropout = options_.dropout;
-  const bool drops = training && dropout > 0.0;
+  return dropout_add(feed_forward(x, first_->weights(), second_->weights(), options_.activation,
+                                  training ? dropout : 0.0),
+                     x, dropout, training);
+}
+
+torch::Tensor feed_forward(const torch::Tensor& x, const LinearWeights& first,
+                           const LinearWeights& second, Activation activation, double dropout) {
+  const bool drops = dropout > 0.0;
+  // Lower precision is ATen's business, and without dropout there is a second derivative.
+  if (drops && fits_kernels(x)) {
+    return blocked_feed_forward(x, first, second, activation, dropout);
+  }
   const torch::Tensor active =
       drops || torch::GradMode::is_enabled()
-          ? activation_dropout(first_->forward(x), activation, dropout, training)
-          : first_->forward(x, activation);
-  return dropout_add(second_->forward(active), x, dropout, training);
+          ? activation_dropout(linear(x, first.weight, first.bias), activation, dropout, drops)
+          : activated_linear(x, first.weight, first.bias, activation);
+  return linear(active, second.weight, second.bias);
 }
 
 }  // namespace flash::models

@@ -6,28 +6,33 @@
 
 #include <string>
 
+#include "layers/blocked_feed_forward.h"
+
 namespace flash::models {
 
 /// "relu" or "gelu"; c10::ValueError naming the model and the options otherwise.
 Activation activation_named(const std::string& model, const std::string& name);
 
-/// A convolution of width 1 over time, weight [out, in, 1], computed as the matrix product it is.
+/// A convolution of width 1 over time, weight [out, in, 1].
 class PointwiseConvolutionImpl : public torch::nn::Cloneable<PointwiseConvolutionImpl> {
  public:
   PointwiseConvolutionImpl(int64_t in, int64_t out, bool bias) : in_(in), out_(out), bias_(bias) {
     reset();
   }
   void reset() override;
-  /// x [.., in] -> [.., out]
-  torch::Tensor forward(const torch::Tensor& x) const;
-  /// With the activation behind it, where no gradient is wanted.
-  torch::Tensor forward(const torch::Tensor& x, Activation activation) const;
+  /// Of the matrix product that it is.
+  LinearWeights weights() const { return {weight_.squeeze(2), bias_values_}; }
 
  private:
   int64_t in_, out_;
   bool bias_;
   torch::Tensor weight_, bias_values_;
 };
+
+/// second(dropout(activation(first(x)))): x [.., in] -> [.., out]. In training without a second
+/// derivative.
+torch::Tensor feed_forward(const torch::Tensor& x, const LinearWeights& first,
+                           const LinearWeights& second, Activation activation, double dropout);
 
 /// Sizes and switches of `FeedForward`.
 struct FeedForwardOptions {

@@ -2,6 +2,7 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <flash_attention/matrix_product.h>
 #include <torch/torch.h>
 
 #include <optional>
@@ -51,6 +52,18 @@ at::Tensor through_onednn(const at::Tensor& x, const at::Tensor& weight, const a
   return out.view(sizes);
 }
 
+/// Rows of a weight's gradient that are enough work for a thread.
+constexpr int64_t kRowsPerThread = 32;
+
+/// g^T x, of g [rows, out] and x [rows, in].
+at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x) {
+  const bool fits = g.size(1) >= kRowsPerThread * at::get_num_threads() && x.is_contiguous();
+  if (at::GradMode::is_enabled() || !fits) return g.t().mm(x);
+  const at::Tensor out = at::empty({g.size(1), x.size(1)}, x.options());
+  matrix_product(g.t(), x, out);
+  return out;
+}
+
 class Linear : public torch::autograd::Function<Linear> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
@@ -67,7 +80,9 @@ class Linear : public torch::autograd::Function<Linear> {
     const at::Tensor rows = g.reshape({-1, g.size(-1)});
     at::Tensor of_x, of_weight, of_bias;
     if (context->needs_input_grad(0)) of_x = product(rows, weight.t()).view_as(x);
-    if (context->needs_input_grad(1)) of_weight = rows.t().mm(x.reshape({-1, x.size(-1)}));
+    if (context->needs_input_grad(1)) {
+      of_weight = weight_gradient(rows, x.reshape({-1, x.size(-1)}));
+    }
     const bool has_bias = context->saved_data["has_bias"].toBool();
     if (has_bias && context->needs_input_grad(2)) of_bias = rows.sum(0);
     return {of_x, of_weight, of_bias};
@@ -75,6 +90,11 @@ class Linear : public torch::autograd::Function<Linear> {
 };
 
 }  // namespace
+
+bool fits_kernels(const at::Tensor& x) {
+  return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble) &&
+         !at::autocast::is_autocast_enabled(at::kCPU);
+}
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   if (!at::GradMode::is_enabled() && onednn_is_faster(x, weight)) {

@@ -4,7 +4,7 @@
 #include <flash_attention/models/gradient_checkpoint.h>
 #include <torch/torch.h>
 
-#include "layers/linear.h"
+#include "layers/feed_forward.h"
 
 namespace flash::models {
 
@@ -32,9 +32,8 @@ void PatchFeedForwardImpl::reset() {
 
 torch::Tensor PatchFeedForwardImpl::forward(const torch::Tensor& x) {
   const auto activation = options_.activation() == "relu" ? Activation::kRelu : Activation::kGelu;
-  const torch::Tensor inner = activation_dropout(linear(x, inner_->weight, inner_->bias),
-                                                 activation, options_.dropout(), is_training());
-  return linear(inner, outer_->weight, outer_->bias);
+  return feed_forward(x, {inner_->weight, inner_->bias}, {outer_->weight, outer_->bias}, activation,
+                      is_training() ? options_.dropout() : 0.0);
 }
 
 PatchEncoderLayerImpl::PatchEncoderLayerImpl(const PatchTSTOptions& options) : options_(options) {
@@ -81,6 +80,8 @@ void PatchEncoderImpl::reset() {
 
 torch::Tensor PatchEncoderImpl::forward(torch::Tensor x) {
   ScoreHistory history;
+  // A layer that runs again in the backward must not write where others have read.
+  if (!options_.gradient_checkpointing()) history.layers = options_.encoder_layers();
   for (const auto& module : *layers_) {
     const auto layer = std::static_pointer_cast<PatchEncoderLayerImpl>(module);
     x = options_.gradient_checkpointing() ? recomputed(layer, x, history)

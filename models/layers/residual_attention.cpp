@@ -5,8 +5,6 @@
 
 #include <cmath>
 
-#include "layers/linear.h"
-
 namespace flash::models {
 
 ScoreScaleImpl::ScoreScaleImpl(int64_t head_dim) : head_dim_(head_dim) { reset(); }
@@ -39,37 +37,30 @@ torch::Tensor ResidualAttentionImpl::forward(const torch::Tensor& x, ScoreHistor
   const torch::Tensor weight =
       torch::cat({query_part(query_->weight), key_->weight, value_->weight});
   const torch::Tensor bias = torch::cat({query_part(query_->bias), key_->bias, value_->bias});
-  const auto parts = linear(x, weight, bias)
-                         .unflatten(-1, {3, options_.heads, head_dim_})
-                         .permute({2, 0, 3, 1, 4})  // [3, B, H, T, d]
-                         .unbind();
   const torch::Tensor attended = options_.config.use_flash_attention
-                                     ? flash(parts[0], parts[1], parts[2], history)
-                                     : standard(parts[0], parts[1], parts[2], history);
+                                     ? flash(x, weight, bias, history)
+                                     : standard(x, weight, bias, history);
   const auto& output = output_->at<torch::nn::LinearImpl>(0);
-  return linear(attended.transpose(1, 2).flatten(-2), output.weight, output.bias);
+  return merge_heads(attended, output.weight, output.bias);
 }
 
-torch::Tensor ResidualAttentionImpl::flash(torch::Tensor query, torch::Tensor key,
-                                           const torch::Tensor& value,
-                                           ScoreHistory& history) const {
+torch::Tensor ResidualAttentionImpl::flash(const torch::Tensor& x, const torch::Tensor& weight,
+                                           const torch::Tensor& bias, ScoreHistory& history) const {
   auto options =
       AttentionOptions().dropout(dropout_now()).block_size(options_.config.flash_block_size);
-  if (options_.add_previous_scores) {
-    options.scale(1.0);
-    if (history.queries.defined()) {
-      query = torch::cat({history.queries, query}, -1);
-      key = torch::cat({history.keys, key}, -1);
-    }
-    history.queries = query;
-    history.keys = key;
-  }
-  return attention(query, key, value, options);
+  if (options_.add_previous_scores) options.scale(1.0);
+  ScoreHistory alone;
+  ScoreHistory& used = options_.add_previous_scores ? history : alone;
+  const torch::Tensor value = project_heads(x, weight, bias, options_.heads, used);
+  return attention(used.queries, used.keys, value, options);
 }
 
-torch::Tensor ResidualAttentionImpl::standard(const torch::Tensor& query, const torch::Tensor& key,
-                                              const torch::Tensor& value,
+torch::Tensor ResidualAttentionImpl::standard(const torch::Tensor& x, const torch::Tensor& weight,
+                                              const torch::Tensor& bias,
                                               ScoreHistory& history) const {
+  ScoreHistory alone;
+  const torch::Tensor value = project_heads(x, weight, bias, options_.heads, alone);
+  const torch::Tensor &query = alone.queries, &key = alone.keys;
   if (!options_.add_previous_scores) {
     return standard_attention(query, key, value, AttentionOptions().dropout(dropout_now()));
   }

@@ -6,6 +6,8 @@
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
 
+#include "layers/projected_heads.h"
+
 namespace flash::models {
 
 /// Sizes and switches of `ResidualAttentionImpl`.
@@ -15,14 +17,6 @@ struct ResidualAttentionOptions {
   double attention_dropout;
   bool add_previous_scores;
   ModelConfig config;
-};
-
-/// What one layer hands to the next. Standard attention hands on its scores, flash attention the
-/// queries and keys that give those scores.
-struct ScoreHistory {
-  torch::Tensor scores;   ///< [B, H, T, T], standard only
-  torch::Tensor queries;  ///< [B, H, T, layers * d], scaled, flash only
-  torch::Tensor keys;     ///< [B, H, T, layers * d], flash only
 };
 
 /// The scale of the scores, under neuralforecast's name `sdp_attn.scale`: 0-d, never trained.
@@ -53,10 +47,11 @@ class ResidualAttentionImpl : public torch::nn::Cloneable<ResidualAttentionImpl>
   torch::Tensor forward(const torch::Tensor& x, ScoreHistory& history);
 
  private:
-  torch::Tensor flash(torch::Tensor query, torch::Tensor key, const torch::Tensor& value,
-                      ScoreHistory& history) const;
-  torch::Tensor standard(const torch::Tensor& query, const torch::Tensor& key,
-                         const torch::Tensor& value, ScoreHistory& history) const;
+  // weight [3 H d, hidden_size] and bias of query, key and value
+  torch::Tensor flash(const torch::Tensor& x, const torch::Tensor& weight,
+                      const torch::Tensor& bias, ScoreHistory& history) const;
+  torch::Tensor standard(const torch::Tensor& x, const torch::Tensor& weight,
+                         const torch::Tensor& bias, ScoreHistory& history) const;
   double dropout_now() const { return is_training() ? options_.attention_dropout : 0.0; }
 
   ResidualAttentionOptions options_;

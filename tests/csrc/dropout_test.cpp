@@ -109,6 +109,33 @@ void expect_definition(const KernelTable& table) {
 TEST_P(DropoutOnEveryIsa, FloatIsTheDefinition) { expect_definition<float>(*GetParam()); }
 TEST_P(DropoutOnEveryIsa, DoubleIsTheDefinition) { expect_definition<double>(*GetParam()); }
 
+TEST_P(DropoutOnEveryIsa, GivesTheActivationBesideItsGradientAndContinuesAWhole) {
+  constexpr int64_t kFirst = 3 * kDropoutBlock;
+  const std::vector<double> x = normal<double>(500, 1);
+  std::vector<double> gradient = normal<double>(500, 2);
+  for (const auto& [kind, slope] : {std::pair(DropoutKind::kRelu, DropoutKind::kReluGradient),
+                                    std::pair(DropoutKind::kGelu, DropoutKind::kGeluGradient)}) {
+    const std::vector<double> whole = run<double>(*GetParam(), kind, 0.3, x, x);
+    const std::vector<double> slopes = run<double>(*GetParam(), slope, 0.3, x, gradient);
+    std::vector<double> in_place = gradient, value(x.size() - kFirst);
+    DropoutParams p = {};
+    p.kind = slope;
+    p.input = x.data() + kFirst;
+    p.other = p.out = in_place.data() + kFirst;
+    p.value = value.data();
+    p.first = kFirst;
+    p.elements = static_cast<int64_t>(value.size());
+    p.dropout = 0.3;
+    p.seed = kSeed;
+    const auto& kernels = typed<double>(*GetParam());
+    kernels.dropout(p, 0, kernels.dropout_plan(p).units);
+    for (size_t i = 0; i < value.size(); ++i) {
+      EXPECT_EQ(value[i], whole[kFirst + i]) << i;
+      EXPECT_EQ(in_place[kFirst + i], slopes[kFirst + i]) << i;
+    }
+  }
+}
+
 /// The largest error of gelu(x) and of its derivative over x in [-a, a], in units of epsilon |x|,
 /// and of epsilon.
 template <class T>

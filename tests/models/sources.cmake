@@ -1,6 +1,7 @@
 # The files of models_test, relative to tests/.
 set(FLASH_MODELS_TEST_SOURCES
   models/autoformer_test.cpp
+  models/blocked_feed_forward_test.cpp
   models/checkpoint_test.cpp
   models/csv_dataset_test.cpp
   models/distilling_test.cpp
@@ -15,6 +16,7 @@ set(FLASH_MODELS_TEST_SOURCES
   models/parity.cpp
   models/patchtst_test.cpp
   models/prob_attention_test.cpp
+  models/projected_heads_test.cpp
   models/registry_test.cpp
   models/run_file_test.cpp
   models/safetensors_test.cpp

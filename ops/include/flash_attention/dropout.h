@@ -36,4 +36,29 @@ enum class Activation {
 FLASH_API at::Tensor activation_dropout(const at::Tensor& input, Activation activation, double p,
                                         bool training);
 
+/// One call of `activation_dropout`, for layers that work block by block below autograd. A block is
+/// contiguous and holds elements first, first + 1, … of the call's input, `first` a multiple of 64;
+/// all tensors are of one dtype and size. Throws as the functions above, c10::ValueError too for
+/// blocks that are not contiguous or differ in size.
+class FLASH_API BlockedActivationDropout {
+ public:
+  /// Draws the seed, where p > 0.
+  BlockedActivationDropout(Activation activation, double p);
+  /// The call that drew `seed`.
+  BlockedActivationDropout(Activation activation, double p, int64_t seed);
+
+  int64_t seed() const { return seed_; }
+
+  /// out = dropout(activation(input))
+  void forward(const at::Tensor& input, int64_t first, const at::Tensor& out) const;
+  /// From a gradient for `out` to that for `input`, in place, and `out` again: in one pass.
+  void backward(const at::Tensor& input, int64_t first, const at::Tensor& gradient,
+                const at::Tensor& out) const;
+
+ private:
+  Activation activation_;
+  double p_;
+  int64_t seed_;
+};
+
 }  // namespace flash
