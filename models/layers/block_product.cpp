@@ -17,7 +17,9 @@ struct Vector {
   [[gnu::always_inline]] static Register load(const T* p) {
     return *reinterpret_cast<const Memory*>(p);
   }
-  [[gnu::always_inline]] static void store(T* p, Register x) { *reinterpret_cast<Memory*>(p) = x; }
+  [[gnu::always_inline]] static void store(T* p, const Register& x) {
+    *reinterpret_cast<Memory*>(p) = x;
+  }
 };
 
 /// A tile of kRows rows and kVectors vectors in registers, of which the last may be cut off.
