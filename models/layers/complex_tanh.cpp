@@ -1,20 +1,12 @@
 #include "layers/complex_tanh.h"
 
-#include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
-#include <torch/torch.h>
-
 #include <bit>
 #include <cmath>
 
 #include "layers/function_clones.h"
-#include "layers/row_blocks.h"
 
 namespace flash::models {
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 template <class T>
 struct Pair {
@@ -112,65 +104,18 @@ inline __attribute__((always_inline)) void backward_of(const T* real, const T* i
   }
 }
 
-// From parts [2, count], next to each other in memory, to parts [2, count].
+}  // namespace
+
 #define FLASH_COMPLEX_TANH_LOOPS(T)                                                           \
   FLASH_FUNCTION_CLONES                                                                       \
-  void tanh_loop(const T* in, T* out, int64_t count) {                                        \
+  void complex_tanh(const T* in, T* out, int64_t count) {                                     \
     tanh_of(in, in + count, out, out + count, count);                                         \
   }                                                                                           \
   FLASH_FUNCTION_CLONES                                                                       \
-  void tanh_backward_loop(const T* result, const T* gradient, T* out, int64_t count) {        \
+  void complex_tanh_backward(const T* result, const T* gradient, T* out, int64_t count) {     \
     backward_of(result, result + count, gradient, gradient + count, out, out + count, count); \
   }
 FLASH_COMPLEX_TANH_LOOPS(float)
 FLASH_COMPLEX_TANH_LOOPS(double)
-
-/// Calls call(offset, m) for each of the n pairs of [n, 2, m].
-template <class Call>
-void for_pairs(const at::Tensor& parts, const Call& call) {
-  const int64_t count = parts.size(2);
-  if (count == 0) return;
-  constexpr int64_t kNumbersPerTask = 1 << 12;
-  at::parallel_for(0, parts.size(0), std::max<int64_t>(1, kNumbersPerTask / count),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t i = begin; i < end; ++i) call(2 * i * count, count);
-                   });
-}
-
-class ComplexTanh : public torch::autograd::Function<ComplexTanh> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& parts) {
-    const at::Tensor in = parts.contiguous();
-    at::Tensor result = at::empty_like(in);
-    AT_DISPATCH_FLOATING_TYPES(in.scalar_type(), "complex_tanh", [&] {
-      const auto* const x = in.const_data_ptr<scalar_t>();
-      auto* const out = result.mutable_data_ptr<scalar_t>();
-      for_pairs(in,
-                [&](int64_t offset, int64_t count) { tanh_loop(x + offset, out + offset, count); });
-    });
-    context->save_for_backward({result});
-    return result;
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    refuse_second_derivative("complex_tanh");
-    const at::Tensor result = context->get_saved_variables()[0];
-    const at::Tensor gradient = gradients[0].contiguous();
-    at::Tensor out = at::empty_like(result);
-    AT_DISPATCH_FLOATING_TYPES(result.scalar_type(), "complex_tanh", [&] {
-      const auto* const t = result.const_data_ptr<scalar_t>();
-      const auto* const g = gradient.const_data_ptr<scalar_t>();
-      auto* const x = out.mutable_data_ptr<scalar_t>();
-      for_pairs(result, [&](int64_t offset, int64_t count) {
-        tanh_backward_loop(t + offset, g + offset, x + offset, count);
-      });
-    });
-    return {out};
-  }
-};
-
-}  // namespace
-
-at::Tensor complex_tanh(const at::Tensor& parts) { return ComplexTanh::apply(parts); }
 
 }  // namespace flash::models

@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "layers/narrow_linear.h"
+
 namespace flash::models {
 
 void TokenEmbeddingImpl::reset() {
@@ -52,7 +54,7 @@ torch::Tensor DataEmbeddingImpl::forward(const torch::Tensor& series, const torc
     columns.push_back(exog);
     weight = torch::cat({weight, temporal_->weight()}, 1);
   }
-  torch::Tensor tokens = torch::linear(torch::cat(columns, 2), weight);
+  torch::Tensor tokens = narrow_linear(torch::cat(columns, 2), weight);
   if (position_) tokens = tokens + position_->rows(series.size(1));
   return flash::dropout(tokens, options_.dropout, is_training());
 }

@@ -4,6 +4,7 @@
 #include <flash_attention/ops.h>
 #include <torch/torch.h>
 
+#include "layers/narrow_linear.h"
 #include "layers/series_decomposition.h"
 
 namespace flash::models {
@@ -18,6 +19,19 @@ FeedForwardOptions feed_forward_options(const DecompositionTransformerOptions& o
           .dropout = options.dropout,
           .bias = false};
 }
+
+/// x [B, T, D] less its mean over time, in place: a norm's result is not needed any more.
+class Centred : public torch::autograd::Function<Centred> {
+ public:
+  static torch::Tensor forward(torch::autograd::AutogradContext* context, torch::Tensor x) {
+    context->mark_dirty({x});
+    return x.sub_(x.mean(1, /*keepdim=*/true));
+  }
+
+  static Tensors backward(torch::autograd::AutogradContext*, const Tensors& gradients) {
+    return {gradients[0] - gradients[0].mean(1, /*keepdim=*/true)};
+  }
+};
 
 void append(Tensors& all, Tensors more) { all.insert(all.end(), more.begin(), more.end()); }
 
@@ -100,7 +114,7 @@ torch::Tensor DecompositionDecoderLayerImpl::project_trend(const torch::Tensor& 
   // The convolution as one product per neighbour, moved in time afterwards, when there is little
   // left to move.
   const torch::Tensor neighbours =
-      torch::linear(trend, projection_->weight.permute({2, 0, 1}).flatten(0, 1));
+      narrow_linear(trend, projection_->weight.permute({2, 0, 1}).flatten(0, 1));
   const Tensors terms = neighbours.chunk(3, 2);
   return (terms[0].roll(1, 1) + terms[1] + terms[2].roll(-1, 1)).slice(1, -h_);
 }
@@ -117,15 +131,12 @@ SeasonalNormImpl::SeasonalNormImpl(int64_t hidden_size) {
                           torch::nn::LayerNorm(torch::nn::LayerNormOptions({hidden_size})));
 }
 
-torch::Tensor SeasonalNormImpl::forward(const torch::Tensor& x) {
-  const torch::Tensor normed = norm_(x);
-  return normed - normed.mean(1, /*keepdim=*/true);
-}
+torch::Tensor SeasonalNormImpl::forward(const torch::Tensor& x) { return Centred::apply(norm_(x)); }
 
 torch::Tensor SeasonalNormImpl::project_last(const torch::Tensor& x, int64_t rows,
                                              torch::nn::Linear& linear) {
   // The mean commutes with the product, after which there is little left to average.
-  const torch::Tensor projected = torch::linear(norm_(x), linear->weight);
+  const torch::Tensor projected = narrow_linear(norm_(x), linear->weight);
   return projected.slice(1, -rows) - projected.mean(1, /*keepdim=*/true) + linear->bias;
 }
 

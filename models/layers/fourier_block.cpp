@@ -2,85 +2,59 @@
 
 #include <torch/torch.h>
 
-#include <cmath>
-#include <numbers>
 #include <numeric>
 
-#include "layers/complex_tanh.h"
 #include "layers/linear.h"
-#include "layers/spectral_layout.h"
+#include "layers/mode_attention.h"
+#include "layers/mode_mixing.h"
+#include "layers/row_blocks.h"
 
 namespace flash::models {
 namespace {
 
-/// Rows cos(2 pi f t / T) for each mode f, then rows -sin(2 pi f t / T): with a series on its
-/// right, the real and the imaginary parts of its spectrum. [2 n, T], float64.
-at::Tensor mode_rows(const FourierModes& modes) {
-  const auto count = static_cast<int64_t>(modes.periods.size());
-  at::Tensor table = at::empty({2, count, modes.length}, at::kDouble);
-  auto entries = table.accessor<double, 3>();
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t t = 0; t < modes.length; ++t) {
-      // Reduced as an integer: exact, however many periods.
-      const int64_t step = modes.periods[static_cast<size_t>(i)] * t % modes.length;
-      const double angle =
-          2.0 * std::numbers::pi * static_cast<double>(step) / static_cast<double>(modes.length);
-      entries[0][i][t] = std::cos(angle);
-      entries[1][i][t] = -std::sin(angle);
-    }
-  }
-  return table.flatten(0, 1);
-}
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
-ModeTable analysis_table(const FourierModes& modes) {
+ModeTable table_of(const FourierModes& modes) {
   // Modes are sorted.
-  return {mode_rows(modes), !modes.periods.empty() && modes.periods[0] == 0 ? 0 : -1};
+  return {analysis_table(modes), !modes.periods.empty() && modes.periods[0] == 0 ? 0 : -1};
 }
 
-/// With a spectrum on its left, the real series that has it. [2 n, T], float64. Frequency 0 and
-/// that of half the length occur once in a real series' spectrum, the others twice, and what is
-/// imaginary in those two is left out, as inverse transforms do.
-at::Tensor synthesis_table(const FourierModes& modes) {
-  const auto count = static_cast<int64_t>(modes.periods.size());
-  at::Tensor weights = at::empty({2, count, 1}, at::kDouble);
-  auto entries = weights.accessor<double, 3>();
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t periods = modes.periods[static_cast<size_t>(i)];
-    const bool once = periods == 0 || 2 * periods == modes.length;
-    entries[0][i][0] = (once ? 1.0 : 2.0) / static_cast<double>(modes.length);
-    entries[1][i][0] = once ? 0.0 : entries[0][i][0];
+/// spectrum [B, 2, n, C] += the modes of a constant in time, in place.
+class AddConstant : public torch::autograd::Function<AddConstant> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& spectrum,
+                            const at::Tensor& constant, int64_t mode, double length) {
+    context->saved_data["mode"] = mode;
+    context->saved_data["length"] = length;
+    context->mark_dirty({spectrum});
+    if (mode >= 0) spectrum.select(1, 0).select(1, mode).add_(constant, length);
+    return spectrum;
   }
-  return mode_rows(modes) * weights.flatten(0, 1);
-}
 
-/// The modes of map(series) [B, T, D] in a layout. The map is applied to the spectrum, which has
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    refuse_second_derivative("FEDformer's spectrum");
+    const at::Tensor& g = gradients[0];
+    const int64_t mode = context->saved_data["mode"].toInt();
+    const double length = context->saved_data["length"].toDouble();
+    // A constant that no mode shows has a gradient, of zero, and not none.
+    const at::Tensor of_constant = mode < 0 ? at::zeros({g.size(3)}, g.options())
+                                            : g.select(1, 0).select(1, mode).sum(0).mul(length);
+    return {g, of_constant, at::Tensor(), at::Tensor()};
+  }
+};
+
+/// The modes of map(series) [B, T, D]: [B, 2, n, D]. The map is applied to the spectrum, which has
 /// fewer rows than a long series; its shift is a constant, which only frequency 0 sees.
 at::Tensor spectrum(const at::Tensor& series, const torch::nn::LinearImpl& map,
-                    const ModeTable& analysis, int64_t heads, SpectralLayout layout) {
-  const at::Tensor of_series = analysis.rows.to(series.scalar_type())
-                                   .unsqueeze(0)
-                                   .expand({series.size(0), -1, -1})
-                                   .bmm(series);
-  const at::Tensor mapped =
-      models::linear(of_series, map.weight).unflatten(1, {2, -1}).unflatten(3, {heads, -1});
-  return rearrange_spectrum(mapped, SpectralLayout::kTransform, layout, DoubledForm::kFactor,
-                            {map.bias, analysis.constant, static_cast<double>(series.size(1))});
+                    const ModeTable& table) {
+  const at::Tensor mapped = models::linear(analyze_modes(series, table.rows), map.weight);
+  return AddConstant::apply(mapped, map.bias, table.constant, static_cast<double>(series.size(1)));
 }
 
-/// A complex product with its own matrix for each mode and head, and the way back in time: kModes
-/// -> series [B, T, heads * o], read as fourier_block.h says.
-at::Tensor mix_and_synthesize(const at::Tensor& modes, const at::Tensor& weights,
-                              const at::Tensor& synthesis) {
-  const at::Tensor mixed =
-      modes.flatten(3).flatten(0, 1).bmm(real_form(weights).flatten(0, 1));  // [n heads, B, 2 o]
-  const at::Tensor result =
-      rearrange_spectrum(mixed.view({modes.size(0), modes.size(1), modes.size(2), 2, -1}),
-                         SpectralLayout::kModes, SpectralLayout::kTransform)
-          .flatten(3)
-          .flatten(1, 2);  // [B, 2 n, heads o]
-  return result.transpose(1, 2)
-      .bmm(synthesis.to(modes.scalar_type()).unsqueeze(0).expand({result.size(0), -1, -1}))
-      .view({result.size(0), synthesis.size(1), -1});
+/// The way back in time, read as fourier_block.h says.
+at::Tensor synthesize(const at::Tensor& modes, const at::Tensor& table, int64_t length) {
+  return synthesize_modes(modes, table, length).view({modes.size(0), length, -1});
 }
 
 FourierModes lowest(int64_t count, int64_t length) {
@@ -109,41 +83,29 @@ void SpectralMechanism::to(torch::Dtype dtype, bool non_blocking) {
 
 FourierBlockImpl::FourierBlockImpl(int64_t hidden_size, const FourierModes& modes)
     : SpectralMechanism(hidden_size, static_cast<int64_t>(modes.periods.size())),
-      analysis_(analysis_table(modes)),
+      analysis_(table_of(modes)),
       synthesis_(
           synthesis_table(lowest(static_cast<int64_t>(modes.periods.size()), modes.length))) {}
 
 at::Tensor FourierBlockImpl::forward(AttentionProjections& projections, const at::Tensor& x,
                                      const at::Tensor&) {
-  const at::Tensor query =
-      spectrum(x, projections.query_layer(), analysis_, kHeads, SpectralLayout::kModes);
-  return projections.out(mix_and_synthesize(query, weights_, synthesis_));
+  const at::Tensor query = spectrum(x, projections.query_layer(), analysis_);
+  return projections.out(synthesize(mix_modes(query, weights_), synthesis_, x.size(1)));
 }
 
 FourierCrossAttentionImpl::FourierCrossAttentionImpl(int64_t hidden_size, const FourierModes& query,
                                                      const FourierModes& key)
     : SpectralMechanism(hidden_size, static_cast<int64_t>(query.periods.size())),
-      query_analysis_(analysis_table(query)),
-      key_analysis_(analysis_table(key)),
+      query_analysis_(table_of(query)),
+      key_analysis_(table_of(key)),
       synthesis_(synthesis_table(query) / static_cast<double>(hidden_size * hidden_size)) {}
 
 at::Tensor FourierCrossAttentionImpl::forward(AttentionProjections& projections,
                                               const at::Tensor& x, const at::Tensor& memory) {
-  const at::Tensor queries =  // [B, heads, 2, nq, 2, e]
-      spectrum(x, projections.query_layer(), query_analysis_, kHeads, SpectralLayout::kDoubled);
-  const at::Tensor keys =  // [B heads, nk, 2 e]
-      spectrum(memory, projections.key_layer(), key_analysis_, kHeads, SpectralLayout::kHeads)
-          .flatten(3)
-          .flatten(0, 1);
-  const at::Tensor scores =  // [B heads, 2 nq, nk]: real parts, then imaginary parts
-      queries.flatten(4).flatten(2, 3).flatten(0, 1).bmm(keys.transpose(1, 2));
-  const at::Tensor weights =
-      complex_tanh(scores.view({scores.size(0), 2, -1})).view(scores.sizes());
-  // Real and imaginary weights with real and imaginary keys.
-  const at::Tensor products = weights.bmm(keys).view(queries.sizes());
-  const at::Tensor attended = rearrange_spectrum(products, SpectralLayout::kDoubled,
-                                                 SpectralLayout::kModes, DoubledForm::kProduct);
-  return projections.out(mix_and_synthesize(attended, weights_, synthesis_));
+  const at::Tensor attended =
+      attend_modes(spectrum(x, projections.query_layer(), query_analysis_),
+                   spectrum(memory, projections.key_layer(), key_analysis_), kHeads);
+  return projections.out(synthesize(mix_modes(attended, weights_), synthesis_, x.size(1)));
 }
 
 }  // namespace flash::models

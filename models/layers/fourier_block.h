@@ -6,21 +6,14 @@
 // Kept of neuralforecast's, because numbers depend on it: the result, [B, heads, channels, T] in
 // memory, is read as [B, T, heads * channels] without being transposed.
 
-#include <vector>
-
 #include "layers/inner_mechanism.h"
+#include "layers/mode_transform.h"
 
 namespace flash::models {
 
-/// Frequencies of a series of a certain length, in whole periods.
-struct FourierModes {
-  std::vector<int64_t> periods;  ///< sorted, each in [0, length / 2]
-  int64_t length;
-};
-
 /// Cosines and sines of n modes.
 struct ModeTable {
-  at::Tensor rows;   ///< [2 n, length], float64
+  at::Tensor rows;   ///< as analysis_table gives it
   int64_t constant;  ///< which mode is frequency 0, or -1
 };
 
