@@ -61,6 +61,8 @@ template <class Call>
       return call.template operator()<kLeakyRelu>();
     case kSigmoid:
       return call.template operator()<kSigmoid>();
+    case kGelu:
+      return call.template operator()<kGelu>();
     case kElu:
       return call.template operator()<kElu>();
   }

@@ -51,6 +51,7 @@ constexpr double kSeluScale = 1.0507009873554804934193349852946;
 template <GatedActivation kActivation, class T>
 [[gnu::always_inline]] inline T activation(T x) {
   using enum GatedActivation;
+  if constexpr (kActivation == kGelu) return x;  // the rest is torch's: see activate_rows
   if constexpr (kActivation == kRelu) return x > T(0) ? x : T(0);
   if constexpr (kActivation == kSoftplus) return x > T(20) ? x : std::log1p(std::exp(x));
   if constexpr (kActivation == kTanh) return hyperbolic_tangent(x);
@@ -63,10 +64,12 @@ template <GatedActivation kActivation, class T>
   }
 }
 
-/// The derivative where the activation has this value; every one of them can be told from that.
+/// The derivative where the activation has this value; of every one but GELU it can be told from
+/// that.
 template <GatedActivation kActivation, class T>
 [[gnu::always_inline]] inline T derivative(T y) {
   using enum GatedActivation;
+  if constexpr (kActivation == kGelu) return T(1);
   if constexpr (kActivation == kRelu) return y > T(0) ? T(1) : T(0);
   if constexpr (kActivation == kSoftplus) return y > T(20) ? T(1) : -std::expm1(-y);
   if constexpr (kActivation == kTanh) return T(1) - y * y;

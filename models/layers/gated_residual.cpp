@@ -80,7 +80,10 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
                         double dropout, bool keep) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const int64_t rows = x.size(0), width = x.size(1);
+    const auto chosen = static_cast<GatedActivation>(activation);
+    const bool keep_argument = keep && keeps_argument(chosen);
     const BlockMatrix activated(rows, width, x.options(), keep),
+        argument(keep_argument ? rows : 0, width, x.options(), true),
         hidden(rows, width, x.options(), keep), gate(rows, 2 * width, x.options(), keep),
         stats(rows, 2, x.options(), keep);
     const Tensor ones =
@@ -92,7 +95,8 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
       const Tensor input = x.narrow(0, first, count);
       Tensor block = activated.block(first, count), result = out.narrow(0, first, count);
       matrix_product(input, first_right, block);
-      activate_rows(static_cast<GatedActivation>(activation), block, shift, first);
+      activate_rows(chosen, block, shift, first,
+                    keep_argument ? argument.block(first, count) : Tensor());
       forward_tail(block, hidden.block(first, count), gate.block(first, count), right, bias,
                    gate_right, dropout_factors(ones, count, dropout));
       gated_norm_rows({.gate = gate.block(first, count),
@@ -108,7 +112,8 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
       context->saved_data["dropout"] = dropout;
       context->save_for_backward({x, first_weight, shift, weight, bias, gate_weight, gate_bias,
                                   norm_weight, norm_bias, activated.kept(), hidden.kept(),
-                                  gate.kept(), stats.kept()});
+                                  gate.kept(), stats.kept(),
+                                  keep_argument ? argument.kept() : activated.kept()});
     }
     return out;
   }
@@ -144,7 +149,7 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
                                sums.norm_sums);
       backward_tail(to_gate, part(10), part(9), saved[3], saved[5], dropout,
                     hidden_scratch.block(first, count), to_activated, sums);
-      activate_rows_backward(activation, to_activated, part(9), shift_sums, first);
+      activate_rows_backward(activation, to_activated, part(13), shift_sums, first);
       matrix_product(to_activated.t(), part(0), first_gradient, ProductResult::kAdd);
       matrix_product(to_activated, first_weight, to_x, ProductResult::kAdd);
     });

@@ -11,6 +11,7 @@
 // Source: Lim et al., "Temporal Fusion Transformers" (arXiv:1912.09363), sections 4.1 and 4.2.
 
 #include <ATen/core/Tensor.h>
+#include <flash_attention/export.h>
 
 #include "layers/gated_rows.h"
 
@@ -32,9 +33,9 @@ struct ResidualWeights {
 
 /// x [R, D] -> gate(dropout(weight activation(x first^T + shift[row % P])) + x) [R, D]; `first`
 /// [D, D] and `shift` [P, D] are lin_a, a context included.
-at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& first, const at::Tensor& shift,
-                          const ResidualWeights& weights, GatedActivation activation,
-                          double dropout);
+FLASH_API at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& first,
+                                    const at::Tensor& shift, const ResidualWeights& weights,
+                                    GatedActivation activation, double dropout);
 
 /// What the embedding of a scalar and the layer behind it make of n variables, all [n, D]. A
 /// variable x is embedded as x v + b, so that both the skip connection and the first layer A (x v +
@@ -45,14 +46,16 @@ struct ScalarEmbedding {
 };
 
 /// sum_j selection[r, j] * GRN_j(x[r, j]) with x and selection [R, n] -> [R, D].
-at::Tensor selected_variables(const at::Tensor& x, const at::Tensor& selection,
-                              const ScalarEmbedding& embedding, const ResidualWeights& weights,
-                              GatedActivation activation, double dropout);
+FLASH_API at::Tensor selected_variables(const at::Tensor& x, const at::Tensor& selection,
+                                        const ScalarEmbedding& embedding,
+                                        const ResidualWeights& weights, GatedActivation activation,
+                                        double dropout);
 
 /// activation(x first + shift[row % P]) second^T: x [R, n], first [n, D], shift [P, D], second [m,
 /// D]
 /// -> [R, m]. Only x is kept.
-at::Tensor narrow_network(const at::Tensor& x, const at::Tensor& first, const at::Tensor& shift,
-                          const at::Tensor& second, GatedActivation activation);
+FLASH_API at::Tensor narrow_network(const at::Tensor& x, const at::Tensor& first,
+                                    const at::Tensor& shift, const at::Tensor& second,
+                                    GatedActivation activation);
 
 }  // namespace flash::models

@@ -33,12 +33,15 @@ GateWeights gate_weights(const GatedLinearUnit& gate, const torch::nn::LayerNorm
           .norm_bias = norm->bias};
 }
 
-OptionalLayerNormImpl::OptionalLayerNormImpl(int64_t features) : features_(features) { reset(); }
+OptionalLayerNormImpl::OptionalLayerNormImpl(std::optional<int64_t> features)
+    : features_(features) {
+  reset();
+}
 
 void OptionalLayerNormImpl::reset() {
-  if (features_ == 1) return;
+  if (!features_) return;
   norm_ = register_module(
-      "ln", torch::nn::LayerNorm(torch::nn::LayerNormOptions({features_}).eps(kTftNormEpsilon)));
+      "ln", torch::nn::LayerNorm(torch::nn::LayerNormOptions({*features_}).eps(kTftNormEpsilon)));
 }
 
 GatedResidualNetworkImpl::GatedResidualNetworkImpl(GatedResidualNetworkOptions options)
@@ -49,7 +52,10 @@ GatedResidualNetworkImpl::GatedResidualNetworkImpl(GatedResidualNetworkOptions o
 void GatedResidualNetworkImpl::reset() {
   const int64_t hidden = options_.hidden_size;
   const int64_t output = options_.output_size.value_or(hidden);
-  norm_ = register_module("layer_norm", OptionalLayerNorm(output));
+  // As in neuralforecast: a width of 1 that is asked for is not normalised, a hidden size of 1 is.
+  norm_ = register_module(
+      "layer_norm",
+      OptionalLayerNorm(options_.output_size == 1 ? std::nullopt : std::optional(output)));
   first_ = register_module("lin_a", torch::nn::Linear(options_.input_size, hidden));
   if (options_.context) {
     context_ = register_module(

@@ -31,16 +31,17 @@ TORCH_MODULE(GatedLinearUnit);
 /// GatedLinearUnit, residual connection and layer norm of one gate outside any network.
 GateWeights gate_weights(const GatedLinearUnit& gate, const torch::nn::LayerNorm& norm);
 
-/// A layer norm called `ln`; none at all where there is a single number to normalise.
+/// A layer norm called `ln`, or none at all.
 class OptionalLayerNormImpl : public torch::nn::Cloneable<OptionalLayerNormImpl> {
  public:
-  explicit OptionalLayerNormImpl(int64_t features);
+  /// Of `features` numbers; absent: the identity.
+  explicit OptionalLayerNormImpl(std::optional<int64_t> features);
   void reset() override;
   torch::Tensor forward(const torch::Tensor& x) { return norm_.is_empty() ? x : norm_(x); }
   const torch::nn::LayerNorm& norm() const { return norm_; }
 
  private:
-  int64_t features_;
+  std::optional<int64_t> features_;
   torch::nn::LayerNorm norm_{nullptr};
 };
 TORCH_MODULE(OptionalLayerNorm);

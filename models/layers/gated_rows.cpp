@@ -2,6 +2,8 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
@@ -49,12 +51,12 @@ void for_rows(const at::Tensor& like, int64_t rows, const Call& call) {
 GatedActivation gated_activation(const std::string& name) {
   using enum GatedActivation;
   static const std::map<std::string, GatedActivation> known = {
-      {"ReLU", kRelu}, {"Softplus", kSoftplus},   {"Tanh", kTanh},      {"SELU", kSelu},
-      {"ELU", kElu},   {"LeakyReLU", kLeakyRelu}, {"Sigmoid", kSigmoid}};
+      {"ReLU", kRelu}, {"Softplus", kSoftplus}, {"Tanh", kTanh},           {"SELU", kSelu},
+      {"ELU", kElu},   {"GELU", kGelu},         {"LeakyReLU", kLeakyRelu}, {"Sigmoid", kSigmoid}};
   TORCH_CHECK_VALUE(
       name != "GLU",
       "TFT: expected a grn_activation that keeps the width, got \"GLU\", which halves "
-      "it; use \"ELU\", \"ReLU\", \"SELU\", \"LeakyReLU\", \"Softplus\", \"Tanh\" or "
+      "it; use \"ELU\", \"GELU\", \"ReLU\", \"SELU\", \"LeakyReLU\", \"Softplus\", \"Tanh\" or "
       "\"Sigmoid\"");
   const auto found = known.find(name);
   if (found != known.end()) return found->second;
@@ -68,20 +70,26 @@ at::Tensor row_sums(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return at::zeros(all, options);
 }
 
+bool keeps_argument(GatedActivation activation) { return activation == GatedActivation::kGelu; }
+
 void activate_rows(GatedActivation activation, at::Tensor& block, const at::Tensor& shift,
-                   int64_t first) {
+                   int64_t first, const at::Tensor& argument) {
   for_rows(block, block.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
     activate_loop(activation, block.mutable_data_ptr<T>(), shift.const_data_ptr<T>(), shift.size(0),
                   first, block.size(1), begin, end);
   });
+  if (activation == GatedActivation::kGelu) {
+    if (argument.defined()) argument.copy_(block);
+    at::gelu_(block);
+  }
 }
 
 void activate_rows_backward(GatedActivation activation, at::Tensor& gradient,
-                            const at::Tensor& activated, at::Tensor& sums, int64_t first) {
+                            const at::Tensor& forward, at::Tensor& sums, int64_t first) {
+  if (activation == GatedActivation::kGelu) at::gelu_backward_out(gradient, gradient, forward);
   for_rows(gradient, gradient.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
-    activate_backward_loop(activation, gradient.mutable_data_ptr<T>(),
-                           activated.const_data_ptr<T>(), slot<T>(sums), sums.size(1), first,
-                           gradient.size(1), begin, end);
+    activate_backward_loop(activation, gradient.mutable_data_ptr<T>(), forward.const_data_ptr<T>(),
+                           slot<T>(sums), sums.size(1), first, gradient.size(1), begin, end);
   });
 }
 

@@ -8,30 +8,35 @@
 // Source: Lim et al., "Temporal Fusion Transformers" (arXiv:1912.09363), equations 2 to 5.
 
 #include <ATen/core/Tensor.h>
+#include <flash_attention/export.h>
 
 #include <string>
 
 namespace flash::models {
 
 /// neuralforecast's `grn_activation`, without "GLU", which halves the width and fits no network.
-enum class GatedActivation { kRelu, kSoftplus, kTanh, kSelu, kLeakyRelu, kSigmoid, kElu };
+enum class GatedActivation { kRelu, kSoftplus, kTanh, kSelu, kLeakyRelu, kSigmoid, kElu, kGelu };
 
-/// "ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid" or "ELU". Another name is ELU, too,
-/// as in neuralforecast, with a warning. Throws c10::ValueError for "GLU".
-GatedActivation gated_activation(const std::string& name);
+/// "ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid", "ELU" or "GELU". Another name is
+/// ELU, too, as in neuralforecast, with a warning. Throws c10::ValueError for "GLU".
+FLASH_API GatedActivation gated_activation(const std::string& name);
 
 /// Zeros [threads, ...sizes], to be given to the functions below and then summed over dimension 0.
 at::Tensor row_sums(at::IntArrayRef sizes, const at::TensorOptions& options);
 
-/// block <- activation(block + shift[row % P]), shift [P, width]; the block's first row has number
-/// `first`.
-void activate_rows(GatedActivation activation, at::Tensor& block, const at::Tensor& shift,
-                   int64_t first);
+/// Whether a backward needs the argument of the activation, since its value does not tell the
+/// derivative: GELU falls and rises again.
+bool keeps_argument(GatedActivation activation);
 
-/// gradient <- gradient * activation'(.), and sums[row % P] += gradient. `activated` is the result
-/// of the forward; sums [threads, P, width].
+/// block <- activation(block + shift[row % P]), shift [P, width]; the block's first row has number
+/// `first`. `argument`, if defined, gets the sum where keeps_argument(activation).
+void activate_rows(GatedActivation activation, at::Tensor& block, const at::Tensor& shift,
+                   int64_t first, const at::Tensor& argument = {});
+
+/// gradient <- gradient * activation'(.), and sums[row % P] += gradient. `forward` is the result of
+/// the forward, or its argument where keeps_argument(activation); sums [threads, P, width].
 void activate_rows_backward(GatedActivation activation, at::Tensor& gradient,
-                            const at::Tensor& activated, at::Tensor& sums, int64_t first);
+                            const at::Tensor& forward, at::Tensor& sums, int64_t first);
 
 /// block <- (block + bias) * factors, factors being 0 (dropped) or 1/(1-p), or undefined. What is
 /// dropped becomes -0.0 and nothing else does: the backward reads the mask from the signs of zeros.

@@ -96,7 +96,8 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
     const int64_t rows = x.size(0), variables = x.size(1), width = gradient.size(1);
     const auto options = x.options();
     const BlockMatrix activated(rows, width, options, false), skip(rows, width, options, false),
-        to_gates(rows, 2 * width, options, false), to_hidden(rows, width, options, false);
+        to_gates(rows, 2 * width, options, false), to_hidden(rows, width, options, false),
+        arguments(rows, width, options, false);
     const Tensor nothing = at::zeros({1, width}, options);
     Tensor x_gradient = at::zeros_like(x), selection_gradient = at::empty_like(saved[kSelection]);
     std::vector<TailGradients> tails;
@@ -110,6 +111,7 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
     for_blocks(rows, [&](int64_t first, int64_t count) {
       Tensor active = activated.block(0, count), skipped = skip.block(0, count);
       Tensor to_gate = to_gates.block(0, count), scratch = to_hidden.block(0, count);
+      const Tensor argument = arguments.block(0, count);
       for (int64_t j = 0; j < variables; ++j) {
         const auto part = [&](int64_t i) { return saved[i].narrow(0, j * rows + first, count); };
         const auto column = [&](const Tensor& t) { return t.narrow(0, first, count).select(1, j); };
@@ -127,10 +129,11 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
                                  tails[j].norm_sums);
         outer_rows_backward(skipped, column(x), saved[kFactor][j], to_x, embedding_sums[j]);
         outer_rows(active, column(x), saved[kFirstFactor][j], saved[kFirstShift][j]);
-        activate_rows(activation, active, nothing, 0);
+        activate_rows(activation, active, nothing, 0, argument);
         backward_tail(to_gate, part(kHidden), active, saved[kWeight][j], saved[kGateWeight][j],
                       dropout, scratch, skipped, tails[j]);
-        activate_rows_backward(activation, skipped, active, unused[j], 0);
+        activate_rows_backward(activation, skipped, keeps_argument(activation) ? argument : active,
+                               unused[j], 0);
         outer_rows_backward(skipped, column(x), saved[kFirstFactor][j], to_x, first_sums[j]);
       }
     });
@@ -187,7 +190,7 @@ class NarrowNetwork : public torch::autograd::Function<NarrowNetwork> {
     const Tensor gradient = gradients[0].contiguous();
     const int64_t rows = x.size(0), width = shift.size(1);
     const BlockMatrix hidden(rows, width, x.options(), false),
-        scratch(rows, width, x.options(), false);
+        scratch(rows, width, x.options(), false), arguments(rows, width, x.options(), false);
     const Tensor first_right = transposed(first_weight);
     Tensor x_gradient = at::empty_like(x), first_gradient = at::zeros_like(first_weight),
            second_gradient = at::zeros_like(second),
@@ -195,11 +198,13 @@ class NarrowNetwork : public torch::autograd::Function<NarrowNetwork> {
     for_blocks(rows, [&](int64_t first, int64_t count) {
       const Tensor input = x.narrow(0, first, count), to_out = gradient.narrow(0, first, count);
       Tensor block = hidden.block(0, count), to_block = scratch.block(0, count);
+      const Tensor argument = arguments.block(0, count);
       matrix_product(input, first_weight, block);
-      activate_rows(activation, block, shift, first);
+      activate_rows(activation, block, shift, first, argument);
       matrix_product(to_out.t(), block, second_gradient, ProductResult::kAdd);
       matrix_product(to_out, second, to_block);
-      activate_rows_backward(activation, to_block, block, shift_sums, first);
+      activate_rows_backward(activation, to_block, keeps_argument(activation) ? argument : block,
+                             shift_sums, first);
       matrix_product(input.t(), to_block, first_gradient, ProductResult::kAdd);
       matrix_product(to_block, first_right, x_gradient.narrow(0, first, count));
     });

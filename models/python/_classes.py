@@ -75,7 +75,8 @@ class TFT(ForecastModel):
         hidden_size: width of the model.
         n_head: attention heads.
         attn_dropout: probability of dropping an attention weight in training.
-        grn_activation: activation of the gated residual networks.
+        grn_activation: activation of the gated residual networks: "ELU", "GELU", "LeakyReLU",
+            "ReLU", "SELU", "Sigmoid", "Softplus" or "Tanh"; another is "ELU", with a warning.
         n_rnn_layers: layers of the recurrent encoders.
         rnn_type: "lstm" or "gru".
         one_rnn_initial_state: the static columns give one initial state for all recurrent layers.

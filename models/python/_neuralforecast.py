@@ -44,8 +44,9 @@ def accelerate(
     The numbers are the original's up to rounding, but for
 
     - dropout, which draws from another generator: equally many activations, but other ones;
-    - Informer with n_head=1 and PatchTST with res_attention=False and attn_dropout above 0, in
-      which neuralforecast leaks between windows, and drops out in prediction: not reproduced;
+    - Informer with n_head=1 or measuring on one key (factor=1 over two keys), and PatchTST with
+      res_attention=False and attn_dropout above 0, in which neuralforecast leaks between windows,
+      takes heads for queries, and drops out in prediction: not reproduced;
     - TFT's `feature_importances()` and attention weights, which are not recorded: they ask for
       `restore`.
 

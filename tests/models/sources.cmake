@@ -8,6 +8,7 @@ set(FLASH_MODELS_TEST_SOURCES
   models/fedformer_test.cpp
   models/fixture.cpp
   models/forecaster_test.cpp
+  models/gated_residual_test.cpp
   models/gradient_checkpoint_test.cpp
   models/informer_test.cpp
   models/itransformer_test.cpp

@@ -129,6 +129,14 @@ TEST(TFTModel, TakesAnUnknownActivationForEluWithAWarning) {
   EXPECT_TRUE(torch::equal(elu->forward(windows), unknown->forward(windows)));
 }
 
+TEST(TFTModel, NormalisesAHiddenSizeOfOneAsNeuralforecastDoes) {
+  const TFT model(small().hidden_size(1).n_head(1));
+  const auto names = model->named_parameters();
+  EXPECT_TRUE(names.contains("temporal_encoder.history_vsn.var_grns.0.layer_norm.ln.weight"));
+  // The selection among one variable asks for a width of 1.
+  EXPECT_FALSE(names.contains("temporal_encoder.future_vsn.joint_grn.layer_norm.ln.weight"));
+}
+
 /// The derivative of the summed output along a random direction of all parameters and of the
 /// series, from the backward and from two forwards.
 std::pair<double, double> directional_derivatives(const TFTOptions& options, double step) {
@@ -165,7 +173,7 @@ std::pair<double, double> directional_derivatives(const TFTOptions& options, dou
 
 TEST(TFTModel, EveryActivationsGradientIsTheSlopeOfItsOutput) {
   for (const char* activation :
-       {"ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid", "ELU"}) {
+       {"ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid", "ELU", "GELU"}) {
     const auto [backward, slope] =
         directional_derivatives(with_exogenous().tgt_size(2).grn_activation(activation), 1e-6);
     EXPECT_NEAR(backward, slope, 1e-5 * std::max(1.0, std::abs(slope))) << activation;

@@ -49,7 +49,9 @@ def small(model: str) -> Settings:
         season=7,
         options=found.options | sizes | few[model],
         batch_size=16,
-        learning_rate=1e-2,
+        # Adam makes whole steps of the rounding that is the gradient of a bias before PatchTST's
+        # batch normalisation, whose running means follow with a delay: so they must be small.
+        learning_rate=1e-3 if model == "PatchTST" else 1e-2,
         decay_after=1,
     )
 
@@ -166,9 +168,8 @@ def test_both_sides_train_alike_without_dropout(
     call = etth1.Call(small(model), write_waves(tmp_path / "waves.csv"), WAVES, seed=3, epochs=3)
     found = etth1.train(call, executable(), progress.Progress([1.0] * 3))
     assert found.train_loss["ours"] == pytest.approx(found.train_loss["neuralforecast"], rel=1e-4)
-    # Adam makes large steps of the rounding that is the gradient of a bias before PatchTST's batch
-    # normalisation, whose running means follow with a delay.
-    error = 0.05 if model == "PatchTST" else 1e-3
+    # A running mean lags some ten steps of the rate behind: 1e-2 of activations of order 1.
+    error = 2e-2 if model == "PatchTST" else 1e-3
     pairs = [[*found.validation[side], found.test[side].mse] for side in etth1_results.SIDES]
     assert pairs[0] == pytest.approx(pairs[1], rel=error)
     assert found.best_epoch["ours"] == found.best_epoch["neuralforecast"] == 3
