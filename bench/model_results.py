@@ -19,7 +19,8 @@ class ModelResult:
         rounds: steps of each side that were timed.
         seconds: median of a step of each side.
         ratio: theirs over ours within one round: lower quartile, median, upper quartile.
-        difference: of the outputs without dropout, beside the largest output.
+        difference: of the outputs without dropout, beside the largest output, in nine windows of
+            ten (`model_pair.difference`).
         bytes: peak memory of a step of each side, or nothing where it was not measured.
     """
 
