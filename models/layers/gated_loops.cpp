@@ -3,14 +3,8 @@
 #include <bit>
 #include <cmath>
 
+#include "layers/function_clones.h"
 #include "layers/gated_math.h"
-
-// One body per function, compiled for AVX-512, AVX2 and the baseline; the loader picks.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define FLASH_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define FLASH_CLONES
-#endif
 
 namespace flash::models {
 namespace {
@@ -299,62 +293,64 @@ template <class T>
 }  // namespace
 
 // The attribute for several instruction sets does not go with templates, so each dtype is named.
-#define FLASH_GATED_LOOPS(T)                                                                       \
-  FLASH_CLONES void activate_loop(GatedActivation kind, T* block, const T* shift, int64_t period,  \
-                                  int64_t first, int64_t width, int64_t begin, int64_t end) {      \
-    with_activation(kind, [&]<GatedActivation k>() FLASH_INLINE_LAMBDA {                           \
-      activate<k>(block, shift, period, first, width, begin, end);                                 \
-    });                                                                                            \
-  }                                                                                                \
-  FLASH_CLONES void activate_backward_loop(GatedActivation kind, T* gradient, const T* activated,  \
-                                           T* sums, int64_t period, int64_t first, int64_t width,  \
-                                           int64_t begin, int64_t end) {                           \
-    with_activation(kind, [&]<GatedActivation k>() FLASH_INLINE_LAMBDA {                           \
-      activate_backward<k>(gradient, activated, sums, period, first, width, begin, end);           \
-    });                                                                                            \
-  }                                                                                                \
-  FLASH_CLONES void drop_loop(T* block, const T* bias, const T* factors, int64_t width,            \
-                              int64_t begin, int64_t end) {                                        \
-    drop(block, bias, factors, width, begin, end);                                                 \
-  }                                                                                                \
-  FLASH_CLONES void drop_backward_loop(T* gradient, const T* dropped, T factor, T* sums,           \
-                                       int64_t width, int64_t begin, int64_t end) {                \
-    drop_backward(gradient, dropped, factor, sums, width, begin, end);                             \
-  }                                                                                                \
-  FLASH_CLONES void outer_loop(T* out, const T* x, int64_t x_stride, const T* factor,              \
-                               const T* shift, int64_t width, int64_t begin, int64_t end) {        \
-    outer(out, x, x_stride, factor, shift, width, begin, end);                                     \
-  }                                                                                                \
-  FLASH_CLONES void outer_backward_loop(const T* gradient, const T* x, int64_t x_stride,           \
-                                        const T* factor, T* x_gradient, int64_t x_gradient_stride, \
-                                        T* sums, int64_t width, int64_t begin, int64_t end) {      \
-    outer_backward(gradient, x, x_stride, factor, x_gradient, x_gradient_stride, sums, width,      \
-                   begin, end);                                                                    \
-  }                                                                                                \
-  FLASH_CLONES void gated_norm_loop(const GatedNormPointers<T>& block, T* out, T* scratch,         \
-                                    int64_t begin, int64_t end) {                                  \
-    gated_norm(block, out, scratch, begin, end);                                                   \
-  }                                                                                                \
-  FLASH_CLONES void gated_norm_backward_loop(const GatedNormPointers<T>& block,                    \
-                                             const GatedNormGradients<T>& gradients,               \
-                                             int64_t begin, int64_t end) {                         \
-    gated_norm_backward(block, gradients, begin, end);                                             \
-  }                                                                                                \
-  FLASH_CLONES void lstm_loop(T* gates, const T* bias, const T* last_cell, T* cell, T* hidden,     \
-                              int64_t width, int64_t begin, int64_t end) {                         \
-    lstm(gates, bias, last_cell, cell, hidden, width, begin, end);                                 \
-  }                                                                                                \
-  FLASH_CLONES void lstm_backward_loop(                                                            \
-      const T* gates, const T* cell, const T* last_cell, const T* to_out, const T* to_hidden,      \
-      T* to_cell, T* to_gates, T* bias_sums, int64_t width, int64_t begin, int64_t end) {          \
-    lstm_backward(gates, cell, last_cell, to_out, to_hidden, to_cell, to_gates, bias_sums, width,  \
-                  begin, end);                                                                     \
+#define FLASH_GATED_LOOPS(T)                                                                      \
+  FLASH_FUNCTION_CLONES void activate_loop(GatedActivation kind, T* block, const T* shift,        \
+                                           int64_t period, int64_t first, int64_t width,          \
+                                           int64_t begin, int64_t end) {                          \
+    with_activation(kind, [&]<GatedActivation k>() FLASH_INLINE_LAMBDA {                          \
+      activate<k>(block, shift, period, first, width, begin, end);                                \
+    });                                                                                           \
+  }                                                                                               \
+  FLASH_FUNCTION_CLONES void activate_backward_loop(                                              \
+      GatedActivation kind, T* gradient, const T* activated, T* sums, int64_t period,             \
+      int64_t first, int64_t width, int64_t begin, int64_t end) {                                 \
+    with_activation(kind, [&]<GatedActivation k>() FLASH_INLINE_LAMBDA {                          \
+      activate_backward<k>(gradient, activated, sums, period, first, width, begin, end);          \
+    });                                                                                           \
+  }                                                                                               \
+  FLASH_FUNCTION_CLONES void drop_loop(T* block, const T* bias, const T* factors, int64_t width,  \
+                                       int64_t begin, int64_t end) {                              \
+    drop(block, bias, factors, width, begin, end);                                                \
+  }                                                                                               \
+  FLASH_FUNCTION_CLONES void drop_backward_loop(T* gradient, const T* dropped, T factor, T* sums, \
+                                                int64_t width, int64_t begin, int64_t end) {      \
+    drop_backward(gradient, dropped, factor, sums, width, begin, end);                            \
+  }                                                                                               \
+  FLASH_FUNCTION_CLONES void outer_loop(T* out, const T* x, int64_t x_stride, const T* factor,    \
+                                        const T* shift, int64_t width, int64_t begin,             \
+                                        int64_t end) {                                            \
+    outer(out, x, x_stride, factor, shift, width, begin, end);                                    \
+  }                                                                                               \
+  FLASH_FUNCTION_CLONES void outer_backward_loop(                                                 \
+      const T* gradient, const T* x, int64_t x_stride, const T* factor, T* x_gradient,            \
+      int64_t x_gradient_stride, T* sums, int64_t width, int64_t begin, int64_t end) {            \
+    outer_backward(gradient, x, x_stride, factor, x_gradient, x_gradient_stride, sums, width,     \
+                   begin, end);                                                                   \
+  }                                                                                               \
+  FLASH_FUNCTION_CLONES void gated_norm_loop(const GatedNormPointers<T>& block, T* out,           \
+                                             T* scratch, int64_t begin, int64_t end) {            \
+    gated_norm(block, out, scratch, begin, end);                                                  \
+  }                                                                                               \
+  FLASH_FUNCTION_CLONES void gated_norm_backward_loop(const GatedNormPointers<T>& block,          \
+                                                      const GatedNormGradients<T>& gradients,     \
+                                                      int64_t begin, int64_t end) {               \
+    gated_norm_backward(block, gradients, begin, end);                                            \
+  }                                                                                               \
+  FLASH_FUNCTION_CLONES void lstm_loop(T* gates, const T* bias, const T* last_cell, T* cell,      \
+                                       T* hidden, int64_t width, int64_t begin, int64_t end) {    \
+    lstm(gates, bias, last_cell, cell, hidden, width, begin, end);                                \
+  }                                                                                               \
+  FLASH_FUNCTION_CLONES void lstm_backward_loop(                                                  \
+      const T* gates, const T* cell, const T* last_cell, const T* to_out, const T* to_hidden,     \
+      T* to_cell, T* to_gates, T* bias_sums, int64_t width, int64_t begin, int64_t end) {         \
+    lstm_backward(gates, cell, last_cell, to_out, to_hidden, to_cell, to_gates, bias_sums, width, \
+                  begin, end);                                                                    \
   }
 #define FLASH_INLINE_LAMBDA __attribute__((always_inline))
 FLASH_GATED_LOOPS(float)
 FLASH_GATED_LOOPS(double)
 #undef FLASH_GATED_LOOPS
 #undef FLASH_INLINE_LAMBDA
-#undef FLASH_CLONES
+#undef FLASH_FUNCTION_CLONES
 
 }  // namespace flash::models
