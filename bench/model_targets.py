@@ -101,7 +101,7 @@ def table(results: list[ModelResult]) -> str:
     found = list(lines(results))
     parts = [
         "Training step (forward, backward, Adam), median; the difference is that of the outputs "
-        "from the same weights, beside the largest output:",
+        "from the same weights, beside the largest output, in nine windows of ten:",
         times_table(results),
         f"Geometric mean of `faster`: {mean.figure_text}, wanted {mean.wanted_text}: "
         f"{mean.verdict}.",
