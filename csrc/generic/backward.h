@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "csrc/generic/bias_gradient.h"
 #include "csrc/generic/exp.h"
 #include "csrc/generic/partition.h"
 #include "csrc/generic/score_stage.h"
@@ -40,11 +41,13 @@ struct BackwardScratch {
   T* row_max;      // [kQueries], and so the next two
   T* inverse_sum;
   T* delta;
-  T* bias;  // [block][lanes], where there is one
+  T* bias;          // [block][lanes], where there is one
+  T* slope_of_cap;  // [block][kStride], where scores are capped
   int64_t bytes;
 
-  BackwardScratch(const Shape& shape, int64_t block_size, bool has_bias, void* memory) {
-    block = max_of(1, min_of(min_of(block_size, kMaxKeys), shape.keys));
+  BackwardScratch(const BackwardParams& p, void* memory) {
+    const Shape& shape = p.shape;
+    block = max_of(1, min_of(min_of(p.block_size, kMaxKeys), shape.keys));
     queries = static_cast<T*>(memory);
     grad_out = queries + shape.head_dim * kQueries;
     weights = grad_out + shape.value_dim * kQueries;
@@ -53,9 +56,10 @@ struct BackwardScratch {
     inverse_sum = row_max + kQueries;
     delta = inverse_sum + kQueries;
     bias = delta + kQueries;
-    const int64_t bias_size = has_bias ? block * QueryTiles<V>::kMaxLanes : 0;
-    bytes = ((shape.head_dim + shape.value_dim + 3) * kQueries + 2 * block * kStride + bias_size) *
-            static_cast<int64_t>(sizeof(T));
+    const bool has_bias = p.score.bias_kind != BiasKind::kNone;
+    slope_of_cap = bias + (has_bias ? block * QueryTiles<V>::kMaxLanes : 0);
+    const T* end = slope_of_cap + (p.score.softcap > 0 ? block * kStride : 0);
+    bytes = (end - queries) * static_cast<int64_t>(sizeof(T));
   }
 };
 
@@ -81,14 +85,17 @@ class BackwardBlock {
         scale_(static_cast<T>(p.score.scale)) {
     for (int64_t t = 0; t < tiles_.count(); ++t) {
       with_vecs<V::kScoreVecs>(tiles_.vecs(t), [&]<int kVecs>() { prepare<kVecs>(t); });
-      key_end_ = max_of(key_end_, stages_[t].key_end());
+      const ScoreStage<V>& stage = stages_[t];
+      if (stage.key_begin() == stage.key_end()) continue;
+      key_begin_ = min_of(key_begin_, stage.key_begin());
+      key_end_ = max_of(key_end_, stage.key_end());
     }
   }
 
   /// Adds the share of keys [keys.begin, keys.end).
   void run(Range keys) {
     const int64_t end = min_of(keys.end, key_end_);
-    for (int64_t key = keys.begin; key < end; key += scratch_.block) {
+    for (int64_t key = max_of(keys.begin, key_begin_); key < end; key += scratch_.block) {
       step(key, min_of(scratch_.block, end - key));
     }
   }
@@ -120,7 +127,7 @@ class BackwardBlock {
     pack_transposed<V, kLanes>(row_pointer<T>(p_.grad_out, batch_, head_, first),
                                p_.grad_out.strides.row, count, shape.value_dim,
                                static_cast<T>(keep), scratch_.grad_out + shape.value_dim * at);
-    const int64_t row = (batch_ * shape.heads + head_) * shape.queries + first;
+    const int64_t row = row_index(first);
     const T* saved_max = static_cast<const T*>(p_.row_max) + row;
     const T* saved_sum = static_cast<const T*>(p_.row_sum) + row;
     const T* grad_lse = p_.grad_lse == nullptr ? nullptr : static_cast<const T*>(p_.grad_lse) + row;
@@ -171,44 +178,79 @@ class BackwardBlock {
 
   template <int kVecs>
   void tile_step(int64_t t, int64_t key, int64_t keys) {
-    constexpr int kLanes = kVecs * V::kWidth;
-    const int64_t at = tiles_.begin(t);
-    const int64_t attended = max_of(0, min_of(stages_[t].key_end() - key, keys));
-    T* weights = scratch_.weights + at;
-    T* grad_scores = scratch_.grad_scores + at;
-    if (attended > 0) {
-      stages_[t].template start_block<kVecs>(key, attended);
-      stages_[t].template for_segments<kVecs>(
-          key, attended, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
-            form_weights<kVecs, kLive>(t, key, j, n, limited, weights);
-          });
-      if (stages_[t].has_dropout()) {
-        stages_[t].template mark_dropped<kVecs>(weights, Scratch::kStride, key, attended);
-      }
-      stages_[t].template for_segments<kVecs>(
-          key, attended, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
-            form_grad_scores<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores);
-          });
-      const int64_t count = tiles_.end(t) - at;
-      if (p_.grad_query.data != nullptr) {
-        int64_t ends[kLanes];
-        const bool ragged = !stages_[t].is_unlimited(key, attended);
-        if (ragged) stages_[t].attended_keys(key, attended, ends);
-        const T* left = row_pointer<T>(p_.key, batch_, key_head_, key);
-        update_rows<V>({grad_scores, 1, Scratch::kStride}, {left, p_.key.strides.row}, attended,
-                       row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
-                       p_.grad_query.strides.row, count, p_.shape.head_dim,
-                       {true, scale_, nullptr, nullptr}, {nullptr, ragged ? ends : nullptr});
-      }
-      if (p_.grad_bias != nullptr && !p_.grad_bias_adds) {
-        store_grad_bias(first_ + at, count, key, attended, grad_scores);
-      } else if (p_.grad_bias != nullptr && p_.grad_bias_is_double) {
-        add_grad_bias<double>(first_ + at, count, key, attended, grad_scores);
-      } else if (p_.grad_bias != nullptr) {
-        add_grad_bias<T>(first_ + at, count, key, attended, grad_scores);
-      }
+    const ScoreStage<V>& stage = stages_[t];
+    const int64_t first = min_of(max_of(0, stage.key_begin() - key), keys);
+    const int64_t last = max_of(first, min_of(stage.key_end() - key, keys));
+    T* weights = scratch_.weights + tiles_.begin(t);
+    T* grad_scores = scratch_.grad_scores + tiles_.begin(t);
+    clear<kVecs>(0, first, weights, grad_scores);
+    clear<kVecs>(last, keys, weights, grad_scores);
+    if (first == last) return;
+    attend<kVecs>(t, key + first, last - first, weights + first * Scratch::kStride,
+                  grad_scores + first * Scratch::kStride);
+  }
+
+  // P and dS of a tile and the keys that it attends, and what is summed from them over keys.
+  template <int kVecs>
+  void attend(int64_t t, int64_t key, int64_t keys, T* weights, T* grad_scores) {
+    ScoreStage<V>& stage = stages_[t];
+    // Laid out as dS, and so at the same place.
+    T* slope_of_cap = scratch_.slope_of_cap + (grad_scores - scratch_.grad_scores);
+    stage.template start_block<kVecs>(key, keys);
+    stage.template for_segments<kVecs>(
+        key, keys, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
+          form_weights<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores, slope_of_cap);
+        });
+    if (stage.has_dropout()) {
+      stage.template mark_dropped<kVecs>(weights, Scratch::kStride, key, keys);
     }
-    clear<kVecs>(attended, keys, weights, grad_scores);
+    stage.template for_segments<kVecs>(
+        key, keys, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
+          form_grad_scores<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores);
+        });
+    const int64_t at = tiles_.begin(t);
+    const int64_t count = tiles_.end(t) - at;
+    if (p_.grad_bias != nullptr) {
+      const BiasGradient<V> bias(p_, batch_, head_);
+      bias.add(first_ + at, count, key, keys, grad_scores, Scratch::kStride);
+    }
+    if (p_.grad_slope_rows != nullptr) {
+      stage.template add_slope_gradients<kVecs>(
+          grad_scores, Scratch::kStride, key, keys,
+          static_cast<T*>(p_.grad_slope_rows) + row_index(first_ + at));
+    }
+    if (p_.score.softcap > 0) {
+      stage.template for_segments<kVecs>(
+          key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool) {
+            const int64_t offset = j * Scratch::kStride + dead * V::kWidth;
+            multiply<kLive>(grad_scores + offset, slope_of_cap + offset, n);
+          });
+    }
+    if (p_.grad_query.data == nullptr) return;
+    int64_t begins[kVecs * V::kWidth], ends[kVecs * V::kWidth];
+    const bool ragged = !stage.is_unlimited(key, keys);
+    if (ragged) stage.attended_keys(key, keys, begins, ends);
+    const T* left = row_pointer<T>(p_.key, batch_, key_head_, key);
+    update_rows<V>({grad_scores, 1, Scratch::kStride}, {left, p_.key.strides.row}, keys,
+                   row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
+                   p_.grad_query.strides.row, count, p_.shape.head_dim,
+                   {true, scale_, nullptr, nullptr}, ragged ? Terms{begins, ends} : Terms{});
+  }
+
+  // x *= factor for kVecs vectors of `keys` rows.
+  template <int kVecs>
+  static void multiply(T* x, const T* factor, int64_t keys) {
+    for (int64_t j = 0; j < keys; ++j, x += Scratch::kStride, factor += Scratch::kStride) {
+      each<kVecs>([&](int v) {
+        T* at = x + v * V::kWidth;
+        V::store(at, V::mul(V::load(at), V::load(factor + v * V::kWidth)));
+      });
+    }
+  }
+
+  /// Of a query in what has one number for each row.
+  int64_t row_index(int64_t query) const {
+    return (batch_ * p_.shape.heads + head_) * p_.shape.queries + query;
   }
 
   // Zeroes kVecs vectors of P and dS for keys j … end - 1.
@@ -225,7 +267,8 @@ class BackwardBlock {
 
   // One segment of weights[key][lane] = P, its sign set where dropout drops it.
   template <int kVecs, int kLive>
-  void form_weights(int64_t t, int64_t block, int64_t j, int64_t keys, bool limited, T* weights) {
+  void form_weights(int64_t t, int64_t block, int64_t j, int64_t keys, bool limited, T* weights,
+                    T* grad_scores, T* slope_of_cap) {
     constexpr int64_t kStride = Scratch::kStride;
     constexpr int64_t kLanes = kVecs * V::kWidth;
     constexpr int64_t kSkip = (kVecs - kLive) * V::kWidth;
@@ -234,7 +277,7 @@ class BackwardBlock {
       for (int64_t i = j; i < j + keys; ++i) {
         for (int64_t lane = 0; lane < kSkip; lane += V::kWidth) {
           V::store(weights + i * kStride + lane, V::zero());
-          V::store(scratch_.grad_scores + at + i * kStride + lane, V::zero());
+          V::store(grad_scores + i * kStride + lane, V::zero());
         }
       }
     }
@@ -242,12 +285,13 @@ class BackwardBlock {
     raw_scores<V, kLive>(row_pointer<T>(p_.key, batch_, key_head_, block + j), p_.key.strides.row,
                          keys, p_.shape.head_dim,
                          {scratch_.queries + p_.shape.head_dim * at + kSkip, kLanes}, live, kStride);
-    if (!limited && p_.score.bias_kind == BiasKind::kNone) {
+    if (!limited && !changes_scores(p_.score)) {
       weigh<kLive, false>(live, keys, at + kSkip);
     } else {
       Reg unused[kLive];
       for (int v = 0; v < kLive; ++v) unused[v] = V::zero();
-      stages_[t].template apply<kVecs, kLive>(live, kStride, block, j, keys, limited, unused);
+      stages_[t].template apply<kVecs, kLive>(live, kStride, block, j, keys, limited, unused,
+                                                  slope_of_cap + j * kStride + kSkip);
       weigh<kLive, true>(live, keys, at + kSkip);
     }
   }
@@ -370,82 +414,13 @@ class BackwardBlock {
     }
   }
 
-  template <class Sum>
-  Sum* grad_bias_at(int64_t query, int64_t key) const {
-    const int64_t* stride = p_.grad_bias_strides;
-    return static_cast<Sum*>(p_.grad_bias) + batch_ * stride[0] + head_ * stride[1] +
-           query * stride[2] + key * stride[3];
-  }
-
-  // Summed over whatever the bias broadcasts over, before it is added.
-  template <class Sum>
-  void add_grad_bias(int64_t query, int64_t queries, int64_t key, int64_t keys,
-                     const T* grad_scores) const {
-    const int64_t* stride = p_.grad_bias_strides;
-    Sum* grad = grad_bias_at<Sum>(query, key);
-    if (stride[2] == 0) {
-      for (int64_t j = 0; j < keys; ++j) {
-        Sum sum = 0;
-        for (int64_t i = 0; i < queries; ++i) sum += grad_scores[j * Scratch::kStride + i];
-        grad[j * stride[3]] += sum;
-      }
-    } else if (stride[3] == 0) {
-      for (int64_t i = 0; i < queries; ++i) {
-        Sum sum = 0;
-        for (int64_t j = 0; j < keys; ++j) sum += grad_scores[j * Scratch::kStride + i];
-        grad[i * stride[2]] += sum;
-      }
-    } else {
-      for (int64_t i = 0; i < queries; ++i) {
-        Sum* row = grad + i * stride[2];
-        for (int64_t j = 0; j < keys; ++j) {
-          row[j * stride[3]] += grad_scores[j * Scratch::kStride + i];
-        }
-      }
-    }
-  }
-
-  // dS, transposed in registers where rows are contiguous.
-  void store_grad_bias(int64_t query, int64_t queries, int64_t key, int64_t keys,
-                       const T* grad_scores) const {
-    constexpr int W = V::kWidth;
-    const int64_t* stride = p_.grad_bias_strides;
-    T* grad = grad_bias_at<T>(query, key);
-    int64_t i = 0;
-    for (; stride[3] == 1 && i + W <= queries; i += W) {
-      for (int64_t j = 0; j < keys; j += W) {
-        const int64_t width = min_of(W, keys - j);
-        const typename V::Mask mask = V::first(width);
-        Reg block[W];
-#pragma GCC unroll 16
-        for (int r = 0; r < W; ++r) {
-          block[r] = r < width ? V::load(grad_scores + (j + r) * Scratch::kStride + i) : V::zero();
-        }
-        V::transpose(block);
-#pragma GCC unroll 16
-        for (int r = 0; r < W; ++r) {
-          T* row = grad + (i + r) * stride[2] + j;
-          if (width == W) {  // a masked store is microcode on some CPUs
-            V::store(row, block[r]);
-          } else {
-            V::store(row, block[r], mask);
-          }
-        }
-      }
-    }
-    for (; i < queries; ++i) {
-      T* row = grad + i * stride[2];
-      for (int64_t j = 0; j < keys; ++j) row[j * stride[3]] = grad_scores[j * Scratch::kStride + i];
-    }
-  }
-
   const BackwardParams& p_;
   const Scratch& scratch_;
   const int64_t batch_, head_, key_head_, value_head_;
   const int64_t first_, count_;
   const QueryTiles<V> tiles_;
   const T scale_;
-  int64_t key_end_ = 0;
+  int64_t key_begin_ = p_.shape.keys, key_end_ = 0;
   ScoreStage<V> stages_[kBlockTiles];
 };
 

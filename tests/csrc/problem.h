@@ -140,7 +140,8 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
   const Strides output = strides(s.heads, s.queries, s.value_dim);
   ScoreParams score = {};
   score.scale = p.scale;
-  score.causal = p.options.causal;
+  score.window_left = -1;
+  score.window_right = p.options.causal ? 0 : -1;
   score.dropout = p.options.dropout;
   score.dropout_seed = kSeed;
   const int64_t bias_strides[4] = {s.heads * s.queries * s.keys, s.queries * s.keys, s.keys, 1};
@@ -164,7 +165,7 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
                                  row_sum.data(),
                                  p.options.block_size};
   const AlignedMemory forward_scratch(
-      kernels.forward_scratch_bytes(s, p.options.block_size, p.options.bias));
+      kernels.forward_scratch_bytes(forward));
   over_units(kernels.forward_plan(forward).units, [&](int64_t begin, int64_t end) {
     kernels.forward(forward, begin, end, forward_scratch.get());
   });
@@ -179,6 +180,7 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
                              row_max.data(),
                              row_sum.data(),
                              nullptr,
+                             nullptr,
                              {dq.data(), query},
                              {dk.data(), key},
                              {dv.data(), value},
@@ -189,7 +191,7 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
                              p.options.block_size};
   std::copy(bias_strides, bias_strides + 4, backward.grad_bias_strides);
   const AlignedMemory scratch(
-      kernels.backward_scratch_bytes(s, p.options.block_size, p.options.bias));
+      kernels.backward_scratch_bytes(backward));
   const WorkPlan plan = kernels.backward_plan(backward);
   for (int64_t step = 0; step < plan.steps; ++step) {
     over_units(plan.units, [&](int64_t begin, int64_t end) {
