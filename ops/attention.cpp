@@ -41,7 +41,8 @@ CallOptions pack_options(const std::optional<at::Tensor>& bias, bool causal,
   Window pair;
   if (window.has_value()) {
     TORCH_CHECK_VALUE(window->size() == 2,
-                      "flash::attention: expected window as (left, right), got ", *window);
+                      "flash::attention: expected window as two numbers, (left, right), got ",
+                      *window, "; pass -1 for no bound");
     pair = {(*window)[0], (*window)[1]};
   }
   return {bias,  causal, query_positions, pair,       alibi_slopes, softcap,

@@ -217,7 +217,10 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   const at::Tensor d_query = empty_grad(needed[0], query);
   const at::Tensor d_key = empty_grad(needed[1], key);
   const at::Tensor d_value = empty_grad(needed[2], value);
-  at::Tensor d_bias = allocate({0}, query), d_slopes = d_bias, d_sinks = d_bias;
+  // Each apart, needed or not: the results of an operator may not share memory.
+  at::Tensor d_bias = allocate({0}, query);
+  at::Tensor d_slopes = allocate({0}, query);
+  at::Tensor d_sinks = allocate({0}, query);
 
   BackwardParams p = {};
   p.shape = shape_of(sizes);

@@ -31,7 +31,9 @@ at::Tensor distances(const at::Tensor& scores, const std::optional<at::Tensor>& 
   const at::Tensor position = query_positions.has_value()
                                   ? with_head_dimension(*query_positions, sizes, 3)
                                   : at::arange(queries, options) + (keys - queries);
-  return key - position.unsqueeze(-1);
+  // Below this the difference would overflow.
+  const int64_t lowest = std::numeric_limits<int64_t>::min() + keys;
+  return key - position.clamp_min(lowest).unsqueeze(-1);
 }
 
 // True where a key lies outside of the window; undefined where there is none.

@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "csrc/generic/backward.h"
+#include "csrc/generic/partition.h"
+#include "csrc/kernels.h"
 
 namespace flash {
 namespace {

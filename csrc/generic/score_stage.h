@@ -200,10 +200,15 @@ class ScoreStage {
  private:
   static constexpr T kInf = std::numeric_limits<T>::infinity();
 
-  // Far beyond any key, and far enough from overflow to add a window.
-  static constexpr int64_t kFarthest = int64_t{1} << 61;
-
   static int64_t clamp(int64_t x, int64_t low, int64_t high) { return min_of(max_of(x, low), high); }
+
+  // a + b, or the limit beyond which it lies: positions and windows may be any numbers.
+  static int64_t saturated_sum(int64_t a, int64_t b) {
+    using Limits = std::numeric_limits<int64_t>;
+    int64_t sum;
+    if (!__builtin_add_overflow(a, b, &sum)) return sum;
+    return b < 0 ? Limits::min() : Limits::max();
+  }
 
   void set_limits(const ScoreParams& p, const Shape& shape, int64_t batch, int64_t head) {
     key_begin_ = full_end_ = shape.keys;
@@ -213,15 +218,15 @@ class ScoreStage {
       const int64_t position =
           p.positions == nullptr
               ? query + shape.keys - shape.queries
-              : clamp(p.positions[batch * p.position_strides[0] + head * p.position_strides[1] +
-                                  query * p.position_strides[2]],
-                      -kFarthest, kFarthest);
-      const auto at = [&](int64_t from_position) {
-        return clamp(position + clamp(from_position, -kFarthest, kFarthest), 0, shape.keys);
-      };
+              : p.positions[batch * p.position_strides[0] + head * p.position_strides[1] +
+                            query * p.position_strides[2]];
+      const int64_t last =
+          p.window_right < 0 ? shape.keys : saturated_sum(position, p.window_right);
       position_[lane] = position;
-      limit_[lane] = p.window_right < 0 ? shape.keys : at(p.window_right + 1);
-      start_[lane] = p.window_left < 0 ? 0 : min_of(at(-p.window_left), limit_[lane]);
+      limit_[lane] = clamp(last, -1, shape.keys - 1) + 1;
+      start_[lane] = p.window_left < 0
+                         ? 0
+                         : clamp(saturated_sum(position, -p.window_left), 0, shape.keys);
       full_begin_ = max_of(full_begin_, start_[lane]);
       full_end_ = min_of(full_end_, limit_[lane]);
       // Not of a lane that attends nothing: it would draw the tile's range to where it happens to be.
@@ -285,20 +290,30 @@ class ScoreStage {
   // Counted from `key`, small numbers, and so exact, wherever ALiBi leaves a weight to speak of.
   template <int kVecs>
   static void relative_positions(const int64_t* position, int64_t key, T* out) {
-    for (int i = 0; i < kVecs * V::kWidth; ++i) out[i] = static_cast<T>(position[i] - key);
+    for (int i = 0; i < kVecs * V::kWidth; ++i) out[i] = static_cast<T>(saturated_sum(position[i], -key));
   }
 
-  // s to c tanh(s / c), and 1 - tanh^2 beside it where that is wanted.
+  // s to c tanh(s / c), and 1 - tanh^2 beside it where that is wanted. Where the tanh of a quotient is
+  // the quotient, the score stays what it is: the quotient by a very large cap would be a denormal.
   template <int kVecs>
   [[gnu::noinline]] void cap(T* s, int64_t stride, int64_t count, T* slope) const {
+    constexpr double kLargest = std::numeric_limits<T>::max();
     const Reg c = V::broadcast(static_cast<T>(params_->softcap));
-    const Reg inverse = V::broadcast(static_cast<T>(1 / params_->softcap));
+    const Reg inverse =
+        V::broadcast(static_cast<T>(1 / params_->softcap < kLargest ? 1 / params_->softcap : kLargest));
     const Reg one = V::broadcast(T(1));
+    const Reg linear = V::broadcast(sizeof(T) == 4 ? T(0x1p-13) : T(0x1p-27));
     for (int64_t j = 0; j < count; ++j) {
-      Reg x[kVecs];
-      each<kVecs>([&](int v) { x[v] = V::mul(V::load(s + j * stride + v * V::kWidth), inverse); });
+      Reg x[kVecs], score[kVecs];
+      each<kVecs>([&](int v) {
+        score[v] = V::load(s + j * stride + v * V::kWidth);
+        x[v] = V::mul(score[v], inverse);
+      });
       tanh<V>(x);
-      each<kVecs>([&](int v) { V::store(s + j * stride + v * V::kWidth, V::mul(c, x[v])); });
+      each<kVecs>([&](int v) {
+        const Reg capped = V::if_less(V::abs(x[v]), linear, score[v], V::mul(c, x[v]));
+        V::store(s + j * stride + v * V::kWidth, capped);
+      });
       if (slope == nullptr) continue;
       each<kVecs>([&](int v) {
         V::store(slope + j * stride + v * V::kWidth, V::sub(one, V::mul(x[v], x[v])));

@@ -40,11 +40,12 @@ struct AttentionOptions {
   /// [H] or [B, H] in the dtype of query: -slope |position - key| is added to the scores (ALiBi,
   /// arXiv:2108.12409). Differentiable. Default: none.
   TORCH_ARG(std::optional<at::Tensor>, alibi_slopes);
-  /// c > 0: a scaled score s becomes c tanh(s / c), before anything is added. Default: 0, off.
+  /// c > 0: a scaled score s becomes c tanh(s / c), before anything is added
+  /// (arXiv:2408.00118). Default: 0, off.
   TORCH_ARG(double, softcap) = 0.0;
   /// [H] in the dtype of query: a score that takes part in the softmax of each row of the head and
   /// has no value, so that the weights of a row sum up to less than 1. Differentiable. Default:
-  /// none.
+  /// none (arXiv:2309.17453).
   TORCH_ARG(std::optional<at::Tensor>, sinks);
   /// Factor on the scores. Default: none, that is 1/sqrt(D).
   TORCH_ARG(std::optional<double>, scale);
@@ -74,8 +75,7 @@ FLASH_API std::tuple<at::Tensor, at::Tensor> attention_with_lse(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const AttentionOptions& options = {});
 
-/// The O(L S) reference, in plain ATen: the same arguments, semantics and dropout mask as
-/// `attention`
+/// The O(L S) reference, in plain ATen: the same arguments, semantics and dropout mask as `attention`
 /// (`block_size` and `use_simd` have no meaning here), and any number of derivatives.
 FLASH_API at::Tensor standard_attention(const at::Tensor& query, const at::Tensor& key,
                                         const at::Tensor& value,
@@ -100,8 +100,8 @@ struct MemoryUsage {
 /// value of width `value_dim`, with the kernels and the number of threads that are active now.
 /// `has_bias` adds the tile of a bias or a mask, a part of the scratch, and `has_softcap` one for
 /// the backward. Copies are not in it: of an input whose last dimension is not contiguous, and of a
-/// grad_out like that; nor the float64 sums that the gradient of a broadcast bias is formed in,
-/// twice its size.
+/// grad_out like that; nor what gradients of other inputs are summed up in: the float64 sums of a
+/// broadcast bias, twice its size, and a few numbers per row for alibi_slopes and for sinks.
 FLASH_API MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
                                        int64_t head_dim, int64_t value_dim, at::ScalarType dtype,
                                        int64_t block_size = 64, bool use_simd = true,
