@@ -78,7 +78,9 @@ struct BackwardParams {
   const void* row_max;
   const void* row_sum;
   const void* grad_lse;                          ///< [batch, heads, queries] contiguous, or null
-  void* grad_slope_rows;  ///< likewise: what each row adds to the gradient of its slope; null: not wanted
+  /// Likewise: what each row adds to the gradient of its slope and of its sink; null: not wanted.
+  void* grad_slope_rows;
+  void* grad_sink_rows;
   MutableRows grad_query, grad_key, grad_value;  ///< data may be null: not wanted
   void* grad_bias;                               ///< null where nobody asks for it
   /// True: added to what is there, as several scores share an element. False: each score has its own,

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "csrc/kernels.h"
 #include "ops/kernel_call.h"
@@ -49,7 +50,8 @@ void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, in
 ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_dim, int64_t seed) {
   ScoreParams p = {};
   p.scale = resolve_scale(o.scale, head_dim);
-  p.softcap = o.softcap;
+  // The kernels' arithmetic would take a denormal cap for 0, which means none.
+  p.softcap = o.softcap > 0 ? std::max(o.softcap, std::numeric_limits<double>::min()) : 0.0;
   if (o.alibi_slopes.has_value()) {
     const at::Tensor& slopes = *o.alibi_slopes;
     p.alibi_slopes = slopes.const_data_ptr();
@@ -181,26 +183,12 @@ ForwardResult forward_cpu(const at::Tensor& query, const at::Tensor& key, const 
   return {out, row_stats, seed};
 }
 
-/// The derivative by a sink s: the sum over rows of -e^(s - max) / sum (rowsum(dO o O) - dlse).
-at::Tensor grad_sinks(const at::Tensor& sinks, const at::Tensor& grad_out,
-                      const std::optional<at::Tensor>& grad_lse, const at::Tensor& out,
-                      const at::Tensor& row_stats) {
-  at::Tensor delta = at::linalg_vecdot(grad_out, out);
-  if (grad_lse.has_value()) delta = delta - *grad_lse;
-  const at::Tensor row_max = row_stats.select(0, 0), row_sum = row_stats.select(0, 1);
-  const at::Tensor weight = (sinks.unsqueeze(-1) - row_max).exp_().div_(row_sum);
-  // Of a sink of -inf, for which a row with nothing to attend has a sum of 0.
-  const at::Tensor rows = weight.mul_(delta).masked_fill_(row_sum == 0, 0.0).neg_();
-  const at::Tensor by_head = rows.dim() == 2 ? rows.unsqueeze(1) : rows;
-  return by_head.sum({0, 2}, /*keepdim=*/false, at::kDouble).to(sinks.scalar_type());
-}
-
-/// From [B, H, L] (or [B, L]) contributions of rows.
-at::Tensor grad_slopes(const at::Tensor& slopes, const at::Tensor& rows) {
+/// A gradient of [H] or [B, H] numbers from what each row adds to it, [B, H, L] (or [B, L]).
+at::Tensor sum_rows(const at::Tensor& numbers, const at::Tensor& rows) {
   at::Tensor sums = rows.sum(-1, /*keepdim=*/false, at::kDouble);
   if (rows.dim() == 2) sums = sums.unsqueeze(1);
-  if (slopes.dim() == 1) sums = sums.sum(0);
-  return sums.to(slopes.scalar_type());
+  if (numbers.dim() == 1) sums = sums.sum(0);
+  return sums.to(numbers.scalar_type());
 }
 
 BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
@@ -245,10 +233,14 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
     p.grad_bias_is_double = d_bias.scalar_type() == at::kDouble;
     broadcast_strides(d_bias, sizes, 4, p.grad_bias_strides);
   }
-  at::Tensor slope_rows;
+  at::Tensor slope_rows, sink_rows;
   if (needed[4]) {
-    slope_rows = at::empty(row_stats.select(0, 0).sizes(), row_stats.options());
+    slope_rows = at::empty_like(row_stats.select(0, 0));
     p.grad_slope_rows = slope_rows.mutable_data_ptr();
+  }
+  if (needed[5]) {
+    sink_rows = at::empty_like(row_stats.select(0, 0));
+    p.grad_sink_rows = sink_rows.mutable_data_ptr();
   }
   p.block_size = o.block_size;
 
@@ -265,8 +257,8 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
       kernels.backward_finish(p, begin, end, scratch.of_this_thread());
     });
   }
-  if (needed[4]) d_slopes = grad_slopes(*o.alibi_slopes, slope_rows);
-  if (needed[5]) d_sinks = grad_sinks(*o.sinks, grad_out, grad_lse, out, row_stats);
+  if (needed[4]) d_slopes = sum_rows(*o.alibi_slopes, slope_rows);
+  if (needed[5]) d_sinks = sum_rows(*o.sinks, sink_rows);
   return {d_query, d_key, d_value, d_bias.to(query.scalar_type()), d_slopes, d_sinks};
 }
 

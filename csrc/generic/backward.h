@@ -91,6 +91,7 @@ class BackwardBlock {
     const T* saved_max = static_cast<const T*>(p_.row_max) + row;
     const T* saved_sum = static_cast<const T*>(p_.row_sum) + row;
     const T* grad_lse = p_.grad_lse == nullptr ? nullptr : static_cast<const T*>(p_.grad_lse) + row;
+    stages_[t].start(p_.score, shape, batch_, head_, first, count, scratch_.bias);
     const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
     for (int64_t lane = 0; lane < kLanes; lane += V::kWidth) {
       const typename V::Mask mask = V::first(max_of(0, min_of(count - lane, V::kWidth)));
@@ -98,12 +99,21 @@ class BackwardBlock {
       const Reg max = read(saved_max), sum = read(saved_sum);
       Reg delta = row_deltas(first + lane, count - lane);
       if (grad_lse != nullptr) delta = V::sub(delta, read(grad_lse));
-      V::store(scratch_.row_max + at + lane, V::if_equal(max, minus_inf, V::zero(), max));
-      V::store(scratch_.inverse_sum + at + lane,
-               V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum)));
+      const Reg base = V::if_equal(max, minus_inf, V::zero(), max);
+      const Reg inverse =
+          V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
+      V::store(scratch_.row_max + at + lane, base);
+      V::store(scratch_.inverse_sum + at + lane, inverse);
       V::store(scratch_.delta + at + lane, delta);
+      if (p_.grad_sink_rows != nullptr) {
+        // dS of a key whose dP is 0.
+        Reg weight[1] = {V::sub(V::broadcast(stages_[t].sink()), base)};
+        exp<V>(weight);
+        const Reg grad = V::mul(V::mul(weight[0], inverse), V::sub(V::zero(), delta));
+        V::store(static_cast<T*>(p_.grad_sink_rows) + row + lane,
+                 V::if_equal(sum, V::zero(), V::zero(), grad), mask);
+      }
     }
-    stages_[t].start(p_.score, shape, batch_, head_, first, count, scratch_.bias);
   }
 
   // rowsum(dO o O) of a vector of queries, of which `count` exist.

@@ -75,7 +75,8 @@ void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t
         clear_rows<T>(p.grad_value, batch, parts.value_heads(unit), keys, p.shape.value_dim);
         clear_rows<T>(slope_rows(p), batch, heads, queries, 1);
       }
-      if (keys.empty()) continue;
+      // A row's sink has its gradient, keys or not.
+      if (keys.empty() && (step > 0 || p.grad_sink_rows == nullptr)) continue;
       for (int64_t head = heads.begin; head < heads.end; ++head) {
         for (int64_t query = queries.begin; query < queries.end; query += block_queries) {
           const Range block = {query, min_of(query + block_queries, queries.end)};
@@ -103,7 +104,7 @@ void redo_query_row(const BackwardParams& p, const BackwardScratch<V>& scratch, 
                     int64_t head, int64_t query) {
   BackwardParams only = p;
   only.grad_key.data = only.grad_value.data = nullptr;
-  only.grad_bias = only.grad_slope_rows = nullptr;
+  only.grad_bias = only.grad_slope_rows = only.grad_sink_rows = nullptr;
   clear_rows<typename V::Scalar>(p.grad_query, batch, {head, head + 1}, {query, query + 1},
                                  p.shape.head_dim);
   const auto* sum = row_pointer<typename V::Scalar>(p.grad_query, batch, head, query);
@@ -118,7 +119,7 @@ template <class V>
 void redo_key_row(const BackwardParams& p, const BackwardScratch<V>& scratch, bool is_key,
                   int64_t batch, int64_t head, int64_t key) {
   BackwardParams only = p;
-  only.grad_query.data = only.grad_bias = only.grad_slope_rows = nullptr;
+  only.grad_query.data = only.grad_bias = only.grad_slope_rows = only.grad_sink_rows = nullptr;
   (is_key ? only.grad_value : only.grad_key).data = nullptr;
   const MutableRows& rows = is_key ? p.grad_key : p.grad_value;
   const int64_t columns = is_key ? p.shape.head_dim : p.shape.value_dim;

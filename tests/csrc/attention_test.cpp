@@ -84,6 +84,7 @@ void expect_reference(const KernelTable& table) {
       EXPECT_LE(largest_difference(got.dv, expected.dv), kTolerance<T>);
       EXPECT_LE(largest_difference(got.dbias, expected.dbias), kTolerance<T>);
       EXPECT_LE(largest_difference(got.dslopes, expected.dslopes), kSlopeTolerance<T>);
+      EXPECT_LE(largest_difference(got.dsinks, expected.dsinks), kTolerance<T>);
     }
   }
 }

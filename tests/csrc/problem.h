@@ -55,7 +55,7 @@ struct Problem {
 
 struct Answer {
   std::vector<double> out, dq, dk, dv, dbias;
-  std::vector<double> dslopes;  ///< what each row adds to the gradient of its slope
+  std::vector<double> dslopes, dsinks;  ///< what each row adds to the gradient of its slope and sink
 };
 
 inline constexpr uint64_t kSeed = 0x123456789abcdefull;
@@ -73,6 +73,7 @@ Answer reference(const Problem<T>& p) {
   a.dv.resize(p.v.size());
   a.dbias.resize(p.bias.size());
   a.dslopes.resize(p.slopes.empty() ? 0 : s.batch * s.heads * s.queries);
+  a.dsinks.resize(p.sinks.empty() ? 0 : s.batch * s.heads * s.queries);
   const Real keep = dropout_keep_scale(p.options.dropout);
   std::vector<Real> weight(s.keys), grad(s.keys), kept(s.keys), slope_of_cap(s.keys);
   const Real cap = p.options.softcap;
@@ -120,6 +121,7 @@ Answer reference(const Problem<T>& p) {
         }
         delta += weight[j] * grad[j];
       }
+      if (!p.sinks.empty()) a.dsinks[bh * s.queries + i] = -std::exp(p.sinks[h] - max) / sum * delta;
       for (int64_t j = begin; j < end; ++j) {
         Real ds = weight[j] * (grad[j] - delta);
         if (p.options.bias) a.dbias[(bh * s.queries + i) * s.keys + j] = ds;
@@ -156,7 +158,7 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
   const int64_t rows = s.batch * s.heads * s.queries;
   std::vector<T> out(p.grad_out.size()), row_max(rows), row_sum(rows);
   std::vector<T> dq(p.q.size(), 9), dk(p.k.size(), 9), dv(p.v.size(), 9), dbias(p.bias.size());
-  std::vector<T> dslopes(p.slopes.empty() ? 0 : rows, 9);
+  std::vector<T> dslopes(p.slopes.empty() ? 0 : rows, 9), dsinks(p.sinks.empty() ? 0 : rows, 9);
   const auto strides = [](int64_t heads, int64_t length, int64_t width) {
     return Strides{heads * length * width, length * width, width};
   };
@@ -217,6 +219,7 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
                              row_sum.data(),
                              nullptr,
                              p.slopes.empty() ? nullptr : dslopes.data(),
+                             p.sinks.empty() ? nullptr : dsinks.data(),
                              {dq.data(), query},
                              {dk.data(), key},
                              {dv.data(), value},
@@ -243,7 +246,7 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
     return std::vector<double>(x.begin(), x.end());
   };
   return {as_double(out), as_double(dq), as_double(dk), as_double(dv), as_double(dbias),
-          as_double(dslopes)};
+          as_double(dslopes), as_double(dsinks)};
 }
 
 }  // namespace flash::testing

@@ -9,7 +9,7 @@ namespace flash {
 namespace {
 
 // The bounds that generic/tanh.h states; without a fused multiply-add each step of its expansions
-// rounds twice.
+// rounds twice, which adds a tenth of a unit.
 struct Case {
   const char* isa;
   const char* dtype;
@@ -18,19 +18,19 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {"scalar", "float", scalar_tanh_float, 0},
-    {"scalar", "double", scalar_tanh_double, 0},
+    {"scalar", "float", scalar_tanh_float, 2.4},
+    {"scalar", "double", scalar_tanh_double, 2.3},
 #if defined(__x86_64__)
-    {"avx2", "float", avx2_tanh_float, 0},
-    {"avx2", "double", avx2_tanh_double, 0},
-    {"avx512", "float", avx512_tanh_float, 0},
-    {"avx512", "double", avx512_tanh_double, 0},
+    {"avx2", "float", avx2_tanh_float, 2.3},
+    {"avx2", "double", avx2_tanh_double, 2.3},
+    {"avx512", "float", avx512_tanh_float, 2.3},
+    {"avx512", "double", avx512_tanh_double, 2.3},
 #endif
 };
 
-// What the backward of a capped score uses: tanh is off by a few ulp below 1, and 1 - tanh^2 by twice
-// as many where it is small.
-constexpr double kDerivativeBound = 0;
+// What the backward of a capped score uses. Below 1 a unit is half an epsilon: 1 - tanh^2 is off by
+// twice the error of tanh, and by the roundings of the square and the difference.
+constexpr double kDerivativeBound = 2.5;
 
 TEST(Tanh, StaysWithinItsUlpBoundOnEveryIsa) {
   for (const KernelTable* table : all_kernels()) {

@@ -237,7 +237,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "softcap": {
         "softcap": {"softcap": 1.5},
         "softcap-large": {"softcap": 20.0},
-        "softcap-small": {"softcap": 0.1},
+        "softcap-small": {"softcap": 0.4},
     },
     "sinks": {"sinks": {"sinks": True}},
     "scale": {
