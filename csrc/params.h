@@ -53,7 +53,7 @@ struct ScoreParams {
   const int64_t* positions;     ///< null: query i is at i + keys - queries
   int64_t position_strides[3];  ///< batch, head, query
 
-  /// The problem's dtype: a score without key or value that each row of a head has besides; null: none.
+  /// The problem's dtype: a score that each row of a head has besides, without a value; null: none.
   const void* sinks;
   int64_t sink_stride;
 
@@ -83,8 +83,8 @@ struct BackwardParams {
   void* grad_sink_rows;
   MutableRows grad_query, grad_key, grad_value;  ///< data may be null: not wanted
   void* grad_bias;                               ///< null where nobody asks for it
-  /// True: added to what is there, as several scores share an element. False: each score has its own,
-  /// which is stored; what no query attends within its window is left as it is.
+  /// True: added to what is there, as several scores share an element. False: each score has its
+  /// own, which is stored; what no query attends within its window is left as it is.
   bool grad_bias_adds;
   bool grad_bias_is_double;                      ///< else of the problem's dtype
   int64_t grad_bias_strides[4];

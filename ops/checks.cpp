@@ -90,10 +90,11 @@ void check_head_numbers(const char* name, const at::Tensor& tensor, const at::Te
 }
 
 void check_window(const Window& window) {
-  TORCH_CHECK_VALUE(window.left >= -1 && window.right >= -1,
-                    "flash::attention: expected window as (left, right), the numbers of keys before "
-                    "and after a query's position, each at least 0, or -1 for no bound, got (",
-                    window.left, ", ", window.right, ")");
+  TORCH_CHECK_VALUE(
+      window.left >= -1 && window.right >= -1,
+      "flash::attention: expected window as (left, right), the numbers of keys before "
+      "and after a query's position, each at least 0, or -1 for no bound, got (",
+      window.left, ", ", window.right, ")");
 }
 
 }  // namespace
@@ -144,8 +145,8 @@ Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::
                     o.block_size);
   check_window(o.window);
   TORCH_CHECK_VALUE(o.softcap >= 0.0 && std::isfinite(o.softcap),
-                    "flash::attention: expected softcap to be finite and at least 0, got ", o.softcap,
-                    "; pass 0 for none");
+                    "flash::attention: expected softcap to be finite and at least 0, got ",
+                    o.softcap, "; pass 0 for none");
   if (o.bias.has_value()) check_bias(*o.bias, query, s);
   if (o.query_positions.has_value()) check_positions(*o.query_positions, query, s);
   if (o.alibi_slopes.has_value()) {

@@ -46,9 +46,9 @@ class BackwardBlock {
     for (int64_t t = 0; t < tiles_.count(); ++t) {
       with_vecs<V::kScoreVecs>(tiles_.vecs(t), [&]<int kVecs>() { prepare<kVecs>(t); });
       const ScoreStage<V>& stage = stages_[t];
-      if (stage.key_begin() == stage.key_end()) continue;
-      key_begin_ = min_of(key_begin_, stage.key_begin());
-      key_end_ = max_of(key_end_, stage.key_end());
+      if (stage.ranges().key_begin() == stage.ranges().key_end()) continue;
+      key_begin_ = min_of(key_begin_, stage.ranges().key_begin());
+      key_end_ = max_of(key_end_, stage.ranges().key_end());
     }
   }
 
@@ -97,11 +97,14 @@ class BackwardBlock {
       const typename V::Mask mask = V::first(max_of(0, min_of(count - lane, V::kWidth)));
       const auto read = [&](const T* p) { return V::load(p + lane, mask); };
       const Reg max = read(saved_max), sum = read(saved_sum);
-      Reg delta = row_deltas(first + lane, count - lane);
+      // rowsum(dO o O) - dlse
+      Reg delta =
+          row_dots<V>(row_pointer<T>(p_.grad_out, batch_, head_, first + lane),
+                      p_.grad_out.strides.row, row_pointer<T>(p_.out, batch_, head_, first + lane),
+                      p_.out.strides.row, count - lane, shape.value_dim);
       if (grad_lse != nullptr) delta = V::sub(delta, read(grad_lse));
       const Reg base = V::if_equal(max, minus_inf, V::zero(), max);
-      const Reg inverse =
-          V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
+      const Reg inverse = V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
       V::store(scratch_.row_max + at + lane, base);
       V::store(scratch_.inverse_sum + at + lane, inverse);
       V::store(scratch_.delta + at + lane, delta);
@@ -116,41 +119,11 @@ class BackwardBlock {
     }
   }
 
-  // rowsum(dO o O) of a vector of queries, of which `count` exist.
-  Reg row_deltas(int64_t query, int64_t count) const {
-    constexpr int W = V::kWidth;
-    const int64_t columns = p_.shape.value_dim;
-    const typename V::Mask tail = V::first(columns % W);
-    Reg row[W];
-    for (int i = 0; i < W; ++i) {
-      row[i] = V::zero();
-      if (i >= count) continue;
-      const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, query + i);
-      const T* out = row_pointer<T>(p_.out, batch_, head_, query + i);
-      for (int64_t c = 0; c < columns;) {
-        Reg part = V::zero();
-        const int64_t end = min_of(columns, c + V::kLongestChain * W);
-        for (; c + W <= end; c += W) part = V::fma(V::load(grad + c), V::load(out + c), part);
-        if (c < end) part = V::fma(V::load(grad + c, tail), V::load(out + c, tail), part);
-        c = end;
-        row[i] = V::add(row[i], part);
-      }
-    }
-    // The sums across the registers, W of them at once.
-    V::transpose(row);
-#pragma GCC unroll 8
-    for (int step = W / 2; step > 0; step /= 2) {
-#pragma GCC unroll 16
-      for (int i = 0; i < step; ++i) row[i] = V::add(row[i], row[i + step]);
-    }
-    return row[0];
-  }
-
   template <int kVecs>
   void tile_step(int64_t t, int64_t key, int64_t keys) {
     const ScoreStage<V>& stage = stages_[t];
-    const int64_t first = min_of(max_of(0, stage.key_begin() - key), keys);
-    const int64_t last = max_of(first, min_of(stage.key_end() - key, keys));
+    const int64_t first = min_of(max_of(0, stage.ranges().key_begin() - key), keys);
+    const int64_t last = max_of(first, min_of(stage.ranges().key_end() - key, keys));
     T* weights = scratch_.weights + tiles_.begin(t);
     T* grad_scores = scratch_.grad_scores + tiles_.begin(t);
     clear<kVecs>(0, first, weights, grad_scores);
@@ -167,14 +140,14 @@ class BackwardBlock {
     // Laid out as dS, and so at the same place.
     T* slope_of_cap = scratch_.slope_of_cap + (grad_scores - scratch_.grad_scores);
     stage.template start_block<kVecs>(key, keys);
-    stage.template for_segments<kVecs>(
+    stage.ranges().template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
           form_weights<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores, slope_of_cap);
         });
     if (stage.has_dropout()) {
       stage.template mark_dropped<kVecs>(weights, Scratch::kStride, key, keys);
     }
-    stage.template for_segments<kVecs>(
+    stage.ranges().template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
           form_grad_scores<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores);
         });
@@ -190,7 +163,7 @@ class BackwardBlock {
           static_cast<T*>(p_.grad_slope_rows) + row_index(first_ + at));
     }
     if (p_.score.softcap > 0) {
-      stage.template for_segments<kVecs>(
+      stage.ranges().template for_segments<kVecs>(
           key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool) {
             const int64_t offset = j * Scratch::kStride + dead * V::kWidth;
             multiply<kLive>(grad_scores + offset, slope_of_cap + offset, n);
@@ -198,8 +171,8 @@ class BackwardBlock {
     }
     if (p_.grad_query.data == nullptr) return;
     int64_t begins[kVecs * V::kWidth], ends[kVecs * V::kWidth];
-    const bool ragged = !stage.is_unlimited(key, keys);
-    if (ragged) stage.attended_keys(key, keys, begins, ends);
+    const bool ragged = !stage.ranges().is_unlimited(key, keys);
+    if (ragged) stage.ranges().attended_keys(key, keys, begins, ends);
     const T* left = row_pointer<T>(p_.key, batch_, key_head_, key);
     update_rows<V>({grad_scores, 1, Scratch::kStride}, {left, p_.key.strides.row}, keys,
                    row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
@@ -261,7 +234,7 @@ class BackwardBlock {
       Reg unused[kLive];
       for (int v = 0; v < kLive; ++v) unused[v] = V::zero();
       stages_[t].template apply<kVecs, kLive>(live, kStride, block, j, keys, limited, unused,
-                                                  slope_of_cap + j * kStride + kSkip);
+                                              slope_of_cap + j * kStride + kSkip);
       weigh<kLive, true>(live, keys, at + kSkip);
     }
   }
@@ -345,13 +318,13 @@ class BackwardBlock {
                           });
   }
 
-  // dK and dV of a block of keys, each from the first query that attends it.
+  // dK and dV of a block of keys, each from the queries that may attend it.
   void update_key_rows(int64_t key, int64_t keys) {
-    int64_t begins[Scratch::kMaxKeys];
-    const bool ragged = !stages_[0].is_unlimited(key, keys) ||
-                        !stages_[tiles_.count() - 1].is_unlimited(key, keys);
-    if (ragged) find_first_queries(key, keys, begins);
-    const Terms terms = {ragged ? begins : nullptr, nullptr};
+    int64_t begins[Scratch::kMaxKeys], ends[Scratch::kMaxKeys];
+    const bool ragged = !stages_[0].ranges().is_unlimited(key, keys) ||
+                        !stages_[tiles_.count() - 1].ranges().is_unlimited(key, keys);
+    if (ragged) attending_queries(key, keys, begins, ends);
+    const Terms terms = ragged ? Terms{begins, ends} : Terms{};
     if (p_.grad_value.data != nullptr) {
       const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, first_);
       update_rows<V>({scratch_.weights, Scratch::kStride, 1}, {grad, p_.grad_out.strides.row},
@@ -368,20 +341,25 @@ class BackwardBlock {
     }
   }
 
-  // first[j]: the first query that attends key + j, or count_.
-  void find_first_queries(int64_t key, int64_t keys, int64_t* first) const {
-    int64_t query = 0;
-    for (int64_t t = 0, j = 0; t <= tiles_.count(); ++t) {
-      const bool past_end = t == tiles_.count();
-      const int64_t end = past_end ? count_ : tiles_.end(t);
-      for (; query < end || past_end; ++query) {
-        // Keys up to this query's limit that no query before it attends.
-        const int64_t limit =
-            past_end ? key + keys : stages_[t].limit(query - tiles_.begin(t));
-        for (; j < keys && key + j < limit; ++j) first[j] = query;
-        if (past_end) return;
+  // No query before begin[j], or at or past end[j], attends key + j. As close as that where the
+  // limits and the starts of queries rise, as they do unless positions are given.
+  void attending_queries(int64_t key, int64_t keys, int64_t* begin, int64_t* end) const {
+    int64_t j = 0;
+    for (int64_t t = 0; t < tiles_.count(); ++t) {
+      const int64_t* limits = stages_[t].ranges().limits();
+      for (int64_t query = tiles_.begin(t); query < tiles_.end(t); ++query) {
+        for (const int64_t limit = *limits++; j < keys && key + j < limit; ++j) begin[j] = query;
       }
     }
+    for (; j < keys; ++j) begin[j] = count_;
+    j = keys - 1;
+    for (int64_t t = tiles_.count() - 1; t >= 0; --t) {
+      const int64_t* starts = stages_[t].ranges().starts() - tiles_.begin(t);
+      for (int64_t query = tiles_.end(t) - 1; query >= tiles_.begin(t); --query) {
+        for (; j >= 0 && key + j >= starts[query]; --j) end[j] = max_of(begin[j], query + 1);
+      }
+    }
+    for (; j >= 0; --j) end[j] = begin[j];
   }
 
   const BackwardParams& p_;

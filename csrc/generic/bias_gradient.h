@@ -36,14 +36,14 @@ class BiasGradient {
   template <class Sum>
   Sum* place(int64_t query, int64_t key) const {
     const int64_t* to = p_.grad_bias_strides;
-    return static_cast<Sum*>(p_.grad_bias) + batch_ * to[0] + head_ * to[1] +
-           query * to[2] + key * to[3];
+    return static_cast<Sum*>(p_.grad_bias) + batch_ * to[0] + head_ * to[1] + query * to[2] +
+           key * to[3];
   }
 
   // Summed over whatever the bias broadcasts over, before it is added.
   template <class Sum>
-  void add_as(int64_t query, int64_t queries, int64_t key, int64_t keys,
-                     const T* grad_scores, int64_t stride) const {
+  void add_as(int64_t query, int64_t queries, int64_t key, int64_t keys, const T* grad_scores,
+              int64_t stride) const {
     const int64_t* to = p_.grad_bias_strides;
     Sum* grad = place<Sum>(query, key);
     if (to[2] == 0) {
@@ -69,8 +69,8 @@ class BiasGradient {
   }
 
   // dS, transposed in registers where rows are contiguous.
-  void store(int64_t query, int64_t queries, int64_t key, int64_t keys,
-                       const T* grad_scores, int64_t stride) const {
+  void store(int64_t query, int64_t queries, int64_t key, int64_t keys, const T* grad_scores,
+             int64_t stride) const {
     constexpr int W = V::kWidth;
     const int64_t* to = p_.grad_bias_strides;
     T* grad = place<T>(query, key);

@@ -95,7 +95,7 @@ class ForwardTile {
                                           p.query.strides.row, count, shape.head_dim,
                                           static_cast<T>(p.score.scale), queries_);
     stage_.start(p.score, shape, batch, head, first, count, scratch.bias);
-    next_ = stage_.key_begin();
+    next_ = stage_.ranges().key_begin();
     // As if the sink, with weight e^0, had been the first key.
     const bool has_sink = !(stage_.sink() == -std::numeric_limits<T>::infinity());
     for (int v = 0; v < kVecs; ++v) {
@@ -105,23 +105,23 @@ class ForwardTile {
   }
 
   /// Whether there are keys to attend that no step has taken in.
-  bool has_keys() const { return next_ < stage_.key_end(); }
+  bool has_keys() const { return next_ < stage_.ranges().key_end(); }
 
   /// Takes in the next block of keys.
   template <int kVecs>
   void step() {
     const int64_t key = next_;
-    const int64_t keys = min_of(block_, stage_.key_end() - key);
+    const int64_t keys = min_of(block_, stage_.ranges().key_end() - key);
     next_ += keys;
     weigh_block<kVecs>(key, keys);
-    update_out<kVecs>(key, keys, key > stage_.key_begin(), !has_keys());
+    update_out<kVecs>(key, keys, key > stage_.ranges().key_begin(), !has_keys());
   }
 
   /// After the last step.
   template <int kVecs>
   void finish() {
     store_statistics<kVecs>();
-    if (stage_.key_begin() == stage_.key_end()) clear_out();
+    if (stage_.ranges().key_begin() == stage_.ranges().key_end()) clear_out();
   }
 
   /// Whether some row must be computed again by `run_carefully`, and whether row `i` must: it attended
@@ -143,7 +143,7 @@ class ForwardTile {
   void run_carefully() {
     bool attended = false;
     clear_out();
-    for (int64_t key = stage_.key_begin(); key < stage_.key_end(); ++key) {
+    for (int64_t key = stage_.ranges().key_begin(); key < stage_.ranges().key_end(); ++key) {
       if (stage_.excludes(0, key)) continue;
       weigh_block<1>(key, 1);
       update_out<1>(key, 1, attended, false);
@@ -173,7 +173,7 @@ class ForwardTile {
     Reg top[kVecs];
     for (int v = 0; v < kVecs; ++v) top[v] = max_[v];
     stage_.template start_block<kVecs>(key, keys);
-    stage_.template for_segments<kVecs>(
+    stage_.ranges().template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool limited) {
           form_scores<kVecs, kLive>(key, j, n, dead, limited, top + dead);
         });
@@ -191,7 +191,7 @@ class ForwardTile {
       V::store(rescale_ + v * V::kWidth, factor[v]);
       sum_[v] = V::mul(sum_[v], factor[v]);
     }
-    stage_.template for_segments<kVecs>(
+    stage_.ranges().template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool) {
           weigh<kVecs, kLive>(scores_ + j * kLanes, n, dead, base + dead, sum_ + dead);
         });
@@ -209,13 +209,12 @@ class ForwardTile {
       for (int v = 0; v < kVecs; ++v) V::store(scale + v * V::kWidth, V::div(one, sum_[v]));
     }
     int64_t begins[kLanes], ends[kLanes];
-    const bool ragged = !stage_.is_unlimited(key, keys);
-    if (ragged) stage_.attended_keys(key, keys, begins, ends);
+    const bool ragged = !stage_.ranges().is_unlimited(key, keys);
+    if (ragged) stage_.ranges().attended_keys(key, keys, begins, ends);
     update_rows<V>({scores, 1, kLanes},
                    {values_ + key * p_->value.strides.row, p_->value.strides.row}, keys, out_,
                    p_->out.strides.row, count_, p_->shape.value_dim,
-                   {accumulate, T(1), accumulate ? rescale_ : nullptr,
-                    finish ? scale : nullptr},
+                   {accumulate, T(1), accumulate ? rescale_ : nullptr, finish ? scale : nullptr},
                    ragged ? Terms{begins, ends} : Terms{});
   }
 

@@ -1,11 +1,13 @@
 #pragma once
 // Everything that happens to a score between the product and the softmax, and to a weight after it:
 // softcap, ALiBi, bias, boolean mask, window, dropout. A new option is added here, to `apply` and
-// `excludes`, and to ScoreParams; the tile loops do not change.
+// `excludes` (to KeyRanges if it leaves out whole ranges of keys), and to ScoreParams; the tile
+// loops do not change.
 
 #include <cstdint>
 #include <limits>
 
+#include "csrc/generic/key_ranges.h"
 #include "csrc/generic/product.h"
 #include "csrc/generic/tanh.h"
 #include "csrc/params.h"
@@ -19,14 +21,6 @@ inline bool can_exclude(const ScoreParams& p) {
   return p.window_left >= 0 || p.window_right >= 0 || p.bias_kind != BiasKind::kNone;
 }
 
-/// The most keys that one query attends, but for the bias.
-inline int64_t most_attended(const ScoreParams& p, int64_t keys) {
-  if (p.window_left < 0 || p.window_right < 0) return keys;
-  return p.window_left >= keys || p.window_right >= keys
-             ? keys
-             : min_of(keys, p.window_left + p.window_right + 1);
-}
-
 /// Whether a score is anything but scale * q k, or -inf for the window.
 inline bool changes_scores(const ScoreParams& p) {
   return p.softcap > 0 || p.alibi_slopes != nullptr || p.bias_kind != BiasKind::kNone;
@@ -38,7 +32,6 @@ class ScoreStage {
  public:
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
-  static constexpr int kMaxLanes = V::kScoreVecs * V::kWidth;
 
   void start(const ScoreParams& p, const Shape& shape, int64_t batch, int64_t head, int64_t first,
              int64_t count, T* bias_tile) {
@@ -50,58 +43,18 @@ class ScoreStage {
     bias_offset_ = batch * p.bias_strides[0] + head * p.bias_strides[1] + first * p.bias_strides[2];
     dropout_key_ = philox_key(p.dropout_seed);
     dropout_threshold_ = dropout_threshold(p.dropout);
-    slope_ = p.alibi_slopes == nullptr ? T(0)
-                                       : static_cast<const T*>(p.alibi_slopes)[
-                                             batch * p.slope_strides[0] + head * p.slope_strides[1]];
-    sink_ = p.sinks == nullptr ? -kInf
-                               : static_cast<const T*>(p.sinks)[head * p.sink_stride];
-    set_limits(p, shape, batch, head);
+    slope_ = p.alibi_slopes == nullptr
+                 ? T(0)
+                 : static_cast<const T*>(
+                       p.alibi_slopes)[batch * p.slope_strides[0] + head * p.slope_strides[1]];
+    sink_ = p.sinks == nullptr ? -kInf : static_cast<const T*>(p.sinks)[head * p.sink_stride];
+    ranges_.start(p, shape, batch, head, first, count);
   }
 
-  /// No query of the tile attends a key before the first of these, or at or past the second.
-  int64_t key_begin() const { return key_begin_; }
-  int64_t key_end() const { return key_end_; }
+  const KeyRanges<V>& ranges() const { return ranges_; }
 
   /// The score that each row has besides those of its keys; -inf for none.
   T sink() const { return sink_; }
-
-  /// Whether every query of the tile may attend all of keys [key, key + count), but for the bias.
-  bool is_unlimited(int64_t key, int64_t count) const {
-    return key >= full_begin_ && key + count <= full_end_;
-  }
-
-  /// Cuts keys [key, key + count), of which some query attends the last, where the limits change
-  /// what there is to do: calls f.operator()<live>(j, n, dead, limited) for keys key + j …
-  /// key + j + n - 1, which no lane of the first `dead` vectors attends and some lane of the
-  /// `live = kVecs - dead` others may. `limited`: not every such lane attends all of them.
-  template <int kVecs, class F>
-  void for_segments(int64_t key, int64_t count, F&& f) const {
-    // In whole score tiles: what remains goes with the limited keys, not into a small tile of its own.
-    constexpr int64_t kRows = V::score_rows(kVecs);
-    const int64_t first = min_of(count, round_up(max_of(0, full_begin_ - key), kRows));
-    if (first > 0) f.template operator()<kVecs>(int64_t{0}, first, 0, true);
-    int64_t full = max_of(first, min_of(full_end_ - key, count));
-    if (full < count) full -= (full - first) % kRows;
-    if (full > first) f.template operator()<kVecs>(first, full - first, 0, false);
-    int dead = 0;
-    for (int64_t j = full; j < count;) {
-      while (vector_end_[dead] <= key + j) ++dead;
-      const int64_t end = min_of(count, vector_end_[dead] - key);
-      with_vecs<kVecs>(kVecs - dead,
-                       [&]<int kLive>() { f.template operator()<kLive>(j, end - j, dead, true); });
-      j = end;
-    }
-  }
-
-  /// Which of keys [key, key + count) each lane may attend, as [begin, end) counted from `key`.
-  void attended_keys(int64_t key, int64_t count, int64_t* begin, int64_t* end) const {
-    for (int64_t i = 0; i < count_; ++i) {
-      end[i] = max_of(0, min_of(limit_[i] - key, count));
-      begin[i] = min_of(max_of(0, start_[i] - key), end[i]);
-    }
-  }
-  /// The keys that a lane may attend end before this.
-  int64_t limit(int64_t lane) const { return limit_[lane]; }
 
   /// Reads the bias of keys [key, key + count), which `apply` then adds.
   template <int kVecs>
@@ -109,10 +62,10 @@ class ScoreStage {
     if (params_->bias_kind != BiasKind::kNone) load_bias<kVecs>(key, count);
   }
 
-  /// Turns raw scores s[key][lane] of one segment into final ones: -inf where a query may not attend.
-  /// `max` is raised to the largest score of each lane. `block` is the key that `start_block` was
-  /// told, of a tile of kTileVecs vectors. Where scores are capped and `slope_of_cap` is not null, it
-  /// gets the derivative of each by the raw score, laid out as s.
+  /// Turns raw scores s[key][lane] of one segment into final ones: -inf where a query may not
+  /// attend. `max` is raised to the largest score of each lane. `block` is the key that
+  /// `start_block` was told, of a tile of kTileVecs vectors. Where scores are capped and
+  /// `slope_of_cap` is not null, it gets the derivative of each by the raw score, laid out as s.
   template <int kTileVecs, int kVecs>
   void apply(T* s, int64_t stride, int64_t block, int64_t j, int64_t count, bool limited, Reg* max,
              T* slope_of_cap = nullptr) const {
@@ -122,10 +75,10 @@ class ScoreStage {
     const bool has_bias = params_->bias_kind != BiasKind::kNone;
     if (params_->softcap > 0) cap<kVecs>(s, stride, count, slope_of_cap);
     if (params_->alibi_slopes != nullptr) {
-      add_alibi<kVecs>(s, stride, position_ + kDead * V::kWidth, block + j, count);
+      add_alibi<kVecs>(s, stride, ranges_.positions() + kDead * V::kWidth, block + j, count);
     }
-    const int64_t* starts = start_ + kDead * V::kWidth;
-    const int64_t* limits = limit_ + kDead * V::kWidth;
+    const int64_t* starts = ranges_.starts() + kDead * V::kWidth;
+    const int64_t* limits = ranges_.limits() + kDead * V::kWidth;
     const auto run = [&]<bool kBias, bool kLimit>() {
       apply_as<kVecs, kBias, kLimit>(s, stride, bias, kBiasStride, starts, limits, block + j, count,
                                      max);
@@ -142,7 +95,7 @@ class ScoreStage {
   [[gnu::noinline]] void add_slope_gradients(const T* grad_scores, int64_t stride, int64_t key,
                                              int64_t count, T* rows) const {
     alignas(64) T lanes[kVecs * V::kWidth];
-    relative_positions<kVecs>(position_, key, lanes);
+    relative_positions<kVecs>(ranges_.positions(), key, lanes);
     Reg position[kVecs], sum[kVecs];
     each<kVecs>([&](int v) {
       position[v] = V::load(lanes + v * V::kWidth);
@@ -161,7 +114,7 @@ class ScoreStage {
 
   /// Whether the query of `lane` may not attend `key`.
   bool excludes(int64_t lane, int64_t key) const {
-    if (key < start_[lane] || key >= limit_[lane]) return true;
+    if (key < ranges_.starts()[lane] || key >= ranges_.limits()[lane]) return true;
     const int64_t at =
         bias_offset_ + lane * params_->bias_strides[2] + key * params_->bias_strides[3];
     switch (params_->bias_kind) {
@@ -199,55 +152,6 @@ class ScoreStage {
 
  private:
   static constexpr T kInf = std::numeric_limits<T>::infinity();
-
-  static int64_t clamp(int64_t x, int64_t low, int64_t high) { return min_of(max_of(x, low), high); }
-
-  // a + b, or the limit beyond which it lies: positions and windows may be any numbers.
-  static int64_t saturated_sum(int64_t a, int64_t b) {
-    using Limits = std::numeric_limits<int64_t>;
-    int64_t sum;
-    if (!__builtin_add_overflow(a, b, &sum)) return sum;
-    return b < 0 ? Limits::min() : Limits::max();
-  }
-
-  void set_limits(const ScoreParams& p, const Shape& shape, int64_t batch, int64_t head) {
-    key_begin_ = full_end_ = shape.keys;
-    key_end_ = full_begin_ = 0;
-    for (int64_t lane = 0; lane < count_; ++lane) {
-      const int64_t query = first_ + lane;
-      const int64_t position =
-          p.positions == nullptr
-              ? query + shape.keys - shape.queries
-              : p.positions[batch * p.position_strides[0] + head * p.position_strides[1] +
-                            query * p.position_strides[2]];
-      const int64_t last =
-          p.window_right < 0 ? shape.keys : saturated_sum(position, p.window_right);
-      position_[lane] = position;
-      limit_[lane] = clamp(last, -1, shape.keys - 1) + 1;
-      start_[lane] = p.window_left < 0
-                         ? 0
-                         : clamp(saturated_sum(position, -p.window_left), 0, shape.keys);
-      full_begin_ = max_of(full_begin_, start_[lane]);
-      full_end_ = min_of(full_end_, limit_[lane]);
-      // Not of a lane that attends nothing: it would draw the tile's range to where it happens to be.
-      if (start_[lane] == limit_[lane]) continue;
-      key_begin_ = min_of(key_begin_, start_[lane]);
-      key_end_ = max_of(key_end_, limit_[lane]);
-    }
-    key_begin_ = min_of(key_begin_, key_end_);
-    // Padding does what the last query does, so that it never asks for work of its own.
-    for (int64_t lane = count_; lane < kMaxLanes; ++lane) {
-      position_[lane] = count_ > 0 ? position_[count_ - 1] : 0;
-      start_[lane] = count_ > 0 ? start_[count_ - 1] : 0;
-      limit_[lane] = count_ > 0 ? limit_[count_ - 1] : 0;
-    }
-    for (int v = 0; v < V::kScoreVecs; ++v) {
-      vector_end_[v] = 0;
-      for (int i = 0; i < V::kWidth; ++i) {
-        vector_end_[v] = max_of(vector_end_[v], limit_[v * V::kWidth + i]);
-      }
-    }
-  }
 
   // bias_tile[key][lane] = bias of the lane's query, with 0 and -inf for True and False.
   template <int kVecs>
@@ -290,17 +194,19 @@ class ScoreStage {
   // Counted from `key`, small numbers, and so exact, wherever ALiBi leaves a weight to speak of.
   template <int kVecs>
   static void relative_positions(const int64_t* position, int64_t key, T* out) {
-    for (int i = 0; i < kVecs * V::kWidth; ++i) out[i] = static_cast<T>(saturated_sum(position[i], -key));
+    for (int i = 0; i < kVecs * V::kWidth; ++i) {
+      out[i] = static_cast<T>(saturated_sum(position[i], -key));
+    }
   }
 
-  // s to c tanh(s / c), and 1 - tanh^2 beside it where that is wanted. Where the tanh of a quotient is
-  // the quotient, the score stays what it is: the quotient by a very large cap would be a denormal.
+  // s to c tanh(s / c), and 1 - tanh^2 beside it where that is wanted. Where the tanh of a quotient
+  // is the quotient, the score stays what it is: by a very large cap the quotient is a denormal.
   template <int kVecs>
   [[gnu::noinline]] void cap(T* s, int64_t stride, int64_t count, T* slope) const {
     constexpr double kLargest = std::numeric_limits<T>::max();
+    const double quotient = 1 / params_->softcap;
     const Reg c = V::broadcast(static_cast<T>(params_->softcap));
-    const Reg inverse =
-        V::broadcast(static_cast<T>(1 / params_->softcap < kLargest ? 1 / params_->softcap : kLargest));
+    const Reg inverse = V::broadcast(static_cast<T>(quotient < kLargest ? quotient : kLargest));
     const Reg one = V::broadcast(T(1));
     const Reg linear = V::broadcast(sizeof(T) == 4 ? T(0x1p-13) : T(0x1p-27));
     for (int64_t j = 0; j < count; ++j) {
@@ -390,17 +296,13 @@ class ScoreStage {
   }
 
   const ScoreParams* params_;
+  KeyRanges<V> ranges_;
   int64_t batch_head_, first_, count_;
-  int64_t key_begin_, key_end_;    // what some lane attends
-  int64_t full_begin_, full_end_;  // what every lane attends
   int64_t bias_offset_;
   T* bias_tile_;
   PhiloxKey dropout_key_;
   uint32_t dropout_threshold_;
   T slope_, sink_;
-  int64_t position_[kMaxLanes];
-  int64_t start_[kMaxLanes], limit_[kMaxLanes];  // a lane attends [start, limit)
-  int64_t vector_end_[V::kScoreVecs];  // the largest limit of a vector of lanes
 };
 
 }  // namespace

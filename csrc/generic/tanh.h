@@ -2,8 +2,8 @@
 // The hyperbolic tangent on vectors, for capped scores.
 //
 // Near 0, where (1 - e^-2x) / (1 + e^-2x) would cancel, the expansions of Moshier's Cephes library
-// (tanhf.c, tanh.c) in x^2. Within 2.3 ulp, measured on every float and on a sample of doubles; 2.4 where
-// no multiply-add is fused.
+// (tanhf.c, tanh.c) in x^2. Within 2.3 ulp, measured on every float and on a sample of doubles; 2.4
+// where no multiply-add is fused.
 
 #include "csrc/generic/exp.h"
 

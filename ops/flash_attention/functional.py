@@ -70,7 +70,7 @@ def attention(
             top-left causal mask.
         window: (left, right): a query at position p attends keys p - left ... p + right; -1 means
             no bound on that side. `causal` makes right 0. Keys outside cost no time. None means
-            (-1, -1).
+            (-1, -1); an int w is read as (w, w), as everywhere in torch.
         alibi_slopes: [H] or [B, H], dtype of `query`: -slope * |position - key| is added to the
             scores of the head.
         softcap: c > 0 turns a scaled score s into c * tanh(s / c), before anything is added to it;

@@ -60,8 +60,8 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 template <class T>
 constexpr double kTolerance = 64 * 16 * static_cast<double>(std::numeric_limits<T>::epsilon());
 
-// A row's part of a slope's gradient is a sum of dS times distances of up to 257 keys, of which ALiBi
-// leaves weight to the nearest tens: their rounding is that many times that of dS.
+// A row's part of a slope's gradient is a sum of dS times distances of up to 257 keys, of which
+// ALiBi leaves weight to the nearest tens: their rounding is that many times that of dS.
 template <class T>
 constexpr double kSlopeTolerance = 32 * kTolerance<T>;
 

@@ -55,7 +55,7 @@ struct Problem {
 
 struct Answer {
   std::vector<double> out, dq, dk, dv, dbias;
-  std::vector<double> dslopes, dsinks;  ///< what each row adds to the gradient of its slope and sink
+  std::vector<double> dslopes, dsinks;  ///< of rows: what each adds to the gradient
 };
 
 inline constexpr uint64_t kSeed = 0x123456789abcdefull;
@@ -121,7 +121,8 @@ Answer reference(const Problem<T>& p) {
         }
         delta += weight[j] * grad[j];
       }
-      if (!p.sinks.empty()) a.dsinks[bh * s.queries + i] = -std::exp(p.sinks[h] - max) / sum * delta;
+      if (!p.sinks.empty())
+        a.dsinks[bh * s.queries + i] = -std::exp(p.sinks[h] - max) / sum * delta;
       for (int64_t j = begin; j < end; ++j) {
         Real ds = weight[j] * (grad[j] - delta);
         if (p.options.bias) a.dbias[(bh * s.queries + i) * s.keys + j] = ds;
@@ -202,8 +203,7 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
                                  row_max.data(),
                                  row_sum.data(),
                                  p.options.block_size};
-  const AlignedMemory forward_scratch(
-      kernels.forward_scratch_bytes(forward));
+  const AlignedMemory forward_scratch(kernels.forward_scratch_bytes(forward));
   over_units(kernels.forward_plan(forward).units, [&](int64_t begin, int64_t end) {
     kernels.forward(forward, begin, end, forward_scratch.get());
   });
@@ -229,8 +229,7 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
                              {},
                              p.options.block_size};
   std::copy(bias_strides, bias_strides + 4, backward.grad_bias_strides);
-  const AlignedMemory scratch(
-      kernels.backward_scratch_bytes(backward));
+  const AlignedMemory scratch(kernels.backward_scratch_bytes(backward));
   const WorkPlan plan = kernels.backward_plan(backward);
   for (int64_t step = 0; step < plan.steps; ++step) {
     over_units(plan.units, [&](int64_t begin, int64_t end) {
@@ -245,8 +244,8 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
   const auto as_double = [](const std::vector<T>& x) {
     return std::vector<double>(x.begin(), x.end());
   };
-  return {as_double(out), as_double(dq), as_double(dk), as_double(dv), as_double(dbias),
-          as_double(dslopes), as_double(dsinks)};
+  return {as_double(out),   as_double(dq),      as_double(dk),    as_double(dv),
+          as_double(dbias), as_double(dslopes), as_double(dsinks)};
 }
 
 }  // namespace flash::testing

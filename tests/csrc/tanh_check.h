@@ -1,6 +1,6 @@
 #pragma once
-// The hyperbolic tangent of one instruction set against the C library's, in units in the last place.
-// Included by one file per instruction set, compiled with its flags.
+// The hyperbolic tangent of one instruction set against the C library's, in units in the last
+// place. Included by one file per instruction set, compiled with its flags.
 
 #include <cstdint>
 
@@ -10,10 +10,10 @@
 namespace flash {
 
 struct TanhReport {
-  double worst_ulp;        ///< over arguments that are normal numbers
-  double worst_derivative; ///< of 1 - tanh^2, in machine epsilons
-  bool odd;                ///< tanh(-x) = -tanh(x) to the bit
-  bool one_at_infinity;    ///< and from where it rounds to that
+  double worst_ulp;         ///< over arguments that are normal numbers
+  double worst_derivative;  ///< of 1 - tanh^2, in machine epsilons
+  bool odd;                 ///< tanh(-x) = -tanh(x) to the bit
+  bool one_at_infinity;     ///< and from where it rounds to that
   bool zero_at_zero;
   bool keeps_nan;
 };
@@ -62,7 +62,8 @@ TanhReport check_tanh() {
   // Evenly up to where the tangent is 1, and evenly in the exponent down to the smallest numbers.
   constexpr int64_t kSteps = 2'000'000;
   const double largest = kFloat ? 10 : 20;
-  for (int64_t i = 1; i <= kSteps; ++i) check(static_cast<T>(largest * static_cast<double>(i) / kSteps));
+  for (int64_t i = 1; i <= kSteps; ++i)
+    check(static_cast<T>(largest * static_cast<double>(i) / kSteps));
   const T smallest = kFloat ? T(0x1p-120) : T(0x1p-1000);
   for (T x = T(1); x > smallest; x *= T(0.999)) check(x);
   report.one_at_infinity = tanh_of<V>(infinity) == 1 && tanh_of<V>(-infinity) == -1 &&

@@ -18,13 +18,10 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {"scalar", "float", scalar_tanh_float, 2.4},
-    {"scalar", "double", scalar_tanh_double, 2.3},
+    {"scalar", "float", scalar_tanh_float, 2.4}, {"scalar", "double", scalar_tanh_double, 2.3},
 #if defined(__x86_64__)
-    {"avx2", "float", avx2_tanh_float, 2.3},
-    {"avx2", "double", avx2_tanh_double, 2.3},
-    {"avx512", "float", avx512_tanh_float, 2.3},
-    {"avx512", "double", avx512_tanh_double, 2.3},
+    {"avx2", "float", avx2_tanh_float, 2.3},     {"avx2", "double", avx2_tanh_double, 2.3},
+    {"avx512", "float", avx512_tanh_float, 2.3}, {"avx512", "double", avx512_tanh_double, 2.3},
 #endif
 };
 

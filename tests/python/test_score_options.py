@@ -45,6 +45,12 @@ def test_a_window_beyond_the_keys_is_none(dtype: torch.dtype, window: tuple[int,
     assert_close(run(make_problem(replace(BASE, window=window), dtype)), expected, dtype)
 
 
+def test_one_number_is_both_ends() -> None:
+    inputs = make_problem(BASE, torch.float64).inputs
+    expected = flash_attention.attention(**inputs, window=(4, 4))
+    assert torch.equal(torch.ops.flash.attention(**inputs, window=4), expected)
+
+
 @pytest.mark.parametrize("left", [-1, 0, 3, 100])
 @pytest.mark.parametrize("right", [-1, 0, 5, LARGEST])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

@@ -75,8 +75,8 @@ FLASH_API std::tuple<at::Tensor, at::Tensor> attention_with_lse(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const AttentionOptions& options = {});
 
-/// The O(L S) reference, in plain ATen: the same arguments, semantics and dropout mask as `attention`
-/// (`block_size` and `use_simd` have no meaning here), and any number of derivatives.
+/// The O(L S) reference, in plain ATen: the same arguments, semantics and dropout mask as
+/// `attention` (`block_size` and `use_simd` have no meaning here), and any number of derivatives.
 FLASH_API at::Tensor standard_attention(const at::Tensor& query, const at::Tensor& key,
                                         const at::Tensor& value,
                                         const AttentionOptions& options = {});
