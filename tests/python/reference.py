@@ -240,7 +240,10 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
     add in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units. The slope of the loss in a
     score is a difference of two dot products of Dv terms, whose partial sums round too: 2 units
     each. With one key (or one that outweighs the rest) they are equal, and those roundings are all
-    that is left. The slope of a cap, 1 - tanh^2, is off by the roundings of tanh^2 and by what the
+    that is left. Weights, and products with them, are added up one after another, up to 128 at a time:
+    the sum of n equal ones meets the roundings of n partial sums, n / 3 squares of that of the whole,
+    and a rounding that is spread evenly is a third of a unit, squared. The error of a row's sum is
+    one for all of its weights, and so for the output, too. The slope of a cap, 1 - tanh^2, is off by the roundings of tanh^2 and by what the
     error of the product moves it.
     """
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
@@ -277,7 +280,8 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
     if "alibi_slopes" in inputs:
         slopes = inputs["alibi_slopes"].unsqueeze(-1).unsqueeze(-1)
         score_error = score_error + (slopes * parts.distance).masked_fill(weights == 0, 0) ** 2
-    weight_error = weights**2 * (1.0 + score_error)
+    sum_error = min(scores.size(-1), 128) / 9.0
+    weight_error = weights**2 * (1.0 + sum_error + score_error)
     dropped_error = weight_error * kept**2
     delta = (grad_out * out).sum(-1, keepdim=True)
     delta = delta - grad_lse
@@ -292,8 +296,8 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
         cap_error = 4.0 * parts.tangent**4 + slope_of_cap**2 + moved
         dproduct_error = dscore_error * slope_of_cap**2 + (weights * slope) ** 2 * cap_error
     squares = {
-        "out": dropped_error @ value**2,
-        "lse": 1.0 + torch.where(weights > 0, score_error, 0.0),
+        "out": dropped_error @ value**2 + sum_error * out**2,
+        "lse": 1.0 + sum_error + torch.where(weights > 0, score_error, 0.0),
         "dq": scale**2 * dproduct_error @ every_key**2,
         "dk": group_sum(scale**2 * dproduct_error.mT @ query**2, key),
         "dv": group_sum(dropped_error.mT @ grad_out**2, inputs["value"]),
@@ -307,7 +311,7 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
         squares["dslopes"] = by_head.sum_to_size(inputs["alibi_slopes"].shape)
     if "sinks" in problem.differentiable:
         weight = every_weight[..., -1:]
-        relative_error = 1.0 + (weights**2 * score_error).sum(-1, keepdim=True)
+        relative_error = 1.0 + sum_error + (weights**2 * score_error).sum(-1, keepdim=True)
         out_error = (grad_out**2 * squares["out"]).sum(-1, keepdim=True)
         row_error = weight**2 * (relative_error * delta**2 + delta_error + out_error)
         squares["dsinks"] = row_error.sum((0, 2, 3))
