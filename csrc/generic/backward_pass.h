@@ -54,6 +54,18 @@ int64_t queries_per_block(Range queries) {
   return round_up(ceil_div(count, blocks), QueryTiles<V>::kMaxLanes);
 }
 
+/// Whether some of the queries may attend some of the keys. Packing a block only to find that none
+/// does would cost as much as a narrow window's work.
+inline bool may_attend(const BackwardParams& p, Range queries, Range keys) {
+  if (keys.empty()) return false;
+  if (p.score.positions != nullptr) return true;  // the block will tell
+  const int64_t left = p.score.window_left, right = p.score.window_right;
+  const int64_t first = queries.begin + p.shape.keys - p.shape.queries;
+  const int64_t last = queries.end - 1 + p.shape.keys - p.shape.queries;
+  return (left < 0 || saturated_sum(first, -left) < keys.end) &&
+         (right < 0 || saturated_sum(last, right) >= keys.begin);
+}
+
 /// Step 0 pairs each query chunk with its own key chunk, so it meets every row once: it clears
 /// them.
 template <class V>
@@ -76,10 +88,11 @@ void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t
         clear_rows<T>(slope_rows(p), batch, heads, queries, 1);
       }
       // A row's sink has its gradient, keys or not.
-      if (keys.empty() && (step > 0 || p.grad_sink_rows == nullptr)) continue;
+      const bool every_block = step == 0 && p.grad_sink_rows != nullptr;
       for (int64_t head = heads.begin; head < heads.end; ++head) {
         for (int64_t query = queries.begin; query < queries.end; query += block_queries) {
           const Range block = {query, min_of(query + block_queries, queries.end)};
+          if (!every_block && !may_attend(p, block, keys)) continue;
           BackwardBlock<V>(p, scratch, batch, head, block).run(keys);
         }
       }
