@@ -22,11 +22,11 @@ struct WorkPlan {
 /// Functions for one dtype. `scratch` is 64-byte aligned, `*_scratch_bytes` long, one per thread.
 struct TypedKernels {
   WorkPlan (*forward_plan)(const ForwardParams&);
-  int64_t (*forward_scratch_bytes)(const Shape&, int64_t block_size, bool has_bias);
+  int64_t (*forward_scratch_bytes)(const ForwardParams&);
   void (*forward)(const ForwardParams&, int64_t unit_begin, int64_t unit_end, void* scratch);
 
   WorkPlan (*backward_plan)(const BackwardParams&);
-  int64_t (*backward_scratch_bytes)(const Shape&, int64_t block_size, bool has_bias);
+  int64_t (*backward_scratch_bytes)(const BackwardParams&);
   void (*backward)(const BackwardParams&, int64_t step, int64_t unit_begin, int64_t unit_end,
                    void* scratch);
   /// Whether `backward_finish` must run over all units after the last step.

@@ -39,13 +39,23 @@ enum class BiasKind { kNone, kAdditive, kBoolean };
 struct ScoreParams {
   double scale;
 
+  double softcap;  ///< c > 0: a score s becomes c tanh(s / c); 0: it stays as it is
+
+  const void* alibi_slopes;  ///< the problem's dtype: -slope |position - key| is added; null: none
+  int64_t slope_strides[2];  ///< batch, head
+
   BiasKind bias_kind;
   const void* bias;         ///< the problem's dtype, or bool
   int64_t bias_strides[4];  ///< batch, head, query, key; 0 where it broadcasts
 
-  bool causal;
+  /// A query at position p attends keys p - left … p + right; -1: unbounded. Causal is right = 0.
+  int64_t window_left, window_right;
   const int64_t* positions;     ///< null: query i is at i + keys - queries
   int64_t position_strides[3];  ///< batch, head, query
+
+  /// The problem's dtype: a score that each row of a head has besides, without a value; null: none.
+  const void* sinks;
+  int64_t sink_stride;
 
   double dropout;
   uint64_t dropout_seed;
@@ -68,10 +78,13 @@ struct BackwardParams {
   const void* row_max;
   const void* row_sum;
   const void* grad_lse;                          ///< [batch, heads, queries] contiguous, or null
+  /// Likewise: what each row adds to the gradient of its slope and of its sink; null: not wanted.
+  void* grad_slope_rows;
+  void* grad_sink_rows;
   MutableRows grad_query, grad_key, grad_value;  ///< data may be null: not wanted
   void* grad_bias;                               ///< null where nobody asks for it
-  /// True: added to what is there, as several scores share an element. False: each score has its own,
-  /// which is stored; with `causal` what no query attends is left as it is.
+  /// True: added to what is there, as several scores share an element. False: each score has its
+  /// own, which is stored; what no query attends within its window is left as it is.
   bool grad_bias_adds;
   bool grad_bias_is_double;                      ///< else of the problem's dtype
   int64_t grad_bias_strides[4];

@@ -7,29 +7,12 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <string>
 
 #include "ops/operator.h"
 
 namespace flash {
 namespace {
-
-using AttentionSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                      const std::optional<at::Tensor>&, bool,
-                                      const std::optional<at::Tensor>&, std::optional<double>,
-                                      double, int64_t, bool);
-using AttentionWithLseSignature = std::tuple<at::Tensor, at::Tensor>(
-    const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, bool,
-    const std::optional<at::Tensor>&, std::optional<double>, double, int64_t, bool);
-using ForwardSignature = ForwardResult(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                       const std::optional<at::Tensor>&, bool,
-                                       const std::optional<at::Tensor>&, std::optional<double>,
-                                       double, int64_t, bool);
-using BackwardSignature = BackwardResult(const at::Tensor&, const std::optional<at::Tensor>&,
-                                         const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                         const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                         const std::optional<at::Tensor>&, bool,
-                                         const std::optional<at::Tensor>&, std::optional<double>,
-                                         double, int64_t, bool, std::array<bool, 4>);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find(const char* name) {
@@ -44,44 +27,70 @@ bool is_heads_last(const at::Tensor& t) {
 
 }  // namespace
 
+CallOptions call_options(const AttentionOptions& o) {
+  return {o.bias(),  o.causal(), o.query_positions(), o.window(),     o.alibi_slopes(), o.softcap(),
+          o.sinks(), o.scale(),  o.dropout(),         o.block_size(), o.use_simd()};
+}
+
+CallOptions pack_options(const std::optional<at::Tensor>& bias, bool causal,
+                         const std::optional<at::Tensor>& query_positions,
+                         at::OptionalIntArrayRef window,
+                         const std::optional<at::Tensor>& alibi_slopes, double softcap,
+                         const std::optional<at::Tensor>& sinks, std::optional<double> scale,
+                         double dropout, int64_t block_size, bool use_simd) {
+  Window pair;
+  if (window.has_value()) {
+    TORCH_CHECK_VALUE(window->size() == 2,
+                      "flash::attention: expected window as two numbers, (left, right), got ",
+                      *window, "; pass -1 for no bound");
+    pair = {(*window)[0], (*window)[1]};
+  }
+  return {bias,  causal, query_positions, pair,       alibi_slopes, softcap,
+          sinks, scale,  dropout,         block_size, use_simd};
+}
+
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                     const AttentionOptions& o) {
-  return call_attention(query, key, value,
-                        {o.bias(), o.causal(), o.query_positions(), o.scale(), o.dropout(),
-                         o.block_size(), o.use_simd()});
+                     const AttentionOptions& options) {
+  return call_attention(query, key, value, call_options(options));
 }
 
 std::tuple<at::Tensor, at::Tensor> attention_with_lse(const at::Tensor& query,
                                                       const at::Tensor& key,
                                                       const at::Tensor& value,
-                                                      const AttentionOptions& o) {
-  static const auto op = find<AttentionWithLseSignature>("flash::attention_with_lse");
-  return op.call(query, key, value, o.bias(), o.causal(), o.query_positions(), o.scale(),
-                 o.dropout(), o.block_size(), o.use_simd());
+                                                      const AttentionOptions& options) {
+  return call_attention_with_lse(query, key, value, call_options(options));
+}
+
+LseResult call_attention_with_lse(const at::Tensor& query, const at::Tensor& key,
+                                  const at::Tensor& value, const CallOptions& options) {
+  static const auto op = find<AttentionCall<LseResult>::Signature>("flash::attention_with_lse");
+  return with_unpacked(options,
+                       [&](const auto&... each) { return op.call(query, key, value, each...); });
 }
 
 at::Tensor call_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                          const CallOptions& o) {
-  static const auto op = find<AttentionSignature>("flash::attention");
-  return op.call(query, key, value, o.bias, o.causal, o.query_positions, o.scale, o.dropout,
-                 o.block_size, o.use_simd);
+                          const CallOptions& options) {
+  static const auto op = find<AttentionCall<at::Tensor>::Signature>("flash::attention");
+  return with_unpacked(options,
+                       [&](const auto&... each) { return op.call(query, key, value, each...); });
 }
 
 ForwardResult call_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                           const CallOptions& o) {
-  static const auto op = find<ForwardSignature>("flash::_forward");
-  return op.call(query, key, value, o.bias, o.causal, o.query_positions, o.scale, o.dropout,
-                 o.block_size, o.use_simd);
+                           const CallOptions& options) {
+  static const auto op = find<AttentionCall<ForwardResult>::Signature>("flash::_forward");
+  return with_unpacked(options,
+                       [&](const auto&... each) { return op.call(query, key, value, each...); });
 }
 
 BackwardResult call_backward(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
                              const at::Tensor& query, const at::Tensor& key,
                              const at::Tensor& value, const ForwardResult& saved,
-                             const CallOptions& o, std::array<bool, 4> needed) {
-  static const auto op = find<BackwardSignature>("flash::_backward");
+                             const CallOptions& options, const Needed& needed) {
+  static const auto op = find<BackwardCall::Signature>("flash::_backward");
   const auto& [out, row_stats, seed] = saved;
-  return op.call(grad_out, grad_lse, query, key, value, out, row_stats, seed, o.bias, o.causal,
-                 o.query_positions, o.scale, o.dropout, o.block_size, o.use_simd, needed);
+  return with_unpacked(options, [&](const auto&... each) {
+    return op.call(grad_out, grad_lse, query, key, value, out, row_stats, seed, each..., needed);
+  });
 }
 
 at::Tensor allocate(c10::SymIntArrayRef sizes, const at::Tensor& like,
@@ -135,25 +144,23 @@ TORCH_LIBRARY(flash, m) {
   const std::vector<at::Tag> compliant = {at::Tag::pt2_compliant_tag};
   const std::vector<at::Tag> random = {at::Tag::pt2_compliant_tag,
                                        at::Tag::nondeterministic_seeded};
-  m.def(
-      "attention(Tensor query, Tensor key, Tensor value, *, Tensor? bias=None, bool causal=False, "
-      "Tensor? query_positions=None, float? scale=None, float dropout=0.0, int block_size=64, "
-      "bool use_simd=True) -> Tensor",
-      random);
-  m.def(
-      "attention_with_lse(Tensor query, Tensor key, Tensor value, *, Tensor? bias=None, "
-      "bool causal=False, Tensor? query_positions=None, float? scale=None, float dropout=0.0, "
-      "int block_size=64, bool use_simd=True) -> (Tensor out, Tensor lse)",
-      random);
-  m.def(
-      "_forward(Tensor query, Tensor key, Tensor value, Tensor? bias, bool causal, "
-      "Tensor? query_positions, float? scale, float dropout, int block_size, bool use_simd) "
-      "-> (Tensor out, Tensor row_stats, Tensor seed)",
-      random);
+  const std::string options =
+      "Tensor? bias=None, bool causal=False, Tensor? query_positions=None, int[2]? window=None, "
+      "Tensor? alibi_slopes=None, float softcap=0.0, Tensor? sinks=None, float? scale=None, "
+      "float dropout=0.0, int block_size=64, bool use_simd=True";
+  const auto define = [&](const std::string& name, const std::string& results) {
+    const std::string schema =
+        name + "(Tensor query, Tensor key, Tensor value, *, " + options + ") -> " + results;
+    m.def(schema.c_str(), random);
+  };
+  define("attention", "Tensor");
+  define("attention_with_lse", "(Tensor out, Tensor lse)");
+  define("_forward", "(Tensor out, Tensor row_stats, Tensor seed)");
   m.def(
       "_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, "
       "Tensor out, Tensor row_stats, Tensor seed, Tensor? bias, bool causal, "
-      "Tensor? query_positions, float? scale, float dropout, int block_size, bool use_simd, "
-      "bool[4] needed) -> (Tensor, Tensor, Tensor, Tensor)",
+      "Tensor? query_positions, int[2]? window, Tensor? alibi_slopes, float softcap, "
+      "Tensor? sinks, float? scale, float dropout, int block_size, bool use_simd, "
+      "bool[6] needed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       compliant);
 }

@@ -5,6 +5,8 @@
 #include <flash_attention/ops.h>
 #include <torch/library.h>
 
+#include "ops/operator.h"
+
 namespace flash {
 namespace {
 
@@ -12,48 +14,33 @@ at::Tensor to_float(const at::Tensor& t) {
   return at::autocast::cached_cast(at::kFloat, t, c10::DeviceType::CPU);
 }
 
-AttentionOptions options_in_float(const std::optional<at::Tensor>& bias, bool causal,
-                                  const std::optional<at::Tensor>& query_positions,
-                                  std::optional<double> scale, double dropout, int64_t block_size,
-                                  bool use_simd) {
-  std::optional<at::Tensor> cast_bias = bias;
-  if (bias.has_value() && bias->is_floating_point()) cast_bias = to_float(*bias);
-  return AttentionOptions()
-      .bias(cast_bias)
-      .causal(causal)
-      .query_positions(query_positions)
-      .scale(scale)
-      .dropout(dropout)
-      .block_size(block_size)
-      .use_simd(use_simd);
+CallOptions options_in_float(CallOptions o) {
+  for (std::optional<at::Tensor>* t : {&o.bias, &o.alibi_slopes, &o.sinks}) {
+    if (t->has_value() && (*t)->is_floating_point()) *t = to_float(**t);
+  }
+  return o;
 }
 
 at::Tensor attention_autocast(const at::Tensor& query, const at::Tensor& key,
-                              const at::Tensor& value, const std::optional<at::Tensor>& bias,
-                              bool causal, const std::optional<at::Tensor>& query_positions,
-                              std::optional<double> scale, double dropout, int64_t block_size,
-                              bool use_simd) {
+                              const at::Tensor& value, const CallOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  return attention(
-      to_float(query), to_float(key), to_float(value),
-      options_in_float(bias, causal, query_positions, scale, dropout, block_size, use_simd));
+  return call_attention(to_float(query), to_float(key), to_float(value), options_in_float(options));
 }
 
-std::tuple<at::Tensor, at::Tensor> attention_with_lse_autocast(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const std::optional<at::Tensor>& bias, bool causal,
-    const std::optional<at::Tensor>& query_positions, std::optional<double> scale, double dropout,
-    int64_t block_size, bool use_simd) {
+std::tuple<at::Tensor, at::Tensor> attention_with_lse_autocast(const at::Tensor& query,
+                                                               const at::Tensor& key,
+                                                               const at::Tensor& value,
+                                                               const CallOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  return attention_with_lse(
-      to_float(query), to_float(key), to_float(value),
-      options_in_float(bias, causal, query_positions, scale, dropout, block_size, use_simd));
+  return call_attention_with_lse(to_float(query), to_float(key), to_float(value),
+                                 options_in_float(options));
 }
 
 }  // namespace
 }  // namespace flash
 
 TORCH_LIBRARY_IMPL(flash, AutocastCPU, m) {
-  m.impl("attention", flash::attention_autocast);
-  m.impl("attention_with_lse", flash::attention_with_lse_autocast);
+  using namespace flash;
+  m.impl("attention", AttentionCall<at::Tensor>::call<attention_autocast>);
+  m.impl("attention_with_lse", AttentionCall<LseResult>::call<attention_with_lse_autocast>);
 }

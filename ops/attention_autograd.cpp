@@ -20,6 +20,10 @@ using torch::autograd::AutogradContext;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
+variable_list to_list(BackwardResult result) {
+  return std::apply([](auto&... each) { return variable_list{std::move(each)...}; }, result);
+}
+
 /// The second derivative: not offered, and said in words.
 class AttentionBackward : public torch::autograd::Function<AttentionBackward> {
  public:
@@ -27,11 +31,9 @@ class AttentionBackward : public torch::autograd::Function<AttentionBackward> {
                                const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
                                const at::Tensor& key, const at::Tensor& value,
                                const ForwardResult& saved, const CallOptions& options,
-                               std::array<bool, 4> needed) {
+                               const Needed& needed) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [d_query, d_key, d_value, d_bias] =
-        call_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
-    return {d_query, d_key, d_value, d_bias};
+    return to_list(call_backward(grad_out, grad_lse, query, key, value, saved, options, needed));
   }
 
   static variable_list backward(AutogradContext*, const variable_list&) {
@@ -47,19 +49,16 @@ BackwardResult backward_autograd(const at::Tensor& grad_out,
                                  const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
                                  const at::Tensor& key, const at::Tensor& value,
                                  const at::Tensor& out, const at::Tensor& row_stats,
-                                 const at::Tensor& seed, const std::optional<at::Tensor>& bias,
-                                 bool causal, const std::optional<at::Tensor>& query_positions,
-                                 std::optional<double> scale, double dropout, int64_t block_size,
-                                 bool use_simd, std::array<bool, 4> needed) {
+                                 const at::Tensor& seed, const CallOptions& options,
+                                 Needed needed) {
   const ForwardResult saved(out, row_stats, seed);
-  const CallOptions options = {bias, causal, query_positions, scale, dropout, block_size, use_simd};
   if (!at::GradMode::is_enabled()) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return call_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
   }
-  const variable_list grads =
+  const variable_list g =
       AttentionBackward::apply(grad_out, grad_lse, query, key, value, saved, options, needed);
-  return {grads[0], grads[1], grads[2], grads[3]};
+  return {g[0], g[1], g[2], g[3], g[4], g[5]};
 }
 
 /// The node of one recorded call. Written out, not an autograd::Function: that keeps a map of named
@@ -68,13 +67,21 @@ class AttentionNode : public torch::autograd::Node {
  public:
   AttentionNode(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                 const CallOptions& o)
-      : inputs_{saved(query), saved(key), saved(value), saved(o.bias), saved(o.query_positions)},
-        causal_(o.causal),
-        scale_(o.scale),
-        dropout_(o.dropout),
-        block_size_(o.block_size),
-        use_simd_(o.use_simd) {
-    set_next_edges(torch::autograd::collect_next_edges(query, key, value, o.bias));
+      : inputs_{saved(query),
+                saved(key),
+                saved(value),
+                saved(o.bias),
+                saved(o.alibi_slopes),
+                saved(o.sinks),
+                saved(o.query_positions)},
+        options_(o) {
+    // They are in `inputs_`, where autograd sees to their versions.
+    for (auto* tensor :
+         {&options_.bias, &options_.alibi_slopes, &options_.sinks, &options_.query_positions}) {
+      tensor->reset();
+    }
+    set_next_edges(
+        torch::autograd::collect_next_edges(query, key, value, o.bias, o.alibi_slopes, o.sinks));
   }
 
   /// To be called once the outputs have this node as their history.
@@ -83,7 +90,7 @@ class AttentionNode : public torch::autograd::Node {
     out_ = SavedVariable(out, /*is_output=*/true);
     row_stats_ = saved(row_stats);
     // Without dropout the seed is an empty tensor: to make another costs less than to save it.
-    if (dropout_ > 0) seed_ = saved(seed);
+    if (options_.dropout > 0) seed_ = saved(seed);
   }
 
   variable_list apply(variable_list&& grads) override {
@@ -102,12 +109,15 @@ class AttentionNode : public torch::autograd::Node {
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     auto& self = const_cast<AttentionNode&>(*this);
     self.for_each_tensor([&](SavedVariable& t, bool is_output) { args.collect(t, is_output); });
-    args.collect(causal_);
-    args.collect(scale_.has_value());
-    args.collect(scale_.value_or(0.0));
-    args.collect(dropout_);
-    args.collect(block_size_);
-    args.collect(use_simd_);
+    args.collect(options_.causal);
+    args.collect(options_.window.left);
+    args.collect(options_.window.right);
+    args.collect(options_.softcap);
+    args.collect(options_.scale.has_value());
+    args.collect(options_.scale.value_or(0.0));
+    args.collect(options_.dropout);
+    args.collect(options_.block_size);
+    args.collect(options_.use_simd);
   }
 
   variable_list apply_with_saved(const variable_list& grads,
@@ -119,8 +129,6 @@ class AttentionNode : public torch::autograd::Node {
   }
 
  private:
-  static constexpr size_t kInputs = 4;  // query, key, value, bias
-
   static SavedVariable saved(const at::Tensor& t) { return {t, /*is_output=*/false}; }
   static SavedVariable saved(const std::optional<at::Tensor>& t) {
     return t.has_value() ? saved(*t) : SavedVariable();
@@ -140,37 +148,33 @@ class AttentionNode : public torch::autograd::Node {
 
   variable_list gradients(const variable_list& grads) {
     const bool has_lse_grad = grads.size() > 1 && grads[1].defined();
-    variable_list result(kInputs);
-    if (!grads[0].defined() && !has_lse_grad) return result;
+    if (!grads[0].defined() && !has_lse_grad) return variable_list(kDifferentiable);
 
     const at::Tensor out = out_.unpack(getptr());
     const at::Tensor grad_out = grads[0].defined() ? grads[0] : at::zeros_like(out);
     const at::Tensor seed =
-        dropout_ > 0 ? seed_.unpack() : at::empty({0}, out.options().dtype(at::kLong));
-    const std::optional<at::Tensor> bias = optional(inputs_[3].unpack());
-    const std::array<bool, kInputs> needed = {
-        task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2),
-        bias.has_value() && task_should_compute_output(3)};
-    const CallOptions options = {
-        bias, causal_, optional(inputs_[4].unpack()), scale_, dropout_, block_size_, use_simd_};
-    auto [d_query, d_key, d_value, d_bias] =
+        options_.dropout > 0 ? seed_.unpack() : at::empty({0}, out.options().dtype(at::kLong));
+    CallOptions options = options_;
+    options.bias = optional(inputs_[3].unpack());
+    options.alibi_slopes = optional(inputs_[4].unpack());
+    options.sinks = optional(inputs_[5].unpack());
+    options.query_positions = optional(inputs_[6].unpack());
+    Needed needed;
+    for (size_t i = 0; i < kDifferentiable; ++i) needed[i] = task_should_compute_output(i);
+    variable_list result = to_list(
         call_backward(grad_out, has_lse_grad ? std::optional<at::Tensor>(grads[1]) : std::nullopt,
                       inputs_[0].unpack(), inputs_[1].unpack(), inputs_[2].unpack(),
-                      ForwardResult(out, row_stats_.unpack(), seed), options, needed);
-    if (needed[0]) result[0] = std::move(d_query);
-    if (needed[1]) result[1] = std::move(d_key);
-    if (needed[2]) result[2] = std::move(d_value);
-    if (needed[3]) result[3] = std::move(d_bias);
+                      ForwardResult(out, row_stats_.unpack(), seed), options, needed));
+    for (size_t i = 0; i < kDifferentiable; ++i) {
+      if (!needed[i]) result[i] = at::Tensor();
+    }
     return result;
   }
 
-  std::array<SavedVariable, 5> inputs_;  // query, key, value, bias, query_positions
+  // query, key, value, bias, alibi_slopes, sinks, query_positions
+  std::array<SavedVariable, kDifferentiable + 1> inputs_;
   SavedVariable out_, row_stats_, seed_;
-  bool causal_;
-  std::optional<double> scale_;
-  double dropout_;
-  int64_t block_size_;
-  bool use_simd_;
+  CallOptions options_;
 };
 
 /// Runs the forward and records it; lse only where it is asked for.
@@ -194,25 +198,32 @@ std::tuple<at::Tensor, at::Tensor> record(const at::Tensor& query, const at::Ten
 
 bool has_tangent(const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); }
 
+/// The tensors that the operator has a derivative by; undefined where there is none.
+std::array<at::Tensor, kDifferentiable> differentiable(const at::Tensor& query,
+                                                       const at::Tensor& key,
+                                                       const at::Tensor& value,
+                                                       const CallOptions& o) {
+  const auto tensor = [](const std::optional<at::Tensor>& t) { return t.value_or(at::Tensor()); };
+  return {query, key, value, tensor(o.bias), tensor(o.alibi_slopes), tensor(o.sinks)};
+}
+
 bool wants_grad(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                const std::optional<at::Tensor>& bias) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      !has_tangent(query) && !has_tangent(key) && !has_tangent(value) &&
-          !(bias.has_value() && has_tangent(*bias)),
-      "flash::attention: expected inputs without tangents, got a dual tensor; forward-mode "
-      "derivatives are not implemented, use flash::standard_attention");
-  return at::GradMode::is_enabled() &&
-         (query.requires_grad() || key.requires_grad() || value.requires_grad() ||
-          (bias.has_value() && bias->requires_grad()));
+                const CallOptions& options) {
+  bool requires_grad = false;
+  for (const at::Tensor& t : differentiable(query, key, value, options)) {
+    if (!t.defined()) continue;
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !has_tangent(t),
+        "flash::attention: expected inputs without tangents, got a dual tensor; forward-mode "
+        "derivatives are not implemented, use flash::standard_attention");
+    requires_grad |= t.requires_grad();
+  }
+  return requires_grad && at::GradMode::is_enabled();
 }
 
 at::Tensor attention_autograd(const at::Tensor& query, const at::Tensor& key,
-                              const at::Tensor& value, const std::optional<at::Tensor>& bias,
-                              bool causal, const std::optional<at::Tensor>& query_positions,
-                              std::optional<double> scale, double dropout, int64_t block_size,
-                              bool use_simd) {
-  const CallOptions options = {bias, causal, query_positions, scale, dropout, block_size, use_simd};
-  if (wants_grad(query, key, value, bias)) {
+                              const at::Tensor& value, const CallOptions& options) {
+  if (wants_grad(query, key, value, options)) {
     return std::get<0>(record(query, key, value, options, /*with_lse=*/false));
   }
   // Nothing is saved: neither the statistics nor the seed need tensors of their own.
@@ -220,13 +231,9 @@ at::Tensor attention_autograd(const at::Tensor& query, const at::Tensor& key,
   return call_attention(query, key, value, options);
 }
 
-std::tuple<at::Tensor, at::Tensor> attention_with_lse_autograd(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const std::optional<at::Tensor>& bias, bool causal,
-    const std::optional<at::Tensor>& query_positions, std::optional<double> scale, double dropout,
-    int64_t block_size, bool use_simd) {
-  const CallOptions options = {bias, causal, query_positions, scale, dropout, block_size, use_simd};
-  if (wants_grad(query, key, value, bias)) {
+LseResult attention_with_lse_autograd(const at::Tensor& query, const at::Tensor& key,
+                                      const at::Tensor& value, const CallOptions& options) {
+  if (wants_grad(query, key, value, options)) {
     return record(query, key, value, options, /*with_lse=*/true);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -238,7 +245,8 @@ std::tuple<at::Tensor, at::Tensor> attention_with_lse_autograd(
 }  // namespace flash
 
 TORCH_LIBRARY_IMPL(flash, Autograd, m) {
-  m.impl("attention", flash::attention_autograd);
-  m.impl("attention_with_lse", flash::attention_with_lse_autograd);
-  m.impl("_backward", flash::backward_autograd);
+  using namespace flash;
+  m.impl("attention", AttentionCall<at::Tensor>::call<attention_autograd>);
+  m.impl("attention_with_lse", AttentionCall<LseResult>::call<attention_with_lse_autograd>);
+  m.impl("_backward", BackwardCall::call<backward_autograd>);
 }

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "csrc/kernels.h"
 #include "ops/kernel_call.h"
@@ -49,7 +50,20 @@ void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, in
 ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_dim, int64_t seed) {
   ScoreParams p = {};
   p.scale = resolve_scale(o.scale, head_dim);
-  p.causal = o.causal;
+  // The kernels' arithmetic would take a denormal cap for 0, which means none.
+  p.softcap = o.softcap > 0 ? std::max(o.softcap, std::numeric_limits<double>::min()) : 0.0;
+  if (o.alibi_slopes.has_value()) {
+    const at::Tensor& slopes = *o.alibi_slopes;
+    p.alibi_slopes = slopes.const_data_ptr();
+    p.slope_strides[0] = slopes.dim() == 2 ? slopes.stride(0) : 0;
+    p.slope_strides[1] = slopes.stride(-1);
+  }
+  p.window_left = o.window.left;
+  p.window_right = o.causal ? 0 : o.window.right;
+  if (o.sinks.has_value()) {
+    p.sinks = o.sinks->const_data_ptr();
+    p.sink_stride = o.sinks->stride(0);
+  }
   if (o.bias.has_value()) {
     p.bias_kind = o.bias->scalar_type() == at::kBool ? BiasKind::kBoolean : BiasKind::kAdditive;
     p.bias = o.bias->const_data_ptr();
@@ -99,10 +113,10 @@ bool broadcasts(const at::Tensor& bias, const Sizes& s) {
 
 /// What the gradient of a bias is gathered in. One that broadcasts sums up to B H L S numbers into
 /// one, too many for float32. One that does not is written number by number, and needs zeros only
-/// where the causal limit leaves numbers out.
-at::Tensor grad_bias_memory(const at::Tensor& bias, bool adds, bool causal) {
+/// where a window leaves numbers out.
+at::Tensor grad_bias_memory(const at::Tensor& bias, bool adds, bool has_window) {
   const at::TensorOptions options = adds ? bias.options().dtype(at::kDouble) : bias.options();
-  return adds || causal ? at::zeros(bias.sizes(), options) : at::empty(bias.sizes(), options);
+  return adds || has_window ? at::zeros(bias.sizes(), options) : at::empty(bias.sizes(), options);
 }
 
 /// A forward pass up to where its results go.
@@ -110,8 +124,7 @@ class Forward {
  public:
   Forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
           const CallOptions& o)
-      : sizes_(
-            check_attention(query, key, value, o.bias, o.query_positions, o.dropout, o.block_size)),
+      : sizes_(check_attention(query, key, value, o)),
         kernels_(kernels_for(query.scalar_type(), o.use_simd)),
         query_(rows_contiguous(query)),
         key_(rows_contiguous(key)),
@@ -124,8 +137,7 @@ class Forward {
     params_.value = rows_of(value_);
     params_.block_size = o.block_size;
     plan_ = kernels_.forward_plan(params_);
-    scratch_bytes_ =
-        kernels_.forward_scratch_bytes(params_.shape, o.block_size, o.bias.has_value());
+    scratch_bytes_ = kernels_.forward_scratch_bytes(params_);
   }
 
   const Sizes& sizes() const { return sizes_; }
@@ -161,30 +173,30 @@ class Forward {
 };
 
 ForwardResult forward_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                          const std::optional<at::Tensor>& bias, bool causal,
-                          const std::optional<at::Tensor>& query_positions,
-                          std::optional<double> scale, double dropout, int64_t block_size,
-                          bool use_simd) {
-  Forward forward(query, key, value,
-                  {bias, causal, query_positions, scale, dropout, block_size, use_simd});
+                          const CallOptions& o) {
+  Forward forward(query, key, value, o);
   at::Tensor out = empty_out(query, value, forward.sizes());
   at::Tensor row_stats = empty_row_stats(query, forward.sizes());
-  at::Tensor seed = empty_seed(query, dropout);
-  if (dropout > 0) *seed.mutable_data_ptr<int64_t>() = forward.seed();
+  at::Tensor seed = empty_seed(query, o.dropout);
+  if (o.dropout > 0) *seed.mutable_data_ptr<int64_t>() = forward.seed();
   forward.run(out, row_stats.mutable_data_ptr());
   return {out, row_stats, seed};
+}
+
+/// A gradient of [H] or [B, H] numbers from what each row adds to it, [B, H, L] (or [B, L]).
+at::Tensor sum_rows(const at::Tensor& numbers, const at::Tensor& rows) {
+  at::Tensor sums = rows.sum(-1, /*keepdim=*/false, at::kDouble);
+  if (rows.dim() == 2) sums = sums.unsqueeze(1);
+  if (numbers.dim() == 1) sums = sums.sum(0);
+  return sums.to(numbers.scalar_type());
 }
 
 BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
                             const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const at::Tensor& out, const at::Tensor& row_stats,
-                            const at::Tensor& seed, const std::optional<at::Tensor>& bias,
-                            bool causal, const std::optional<at::Tensor>& query_positions,
-                            std::optional<double> scale, double dropout, int64_t block_size,
-                            bool use_simd, std::array<bool, 4> needed) {
-  const Sizes sizes =
-      check_attention(query, key, value, bias, query_positions, dropout, block_size);
-  const TypedKernels& kernels = kernels_for(query.scalar_type(), use_simd);
+                            const at::Tensor& seed, const CallOptions& o, Needed needed) {
+  const Sizes sizes = check_attention(query, key, value, o);
+  const TypedKernels& kernels = kernels_for(query.scalar_type(), o.use_simd);
   const at::Tensor q = rows_contiguous(query);
   const at::Tensor k = rows_contiguous(key);
   const at::Tensor v = rows_contiguous(value);
@@ -193,15 +205,15 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   const at::Tensor d_query = empty_grad(needed[0], query);
   const at::Tensor d_key = empty_grad(needed[1], key);
   const at::Tensor d_value = empty_grad(needed[2], value);
+  // Each apart, needed or not: the results of an operator may not share memory.
   at::Tensor d_bias = allocate({0}, query);
-  const bool bias_broadcasts = needed[3] && broadcasts(*bias, sizes);
-  if (needed[3]) d_bias = grad_bias_memory(*bias, bias_broadcasts, causal);
+  at::Tensor d_slopes = allocate({0}, query);
+  at::Tensor d_sinks = allocate({0}, query);
 
   BackwardParams p = {};
   p.shape = shape_of(sizes);
   p.score =
-      score_params({bias, causal, query_positions, scale, dropout, block_size, use_simd}, sizes,
-                   p.shape.head_dim, dropout > 0 ? *seed.const_data_ptr<int64_t>() : 0);
+      score_params(o, sizes, p.shape.head_dim, o.dropout > 0 ? *seed.const_data_ptr<int64_t>() : 0);
   p.query = rows_of(q);
   p.key = rows_of(k);
   p.value = rows_of(v);
@@ -214,17 +226,27 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   if (needed[1]) p.grad_key = mutable_rows_of(d_key);
   if (needed[2]) p.grad_value = mutable_rows_of(d_value);
   if (needed[3]) {
+    p.grad_bias_adds = broadcasts(*o.bias, sizes);
+    const bool has_window = p.score.window_left >= 0 || p.score.window_right >= 0;
+    d_bias = grad_bias_memory(*o.bias, p.grad_bias_adds, has_window);
     p.grad_bias = d_bias.mutable_data_ptr();
-    p.grad_bias_adds = bias_broadcasts;
     p.grad_bias_is_double = d_bias.scalar_type() == at::kDouble;
     broadcast_strides(d_bias, sizes, 4, p.grad_bias_strides);
   }
-  p.block_size = block_size;
+  at::Tensor slope_rows, sink_rows;
+  if (needed[4]) {
+    slope_rows = at::empty_like(row_stats.select(0, 0));
+    p.grad_slope_rows = slope_rows.mutable_data_ptr();
+  }
+  if (needed[5]) {
+    sink_rows = at::empty_like(row_stats.select(0, 0));
+    p.grad_sink_rows = sink_rows.mutable_data_ptr();
+  }
+  p.block_size = o.block_size;
 
   const WorkPlan plan = kernels.backward_plan(p);
   const Schedule schedule(plan);
-  const Scratch scratch(kernels.backward_scratch_bytes(p.shape, block_size, bias.has_value()),
-                        schedule.threads);
+  const Scratch scratch(kernels.backward_scratch_bytes(p), schedule.threads);
   for (int64_t step = 0; step < plan.steps; ++step) {
     at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
       kernels.backward(p, step, begin, end, scratch.of_this_thread());
@@ -235,28 +257,22 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
       kernels.backward_finish(p, begin, end, scratch.of_this_thread());
     });
   }
-  return {d_query, d_key, d_value, d_bias.to(query.scalar_type())};
+  if (needed[4]) d_slopes = sum_rows(*o.alibi_slopes, slope_rows);
+  if (needed[5]) d_sinks = sum_rows(*o.sinks, sink_rows);
+  return {d_query, d_key, d_value, d_bias.to(query.scalar_type()), d_slopes, d_sinks};
 }
 
 at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                         const std::optional<at::Tensor>& bias, bool causal,
-                         const std::optional<at::Tensor>& query_positions,
-                         std::optional<double> scale, double dropout, int64_t block_size,
-                         bool use_simd) {
-  Forward forward(query, key, value,
-                  {bias, causal, query_positions, scale, dropout, block_size, use_simd});
+                         const CallOptions& o) {
+  Forward forward(query, key, value, o);
   at::Tensor out = empty_out(query, value, forward.sizes());
   forward.run(out, nullptr);
   return out;
 }
 
-std::tuple<at::Tensor, at::Tensor> attention_with_lse_cpu(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const std::optional<at::Tensor>& bias, bool causal,
-    const std::optional<at::Tensor>& query_positions, std::optional<double> scale, double dropout,
-    int64_t block_size, bool use_simd) {
-  const auto [out, row_stats, seed] = forward_cpu(query, key, value, bias, causal, query_positions,
-                                                  scale, dropout, block_size, use_simd);
+LseResult attention_with_lse_cpu(const at::Tensor& query, const at::Tensor& key,
+                                 const at::Tensor& value, const CallOptions& o) {
+  const auto [out, row_stats, seed] = forward_cpu(query, key, value, o);
   return {out, log_sum_exp(row_stats)};
 }
 
@@ -264,7 +280,7 @@ std::tuple<at::Tensor, at::Tensor> attention_with_lse_cpu(
 
 MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
                              int64_t head_dim, int64_t value_dim, at::ScalarType dtype,
-                             int64_t block_size, bool use_simd, bool has_bias) {
+                             int64_t block_size, bool use_simd, bool has_bias, bool has_softcap) {
   TORCH_CHECK_VALUE(
       batch >= 0 && heads >= 0 && queries >= 0 && keys >= 0 && head_dim >= 0 && value_dim >= 0,
       "flash::attention_memory: expected sizes of at least 0, got batch ", batch, ", heads ", heads,
@@ -280,39 +296,42 @@ MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int6
   ForwardParams forward = {};
   forward.shape = {batch, heads, heads, heads, queries, keys, head_dim, value_dim};
   forward.block_size = block_size;
+  forward.score.window_left = forward.score.window_right = -1;
+  forward.score.bias_kind = has_bias ? BiasKind::kAdditive : BiasKind::kNone;
+  forward.score.softcap = has_softcap ? 1.0 : 0.0;
   BackwardParams backward = {};
   backward.shape = forward.shape;
+  backward.score = forward.score;
   backward.block_size = block_size;
   const auto scratch = [](const WorkPlan& plan, int64_t bytes) {
     return Schedule(plan).threads * bytes;
   };
   const int64_t rows = 2 * batch * heads * queries * static_cast<int64_t>(at::elementSize(dtype));
-  return {rows + scratch(kernels.forward_plan(forward),
-                         kernels.forward_scratch_bytes(forward.shape, block_size, has_bias)),
-          scratch(kernels.backward_plan(backward),
-                  kernels.backward_scratch_bytes(backward.shape, block_size, has_bias))};
+  return {rows + scratch(kernels.forward_plan(forward), kernels.forward_scratch_bytes(forward)),
+          scratch(kernels.backward_plan(backward), kernels.backward_scratch_bytes(backward))};
 }
 
 }  // namespace flash
 
 TORCH_LIBRARY_IMPL(flash, CPU, m) {
-  m.impl("attention", flash::attention_cpu);
-  m.impl("attention_with_lse", flash::attention_with_lse_cpu);
-  m.impl("_forward", flash::forward_cpu);
-  m.impl("_backward", flash::backward_cpu);
+  using namespace flash;
+  m.impl("attention", AttentionCall<at::Tensor>::call<attention_cpu>);
+  m.impl("attention_with_lse", AttentionCall<LseResult>::call<attention_with_lse_cpu>);
+  m.impl("_forward", AttentionCall<ForwardResult>::call<forward_cpu>);
+  m.impl("_backward", BackwardCall::call<backward_cpu>);
 }
 
 TORCH_LIBRARY_FRAGMENT(flash, m) {
   m.def(
       "attention_memory(int batch, int heads, int queries, int keys, int head_dim, int value_dim, "
-      "ScalarType dtype, int block_size=64, bool use_simd=True, bool has_bias=False) "
-      "-> (int forward, int backward)",
+      "ScalarType dtype, int block_size=64, bool use_simd=True, bool has_bias=False, "
+      "bool has_softcap=False) -> (int forward, int backward)",
       [](int64_t batch, int64_t heads, int64_t queries, int64_t keys, int64_t head_dim,
-         int64_t value_dim, at::ScalarType dtype, int64_t block_size, bool use_simd,
-         bool has_bias) {
+         int64_t value_dim, at::ScalarType dtype, int64_t block_size, bool use_simd, bool has_bias,
+         bool has_softcap) {
         const flash::MemoryUsage bytes =
             flash::attention_memory(batch, heads, queries, keys, head_dim, value_dim, dtype,
-                                    block_size, use_simd, has_bias);
+                                    block_size, use_simd, has_bias, has_softcap);
         return std::make_tuple(bytes.forward, bytes.backward);
       });
 }

@@ -9,40 +9,34 @@ namespace flash {
 namespace {
 
 ForwardResult forward_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                           const std::optional<at::Tensor>& bias, bool,
-                           const std::optional<at::Tensor>& query_positions, std::optional<double>,
-                           double dropout, int64_t block_size, bool) {
-  const Sizes s = check_attention(query, key, value, bias, query_positions, dropout, block_size);
-  return {empty_out(query, value, s), empty_row_stats(query, s), empty_seed(query, dropout)};
+                           const CallOptions& o) {
+  const Sizes s = check_attention(query, key, value, o);
+  return {empty_out(query, value, s), empty_row_stats(query, s), empty_seed(query, o.dropout)};
 }
 
 BackwardResult backward_meta(const at::Tensor&, const std::optional<at::Tensor>&,
                              const at::Tensor& query, const at::Tensor& key,
                              const at::Tensor& value, const at::Tensor&, const at::Tensor&,
-                             const at::Tensor&,
-                             const std::optional<at::Tensor>& bias, bool,
-                             const std::optional<at::Tensor>&, std::optional<double>, double,
-                             int64_t, bool, std::array<bool, 4> needed) {
-  return {empty_grad(needed[0], query), empty_grad(needed[1], key), empty_grad(needed[2], value),
-          needed[3] ? at::empty_symint(bias->sym_sizes(), bias->options()) : allocate({0}, query)};
+                             const at::Tensor&, const CallOptions& o, Needed needed) {
+  const auto like = [&](size_t i, const std::optional<at::Tensor>& input) {
+    return needed[i] ? at::empty_symint(input->sym_sizes(), input->options())
+                     : allocate({0}, query);
+  };
+  return {empty_grad(needed[0], query), empty_grad(needed[1], key),
+          empty_grad(needed[2], value), like(3, o.bias),
+          like(4, o.alibi_slopes),      like(5, o.sinks)};
 }
 
 at::Tensor attention_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                          const std::optional<at::Tensor>& bias, bool causal,
-                          const std::optional<at::Tensor>& query_positions,
-                          std::optional<double> scale, double dropout, int64_t block_size,
-                          bool use_simd) {
-  return std::get<0>(forward_meta(query, key, value, bias, causal, query_positions, scale, dropout,
-                                  block_size, use_simd));
+                          const CallOptions& o) {
+  return std::get<0>(forward_meta(query, key, value, o));
 }
 
-std::tuple<at::Tensor, at::Tensor> attention_with_lse_meta(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const std::optional<at::Tensor>& bias, bool causal,
-    const std::optional<at::Tensor>& query_positions, std::optional<double> scale, double dropout,
-    int64_t block_size, bool use_simd) {
-  const auto result = forward_meta(query, key, value, bias, causal, query_positions, scale, dropout,
-                                   block_size, use_simd);
+std::tuple<at::Tensor, at::Tensor> attention_with_lse_meta(const at::Tensor& query,
+                                                           const at::Tensor& key,
+                                                           const at::Tensor& value,
+                                                           const CallOptions& o) {
+  const auto result = forward_meta(query, key, value, o);
   return {std::get<0>(result), log_sum_exp(std::get<1>(result))};
 }
 
@@ -50,8 +44,9 @@ std::tuple<at::Tensor, at::Tensor> attention_with_lse_meta(
 }  // namespace flash
 
 TORCH_LIBRARY_IMPL(flash, Meta, m) {
-  m.impl("attention", flash::attention_meta);
-  m.impl("attention_with_lse", flash::attention_with_lse_meta);
-  m.impl("_forward", flash::forward_meta);
-  m.impl("_backward", flash::backward_meta);
+  using namespace flash;
+  m.impl("attention", AttentionCall<at::Tensor>::call<attention_meta>);
+  m.impl("attention_with_lse", AttentionCall<LseResult>::call<attention_with_lse_meta>);
+  m.impl("_forward", AttentionCall<ForwardResult>::call<forward_meta>);
+  m.impl("_backward", BackwardCall::call<backward_meta>);
 }

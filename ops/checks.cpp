@@ -3,6 +3,8 @@
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
+
 namespace flash {
 namespace {
 
@@ -73,6 +75,28 @@ void check_positions(const at::Tensor& positions, const at::Tensor& query, const
   check_broadcast("query_positions", positions, sizes, {sizes.batch, sizes.heads, sizes.queries});
 }
 
+// A number for each head, or with `batched` for each batch and head.
+void check_head_numbers(const char* name, const at::Tensor& tensor, const at::Tensor& query,
+                        const Sizes& sizes, bool batched) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == query.scalar_type(), "flash::attention: expected ", name,
+                   " of dtype ", query.scalar_type(), " as query, got ", tensor.scalar_type(),
+                   "; convert it with .to(query.dtype)");
+  check_device(query, tensor, name);
+  const bool fits = (tensor.dim() == 1 && tensor.sym_size(0) == sizes.heads) ||
+                    (batched && tensor.dim() == 2 && tensor.sym_size(0) == sizes.batch &&
+                     tensor.sym_size(1) == sizes.heads);
+  TORCH_CHECK_VALUE(fits, "flash::attention: expected ", name, " of shape [heads] = [", sizes.heads,
+                    "]", batched ? " or [batch, heads]" : "", ", got ", tensor.sym_sizes());
+}
+
+void check_window(const Window& window) {
+  TORCH_CHECK_VALUE(
+      window.left >= -1 && window.right >= -1,
+      "flash::attention: expected window as (left, right), the numbers of keys before "
+      "and after a query's position, each at least 0, or -1 for no bound, got (",
+      window.left, ", ", window.right, ")");
+}
+
 }  // namespace
 
 int64_t missing_head_dimension(const Sizes& sizes, int64_t dims, int64_t rank) {
@@ -88,9 +112,7 @@ void check_dropout(double dropout) {
 }
 
 Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                      const std::optional<at::Tensor>& bias,
-                      const std::optional<at::Tensor>& query_positions, double dropout,
-                      int64_t block_size) {
+                      const CallOptions& o) {
   const int64_t dim = query.dim();
   TORCH_CHECK_VALUE((dim == 3 || dim == 4) && key.dim() == dim && value.dim() == dim,
                     "flash::attention: expected query, key and value all as [batch, heads, length, "
@@ -118,11 +140,19 @@ Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::
                     " and ", key.sym_size(-1));
   check_heads(s.heads, s.key_heads, "key");
   check_heads(s.heads, s.value_heads, "value");
-  check_dropout(dropout);
-  TORCH_CHECK_VALUE(block_size >= 1, "flash::attention: expected block_size of at least 1, got ",
-                    block_size);
-  if (bias.has_value()) check_bias(*bias, query, s);
-  if (query_positions.has_value()) check_positions(*query_positions, query, s);
+  check_dropout(o.dropout);
+  TORCH_CHECK_VALUE(o.block_size >= 1, "flash::attention: expected block_size of at least 1, got ",
+                    o.block_size);
+  check_window(o.window);
+  TORCH_CHECK_VALUE(o.softcap >= 0.0 && std::isfinite(o.softcap),
+                    "flash::attention: expected softcap to be finite and at least 0, got ",
+                    o.softcap, "; pass 0 for none");
+  if (o.bias.has_value()) check_bias(*o.bias, query, s);
+  if (o.query_positions.has_value()) check_positions(*o.query_positions, query, s);
+  if (o.alibi_slopes.has_value()) {
+    check_head_numbers("alibi_slopes", *o.alibi_slopes, query, s, /*batched=*/true);
+  }
+  if (o.sinks.has_value()) check_head_numbers("sinks", *o.sinks, query, s, /*batched=*/false);
   return s;
 }
 

@@ -4,7 +4,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <optional>
+
+#include "ops/call_options.h"
 
 namespace flash {
 
@@ -17,9 +18,7 @@ struct Sizes {
 /// Throws c10::TypeError, c10::ValueError or c10::NotImplementedError unless the arguments are
 /// those of `flash::attention`. Symbolic sizes are compared, never guessed.
 Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                      const std::optional<at::Tensor>& bias,
-                      const std::optional<at::Tensor>& query_positions, double dropout,
-                      int64_t block_size);
+                      const CallOptions& options);
 
 /// A probability in [0, 1].
 void check_dropout(double dropout);

@@ -3,6 +3,7 @@
 // dispatcher, and the shapes of what they return.
 
 #include <ATen/core/Tensor.h>
+#include <flash_attention/ops.h>
 
 #include <array>
 #include <cstdint>
@@ -13,20 +14,14 @@
 
 namespace flash {
 
-/// The options of one call as the schema passes them.
-struct CallOptions {
-  std::optional<at::Tensor> bias;
-  bool causal;
-  std::optional<at::Tensor> query_positions;
-  std::optional<double> scale;
-  double dropout;
-  int64_t block_size;
-  bool use_simd;
-};
-
 /// flash::attention.
 at::Tensor call_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const CallOptions& options);
+
+/// flash::attention_with_lse: out, lse.
+using LseResult = std::tuple<at::Tensor, at::Tensor>;
+LseResult call_attention_with_lse(const at::Tensor& query, const at::Tensor& key,
+                                  const at::Tensor& value, const CallOptions& options);
 
 /// flash::_forward: out, row_stats, seed.
 ///
@@ -36,12 +31,25 @@ using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 ForwardResult call_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const CallOptions& options);
 
-/// flash::_backward: gradients of query, key, value and bias; [0] where `needed` is false.
-using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+/// What the operator has a derivative by, in this order: query, key, value, bias, alibi_slopes,
+/// sinks.
+constexpr size_t kDifferentiable = 6;
+using Needed = std::array<bool, kDifferentiable>;
+
+/// flash::_backward: gradients of those; [0] where `needed` is false.
+using BackwardResult =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 BackwardResult call_backward(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
                              const at::Tensor& query, const at::Tensor& key,
                              const at::Tensor& value, const ForwardResult& saved,
-                             const CallOptions& options, std::array<bool, 4> needed);
+                             const CallOptions& options, const Needed& needed);
+
+/// _backward: grad_out, grad_lse, query, key, value, out, row_stats, seed; options; needed.
+using BackwardCall = Unpacked<
+    BackwardResult,
+    Types<const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&, const at::Tensor&,
+          const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&>,
+    OptionTypes, Types<Needed>>;
 
 /// Contiguous and uninitialised, on the device of `like`; in its dtype unless one is given. For
 /// kernels of the CPU and Meta keys only: it does not show itself to modes that follow every call.

@@ -13,51 +13,15 @@
 #include <cstdint>
 #include <limits>
 
+#include "csrc/generic/backward_scratch.h"
+#include "csrc/generic/bias_gradient.h"
 #include "csrc/generic/exp.h"
 #include "csrc/generic/partition.h"
 #include "csrc/generic/score_stage.h"
 #include "csrc/generic/tiles.h"
-#include "csrc/kernels.h"
 
 namespace flash {
 namespace {
-
-constexpr int64_t kBlockTiles = 4;
-
-template <class V>
-struct BackwardScratch {
-  using T = typename V::Scalar;
-  static constexpr int64_t kQueries = kBlockTiles * QueryTiles<V>::kMaxLanes;
-  // Rows of P and dS are longer than a block: at a power of two they would share cache sets.
-  static constexpr int64_t kStride = kQueries + 16;
-  static constexpr int64_t kMaxKeys = 128;
-
-  int64_t block;
-  T* queries;      // per tile [D][lanes], scaled
-  T* grad_out;     // per tile [Dv][lanes], scaled
-  T* weights;      // [block][kStride]
-  T* grad_scores;  // [block][kStride]
-  T* row_max;      // [kQueries], and so the next two
-  T* inverse_sum;
-  T* delta;
-  T* bias;  // [block][lanes], where there is one
-  int64_t bytes;
-
-  BackwardScratch(const Shape& shape, int64_t block_size, bool has_bias, void* memory) {
-    block = max_of(1, min_of(min_of(block_size, kMaxKeys), shape.keys));
-    queries = static_cast<T*>(memory);
-    grad_out = queries + shape.head_dim * kQueries;
-    weights = grad_out + shape.value_dim * kQueries;
-    grad_scores = weights + block * kStride;
-    row_max = grad_scores + block * kStride;
-    inverse_sum = row_max + kQueries;
-    delta = inverse_sum + kQueries;
-    bias = delta + kQueries;
-    const int64_t bias_size = has_bias ? block * QueryTiles<V>::kMaxLanes : 0;
-    bytes = ((shape.head_dim + shape.value_dim + 3) * kQueries + 2 * block * kStride + bias_size) *
-            static_cast<int64_t>(sizeof(T));
-  }
-};
 
 /// A block of queries of one (batch, head) against keys, into dQ, dK, dV and dbias.
 template <class V>
@@ -81,14 +45,17 @@ class BackwardBlock {
         scale_(static_cast<T>(p.score.scale)) {
     for (int64_t t = 0; t < tiles_.count(); ++t) {
       with_vecs<V::kScoreVecs>(tiles_.vecs(t), [&]<int kVecs>() { prepare<kVecs>(t); });
-      key_end_ = max_of(key_end_, stages_[t].key_end());
+      const ScoreStage<V>& stage = stages_[t];
+      if (stage.ranges().key_begin() == stage.ranges().key_end()) continue;
+      key_begin_ = min_of(key_begin_, stage.ranges().key_begin());
+      key_end_ = max_of(key_end_, stage.ranges().key_end());
     }
   }
 
   /// Adds the share of keys [keys.begin, keys.end).
   void run(Range keys) {
     const int64_t end = min_of(keys.end, key_end_);
-    for (int64_t key = keys.begin; key < end; key += scratch_.block) {
+    for (int64_t key = max_of(keys.begin, key_begin_); key < end; key += scratch_.block) {
       step(key, min_of(scratch_.block, end - key));
     }
   }
@@ -120,95 +87,113 @@ class BackwardBlock {
     pack_transposed<V, kLanes>(row_pointer<T>(p_.grad_out, batch_, head_, first),
                                p_.grad_out.strides.row, count, shape.value_dim,
                                static_cast<T>(keep), scratch_.grad_out + shape.value_dim * at);
-    const int64_t row = (batch_ * shape.heads + head_) * shape.queries + first;
+    const int64_t row = row_index(first);
     const T* saved_max = static_cast<const T*>(p_.row_max) + row;
     const T* saved_sum = static_cast<const T*>(p_.row_sum) + row;
     const T* grad_lse = p_.grad_lse == nullptr ? nullptr : static_cast<const T*>(p_.grad_lse) + row;
+    stages_[t].start(p_.score, shape, batch_, head_, first, count, scratch_.bias);
     const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
     for (int64_t lane = 0; lane < kLanes; lane += V::kWidth) {
       const typename V::Mask mask = V::first(max_of(0, min_of(count - lane, V::kWidth)));
       const auto read = [&](const T* p) { return V::load(p + lane, mask); };
       const Reg max = read(saved_max), sum = read(saved_sum);
-      Reg delta = row_deltas(first + lane, count - lane);
+      // rowsum(dO o O) - dlse
+      Reg delta =
+          row_dots<V>(row_pointer<T>(p_.grad_out, batch_, head_, first + lane),
+                      p_.grad_out.strides.row, row_pointer<T>(p_.out, batch_, head_, first + lane),
+                      p_.out.strides.row, count - lane, shape.value_dim);
       if (grad_lse != nullptr) delta = V::sub(delta, read(grad_lse));
-      V::store(scratch_.row_max + at + lane, V::if_equal(max, minus_inf, V::zero(), max));
-      V::store(scratch_.inverse_sum + at + lane,
-               V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum)));
+      const Reg base = V::if_equal(max, minus_inf, V::zero(), max);
+      const Reg inverse = V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
+      V::store(scratch_.row_max + at + lane, base);
+      V::store(scratch_.inverse_sum + at + lane, inverse);
       V::store(scratch_.delta + at + lane, delta);
-    }
-    stages_[t].start(p_.score, shape, batch_, head_, first, count, scratch_.bias);
-  }
-
-  // rowsum(dO o O) of a vector of queries, of which `count` exist.
-  Reg row_deltas(int64_t query, int64_t count) const {
-    constexpr int W = V::kWidth;
-    const int64_t columns = p_.shape.value_dim;
-    const typename V::Mask tail = V::first(columns % W);
-    Reg row[W];
-    for (int i = 0; i < W; ++i) {
-      row[i] = V::zero();
-      if (i >= count) continue;
-      const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, query + i);
-      const T* out = row_pointer<T>(p_.out, batch_, head_, query + i);
-      for (int64_t c = 0; c < columns;) {
-        Reg part = V::zero();
-        const int64_t end = min_of(columns, c + V::kLongestChain * W);
-        for (; c + W <= end; c += W) part = V::fma(V::load(grad + c), V::load(out + c), part);
-        if (c < end) part = V::fma(V::load(grad + c, tail), V::load(out + c, tail), part);
-        c = end;
-        row[i] = V::add(row[i], part);
+      if (p_.grad_sink_rows != nullptr) {
+        // dS of a key whose dP is 0.
+        Reg weight[1] = {V::sub(V::broadcast(stages_[t].sink()), base)};
+        exp<V>(weight);
+        const Reg grad = V::mul(V::mul(weight[0], inverse), V::sub(V::zero(), delta));
+        V::store(static_cast<T*>(p_.grad_sink_rows) + row + lane,
+                 V::if_equal(sum, V::zero(), V::zero(), grad), mask);
       }
     }
-    // The sums across the registers, W of them at once.
-    V::transpose(row);
-#pragma GCC unroll 8
-    for (int step = W / 2; step > 0; step /= 2) {
-#pragma GCC unroll 16
-      for (int i = 0; i < step; ++i) row[i] = V::add(row[i], row[i + step]);
-    }
-    return row[0];
   }
 
   template <int kVecs>
   void tile_step(int64_t t, int64_t key, int64_t keys) {
-    constexpr int kLanes = kVecs * V::kWidth;
-    const int64_t at = tiles_.begin(t);
-    const int64_t attended = max_of(0, min_of(stages_[t].key_end() - key, keys));
-    T* weights = scratch_.weights + at;
-    T* grad_scores = scratch_.grad_scores + at;
-    if (attended > 0) {
-      stages_[t].template start_block<kVecs>(key, attended);
-      stages_[t].template for_segments<kVecs>(
-          key, attended, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
-            form_weights<kVecs, kLive>(t, key, j, n, limited, weights);
-          });
-      if (stages_[t].has_dropout()) {
-        stages_[t].template mark_dropped<kVecs>(weights, Scratch::kStride, key, attended);
-      }
-      stages_[t].template for_segments<kVecs>(
-          key, attended, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
-            form_grad_scores<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores);
-          });
-      const int64_t count = tiles_.end(t) - at;
-      if (p_.grad_query.data != nullptr) {
-        int64_t ends[kLanes];
-        const bool ragged = !stages_[t].is_unlimited(key, attended);
-        if (ragged) stages_[t].attended_keys(key, attended, ends);
-        const T* left = row_pointer<T>(p_.key, batch_, key_head_, key);
-        update_rows<V>({grad_scores, 1, Scratch::kStride}, {left, p_.key.strides.row}, attended,
-                       row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
-                       p_.grad_query.strides.row, count, p_.shape.head_dim,
-                       {true, scale_, nullptr, nullptr}, {nullptr, ragged ? ends : nullptr});
-      }
-      if (p_.grad_bias != nullptr && !p_.grad_bias_adds) {
-        store_grad_bias(first_ + at, count, key, attended, grad_scores);
-      } else if (p_.grad_bias != nullptr && p_.grad_bias_is_double) {
-        add_grad_bias<double>(first_ + at, count, key, attended, grad_scores);
-      } else if (p_.grad_bias != nullptr) {
-        add_grad_bias<T>(first_ + at, count, key, attended, grad_scores);
-      }
+    const ScoreStage<V>& stage = stages_[t];
+    const int64_t first = min_of(max_of(0, stage.ranges().key_begin() - key), keys);
+    const int64_t last = max_of(first, min_of(stage.ranges().key_end() - key, keys));
+    T* weights = scratch_.weights + tiles_.begin(t);
+    T* grad_scores = scratch_.grad_scores + tiles_.begin(t);
+    clear<kVecs>(0, first, weights, grad_scores);
+    clear<kVecs>(last, keys, weights, grad_scores);
+    if (first == last) return;
+    attend<kVecs>(t, key + first, last - first, weights + first * Scratch::kStride,
+                  grad_scores + first * Scratch::kStride);
+  }
+
+  // P and dS of a tile and the keys that it attends, and what is summed from them over keys.
+  template <int kVecs>
+  void attend(int64_t t, int64_t key, int64_t keys, T* weights, T* grad_scores) {
+    ScoreStage<V>& stage = stages_[t];
+    // Laid out as dS, and so at the same place.
+    T* slope_of_cap = scratch_.slope_of_cap + (grad_scores - scratch_.grad_scores);
+    stage.template start_block<kVecs>(key, keys);
+    stage.ranges().template for_segments<kVecs>(
+        key, keys, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
+          form_weights<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores, slope_of_cap);
+        });
+    if (stage.has_dropout()) {
+      stage.template mark_dropped<kVecs>(weights, Scratch::kStride, key, keys);
     }
-    clear<kVecs>(attended, keys, weights, grad_scores);
+    stage.ranges().template for_segments<kVecs>(
+        key, keys, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
+          form_grad_scores<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores);
+        });
+    const int64_t at = tiles_.begin(t);
+    const int64_t count = tiles_.end(t) - at;
+    if (p_.grad_bias != nullptr) {
+      const BiasGradient<V> bias(p_, batch_, head_);
+      bias.add(first_ + at, count, key, keys, grad_scores, Scratch::kStride);
+    }
+    if (p_.grad_slope_rows != nullptr) {
+      stage.template add_slope_gradients<kVecs>(
+          grad_scores, Scratch::kStride, key, keys,
+          static_cast<T*>(p_.grad_slope_rows) + row_index(first_ + at));
+    }
+    if (p_.score.softcap > 0) {
+      stage.ranges().template for_segments<kVecs>(
+          key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool) {
+            const int64_t offset = j * Scratch::kStride + dead * V::kWidth;
+            multiply<kLive>(grad_scores + offset, slope_of_cap + offset, n);
+          });
+    }
+    if (p_.grad_query.data == nullptr) return;
+    int64_t begins[kVecs * V::kWidth], ends[kVecs * V::kWidth];
+    const bool ragged = !stage.ranges().is_unlimited(key, keys);
+    if (ragged) stage.ranges().attended_keys(key, keys, begins, ends);
+    const T* left = row_pointer<T>(p_.key, batch_, key_head_, key);
+    update_rows<V>({grad_scores, 1, Scratch::kStride}, {left, p_.key.strides.row}, keys,
+                   row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
+                   p_.grad_query.strides.row, count, p_.shape.head_dim,
+                   {true, scale_, nullptr, nullptr}, ragged ? Terms{begins, ends} : Terms{});
+  }
+
+  // x *= factor for kVecs vectors of `keys` rows.
+  template <int kVecs>
+  static void multiply(T* x, const T* factor, int64_t keys) {
+    for (int64_t j = 0; j < keys; ++j, x += Scratch::kStride, factor += Scratch::kStride) {
+      each<kVecs>([&](int v) {
+        T* at = x + v * V::kWidth;
+        V::store(at, V::mul(V::load(at), V::load(factor + v * V::kWidth)));
+      });
+    }
+  }
+
+  /// Of a query in what has one number for each row.
+  int64_t row_index(int64_t query) const {
+    return (batch_ * p_.shape.heads + head_) * p_.shape.queries + query;
   }
 
   // Zeroes kVecs vectors of P and dS for keys j … end - 1.
@@ -225,7 +210,8 @@ class BackwardBlock {
 
   // One segment of weights[key][lane] = P, its sign set where dropout drops it.
   template <int kVecs, int kLive>
-  void form_weights(int64_t t, int64_t block, int64_t j, int64_t keys, bool limited, T* weights) {
+  void form_weights(int64_t t, int64_t block, int64_t j, int64_t keys, bool limited, T* weights,
+                    T* grad_scores, T* slope_of_cap) {
     constexpr int64_t kStride = Scratch::kStride;
     constexpr int64_t kLanes = kVecs * V::kWidth;
     constexpr int64_t kSkip = (kVecs - kLive) * V::kWidth;
@@ -234,7 +220,7 @@ class BackwardBlock {
       for (int64_t i = j; i < j + keys; ++i) {
         for (int64_t lane = 0; lane < kSkip; lane += V::kWidth) {
           V::store(weights + i * kStride + lane, V::zero());
-          V::store(scratch_.grad_scores + at + i * kStride + lane, V::zero());
+          V::store(grad_scores + i * kStride + lane, V::zero());
         }
       }
     }
@@ -242,12 +228,13 @@ class BackwardBlock {
     raw_scores<V, kLive>(row_pointer<T>(p_.key, batch_, key_head_, block + j), p_.key.strides.row,
                          keys, p_.shape.head_dim,
                          {scratch_.queries + p_.shape.head_dim * at + kSkip, kLanes}, live, kStride);
-    if (!limited && p_.score.bias_kind == BiasKind::kNone) {
+    if (!limited && !changes_scores(p_.score)) {
       weigh<kLive, false>(live, keys, at + kSkip);
     } else {
       Reg unused[kLive];
       for (int v = 0; v < kLive; ++v) unused[v] = V::zero();
-      stages_[t].template apply<kVecs, kLive>(live, kStride, block, j, keys, limited, unused);
+      stages_[t].template apply<kVecs, kLive>(live, kStride, block, j, keys, limited, unused,
+                                              slope_of_cap + j * kStride + kSkip);
       weigh<kLive, true>(live, keys, at + kSkip);
     }
   }
@@ -331,13 +318,13 @@ class BackwardBlock {
                           });
   }
 
-  // dK and dV of a block of keys, each from the first query that attends it.
+  // dK and dV of a block of keys, each from the queries that may attend it.
   void update_key_rows(int64_t key, int64_t keys) {
-    int64_t begins[Scratch::kMaxKeys];
-    const bool ragged = !stages_[0].is_unlimited(key, keys) ||
-                        !stages_[tiles_.count() - 1].is_unlimited(key, keys);
-    if (ragged) find_first_queries(key, keys, begins);
-    const Terms terms = {ragged ? begins : nullptr, nullptr};
+    int64_t begins[Scratch::kMaxKeys], ends[Scratch::kMaxKeys];
+    const bool ragged = !stages_[0].ranges().is_unlimited(key, keys) ||
+                        !stages_[tiles_.count() - 1].ranges().is_unlimited(key, keys);
+    if (ragged) attending_queries(key, keys, begins, ends);
+    const Terms terms = ragged ? Terms{begins, ends} : Terms{};
     if (p_.grad_value.data != nullptr) {
       const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, first_);
       update_rows<V>({scratch_.weights, Scratch::kStride, 1}, {grad, p_.grad_out.strides.row},
@@ -354,89 +341,25 @@ class BackwardBlock {
     }
   }
 
-  // first[j]: the first query that attends key + j, or count_.
-  void find_first_queries(int64_t key, int64_t keys, int64_t* first) const {
-    int64_t query = 0;
-    for (int64_t t = 0, j = 0; t <= tiles_.count(); ++t) {
-      const bool past_end = t == tiles_.count();
-      const int64_t end = past_end ? count_ : tiles_.end(t);
-      for (; query < end || past_end; ++query) {
-        // Keys up to this query's limit that no query before it attends.
-        const int64_t limit =
-            past_end ? key + keys : stages_[t].limit(query - tiles_.begin(t));
-        for (; j < keys && key + j < limit; ++j) first[j] = query;
-        if (past_end) return;
+  // No query before begin[j], or at or past end[j], attends key + j. As close as that where the
+  // limits and the starts of queries rise, as they do unless positions are given.
+  void attending_queries(int64_t key, int64_t keys, int64_t* begin, int64_t* end) const {
+    int64_t j = 0;
+    for (int64_t t = 0; t < tiles_.count(); ++t) {
+      const int64_t* limits = stages_[t].ranges().limits();
+      for (int64_t query = tiles_.begin(t); query < tiles_.end(t); ++query) {
+        for (const int64_t limit = *limits++; j < keys && key + j < limit; ++j) begin[j] = query;
       }
     }
-  }
-
-  template <class Sum>
-  Sum* grad_bias_at(int64_t query, int64_t key) const {
-    const int64_t* stride = p_.grad_bias_strides;
-    return static_cast<Sum*>(p_.grad_bias) + batch_ * stride[0] + head_ * stride[1] +
-           query * stride[2] + key * stride[3];
-  }
-
-  // Summed over whatever the bias broadcasts over, before it is added.
-  template <class Sum>
-  void add_grad_bias(int64_t query, int64_t queries, int64_t key, int64_t keys,
-                     const T* grad_scores) const {
-    const int64_t* stride = p_.grad_bias_strides;
-    Sum* grad = grad_bias_at<Sum>(query, key);
-    if (stride[2] == 0) {
-      for (int64_t j = 0; j < keys; ++j) {
-        Sum sum = 0;
-        for (int64_t i = 0; i < queries; ++i) sum += grad_scores[j * Scratch::kStride + i];
-        grad[j * stride[3]] += sum;
-      }
-    } else if (stride[3] == 0) {
-      for (int64_t i = 0; i < queries; ++i) {
-        Sum sum = 0;
-        for (int64_t j = 0; j < keys; ++j) sum += grad_scores[j * Scratch::kStride + i];
-        grad[i * stride[2]] += sum;
-      }
-    } else {
-      for (int64_t i = 0; i < queries; ++i) {
-        Sum* row = grad + i * stride[2];
-        for (int64_t j = 0; j < keys; ++j) {
-          row[j * stride[3]] += grad_scores[j * Scratch::kStride + i];
-        }
+    for (; j < keys; ++j) begin[j] = count_;
+    j = keys - 1;
+    for (int64_t t = tiles_.count() - 1; t >= 0; --t) {
+      const int64_t* starts = stages_[t].ranges().starts() - tiles_.begin(t);
+      for (int64_t query = tiles_.end(t) - 1; query >= tiles_.begin(t); --query) {
+        for (; j >= 0 && key + j >= starts[query]; --j) end[j] = max_of(begin[j], query + 1);
       }
     }
-  }
-
-  // dS, transposed in registers where rows are contiguous.
-  void store_grad_bias(int64_t query, int64_t queries, int64_t key, int64_t keys,
-                       const T* grad_scores) const {
-    constexpr int W = V::kWidth;
-    const int64_t* stride = p_.grad_bias_strides;
-    T* grad = grad_bias_at<T>(query, key);
-    int64_t i = 0;
-    for (; stride[3] == 1 && i + W <= queries; i += W) {
-      for (int64_t j = 0; j < keys; j += W) {
-        const int64_t width = min_of(W, keys - j);
-        const typename V::Mask mask = V::first(width);
-        Reg block[W];
-#pragma GCC unroll 16
-        for (int r = 0; r < W; ++r) {
-          block[r] = r < width ? V::load(grad_scores + (j + r) * Scratch::kStride + i) : V::zero();
-        }
-        V::transpose(block);
-#pragma GCC unroll 16
-        for (int r = 0; r < W; ++r) {
-          T* row = grad + (i + r) * stride[2] + j;
-          if (width == W) {  // a masked store is microcode on some CPUs
-            V::store(row, block[r]);
-          } else {
-            V::store(row, block[r], mask);
-          }
-        }
-      }
-    }
-    for (; i < queries; ++i) {
-      T* row = grad + i * stride[2];
-      for (int64_t j = 0; j < keys; ++j) row[j * stride[3]] = grad_scores[j * Scratch::kStride + i];
-    }
+    for (; j >= 0; --j) end[j] = begin[j];
   }
 
   const BackwardParams& p_;
@@ -445,7 +368,7 @@ class BackwardBlock {
   const int64_t first_, count_;
   const QueryTiles<V> tiles_;
   const T scale_;
-  int64_t key_end_ = 0;
+  int64_t key_begin_ = p_.shape.keys, key_end_ = 0;
   ScoreStage<V> stages_[kBlockTiles];
 };
 

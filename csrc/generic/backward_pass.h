@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "csrc/generic/backward.h"
+#include "csrc/generic/partition.h"
+#include "csrc/kernels.h"
 
 namespace flash {
 namespace {
@@ -17,14 +19,14 @@ template <class V>
 WorkPlan backward_plan(const BackwardParams& p) {
   const Partition parts = partition<V>(p);
   const Shape& s = p.shape;
-  const int64_t scores = s.batch * s.heads * s.queries * s.keys;
+  const int64_t scores = s.batch * s.heads * s.queries * most_attended(p.score, s.keys);
   const int64_t pieces = max_of(1, parts.units() * parts.steps());
   return {parts.units(), parts.steps(), scores / pieces * (6 * s.head_dim + 4 * s.value_dim + 16)};
 }
 
 template <class V>
-int64_t backward_scratch_bytes(const Shape& shape, int64_t block_size, bool has_bias) {
-  return round_up(BackwardScratch<V>(shape, block_size, has_bias, nullptr).bytes, 64);
+int64_t backward_scratch_bytes(const BackwardParams& p) {
+  return round_up(BackwardScratch<V>(p, nullptr).bytes, 64);
 }
 
 template <class T>
@@ -38,6 +40,11 @@ void clear_rows(const MutableRows& rows, int64_t batch, Range heads, Range range
   }
 }
 
+/// The gradients of the slopes before they are summed over queries.
+inline MutableRows slope_rows(const BackwardParams& p) {
+  return {p.grad_slope_rows, {p.shape.heads * p.shape.queries, p.shape.queries, 1}};
+}
+
 /// The queries of a unit in blocks of about one size, whole tiles all but the last: a small block would
 /// read and write whole rows of dK and dV for little.
 template <class V>
@@ -47,6 +54,18 @@ int64_t queries_per_block(Range queries) {
   return round_up(ceil_div(count, blocks), QueryTiles<V>::kMaxLanes);
 }
 
+/// Whether some of the queries may attend some of the keys. Packing a block only to find that none
+/// does would cost as much as a narrow window's work.
+inline bool may_attend(const BackwardParams& p, Range queries, Range keys) {
+  if (keys.empty()) return false;
+  if (p.score.positions != nullptr) return true;  // the block will tell
+  const int64_t left = p.score.window_left, right = p.score.window_right;
+  const int64_t first = queries.begin + p.shape.keys - p.shape.queries;
+  const int64_t last = queries.end - 1 + p.shape.keys - p.shape.queries;
+  return (left < 0 || saturated_sum(first, -left) < keys.end) &&
+         (right < 0 || saturated_sum(last, right) >= keys.begin);
+}
+
 /// Step 0 pairs each query chunk with its own key chunk, so it meets every row once: it clears
 /// them.
 template <class V>
@@ -54,8 +73,7 @@ void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t
               void* memory) {
   using T = typename V::Scalar;
   const Partition parts = partition<V>(p);
-  const bool has_bias = p.score.bias_kind != BiasKind::kNone;
-  const BackwardScratch<V> scratch(p.shape, p.block_size, has_bias, memory);
+  const BackwardScratch<V> scratch(p, memory);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
     const Range batches = parts.batches(unit);
     const Range heads = parts.heads(unit);
@@ -67,11 +85,14 @@ void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t
         clear_rows<T>(p.grad_query, batch, heads, queries, p.shape.head_dim);
         clear_rows<T>(p.grad_key, batch, parts.key_heads(unit), keys, p.shape.head_dim);
         clear_rows<T>(p.grad_value, batch, parts.value_heads(unit), keys, p.shape.value_dim);
+        clear_rows<T>(slope_rows(p), batch, heads, queries, 1);
       }
-      if (keys.empty()) continue;
+      // A row's sink has its gradient, keys or not.
+      const bool every_block = step == 0 && p.grad_sink_rows != nullptr;
       for (int64_t head = heads.begin; head < heads.end; ++head) {
         for (int64_t query = queries.begin; query < queries.end; query += block_queries) {
           const Range block = {query, min_of(query + block_queries, queries.end)};
+          if (!every_block && !may_attend(p, block, keys)) continue;
           BackwardBlock<V>(p, scratch, batch, head, block).run(keys);
         }
       }
@@ -95,7 +116,8 @@ template <class V>
 void redo_query_row(const BackwardParams& p, const BackwardScratch<V>& scratch, int64_t batch,
                     int64_t head, int64_t query) {
   BackwardParams only = p;
-  only.grad_key.data = only.grad_value.data = only.grad_bias = nullptr;
+  only.grad_key.data = only.grad_value.data = nullptr;
+  only.grad_bias = only.grad_slope_rows = only.grad_sink_rows = nullptr;
   clear_rows<typename V::Scalar>(p.grad_query, batch, {head, head + 1}, {query, query + 1},
                                  p.shape.head_dim);
   const auto* sum = row_pointer<typename V::Scalar>(p.grad_query, batch, head, query);
@@ -110,7 +132,7 @@ template <class V>
 void redo_key_row(const BackwardParams& p, const BackwardScratch<V>& scratch, bool is_key,
                   int64_t batch, int64_t head, int64_t key) {
   BackwardParams only = p;
-  only.grad_query.data = only.grad_bias = nullptr;
+  only.grad_query.data = only.grad_bias = only.grad_slope_rows = only.grad_sink_rows = nullptr;
   (is_key ? only.grad_value : only.grad_key).data = nullptr;
   const MutableRows& rows = is_key ? p.grad_key : p.grad_value;
   const int64_t columns = is_key ? p.shape.head_dim : p.shape.value_dim;
@@ -144,8 +166,7 @@ void redo_rows(const MutableRows& rows, int64_t batch, Range heads, Range range,
 template <class V>
 void backward_finish(const BackwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
   const Partition parts = partition<V>(p);
-  const bool has_bias = p.score.bias_kind != BiasKind::kNone;
-  const BackwardScratch<V> scratch(p.shape, p.block_size, has_bias, memory);
+  const BackwardScratch<V> scratch(p, memory);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
     const Range batches = parts.batches(unit);
     const Range keys = parts.keys(unit, 0);

@@ -52,9 +52,11 @@ struct ForwardScratch {
   T* bias;     // [block][lanes], where there is one
   int64_t bytes;
 
-  ForwardScratch(const Shape& shape, int64_t block_size, bool has_bias, void* memory) {
+  ForwardScratch(const ForwardParams& p, void* memory) {
     constexpr int64_t kLanes = QueryTiles<V>::kMaxLanes;
-    const int64_t block = keys_per_step(shape, block_size);
+    const Shape& shape = p.shape;
+    const bool has_bias = p.score.bias_kind != BiasKind::kNone;
+    const int64_t block = keys_per_step(shape, p.block_size);
     queries = static_cast<T*>(memory);
     const int64_t packed = tiles_per_group<V>(shape) * shape.head_dim;
     scores = queries + packed * kLanes;
@@ -93,28 +95,33 @@ class ForwardTile {
                                           p.query.strides.row, count, shape.head_dim,
                                           static_cast<T>(p.score.scale), queries_);
     stage_.start(p.score, shape, batch, head, first, count, scratch.bias);
+    next_ = stage_.ranges().key_begin();
+    // As if the sink, with weight e^0, had been the first key.
+    const bool has_sink = !(stage_.sink() == -std::numeric_limits<T>::infinity());
     for (int v = 0; v < kVecs; ++v) {
-      max_[v] = V::broadcast(-std::numeric_limits<T>::infinity());
-      sum_[v] = V::zero();
+      max_[v] = V::broadcast(stage_.sink());
+      sum_[v] = V::broadcast(T(has_sink ? 1 : 0));
     }
   }
 
-  int64_t key_end() const { return stage_.key_end(); }
+  /// Whether there are keys to attend that no step has taken in.
+  bool has_keys() const { return next_ < stage_.ranges().key_end(); }
 
-  /// Takes in the block of keys that starts at `key` < key_end(); the steps go from 0 up.
+  /// Takes in the next block of keys.
   template <int kVecs>
-  void step(int64_t key) {
-    const int64_t end = stage_.key_end();
-    const int64_t keys = min_of(block_, end - key);
+  void step() {
+    const int64_t key = next_;
+    const int64_t keys = min_of(block_, stage_.ranges().key_end() - key);
+    next_ += keys;
     weigh_block<kVecs>(key, keys);
-    update_out<kVecs>(key, keys, key > 0, key + keys == end);
+    update_out<kVecs>(key, keys, key > stage_.ranges().key_begin(), !has_keys());
   }
 
   /// After the last step.
   template <int kVecs>
   void finish() {
     store_statistics<kVecs>();
-    if (stage_.key_end() == 0) clear_out();
+    if (stage_.ranges().key_begin() == stage_.ranges().key_end()) clear_out();
   }
 
   /// Whether some row must be computed again by `run_carefully`, and whether row `i` must: it attended
@@ -136,7 +143,7 @@ class ForwardTile {
   void run_carefully() {
     bool attended = false;
     clear_out();
-    for (int64_t key = 0; key < stage_.key_end(); ++key) {
+    for (int64_t key = stage_.ranges().key_begin(); key < stage_.ranges().key_end(); ++key) {
       if (stage_.excludes(0, key)) continue;
       weigh_block<1>(key, 1);
       update_out<1>(key, 1, attended, false);
@@ -166,7 +173,7 @@ class ForwardTile {
     Reg top[kVecs];
     for (int v = 0; v < kVecs; ++v) top[v] = max_[v];
     stage_.template start_block<kVecs>(key, keys);
-    stage_.template for_segments<kVecs>(
+    stage_.ranges().template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool limited) {
           form_scores<kVecs, kLive>(key, j, n, dead, limited, top + dead);
         });
@@ -184,7 +191,7 @@ class ForwardTile {
       V::store(rescale_ + v * V::kWidth, factor[v]);
       sum_[v] = V::mul(sum_[v], factor[v]);
     }
-    stage_.template for_segments<kVecs>(
+    stage_.ranges().template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool) {
           weigh<kVecs, kLive>(scores_ + j * kLanes, n, dead, base + dead, sum_ + dead);
         });
@@ -201,15 +208,14 @@ class ForwardTile {
       const Reg one = V::broadcast(finish_scale());
       for (int v = 0; v < kVecs; ++v) V::store(scale + v * V::kWidth, V::div(one, sum_[v]));
     }
-    int64_t attended[kLanes];
-    const bool ragged = !stage_.is_unlimited(key, keys);
-    if (ragged) stage_.attended_keys(key, keys, attended);
+    int64_t begins[kLanes], ends[kLanes];
+    const bool ragged = !stage_.ranges().is_unlimited(key, keys);
+    if (ragged) stage_.ranges().attended_keys(key, keys, begins, ends);
     update_rows<V>({scores, 1, kLanes},
                    {values_ + key * p_->value.strides.row, p_->value.strides.row}, keys, out_,
                    p_->out.strides.row, count_, p_->shape.value_dim,
-                   {accumulate, T(1), accumulate ? rescale_ : nullptr,
-                    finish ? scale : nullptr},
-                   {nullptr, ragged ? attended : nullptr});
+                   {accumulate, T(1), accumulate ? rescale_ : nullptr, finish ? scale : nullptr},
+                   ragged ? Terms{begins, ends} : Terms{});
   }
 
   // Final scores of one segment, raising `top` to the largest of each lane.
@@ -219,7 +225,7 @@ class ForwardTile {
     const T* left = keys_ + (block + j) * p_->key.strides.row;
     const Right<T> packed = {queries_ + dead * V::kWidth, kLanes};
     T* scores = scores_ + j * kLanes + dead * V::kWidth;
-    if (!limited && p_->score.bias_kind == BiasKind::kNone) {
+    if (!limited && !changes_scores(p_->score)) {
       raw_scores_and_max<V, kLive>(left, p_->key.strides.row, keys, p_->shape.head_dim, packed,
                                    scores, kLanes, top);
     } else {
@@ -278,6 +284,7 @@ class ForwardTile {
   const ForwardParams* p_;
   int64_t count_;
   int64_t block_;
+  int64_t next_;  // the first key that no step has taken in
   const T* keys_;
   const T* values_;
   T* out_;
@@ -296,12 +303,13 @@ WorkPlan forward_plan(const ForwardParams& p) {
   const Shape& s = p.shape;
   const QueryTiles<V> tiles(s.queries);
   return {s.batch * s.heads * tiles.count(), 1,
-          2 * QueryTiles<V>::kMaxLanes * s.keys * (s.head_dim + s.value_dim + 8)};
+          2 * QueryTiles<V>::kMaxLanes * most_attended(p.score, s.keys) *
+              (s.head_dim + s.value_dim + 8)};
 }
 
 template <class V>
-int64_t forward_scratch_bytes(const Shape& shape, int64_t block_size, bool has_bias) {
-  return round_up(ForwardScratch<V>(shape, block_size, has_bias, nullptr).bytes, 64);
+int64_t forward_scratch_bytes(const ForwardParams& p) {
+  return round_up(ForwardScratch<V>(p, nullptr).bytes, 64);
 }
 
 /// Units unit_begin … unit_end - 1, a group at a time. Tiles of a group share nothing but what they
@@ -309,9 +317,7 @@ int64_t forward_scratch_bytes(const Shape& shape, int64_t block_size, bool has_b
 template <class V>
 void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
   const QueryTiles<V> tiles(p.shape.queries);
-  const bool has_bias = p.score.bias_kind != BiasKind::kNone;
-  const ForwardScratch<V> scratch(p.shape, p.block_size, has_bias, memory);
-  const int64_t step = keys_per_step(p.shape, p.block_size);
+  const ForwardScratch<V> scratch(p, memory);
   const int64_t most = tiles_per_group<V>(p.shape);
   ForwardTile<V> group[kMostTilesPerGroup];
   for (int64_t unit = unit_begin; unit < unit_end;) {
@@ -331,16 +337,17 @@ void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void*
                                  [&]<int kVecs>() { f.template operator()<kVecs>(slot); });
       }
     };
-    int64_t end = 0;
     for_tiles([&]<int kVecs>(int64_t slot) {
       const int64_t begin = tiles.begin(tile_at(slot));
       group[slot].template start<kVecs>(p, batch, head, begin, tiles.end(tile_at(slot)) - begin,
                                         scratch, slot);
-      end = max_of(end, group[slot].key_end());
     });
-    for (int64_t key = 0; key < end; key += step) {
+    for (bool again = true; again;) {
+      again = false;
       for_tiles([&]<int kVecs>(int64_t slot) {
-        if (key < group[slot].key_end()) group[slot].template step<kVecs>(key);
+        if (!group[slot].has_keys()) return;
+        group[slot].template step<kVecs>();
+        again = true;
       });
     }
     for_tiles([&]<int kVecs>(int64_t slot) {

@@ -1,12 +1,15 @@
 #pragma once
 // Everything that happens to a score between the product and the softmax, and to a weight after it:
-// causal limits, bias, boolean mask, dropout. A new option (window, ALiBi, softcap, sinks) is added
-// here, to `apply` and `excludes`, and to ScoreParams; the tile loops do not change.
+// softcap, ALiBi, bias, boolean mask, window, dropout. A new option is added here, to `apply` and
+// `excludes` (to KeyRanges if it leaves out whole ranges of keys), and to ScoreParams; the tile
+// loops do not change.
 
 #include <cstdint>
 #include <limits>
 
+#include "csrc/generic/key_ranges.h"
 #include "csrc/generic/product.h"
+#include "csrc/generic/tanh.h"
 #include "csrc/params.h"
 #include "csrc/philox.h"
 
@@ -14,7 +17,14 @@ namespace flash {
 namespace {
 
 /// Whether some query may be kept from some key: then NaN of a masked key must be looked for.
-inline bool can_exclude(const ScoreParams& p) { return p.causal || p.bias_kind != BiasKind::kNone; }
+inline bool can_exclude(const ScoreParams& p) {
+  return p.window_left >= 0 || p.window_right >= 0 || p.bias_kind != BiasKind::kNone;
+}
+
+/// Whether a score is anything but scale * q k, or -inf for the window.
+inline bool changes_scores(const ScoreParams& p) {
+  return p.softcap > 0 || p.alibi_slopes != nullptr || p.bias_kind != BiasKind::kNone;
+}
 
 /// Lane i stands for query `first + i` of one (batch, head), i < count; further lanes are padding.
 template <class V>
@@ -22,7 +32,6 @@ class ScoreStage {
  public:
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
-  static constexpr int kMaxLanes = V::kScoreVecs * V::kWidth;
 
   void start(const ScoreParams& p, const Shape& shape, int64_t batch, int64_t head, int64_t first,
              int64_t count, T* bias_tile) {
@@ -30,50 +39,22 @@ class ScoreStage {
     batch_head_ = batch * shape.heads + head;
     first_ = first;
     count_ = count;
-    keys_ = shape.keys;
     bias_tile_ = bias_tile;
     bias_offset_ = batch * p.bias_strides[0] + head * p.bias_strides[1] + first * p.bias_strides[2];
     dropout_key_ = philox_key(p.dropout_seed);
     dropout_threshold_ = dropout_threshold(p.dropout);
-    set_limits(p, shape, batch, head);
+    slope_ = p.alibi_slopes == nullptr
+                 ? T(0)
+                 : static_cast<const T*>(
+                       p.alibi_slopes)[batch * p.slope_strides[0] + head * p.slope_strides[1]];
+    sink_ = p.sinks == nullptr ? -kInf : static_cast<const T*>(p.sinks)[head * p.sink_stride];
+    ranges_.start(p, shape, batch, head, first, count);
   }
 
-  /// No query of the tile attends a key at or past this.
-  int64_t key_end() const { return key_end_; }
+  const KeyRanges<V>& ranges() const { return ranges_; }
 
-  /// Whether scores against keys [key, key + count) pass through unchanged.
-  bool is_plain(int64_t key, int64_t count) const {
-    return params_->bias_kind == BiasKind::kNone && is_unlimited(key, count);
-  }
-
-  /// Whether every query of the tile may attend all of keys [key, key + count), but for the bias.
-  bool is_unlimited(int64_t key, int64_t count) const { return key + count <= full_end_; }
-
-  /// Cuts keys [key, key + count), of which some query attends the last, where the limits change
-  /// what there is to do: calls f.operator()<live>(j, n, dead, limited) for keys key + j …
-  /// key + j + n - 1, which no lane of the first `dead` vectors attends and some lane of the
-  /// `live = kVecs - dead` others does. `limited`: not every such lane attends all of them.
-  template <int kVecs, class F>
-  void for_segments(int64_t key, int64_t count, F&& f) const {
-    int64_t full = max_of(0, min_of(full_end_ - key, count));
-    // In whole score tiles: what remains goes with the limited keys, not into a small tile of its own.
-    if (full < count) full -= full % V::score_rows(kVecs);
-    if (full > 0) f.template operator()<kVecs>(int64_t{0}, full, 0, false);
-    int dead = 0;
-    for (int64_t j = full; j < count;) {
-      while (vector_end_[dead] <= key + j) ++dead;
-      const int64_t end = min_of(count, vector_end_[dead] - key);
-      with_vecs<kVecs>(kVecs - dead,
-                       [&]<int kLive>() { f.template operator()<kLive>(j, end - j, dead, true); });
-      j = end;
-    }
-  }
-
-  /// How many of keys [key, key + count) each lane may attend, into end[lane].
-  void attended_keys(int64_t key, int64_t count, int64_t* end) const {
-    for (int64_t i = 0; i < count_; ++i) end[i] = max_of(0, min_of(limit_[i] - key, count));
-  }
-  int64_t limit(int64_t lane) const { return limit_[lane]; }
+  /// The score that each row has besides those of its keys; -inf for none.
+  T sink() const { return sink_; }
 
   /// Reads the bias of keys [key, key + count), which `apply` then adds.
   template <int kVecs>
@@ -81,28 +62,59 @@ class ScoreStage {
     if (params_->bias_kind != BiasKind::kNone) load_bias<kVecs>(key, count);
   }
 
-  /// Turns raw scores s[key][lane] of one segment into final ones: -inf where a query may not attend.
-  /// `max` is raised to the largest score of each lane. `block` is the key that `start_block` was
-  /// told, of a tile of kTileVecs vectors.
+  /// Turns raw scores s[key][lane] of one segment into final ones: -inf where a query may not
+  /// attend. `max` is raised to the largest score of each lane. `block` is the key that
+  /// `start_block` was told, of a tile of kTileVecs vectors. Where scores are capped and
+  /// `slope_of_cap` is not null, it gets the derivative of each by the raw score, laid out as s.
   template <int kTileVecs, int kVecs>
-  void apply(T* s, int64_t stride, int64_t block, int64_t j, int64_t count, bool limited,
-             Reg* max) const {
+  void apply(T* s, int64_t stride, int64_t block, int64_t j, int64_t count, bool limited, Reg* max,
+             T* slope_of_cap = nullptr) const {
     constexpr int kDead = kTileVecs - kVecs;
     const T* bias = bias_tile_ + (j * kTileVecs + kDead) * V::kWidth;
-    const int64_t* limits = limit_ + kDead * V::kWidth;
     constexpr int64_t kBiasStride = kTileVecs * V::kWidth;
-    if (params_->bias_kind == BiasKind::kNone) {
-      apply_as<kVecs, false, true>(s, stride, bias, kBiasStride, limits, block + j, count, max);
-    } else if (limited) {
-      apply_as<kVecs, true, true>(s, stride, bias, kBiasStride, limits, block + j, count, max);
-    } else {
-      apply_as<kVecs, true, false>(s, stride, bias, kBiasStride, limits, block + j, count, max);
+    const bool has_bias = params_->bias_kind != BiasKind::kNone;
+    if (params_->softcap > 0) cap<kVecs>(s, stride, count, slope_of_cap);
+    if (params_->alibi_slopes != nullptr) {
+      add_alibi<kVecs>(s, stride, ranges_.positions() + kDead * V::kWidth, block + j, count);
     }
+    const int64_t* starts = ranges_.starts() + kDead * V::kWidth;
+    const int64_t* limits = ranges_.limits() + kDead * V::kWidth;
+    const auto run = [&]<bool kBias, bool kLimit>() {
+      apply_as<kVecs, kBias, kLimit>(s, stride, bias, kBiasStride, starts, limits, block + j, count,
+                                     max);
+    };
+    if (!has_bias) {
+      limited ? run.template operator()<false, true>() : run.template operator()<false, false>();
+    } else {
+      limited ? run.template operator()<true, true>() : run.template operator()<true, false>();
+    }
+  }
+
+  /// Adds to rows[lane] the derivative of the loss by the lane's slope, from those by its scores.
+  template <int kVecs>
+  [[gnu::noinline]] void add_slope_gradients(const T* grad_scores, int64_t stride, int64_t key,
+                                             int64_t count, T* rows) const {
+    alignas(64) T lanes[kVecs * V::kWidth];
+    relative_positions<kVecs>(ranges_.positions(), key, lanes);
+    Reg position[kVecs], sum[kVecs];
+    each<kVecs>([&](int v) {
+      position[v] = V::load(lanes + v * V::kWidth);
+      sum[v] = V::zero();
+    });
+    for (int64_t j = 0; j < count; ++j) {
+      const Reg at = V::broadcast(static_cast<T>(j));
+      each<kVecs>([&](int v) {
+        const Reg grad = V::load(grad_scores + j * stride + v * V::kWidth);
+        sum[v] = V::fma(grad, V::abs(V::sub(position[v], at)), sum[v]);
+      });
+    }
+    each<kVecs>([&](int v) { V::store(lanes + v * V::kWidth, sum[v]); });
+    for (int64_t i = 0; i < count_; ++i) rows[i] -= lanes[i];
   }
 
   /// Whether the query of `lane` may not attend `key`.
   bool excludes(int64_t lane, int64_t key) const {
-    if (key >= limit_[lane]) return true;
+    if (key < ranges_.starts()[lane] || key >= ranges_.limits()[lane]) return true;
     const int64_t at =
         bias_offset_ + lane * params_->bias_strides[2] + key * params_->bias_strides[3];
     switch (params_->bias_kind) {
@@ -140,38 +152,6 @@ class ScoreStage {
 
  private:
   static constexpr T kInf = std::numeric_limits<T>::infinity();
-
-  void set_limits(const ScoreParams& p, const Shape& shape, int64_t batch, int64_t head) {
-    const bool causal = p.causal;
-    int64_t largest = 0;
-    int64_t smallest = shape.keys;
-    int64_t limit = 0;
-    for (int64_t lane = 0; lane < count_; ++lane) {
-      const int64_t query = first_ + lane;
-      limit = shape.keys;
-      if (causal) {
-        const int64_t position =
-            p.positions == nullptr
-                ? query + shape.keys - shape.queries
-                : p.positions[batch * p.position_strides[0] + head * p.position_strides[1] +
-                              query * p.position_strides[2]];
-        limit = position < 0 ? 0 : position >= shape.keys ? shape.keys : position + 1;
-      }
-      limit_[lane] = limit;
-      largest = max_of(largest, limit);
-      smallest = min_of(smallest, limit);
-    }
-    // Padding does what the last query does, so that it never asks for work of its own.
-    for (int64_t lane = count_; lane < kMaxLanes; ++lane) limit_[lane] = limit;
-    for (int v = 0; v < V::kScoreVecs; ++v) {
-      vector_end_[v] = 0;
-      for (int i = 0; i < V::kWidth; ++i) {
-        vector_end_[v] = max_of(vector_end_[v], limit_[v * V::kWidth + i]);
-      }
-    }
-    key_end_ = largest;
-    full_end_ = smallest;
-  }
 
   // bias_tile[key][lane] = bias of the lane's query, with 0 and -inf for True and False.
   template <int kVecs>
@@ -211,19 +191,74 @@ class ScoreStage {
     }
   }
 
+  // Counted from `key`, small numbers, and so exact, wherever ALiBi leaves a weight to speak of.
+  template <int kVecs>
+  static void relative_positions(const int64_t* position, int64_t key, T* out) {
+    for (int i = 0; i < kVecs * V::kWidth; ++i) {
+      out[i] = static_cast<T>(saturated_sum(position[i], -key));
+    }
+  }
+
+  // s to c tanh(s / c), and 1 - tanh^2 beside it where that is wanted. Where the tanh of a quotient
+  // is the quotient, the score stays what it is: by a very large cap the quotient is a denormal.
+  template <int kVecs>
+  [[gnu::noinline]] void cap(T* s, int64_t stride, int64_t count, T* slope) const {
+    constexpr double kLargest = std::numeric_limits<T>::max();
+    const double quotient = 1 / params_->softcap;
+    const Reg c = V::broadcast(static_cast<T>(params_->softcap));
+    const Reg inverse = V::broadcast(static_cast<T>(quotient < kLargest ? quotient : kLargest));
+    const Reg one = V::broadcast(T(1));
+    const Reg linear = V::broadcast(sizeof(T) == 4 ? T(0x1p-13) : T(0x1p-27));
+    for (int64_t j = 0; j < count; ++j) {
+      Reg x[kVecs], score[kVecs];
+      each<kVecs>([&](int v) {
+        score[v] = V::load(s + j * stride + v * V::kWidth);
+        x[v] = V::mul(score[v], inverse);
+      });
+      tanh<V>(x);
+      each<kVecs>([&](int v) {
+        const Reg capped = V::if_less(V::abs(x[v]), linear, score[v], V::mul(c, x[v]));
+        V::store(s + j * stride + v * V::kWidth, capped);
+      });
+      if (slope == nullptr) continue;
+      each<kVecs>([&](int v) {
+        V::store(slope + j * stride + v * V::kWidth, V::sub(one, V::mul(x[v], x[v])));
+      });
+    }
+  }
+
+  template <int kVecs>
+  [[gnu::noinline]] void add_alibi(T* s, int64_t stride, const int64_t* position, int64_t key,
+                                   int64_t count) const {
+    alignas(64) T relative[kVecs * V::kWidth];
+    relative_positions<kVecs>(position, key, relative);
+    const Reg slope = V::broadcast(-slope_);
+    for (int64_t j = 0; j < count; ++j) {
+      const Reg at = V::broadcast(static_cast<T>(j));
+      each<kVecs>([&](int v) {
+        T* score = s + j * stride + v * V::kWidth;
+        const Reg far = V::abs(V::sub(V::load(relative + v * V::kWidth), at));
+        V::store(score, V::fma(slope, far, V::load(score)));
+      });
+    }
+  }
+
   template <int kVecs, bool kBias, bool kLimit>
   static void apply_as(T* s, int64_t stride, const T* bias, int64_t bias_stride,
-                       const int64_t* limits, int64_t key, int64_t count, Reg* max) {
+                       const int64_t* starts, const int64_t* limits, int64_t key, int64_t count,
+                       Reg* max) {
     constexpr int W = V::kWidth;
     const Reg minus_inf = V::broadcast(-kInf);
     // Limits counted from `key` are small integers, exact in T however long the sequence is.
-    alignas(64) T relative[kVecs * W];
+    alignas(64) T relative[2][kVecs * W];
     for (int i = 0; i < kVecs * W; ++i) {
-      relative[i] = static_cast<T>(min_of(max_of(limits[i] - key, 0), count));
+      relative[0][i] = static_cast<T>(clamp(starts[i] - key, 0, count));
+      relative[1][i] = static_cast<T>(clamp(limits[i] - key, 0, count));
     }
-    Reg limit[kVecs], top[kVecs];
+    Reg start[kVecs], limit[kVecs], top[kVecs];
     for (int v = 0; v < kVecs; ++v) {
-      limit[v] = V::load(relative + v * W);
+      start[v] = V::load(relative[0] + v * W);
+      limit[v] = V::load(relative[1] + v * W);
       top[v] = max[v];
     }
     for (int64_t j = 0; j < count; ++j) {
@@ -235,7 +270,10 @@ class ScoreStage {
           const Reg b = V::load(bias + j * bias_stride + v * W);
           x = V::if_equal(b, minus_inf, minus_inf, V::add(x, b));
         }
-        if constexpr (kLimit) x = V::if_less(position, limit[v], x, minus_inf);
+        if constexpr (kLimit) {
+          x = V::if_less(position, limit[v], x, minus_inf);
+          x = V::if_less(position, start[v], minus_inf, x);
+        }
         V::store(s + j * stride + v * W, x);
         top[v] = V::max(x, top[v]);
       }
@@ -258,14 +296,13 @@ class ScoreStage {
   }
 
   const ScoreParams* params_;
-  int64_t batch_head_, first_, count_, keys_;
-  int64_t key_end_, full_end_;
+  KeyRanges<V> ranges_;
+  int64_t batch_head_, first_, count_;
   int64_t bias_offset_;
   T* bias_tile_;
   PhiloxKey dropout_key_;
   uint32_t dropout_threshold_;
-  int64_t limit_[kMaxLanes];
-  int64_t vector_end_[V::kScoreVecs];  // the largest limit of a vector of lanes
+  T slope_, sink_;
 };
 
 }  // namespace

@@ -116,6 +116,36 @@ template <class V, int kVecs>
                         });
 }
 
+/// Row by row the dot product of two matrices, of W rows of which `count` exist; 0 for the others.
+template <class V>
+typename V::Reg row_dots(const typename V::Scalar* a, int64_t a_stride, const typename V::Scalar* b,
+                         int64_t b_stride, int64_t count, int64_t columns) {
+  using Reg = typename V::Reg;
+  constexpr int W = V::kWidth;
+  const typename V::Mask tail = V::first(columns % W);
+  Reg row[W];
+  for (int i = 0; i < W; ++i, a += a_stride, b += b_stride) {
+    row[i] = V::zero();
+    if (i >= count) continue;
+    for (int64_t c = 0; c < columns;) {
+      Reg part = V::zero();
+      const int64_t end = min_of(columns, c + V::kLongestChain * W);
+      for (; c + W <= end; c += W) part = V::fma(V::load(a + c), V::load(b + c), part);
+      if (c < end) part = V::fma(V::load(a + c, tail), V::load(b + c, tail), part);
+      c = end;
+      row[i] = V::add(row[i], part);
+    }
+  }
+  // The sums across the registers, W of them at once.
+  V::transpose(row);
+#pragma GCC unroll 8
+  for (int step = W / 2; step > 0; step /= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < step; ++i) row[i] = V::add(row[i], row[i + step]);
+  }
+  return row[0];
+}
+
 /// Whether rows of numbers hold a NaN.
 template <class V>
 bool has_nan(const typename V::Scalar* rows, int64_t stride, int64_t count, int64_t columns) {

@@ -31,20 +31,29 @@ def attention(
     bias: Tensor | None = None,
     causal: bool = False,
     query_positions: Tensor | None = None,
+    window: tuple[int, int] | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
     block_size: int = 64,
     use_simd: bool = True,
 ) -> Tensor:
-    """softmax(scale * query key^T + bias) value, without ever forming the [L, S] matrix.
+    """softmax(softcap(scale * query key^T) + alibi + bias) value, without forming the [L, S] matrix.
 
-    Exact, in O(L + S) memory, forward and backward; differentiable in `query`, `key`, `value` and a
-    floating `bias`. The bits do not depend on the number of threads. A query with nothing to attend
-    gives zeros and zero gradients.
+    Exact, in O(L + S) memory, forward and backward; differentiable in `query`, `key`, `value`,
+    `alibi_slopes`, `sinks` and a floating `bias`. The bits do not depend on the number of threads.
+    A query with nothing to attend gives zeros and zero gradients.
 
     Sources: Dao et al., FlashAttention (arXiv:2205.14135), algorithm 1 and, for the backward,
     appendix B.2; Dao, FlashAttention-2 (arXiv:2307.08691), section 3.1; Milakov and Gimelshein,
-    Online normalizer calculation for softmax (arXiv:1805.02867), algorithm 3.
+    Online normalizer calculation for softmax (arXiv:1805.02867), algorithm 3. For the options:
+    Beltagy et al., Longformer (arXiv:2004.05150), section 3.1, and Jiang et al., Mistral 7B
+    (arXiv:2310.06825), section 2, the window; Press et al., Train short, test long
+    (arXiv:2108.12409), section 3, the slopes; Gemma 2 (arXiv:2408.00118), section 2, the softcap;
+    Xiao et al., Efficient streaming language models with attention sinks (arXiv:2309.17453),
+    section 3.3, and gpt-oss (arXiv:2508.10925), the sinks.
 
     Args:
         query: [B, H, L, D] or [B, L, D], float32 or float64, any strides.
@@ -57,7 +66,18 @@ def attention(
         causal: a query attends the keys at positions up to its own. The queries are the last L of
             the S positions (bottom-right), unless `query_positions` says otherwise.
         query_positions: int64, broadcasts to [B, H, L] ([B, L] for 3-D inputs): the position of
-            each query, for `causal`. `torch.arange(L)` gives torch's top-left causal mask.
+            each query, for `causal`, `window` and `alibi_slopes`. `torch.arange(L)` gives torch's
+            top-left causal mask.
+        window: (left, right): a query at position p attends keys p - left ... p + right; -1 means
+            no bound on that side. `causal` makes right 0. Keys outside cost no time. None means
+            (-1, -1); an int w is read as (w, w), as everywhere in torch.
+        alibi_slopes: [H] or [B, H], dtype of `query`: -slope * |position - key| is added to the
+            scores of the head.
+        softcap: c > 0 turns a scaled score s into c * tanh(s / c), before anything is added to it;
+            finite; 0 means none.
+        sinks: [H], dtype of `query`: a score that takes part in the softmax of each row of the head
+            and has no value, so that the row's weights sum to less than 1. A row that attends
+            nothing else still gives zeros.
         scale: factor on the scores; None means 1/sqrt(D).
         dropout: probability in [0, 1] of dropping an attention weight; the others are scaled by
             1/(1 - dropout). The seed comes from torch's CPU generator.
@@ -69,9 +89,11 @@ def attention(
         [B, H, L, Dv] or [B, L, Dv], in the dtype of `query`.
 
     Raises:
-        TypeError: the dtypes differ, or are not floating; a bias or positions of the wrong dtype.
-        ValueError: shapes that do not go together, `dropout` outside [0, 1], `block_size` below 1,
-            or FLASH_ATTENTION_ISA naming kernels that do not exist or do not run here.
+        TypeError: the dtypes differ, or are not floating; a bias, slopes, sinks or positions of the
+            wrong dtype.
+        ValueError: shapes that do not go together, a window of numbers below -1, a `softcap` that is
+            negative or not finite, `dropout` outside [0, 1], `block_size` below 1, or
+            FLASH_ATTENTION_ISA naming kernels that do not exist or do not run here.
         NotImplementedError: bfloat16 or float16, or a derivative of the derivative (take
             `standard_attention` for that).
 
@@ -91,6 +113,10 @@ def attention(
         bias=bias,
         causal=causal,
         query_positions=query_positions,
+        window=window,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        sinks=sinks,
         scale=scale,
         dropout=dropout,
         block_size=block_size,
@@ -106,6 +132,10 @@ def attention_with_lse(
     bias: Tensor | None = None,
     causal: bool = False,
     query_positions: Tensor | None = None,
+    window: tuple[int, int] | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
     block_size: int = 64,
@@ -116,13 +146,13 @@ def attention_with_lse(
     Source: the L of Dao, FlashAttention-2 (arXiv:2307.08691), section 3.1, algorithm 1.
 
     Args:
-        query, key, value, bias, causal, query_positions, scale, dropout, block_size, use_simd: as
-            in `attention`.
+        query, key, value, bias, causal, query_positions, window, alibi_slopes, softcap, sinks,
+            scale, dropout, block_size, use_simd: as in `attention`.
 
     Returns:
         The output of `attention`, and lse [B, H, L] ([B, L] for 3-D inputs) in the same dtype: the
-        natural logarithm of sum_j exp(scale * query key_j + bias_j), before dropout, -inf where a
-        query has nothing to attend. Both are differentiable.
+        natural logarithm of the sum of the exponentials of a row's scores, that of its sink among
+        them, before dropout; -inf where a query has nothing to attend. Both are differentiable.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `attention`.
@@ -138,6 +168,10 @@ def attention_with_lse(
         bias=bias,
         causal=causal,
         query_positions=query_positions,
+        window=window,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        sinks=sinks,
         scale=scale,
         dropout=dropout,
         block_size=block_size,
@@ -153,6 +187,10 @@ def standard_attention(
     bias: Tensor | None = None,
     causal: bool = False,
     query_positions: Tensor | None = None,
+    window: tuple[int, int] | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -163,8 +201,9 @@ def standard_attention(
     Source: Vaswani et al., Attention is all you need (arXiv:1706.03762), equation 1.
 
     Args:
-        query, key, value, bias, causal, query_positions, scale, dropout: as in `attention`; after
-            the same `torch.manual_seed` both drop the same weights.
+        query, key, value, bias, causal, query_positions, window, alibi_slopes, softcap, sinks,
+            scale, dropout: as in `attention`; after the same `torch.manual_seed` both drop the same
+            weights.
 
     Returns:
         [B, H, L, Dv] or [B, L, Dv], in the dtype of `query`.
@@ -182,6 +221,10 @@ def standard_attention(
         bias=bias,
         causal=causal,
         query_positions=query_positions,
+        window=window,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        sinks=sinks,
         scale=scale,
         dropout=dropout,
     )

@@ -41,19 +41,32 @@ def attention_memory(
     block_size: int = 64,
     use_simd: bool = True,
     has_bias: bool = False,
+    has_softcap: bool = False,
 ) -> MemoryUsage:
     """Bytes that `torch.ops.flash.attention` allocates beyond its inputs and outputs.
 
     The answer is for query [batch, heads, queries, head_dim], key of `keys` rows and value of width
-    `value_dim` in `dtype` (float32 or float64), with or without a bias, with the kernels and the
-    number of threads that are active now. It grows with the lengths, never with their product.
+    `value_dim` in `dtype` (float32 or float64), with or without a bias and a softcap, with the
+    kernels and the number of threads that are active now. It grows with the lengths, never with
+    their product. Windows, ALiBi and sinks need nothing, but for a few numbers per row while the
+    gradients of slopes and sinks are summed.
 
     Raises:
         TypeError: `dtype` is neither float32 nor float64.
         ValueError: a size is negative, or `block_size` is below 1.
     """
     usage = torch.ops.flash.attention_memory(
-        batch, heads, queries, keys, head_dim, value_dim, dtype, block_size, use_simd, has_bias
+        batch,
+        heads,
+        queries,
+        keys,
+        head_dim,
+        value_dim,
+        dtype,
+        block_size,
+        use_simd,
+        has_bias,
+        has_softcap,
     )
     return MemoryUsage(*usage)
 

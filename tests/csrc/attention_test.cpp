@@ -29,6 +29,21 @@ const Options kOptions[] = {
     {.dropout = 0.4},
     {.causal = true, .dropout = 0.2, .bias = true, .block_size = 10},
     {.block_size = 1},
+    {.left = 5, .right = 20},
+    {.left = 0, .right = 0},
+    {.causal = true, .left = 40},
+    {.block_size = 16, .right = 3},
+    {.softcap = 0.8},
+    {.slopes = true},
+    {.sinks = true},
+    {.dropout = 0.2,
+     .bias = true,
+     .block_size = 24,
+     .left = 30,
+     .right = 9,
+     .softcap = 2,
+     .slopes = true,
+     .sinks = true},
 };
 
 double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
@@ -45,6 +60,11 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 template <class T>
 constexpr double kTolerance = 64 * 16 * static_cast<double>(std::numeric_limits<T>::epsilon());
 
+// A row's part of a slope's gradient is a sum of dS times distances of up to 257 keys, of which
+// ALiBi leaves weight to the nearest tens: their rounding is that many times that of dS.
+template <class T>
+constexpr double kSlopeTolerance = 32 * kTolerance<T>;
+
 template <class T>
 void expect_reference(const KernelTable& table) {
   for (const Shape& shape : kShapes) {
@@ -52,7 +72,9 @@ void expect_reference(const KernelTable& table) {
       SCOPED_TRACE(::testing::Message()
                    << "queries " << shape.queries << " keys " << shape.keys << " causal "
                    << options.causal << " dropout " << options.dropout << " bias " << options.bias
-                   << " block " << options.block_size);
+                   << " block " << options.block_size << " window " << options.left << " "
+                   << options.right << " softcap " << options.softcap << " slopes "
+                   << options.slopes << " sinks " << options.sinks);
       const Problem<T> problem(shape, options);
       const Answer expected = testing::reference(problem);
       const Answer got = testing::run(table, problem);
@@ -61,6 +83,8 @@ void expect_reference(const KernelTable& table) {
       EXPECT_LE(largest_difference(got.dk, expected.dk), kTolerance<T>);
       EXPECT_LE(largest_difference(got.dv, expected.dv), kTolerance<T>);
       EXPECT_LE(largest_difference(got.dbias, expected.dbias), kTolerance<T>);
+      EXPECT_LE(largest_difference(got.dslopes, expected.dslopes), kSlopeTolerance<T>);
+      EXPECT_LE(largest_difference(got.dsinks, expected.dsinks), kTolerance<T>);
     }
   }
 }
@@ -107,6 +131,47 @@ TEST_P(AttentionOnEveryIsa, AMaskedKeysNanReachesNoOtherRow) {
         EXPECT_TRUE(std::isnan(got.out[at])) << i;
         EXPECT_TRUE(std::isnan(got.dq[at])) << i;
       }
+    }
+  }
+}
+
+TEST_P(AttentionOnEveryIsa, ANanOutsideOfTheWindowReachesNoRow) {
+  constexpr int64_t kLength = 150, kWidth = 8, kBad = 70, kLeft = 9, kRight = 4;
+  const Options options = {
+      .left = kLeft, .right = kRight, .softcap = 3, .slopes = true, .sinks = true};
+  Problem<float> problem({1, 1, 1, 1, kLength, kLength, kWidth, kWidth}, options);
+  const Answer clean = testing::run(*GetParam(), problem);
+  for (int64_t d = 0; d < kWidth; ++d) {
+    problem.k[kBad * kWidth + d] = problem.v[kBad * kWidth + d] = std::nanf("");
+  }
+  const Answer got = testing::run(*GetParam(), problem);
+  for (int64_t i = 0; i < kLength; ++i) {
+    const bool attends = i - kLeft <= kBad && kBad <= i + kRight;
+    for (int64_t d = 0; d < kWidth; ++d) {
+      const int64_t at = i * kWidth + d;
+      if (attends) {
+        EXPECT_TRUE(std::isnan(got.out[at])) << i;
+        EXPECT_TRUE(std::isnan(got.dq[at])) << i;
+      } else {
+        EXPECT_NEAR(got.out[at], clean.out[at], kTolerance<float>) << i;
+        EXPECT_NEAR(got.dq[at], clean.dq[at], kTolerance<float>) << i;
+      }
+    }
+    EXPECT_EQ(std::isnan(got.dslopes[i]), attends) << i;
+  }
+}
+
+// Positions and windows may be any numbers: none may overflow on the way to a range of keys.
+TEST_P(AttentionOnEveryIsa, WindowsAndPositionsOfAnySize) {
+  constexpr int64_t kLargest = std::numeric_limits<int64_t>::max();
+  const Shape shape = {1, 1, 1, 1, 40, 50, 8, 8};
+  const Answer everything = testing::run(*GetParam(), Problem<double>(shape, {}));
+  for (const int64_t huge : {int64_t{50}, int64_t{1} << 62, kLargest}) {
+    for (const Options& options :
+         {Options{.left = huge}, Options{.right = huge}, Options{.left = huge, .right = huge}}) {
+      const Answer got = testing::run(*GetParam(), Problem<double>(shape, options));
+      EXPECT_LE(largest_difference(got.out, everything.out), kTolerance<double>) << huge;
+      EXPECT_LE(largest_difference(got.dk, everything.dk), kTolerance<double>) << huge;
     }
   }
 }

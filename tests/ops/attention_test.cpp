@@ -30,6 +30,7 @@ std::vector<NamedOptions> every_option(at::ScalarType dtype) {
   torch::manual_seed(23);
   const Tensor bias = at::randn({4, 1, 33}, dtype);
   const Tensor mask = at::rand({19, 33}) < 0.7;
+  const Tensor slopes = at::rand({2, 4}, dtype), sinks = at::randn({4}, dtype);
   return {
       {"none", AttentionOptions()},
       {"bias", AttentionOptions().bias(bias)},
@@ -37,6 +38,13 @@ std::vector<NamedOptions> every_option(at::ScalarType dtype) {
       {"causal", AttentionOptions().causal(true)},
       {"query_positions",
        AttentionOptions().causal(true).query_positions(at::arange(19, at::kLong))},
+      {"window", AttentionOptions().window({.left = 9, .right = 3})},
+      {"window to the left", AttentionOptions().window({.left = 5})},
+      {"window and causal", AttentionOptions().causal(true).window({.left = 5, .right = 7})},
+      {"alibi_slopes", AttentionOptions().alibi_slopes(slopes[0])},
+      {"alibi_slopes of a batch", AttentionOptions().alibi_slopes(slopes)},
+      {"softcap", AttentionOptions().softcap(1.5)},
+      {"sinks", AttentionOptions().sinks(sinks)},
       {"scale", AttentionOptions().scale(-0.3)},
       {"scale zero", AttentionOptions().scale(0.0)},
       {"dropout", AttentionOptions().dropout(0.4)},
@@ -177,6 +185,27 @@ TEST(AttentionMemory, IsWhatACallAllocates) {
   }
 }
 
+TEST(AttentionMemory, IsToldOfASoftcap) {
+  Inputs x(at::kFloat, {.queries = 200, .keys = 300});
+  const auto options = AttentionOptions().softcap(2.0);
+  const MemoryUsage usage = attention_memory(2, 4, 200, 300, 8, 12, at::kFloat, /*block_size=*/64,
+                                             /*use_simd=*/true, /*has_bias=*/false,
+                                             /*has_softcap=*/true);
+  EXPECT_EQ(tests::peak_beyond_result([&] { return attention(x.query, x.key, x.value, options); }),
+            usage.forward);
+  x.requires_grad();
+  const Tensor out = attention(x.query, x.key, x.value, options);
+  const Tensor grad = at::ones_like(out);
+  EXPECT_EQ(tests::peak_beyond_result([&] {
+              return torch::autograd::grad({out}, {x.query, x.key, x.value}, {grad},
+                                           /*retain_graph=*/true);
+            }),
+            usage.backward);
+  const MemoryUsage uncapped = attention_memory(2, 4, 200, 300, 8, 12, at::kFloat);
+  EXPECT_EQ(usage.forward, uncapped.forward);
+  EXPECT_GT(usage.backward, uncapped.backward);
+}
+
 TEST(AttentionMemory, GrowsWithTheRowsAndNotWithTheirProduct) {
   // Keys and values of 2,048 positions outgrow the second-level cache: from there on the scratch has
   // its full size, and only the two numbers of a row are added.
@@ -191,6 +220,11 @@ TEST(AttentionOptions, DefaultsAreThoseOfTheSchema) {
   EXPECT_FALSE(options.bias().has_value());
   EXPECT_FALSE(options.causal());
   EXPECT_FALSE(options.query_positions().has_value());
+  EXPECT_EQ(options.window().left, -1);
+  EXPECT_EQ(options.window().right, -1);
+  EXPECT_FALSE(options.alibi_slopes().has_value());
+  EXPECT_EQ(options.softcap(), 0.0);
+  EXPECT_FALSE(options.sinks().has_value());
   EXPECT_FALSE(options.scale().has_value());
   EXPECT_EQ(options.dropout(), 0.0);
   EXPECT_EQ(options.block_size(), 64);

@@ -32,9 +32,18 @@ TEST_P(AutogradOf, GradientsEqualThoseOfStandardAttention) {
   const Inputs x = Inputs(GetParam()).requires_grad();
   const Tensor bias = at::randn({4, 1, 33}, GetParam()).requires_grad_();
   const Tensor grad = at::randn({2, 4, 19, 12}, GetParam());
-  const std::vector<Tensor> inputs = {x.query, x.key, x.value, bias};
+  const Tensor slopes = at::rand({2, 4}, GetParam()).requires_grad_();
+  const Tensor sinks = at::randn({4}, GetParam()).requires_grad_();
+  const std::vector<Tensor> inputs = {x.query, x.key, x.value, bias, slopes, sinks};
   for (const double dropout : {0.0, 0.3}) {
-    const auto options = AttentionOptions().bias(bias).causal(true).dropout(dropout);
+    const auto options = AttentionOptions()
+                             .bias(bias)
+                             .causal(true)
+                             .window({.left = 12})
+                             .alibi_slopes(slopes)
+                             .softcap(2.0)
+                             .sinks(sinks)
+                             .dropout(dropout);
     torch::manual_seed(2);
     const auto flash = gradients(attention(x.query, x.key, x.value, options), inputs, grad);
     torch::manual_seed(2);

@@ -66,6 +66,14 @@ TEST(Errors, BadOptionsAreValueErrors) {
               AllOf(StartsWith(kExpected), HasSubstr("block_size"), HasSubstr("got 0")));
   EXPECT_THAT(message(AttentionOptions().bias(at::zeros({18, 33}, at::kDouble))),
               AllOf(StartsWith(kExpected), HasSubstr("[2, 4, 19, 33]"), HasSubstr("[18, 33]")));
+  EXPECT_THAT(message(AttentionOptions().window({.left = -2, .right = 0})),
+              AllOf(StartsWith(kExpected), HasSubstr("window"), HasSubstr("got (-2, 0)")));
+  EXPECT_THAT(message(AttentionOptions().alibi_slopes(at::zeros({3}, at::kDouble))),
+              AllOf(StartsWith(kExpected), HasSubstr("alibi_slopes"), HasSubstr("got [3]")));
+  EXPECT_THAT(message(AttentionOptions().softcap(-1.0)),
+              AllOf(StartsWith(kExpected), HasSubstr("softcap"), HasSubstr("got -1")));
+  EXPECT_THAT(message(AttentionOptions().sinks(at::zeros({2, 4}, at::kDouble))),
+              AllOf(StartsWith(kExpected), HasSubstr("sinks"), HasSubstr("got [2, 4]")));
   EXPECT_THAT(message(AttentionOptions().query_positions(at::zeros({18}, at::kLong))),
               AllOf(StartsWith(kExpected), HasSubstr("query_positions"), HasSubstr("[18]")));
 }

@@ -33,6 +33,7 @@ def scenarios() -> dict[str, Callable[[], Tensor]]:
     columns = [random(1, HEADS, DIM, LENGTH) for _ in range(3)]
     one_head = [random(1, 1, LENGTH, DIM) for _ in range(2)]
     key_bias, row_bias = random(LENGTH), random(1, HEADS, LENGTH, 1)
+    slopes, sinks = random(HEADS), random(HEADS)
     mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril_()
     return {
         "plain": lambda: attention(query, key, value),
@@ -45,6 +46,10 @@ def scenarios() -> dict[str, Callable[[], Tensor]]:
         "one-kv-head": lambda: attention(query, *one_head),
         "expanded-bool-mask": lambda: attention(query, key, value, bias=mask.expand(1, 2, -1, -1)),
         "causal": lambda: attention(query, key, value, causal=True),
+        "window": lambda: attention(query, key, value, window=(100, 0)),
+        "alibi": lambda: attention(query, key, value, alibi_slopes=slopes),
+        "softcap": lambda: attention(query, key, value, softcap=20.0),
+        "sinks": lambda: attention(query, key, value, sinks=sinks),
     }
 
 

@@ -21,7 +21,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class Spec:
-    """What to test. `bias` and `mask` name axes: "1H1S" is a tensor of shape [1, heads, 1, keys]."""
+    """What to test. `bias`, `mask` and `alibi` name axes: "1H1S" is of shape [1, heads, 1, keys]."""
 
     batch: int = 2
     heads: int = 4
@@ -39,6 +39,10 @@ class Spec:
     excluded_by_bias: bool = False
     causal: bool = False
     positions: str | None = None
+    window: tuple[int, int] | None = None
+    alibi: str | None = None
+    softcap: float = 0.0
+    sinks: bool = False
     scale: float | None = None
     dropout: float = 0.0
     block_size: int = 64
@@ -54,8 +58,8 @@ class Spec:
 class Problem:
     """Inputs, options and output gradients of one call.
 
-    inputs: query, key, value and, where the spec has one, bias, in the order of the operator.
-    options: the other keyword arguments. differentiable: the inputs that get a gradient.
+    inputs: query, key, value and, where the spec has them, bias, alibi_slopes and sinks, in the
+    order of the operator. options: the other keyword arguments. differentiable: the inputs that get a gradient.
     """
 
     inputs: dict[str, Tensor]
@@ -138,6 +142,7 @@ def make_problem(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Problem:
             )
         return tuple(spec.axis(letter) for letter in letters)
 
+    query_heads = spec.heads if spec.rank == 4 else 1
     key_heads = spec.key_heads or spec.heads
     value_heads = spec.value_heads or spec.heads
     if spec.rank == 3:
@@ -162,8 +167,21 @@ def make_problem(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Problem:
     elif spec.mask is not None:
         inputs["bias"] = torch.rand(axes(spec.mask), generator=generator) < 0.7
 
+    if spec.alibi is not None:
+        # Of 0.02 to 0.5, as in the paper for 8 heads: both near and far keys keep some weight.
+        shape = (spec.batch, query_heads) if spec.alibi == "BH" else (query_heads,)
+        slopes = 2.0 ** (-1 - 5 * torch.rand(shape, generator=generator, dtype=torch.float64))
+        inputs["alibi_slopes"] = slopes.to(dtype)
+        differentiable.append("alibi_slopes")
+    if spec.sinks:
+        sinks = torch.randn(query_heads, generator=generator, dtype=torch.float64)
+        inputs["sinks"] = sinks.to(dtype)
+        differentiable.append("sinks")
+
     options: dict[str, Any] = {
         "causal": spec.causal,
+        "window": spec.window,
+        "softcap": spec.softcap,
         "scale": spec.scale,
         "dropout": spec.dropout,
         "block_size": spec.block_size,
@@ -206,6 +224,22 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "causal-positions-BHL": {"causal": True, "positions": "BHL"},
         "positions-alone": {"positions": "L"},
     },
+    # 19 queries are at 14 to 32 of 33 keys: a window on either side, both, a diagonal, more than all.
+    "window": {
+        "window-left": {"window": (6, -1)},
+        "window-right": {"window": (-1, 3)},
+        "window": {"window": (9, 4)},
+        "window-diagonal": {"window": (0, 0)},
+        "window-unbounded": {"window": (2**62, -1)},
+    },
+    "alibi": {"alibi-H": {"alibi": "H"}, "alibi-BH": {"alibi": "BH"}},
+    # Scores are standard normal: most of them bent, few of them bent, all of them near the cap.
+    "softcap": {
+        "softcap": {"softcap": 1.5},
+        "softcap-large": {"softcap": 20.0},
+        "softcap-small": {"softcap": 0.4},
+    },
+    "sinks": {"sinks": {"sinks": True}},
     "scale": {
         "scale-zero": {"scale": 0.0},
         "scale-negative": {"scale": -0.4},

@@ -1,6 +1,7 @@
 """Attention written from its definition, in plain torch operations: the truth the operator is held to.
 
-    weights = softmax(scale * query key^T + bias)     over the keys that may be attended
+    scores = cap(scale * query key^T) - slope * |position - key| + bias,   cap(s) = c tanh(s / c)
+    weights = softmax(scores)      over the keys that may be attended, and a sink without a value
     out = dropout(weights) value,   lse = log(sum(exp(scores)))
 
 Nothing here is shared with the operator: masks, positions, grouped heads and the derivative
@@ -17,7 +18,14 @@ import torch
 from problems import Problem
 from torch import Tensor
 
-NAMES = {"query": "dq", "key": "dk", "value": "dv", "bias": "dbias"}
+NAMES = {
+    "query": "dq",
+    "key": "dk",
+    "value": "dv",
+    "bias": "dbias",
+    "alibi_slopes": "dslopes",
+    "sinks": "dsinks",
+}
 
 
 @dataclass
@@ -46,29 +54,57 @@ def broadcast_bias(
     return bias.expand(batch, heads, queries, keys)
 
 
+def distances(positions: Tensor | None, shape: tuple[int, ...], rank: int) -> Tensor:
+    """float64 [B, H, L, S]: how far a key is behind a query's position; no position overflows."""
+    batch, heads, queries, keys = shape
+    if positions is None:
+        positions = torch.arange(queries) + keys - queries
+    if rank == 3:
+        positions = positions.expand(batch, queries).unsqueeze(1)
+    positions = positions.expand(batch, heads, queries)
+    return torch.arange(keys).double() - positions.double().unsqueeze(-1)
+
+
 def allowed_keys(
-    bias: Tensor | None, causal: bool, positions: Tensor | None, shape: tuple[int, ...], rank: int
+    bias: Tensor | None, causal: bool, window: tuple[int, int] | None, distance: Tensor, rank: int
 ) -> Tensor:
     """bool [B, H, L, S]: True where a query may attend a key."""
-    batch, heads, queries, keys = shape
-    allowed = torch.ones(shape, dtype=torch.bool)
+    allowed = torch.ones(distance.shape, dtype=torch.bool)
     if bias is not None:
         mask = bias if bias.dtype == torch.bool else bias != -math.inf
-        allowed = allowed & broadcast_bias(mask, *shape, rank)
+        allowed = allowed & broadcast_bias(mask, *distance.shape, rank)
     if causal:
-        if positions is None:
-            positions = torch.arange(queries) + keys - queries
-        if rank == 3:
-            positions = positions.expand(batch, queries).unsqueeze(1)
-        positions = positions.expand(batch, heads, queries)
-        allowed = allowed & (torch.arange(keys) <= positions.unsqueeze(-1))
+        allowed = allowed & (distance <= 0)
+    if window is not None:
+        left, right = window
+        if left != -1:
+            allowed = allowed & (distance >= -left)
+        if right != -1:
+            allowed = allowed & (distance <= right)
     return allowed
 
 
+@dataclass
+class Scores:
+    """The scores of a problem and what they are made of, [B, H, L, S] each."""
+
+    final: Tensor  # -inf where not allowed
+    tangent: Tensor  # tanh of the scaled product over the cap; 0 without one
+    distance: Tensor  # |position - key|
+    allowed: Tensor
+    value: Tensor  # [B, H, S, Dv], of every query head
+
+
 def scores_and_values(
-    inputs: dict[str, Tensor], causal: bool, positions: Tensor | None, scale: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores [B, H, L, S], -inf where not allowed; values of every query head [B, H, S, Dv]; allowed."""
+    inputs: dict[str, Tensor],
+    *,
+    causal: bool,
+    query_positions: Tensor | None,
+    window: tuple[int, int] | None,
+    softcap: float,
+    scale: float | None,
+) -> Scores:
+    """Scores without the sink, and the values they weigh."""
     rank = inputs["query"].dim()
     query, key, value = (with_heads(inputs[name]) for name in ("query", "key", "value"))
     batch, heads, queries, head_dim = query.shape
@@ -78,11 +114,28 @@ def scores_and_values(
     if scale is None:
         scale = 1.0 / math.sqrt(head_dim)
     scores = scale * (query @ key.transpose(-1, -2))
+    tangent = torch.zeros_like(scores)
+    if softcap > 0:
+        tangent = torch.tanh(scores / softcap)
+        scores = softcap * tangent
+    distance = distances(query_positions, shape, rank)
+    slopes = inputs.get("alibi_slopes")
+    if slopes is not None:
+        scores = scores - slopes.unsqueeze(-1).unsqueeze(-1) * distance.abs().to(scores.dtype)
     bias = inputs.get("bias")
     if bias is not None and bias.dtype != torch.bool:
         scores = scores + broadcast_bias(bias, *shape, rank)
-    allowed = allowed_keys(bias, causal, positions, shape, rank)
-    return scores.masked_fill(~allowed, -math.inf), value, allowed
+    allowed = allowed_keys(bias, causal, window, distance, rank)
+    final = scores.masked_fill(~allowed, -math.inf)
+    return Scores(final, tangent, distance.abs(), allowed, value)
+
+
+def with_sink(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """[B, H, L, S] with the sink of the head as one more column."""
+    if sinks is None:
+        return scores
+    column = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat([scores, column], dim=-1)
 
 
 def log_sum_exp(scores: Tensor) -> Tensor:
@@ -102,20 +155,32 @@ def attention(
     *,
     causal: bool = False,
     query_positions: Tensor | None = None,
+    window: tuple[int, int] | None = None,
+    softcap: float = 0.0,
     scale: float | None = None,
     keep: Tensor | None = None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) in the dtype of the inputs. keep: bool [B, H, L, S], the weights dropout keeps."""
-    scores, value, allowed = scores_and_values(inputs, causal, query_positions, scale)
+    parts = scores_and_values(
+        inputs,
+        causal=causal,
+        query_positions=query_positions,
+        window=window,
+        softcap=softcap,
+        scale=scale,
+    )
+    scores = with_sink(parts.final, inputs.get("sinks"))
     # An empty row gets weights 0 and lse -inf; finite scores stand in so that no gradient is NaN.
-    empty = ~allowed.any(-1, keepdim=True)
+    empty = ~parts.allowed.any(-1, keepdim=True)
+    if "sinks" in inputs:
+        empty = torch.zeros_like(empty)
     scores = scores.masked_fill(empty, 0.0)
-    weights = torch.softmax(scores, -1).masked_fill(empty, 0.0)
+    weights = torch.softmax(scores, -1).masked_fill(empty, 0.0)[..., : parts.final.size(-1)]
     lse = log_sum_exp(scores).masked_fill(empty.squeeze(-1), -math.inf)
     if keep is not None:
         weights = weights * keep / (1.0 - dropout) if dropout < 1.0 else weights * 0.0
-    out = weights @ value
+    out = weights @ parts.value
     if inputs["query"].dim() == 3:
         out, lse = out.squeeze(1), lse.squeeze(1)
     return out, lse
@@ -175,18 +240,29 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
     add in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units. The slope of the loss in a
     score is a difference of two dot products of Dv terms, whose partial sums round too: 2 units
     each. With one key (or one that outweighs the rest) they are equal, and those roundings are all
-    that is left.
+    that is left. Weights, and products with them, are added up one after another, up to 128 at a time:
+    the sum of n equal ones meets the roundings of n partial sums, n / 3 squares of that of the whole,
+    and a rounding that is spread evenly is a third of a unit, squared. The error of a row's sum is
+    one for all of its weights, and so for the output, too. The slope of a cap, 1 - tanh^2, is off by the roundings of tanh^2 and by what the
+    error of the product moves it.
     """
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     options = problem.options
     scale = options["scale"]
     scale = 1.0 / math.sqrt(inputs["query"].size(-1)) if scale is None else scale
-    scores, value, _ = scores_and_values(
-        inputs, options["causal"], options.get("query_positions"), scale
+    parts = scores_and_values(
+        inputs,
+        causal=options["causal"],
+        query_positions=options.get("query_positions"),
+        window=options["window"],
+        softcap=options["softcap"],
+        scale=scale,
     )
+    scores, value = parts.final, parts.value
     query, key = with_heads(inputs["query"]), with_heads(inputs["key"])
     every_key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
-    weights = torch.softmax(scores, -1).nan_to_num(0.0)
+    every_weight = torch.softmax(with_sink(scores, inputs.get("sinks")), -1).nan_to_num(0.0)
+    weights = every_weight[..., : scores.size(-1)]
     keep = dropout_keep(problem)
     kept = torch.ones((), dtype=torch.float64)
     if keep is not None:
@@ -197,25 +273,48 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
     grad_lse = problem.grad_lse.double().view(*weights.shape[:3], 1)
 
     out = (weights * kept) @ value
-    score_error = scale**2 * query**2 @ (every_key**2).mT + scores.masked_fill(weights == 0, 0) ** 2
-    weight_error = weights**2 * (1.0 + score_error)
+    product_error = scale**2 * query**2 @ (every_key**2).mT
+    slope_of_cap = 1.0 - parts.tangent**2
+    score_error = product_error * slope_of_cap**2 + scores.masked_fill(weights == 0, 0) ** 2
+    score_error = score_error + (options["softcap"] * parts.tangent) ** 2
+    if "alibi_slopes" in inputs:
+        slopes = inputs["alibi_slopes"].unsqueeze(-1).unsqueeze(-1)
+        score_error = score_error + (slopes * parts.distance).masked_fill(weights == 0, 0) ** 2
+    sum_error = min(scores.size(-1), 128) / 9.0
+    weight_error = weights**2 * (1.0 + sum_error + score_error)
     dropped_error = weight_error * kept**2
     delta = (grad_out * out).sum(-1, keepdim=True)
-    slope = (grad_out @ value.mT) * kept - delta + grad_lse
+    delta = delta - grad_lse
+    slope = (grad_out @ value.mT) * kept - delta
     slope_error = (grad_out**2 @ (value**2).mT) * kept**2
-    slope_error = 2.0**2 * (slope_error + (grad_out**2 * out**2).sum(-1, keepdim=True))
+    delta_error = (grad_out**2 * out**2).sum(-1, keepdim=True)
+    slope_error = 2.0**2 * (slope_error + delta_error)
     dscore_error = weight_error * slope**2 + weights**2 * slope_error
+    dproduct_error = dscore_error
+    if options["softcap"] > 0:
+        moved = (2.0 * parts.tangent * slope_of_cap / options["softcap"]) ** 2 * product_error
+        cap_error = 4.0 * parts.tangent**4 + slope_of_cap**2 + moved
+        dproduct_error = dscore_error * slope_of_cap**2 + (weights * slope) ** 2 * cap_error
     squares = {
-        "out": dropped_error @ value**2,
-        "lse": 1.0 + torch.where(weights > 0, score_error, 0.0),
-        "dq": scale**2 * dscore_error @ every_key**2,
-        "dk": group_sum(scale**2 * dscore_error.mT @ query**2, key),
+        "out": dropped_error @ value**2 + sum_error * out**2,
+        "lse": 1.0 + sum_error + torch.where(weights > 0, score_error, 0.0),
+        "dq": scale**2 * dproduct_error @ every_key**2,
+        "dk": group_sum(scale**2 * dproduct_error.mT @ query**2, key),
         "dv": group_sum(dropped_error.mT @ grad_out**2, inputs["value"]),
     }
     if "bias" in problem.differentiable:
         rank = problem.inputs["query"].dim()
         target = dscore_error.squeeze(1) if rank == 3 else dscore_error
         squares["dbias"] = target.sum_to_size(inputs["bias"].shape)
+    if "alibi_slopes" in problem.differentiable:
+        by_head = (dscore_error * parts.distance**2).sum((-2, -1))
+        squares["dslopes"] = by_head.sum_to_size(inputs["alibi_slopes"].shape)
+    if "sinks" in problem.differentiable:
+        weight = every_weight[..., -1:]
+        relative_error = 1.0 + sum_error + (weights**2 * score_error).sum(-1, keepdim=True)
+        out_error = (grad_out**2 * squares["out"]).sum(-1, keepdim=True)
+        row_error = weight**2 * (relative_error * delta**2 + delta_error + out_error)
+        squares["dsinks"] = row_error.sum((0, 2, 3))
     return {
         name: Size(math.sqrt(x.mean().item()), math.sqrt(x.max().item()))
         if x.numel()

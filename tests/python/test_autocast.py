@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flash_attention
 import pytest
 import torch
@@ -20,9 +22,13 @@ def low_precision(spec: Spec, dtype: torch.dtype) -> Problem:
 
 @pytest.mark.parametrize("op", ["attention", "attention_with_lse"])
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("bias", [{}, {"bias": "1H1S"}, {"mask": "LS"}], ids=str)
-def test_inputs_become_float32(bias: dict[str, str], dtype: torch.dtype, op: str) -> None:
-    problem = low_precision(Spec(causal=True, **bias), dtype)
+@pytest.mark.parametrize(
+    "option",
+    [{}, {"bias": "1H1S"}, {"mask": "LS"}, {"alibi": "BH", "sinks": True}],
+    ids=str,
+)
+def test_inputs_become_float32(option: dict[str, Any], dtype: torch.dtype, op: str) -> None:
+    problem = low_precision(Spec(causal=True, **option), dtype)
     single = {n: t.float() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     function = getattr(flash_attention, op)
     expected = function(**single, causal=True)
@@ -36,12 +42,13 @@ def test_inputs_become_float32(bias: dict[str, str], dtype: torch.dtype, op: str
 
 
 def test_gradients_come_back_in_the_type_of_the_input() -> None:
-    problem = low_precision(Spec(bias="1H1S"), torch.bfloat16)
+    spec = Spec(bias="1H1S", alibi="H", sinks=True)
+    problem = low_precision(spec, torch.bfloat16)
     leaves = problem.leaves()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = flash_attention.attention(**leaves)
     out.backward(problem.grad_out)
-    exact = make_problem(Spec(bias="1H1S"), torch.float32)
+    exact = make_problem(spec, torch.float32)
     exact.inputs = {n: t.float() for n, t in problem.inputs.items()}
     single = exact.leaves()
     flash_attention.attention(**single).backward(problem.grad_out)
@@ -61,7 +68,7 @@ def test_mixed_inputs_are_brought_together() -> None:
 
 
 def test_float64_stays_float64() -> None:
-    inputs = make_problem(Spec(bias="LS"), torch.float64).inputs
+    inputs = make_problem(Spec(bias="LS", alibi="H", sinks=True), torch.float64).inputs
     expected = flash_attention.attention(**inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(flash_attention.attention(**inputs), expected)

@@ -39,6 +39,11 @@ SPECS = {
     "last-dim-strided": Spec(layout="last-dim-strided"),
     "three-dimensional": Spec(rank=3),
     "dropout": Spec(dropout=0.4),
+    "window": Spec(window=(5, 2)),
+    "alibi": Spec(alibi="BH"),
+    "softcap": Spec(softcap=2.0),
+    "sinks": Spec(sinks=True),
+    "all-of-these": Spec(window=(5, 2), alibi="H", softcap=2.0, sinks=True, dropout=0.4),
 }
 
 
@@ -112,6 +117,24 @@ def test_dynamic_shapes_with_gradients() -> None:
         for call in (function, lambda q, k, v, b: flash_attention.attention(q, k, v, bias=b)):
             leaves = list(problem.leaves().values())
             grads.append(torch.autograd.grad(call(*leaves), leaves, problem.grad_out))
+        for traced, eager in zip(*grads, strict=True):
+            assert largest_difference(traced, eager) < CLOSE[torch.float64]
+
+
+def test_dynamic_shapes_with_a_window_slopes_and_sinks() -> None:
+    def call(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, sinks: Tensor) -> Tensor:
+        return flash_attention.attention(
+            query, key, value, window=(7, 1), alibi_slopes=slopes, softcap=3.0, sinks=sinks
+        )
+
+    function = compiled(call, dynamic=True)
+    for queries, keys in ((9, 20), (14, 33), (40, 25)):
+        spec = Spec(queries=queries, keys=keys, alibi="H", sinks=True)
+        problem = make_problem(spec, torch.float64)
+        grads = []
+        for each in (function, call):
+            leaves = list(problem.leaves().values())
+            grads.append(torch.autograd.grad(each(*leaves), leaves, problem.grad_out))
         for traced, eager in zip(*grads, strict=True):
             assert largest_difference(traced, eager) < CLOSE[torch.float64]
 

@@ -34,6 +34,9 @@ LONG = {
     "row-bias": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, bias="L1"),
     "scalar-bias": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, bias=""),
     "dropout": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, dropout=0.3),
+    "window": Spec(1, 1, queries=1300, keys=1300, head_dim=8, value_dim=8, window=(90, 20)),
+    "alibi": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, alibi="H"),
+    "sinks": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, sinks=True),
 }
 
 

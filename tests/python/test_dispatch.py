@@ -12,8 +12,9 @@ from problems import DTYPES, Spec, dtype_name, make_problem
 
 ARGUMENTS = (
     "(Tensor query, Tensor key, Tensor value, *, Tensor? bias=None, bool causal=False, "
-    "Tensor? query_positions=None, float? scale=None, float dropout=0., int block_size=64, "
-    "bool use_simd=True)"
+    "Tensor? query_positions=None, int[2]? window=None, Tensor? alibi_slopes=None, "
+    "float softcap=0., Tensor? sinks=None, float? scale=None, float dropout=0., "
+    "int block_size=64, bool use_simd=True)"
 )
 
 SCHEMAS = {
@@ -35,15 +36,20 @@ def test_registrations(op: str, key: str) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [Spec(), Spec(rank=3), Spec(layout="transposed")],
-    ids=["four-dimensional", "three-dimensional", "transposed"],
+    [
+        Spec(),
+        Spec(rank=3),
+        Spec(layout="transposed"),
+        Spec(window=(5, 2), alibi="BH", softcap=2.0, sinks=True),
+    ],
+    ids=["four-dimensional", "three-dimensional", "transposed", "window-alibi-softcap-sinks"],
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_meta_gives_shape_type_and_strides(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
-    real = flash_attention.attention_with_lse(**problem.inputs)
+    real = flash_attention.attention_with_lse(**problem.inputs, **problem.options)
     meta = flash_attention.attention_with_lse(
-        **{name: t.to("meta") for name, t in problem.inputs.items()}
+        **{name: t.to("meta") for name, t in problem.inputs.items()}, **problem.options
     )
     for actual, expected in zip(meta, real, strict=True):
         assert actual.is_meta
@@ -56,7 +62,7 @@ def test_meta_gives_shape_type_and_strides(dtype: torch.dtype, spec: Spec) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_lazily_negated_and_conjugated_views(dtype: torch.dtype) -> None:
-    problem = make_problem(Spec(bias="LS"), dtype)
+    problem = make_problem(Spec(bias="LS", alibi="H", sinks=True), dtype)
     expected = run(problem)
     for name, tensor in problem.inputs.items():
         problem.inputs[name] = torch._neg_view(-tensor)

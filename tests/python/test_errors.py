@@ -106,7 +106,37 @@ BAD: dict[str, Bad] = {
         ValueError,
         ("query_positions", "[1, 2, 4, 5]"),
     ),
+    # Window, slopes, sinks.
+    "window-left": Bad({"window": (-2, 0)}, ValueError, ("window", "(left, right)", "(-2, 0)")),
+    "window-right": Bad({"window": (3, -7)}, ValueError, ("window", "(3, -7)", "-1 for no bound")),
+    "window-smallest": Bad({"window": (-(2**63), 0)}, ValueError, ("window", str(-(2**63)))),
+    "window-of-one": Bad({"window": [4]}, ValueError, ("window", "two numbers", "[4]")),
+    "window-of-three": Bad({"window": (1, 2, 3)}, ValueError, ("window", "[1, 2, 3]")),
+    "window-of-none": Bad({"window": []}, ValueError, ("window", "[]")),
+    "slopes-scalar": Bad({"alibi_slopes": tensor()}, ValueError, ("alibi_slopes", "[4]", "[]")),
+    "slopes-one": Bad({"alibi_slopes": tensor(1)}, ValueError, ("alibi_slopes", "[4]", "[1]")),
+    "slopes-batch": Bad(
+        {"alibi_slopes": tensor(3, H)}, ValueError, ("alibi_slopes", "[batch, heads]", "[3, 4]")
+    ),
+    "slopes-broadcast": Bad({"alibi_slopes": tensor(1, H)}, ValueError, ("alibi_slopes", "[1, 4]")),
+    "slopes-3d": Bad({"alibi_slopes": tensor(B, H, 1)}, ValueError, ("alibi_slopes", "[2, 4, 1]")),
+    "slopes-float64": Bad(
+        {"alibi_slopes": tensor(H, dtype=torch.float64)},
+        TypeError,
+        ("alibi_slopes", "Float", "Double", ".to(query.dtype)"),
+    ),
+    "slopes-int64": Bad(
+        {"alibi_slopes": tensor(H, dtype=torch.int64)}, TypeError, ("alibi_slopes", "Long")
+    ),
+    "sinks-scalar": Bad({"sinks": tensor()}, ValueError, ("sinks", "[heads]", "[4]", "[]")),
+    "sinks-heads": Bad({"sinks": tensor(5)}, ValueError, ("sinks", "[4]", "[5]")),
+    "sinks-batch": Bad({"sinks": tensor(B, H)}, ValueError, ("sinks", "[4]", "[2, 4]")),
+    "sinks-float16": Bad({"sinks": tensor(H, dtype=torch.float16)}, TypeError, ("sinks", "Half")),
+    "sinks-bool": Bad({"sinks": tensor(H, dtype=torch.bool)}, TypeError, ("sinks", "Bool")),
     # Numbers.
+    "softcap-negative": Bad({"softcap": -1.0}, ValueError, ("softcap", "-1", "0 for none")),
+    "softcap-nan": Bad({"softcap": math.nan}, ValueError, ("softcap", "finite", "nan")),
+    "softcap-infinite": Bad({"softcap": math.inf}, ValueError, ("softcap", "finite", "inf")),
     "dropout-negative": Bad({"dropout": -0.1}, ValueError, ("dropout", "-0.1")),
     "dropout-above-one": Bad({"dropout": 1.5}, ValueError, ("dropout", "1.5")),
     "dropout-nan": Bad({"dropout": math.nan}, ValueError, ("dropout", "nan")),
@@ -163,11 +193,15 @@ def test_standard_attention_refuses_the_same(bad: Bad) -> None:
     assert message.startswith("flash::") and ": expected " in message, message
 
 
-@pytest.mark.parametrize("name", ["query", "key", "value", "bias", "query_positions"])
+@pytest.mark.parametrize(
+    "name", ["query", "key", "value", "bias", "query_positions", "alibi_slopes", "sinks"]
+)
 def test_tensors_on_two_devices(name: str) -> None:
     arguments = valid_call()
     arguments["bias"] = tensor(L, S)
     arguments["query_positions"] = tensor(L, dtype=torch.int64)
+    arguments["alibi_slopes"] = tensor(H)
+    arguments["sinks"] = tensor(H)
     arguments[name] = arguments[name].to("meta")
     message = message_of(OPS["attention"], arguments, ValueError)
     for fragment in ("flash::attention: expected ", "device", "cpu", "meta"):
@@ -192,6 +226,19 @@ def test_bias_of_a_three_dimensional_call(
     message = message_of(OPS["attention"], arguments, ValueError)
     assert message.startswith("flash::attention: expected bias to broadcast to "), message
     assert expected in message and str(list(bias)) in message, message
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", ["alibi_slopes", "sinks"])
+def test_a_three_dimensional_call_has_one_head(name: str, device: str) -> None:
+    arguments = {
+        "query": tensor(B, L, D, device=device),
+        "key": tensor(B, S, D, device=device),
+        "value": tensor(B, S, DV, device=device),
+        name: tensor(H, device=device),
+    }
+    message = message_of(OPS["attention"], arguments, ValueError)
+    assert f"expected {name} of shape [heads] = [1]" in message and "got [4]" in message, message
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,10 @@ def test_gradcheck(spec: Spec, with_lse: bool) -> None:
     assert torch.autograd.gradcheck(call, inputs)
 
 
-@pytest.mark.parametrize("only", ["query", "key", "value", "bias"])
+@pytest.mark.parametrize("only", ["query", "key", "value", "bias", "alibi_slopes", "sinks"])
 def test_gradcheck_of_one_input(only: str) -> None:
-    problem = make_problem(replace(TINY, bias="1HLS", causal=True), torch.float64)
+    spec = replace(TINY, bias="1HLS", causal=True, alibi="BH", softcap=1.5, sinks=True)
+    problem = make_problem(spec, torch.float64)
     problem.differentiable = (only,)
     call, inputs = differentiable_call(problem, True)
     assert torch.autograd.gradcheck(call, inputs)
@@ -79,7 +80,14 @@ def test_gradcheck_of_the_lse_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [SPECS["plain"], SPECS["bias-LS"], SPECS["causal"]], ids=["plain", "bias", "causal"]
+    "spec",
+    [
+        SPECS["plain"],
+        SPECS["bias-LS"],
+        SPECS["causal"],
+        replace(TINY, window=(2, 1), alibi="H", softcap=1.5, sinks=True),
+    ],
+    ids=["plain", "bias", "causal", "window-alibi-softcap-sinks"],
 )
 def test_standard_attention_has_second_derivatives(spec: Spec) -> None:
     problem = make_problem(spec, torch.float64)
@@ -87,7 +95,9 @@ def test_standard_attention_has_second_derivatives(spec: Spec) -> None:
 
     def call(*tensors: Tensor) -> Tensor:
         named = dict(zip(problem.differentiable, tensors, strict=True))
-        return flash_attention.standard_attention(**named, causal=spec.causal)
+        return flash_attention.standard_attention(
+            **named, causal=spec.causal, window=spec.window, softcap=spec.softcap
+        )
 
     inputs = [leaves[n] for n in problem.differentiable]
     assert torch.autograd.gradcheck(call, inputs)

@@ -101,6 +101,15 @@ OPTIONS = {
     "dropout": {"dropout": 0.3},
     "block-5": {"block_size": 5},
     "no-simd": {"use_simd": False},
+    "window": {"window": (5, 2)},
+    "window-left": {"window": (3, -1)},
+    "window-bias": {"window": (5, 2), "bias": "LS"},
+    "window-mask": {"window": (5, 2), "mask": "LS"},
+    "window-positions": {"window": (5, 2), "positions": "L"},
+    "alibi-H": {"alibi": "H"},
+    "alibi-BH": {"alibi": "BH"},
+    "softcap": {"softcap": 2.0},
+    "sinks": {"sinks": True},
     "one-kv-head": {"key_heads": 1, "value_heads": 1},
 }
 

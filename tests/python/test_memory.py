@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import flash_attention
 import pytest
@@ -36,6 +37,7 @@ def predicted(problem: Problem) -> flash_attention.MemoryUsage:
         problem.dtype,
         problem.options["block_size"],
         problem.options["use_simd"],
+        has_softcap=spec.softcap > 0,
     )
 
 
@@ -98,6 +100,36 @@ def test_a_bias_takes_a_tile_a_thread_more(dtype: torch.dtype, bias: dict[str, o
             extra.add(measure_backward(problem) - usage.backward)
     assert max(extra) <= 256 * 64 * problem.inputs["query"].element_size()
     assert len(extra) <= 2  # one number for the forward and one for the backward
+
+
+@pytest.mark.parametrize("block_size", [1, 64, 10**9])
+@pytest.mark.parametrize(
+    "option",
+    [{"window": (30, 5)}, {"window": (0, 0)}, {"softcap": 3.0}, {"window": (9, -1), "softcap": 3.0}],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_prediction_is_exact_with_a_window_and_a_cap(
+    dtype: torch.dtype, option: dict[str, Any], block_size: int
+) -> None:
+    spec = Spec(1, 2, queries=300, keys=400, block_size=block_size, **option)
+    problem = make_problem(spec, dtype)
+    with threads(1):  # a window leaves work for fewer threads than attention_memory can know of
+        usage = predicted(problem)
+        assert (measure_forward(problem), measure_backward(problem)) == tuple(usage)
+
+
+@pytest.mark.parametrize("option", [{"alibi": "H"}, {"alibi": "BH"}, {"sinks": True}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_slopes_and_sinks_take_a_few_numbers_a_row(
+    dtype: torch.dtype, option: dict[str, Any]
+) -> None:
+    problem = make_problem(Spec(1, 2, queries=900, keys=700, **option), dtype)
+    usage = predicted(problem)
+    assert measure_forward(problem) == usage.forward
+    # In the backward: what each row adds, its products on the way there, and float64 sums.
+    rows = 2 * 900 * problem.inputs["query"].element_size()
+    assert measure_backward(problem) - usage.backward <= 6 * rows + 1024
 
 
 def test_dropout_takes_a_seed_and_nothing_else() -> None:

@@ -90,13 +90,26 @@ def test_memory_usage_is_what_forward_allocates(length: int, block_size: int) ->
     assert measured == flash.memory_usage(length, 64, 64, 2)
 
 
+@pytest.mark.parametrize("has_softcap", [False, True], ids=["uncapped", "capped"])
 @pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
-def test_attention_memory_is_told_of_a_bias(has_bias: bool) -> None:
-    query, key = torch.randn(2, 3, 300, 40), torch.randn(2, 3, 500, 40)
-    bias = torch.zeros(500) if has_bias else None
-    measured = peak_beyond_result(lambda: flash_attention.attention(query, key, key, bias=bias))
-    usage = attention_memory(2, 3, 300, 500, 40, 40, has_bias=has_bias)
-    assert measured == usage.forward
+def test_attention_memory_is_told_of_options(has_bias: bool, has_softcap: bool) -> None:
+    query, key = torch.randn(2, 3, 300, 40, requires_grad=True), torch.randn(2, 3, 500, 40)
+    options = {
+        "bias": torch.zeros(500) if has_bias else None,
+        "softcap": 2.0 if has_softcap else 0.0,
+    }
+    usage = attention_memory(
+        2, 3, 300, 500, 40, 40, has_bias=has_bias, has_softcap=has_softcap
+    )
+    with torch.no_grad():
+        forward = peak_beyond_result(lambda: flash_attention.attention(query, key, key, **options))
+    assert forward == usage.forward
+    out = flash_attention.attention(query, key, key, **options)
+    grad = torch.ones_like(out)
+    backward = peak_beyond_result(
+        lambda: torch.autograd.grad(out, query, grad, retain_graph=True)
+    )
+    assert backward == usage.backward
 
 
 def test_attention_memory_rejects_what_is_no_shape_and_no_dtype() -> None:

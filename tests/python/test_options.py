@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import flash_attention
 import pytest
 import torch
@@ -81,6 +83,8 @@ def test_longer_problem_with_everything_at_once(dtype: torch.dtype) -> None:
         block_size=48,
     )
     check(make_problem(spec, dtype))
+    scored = replace(spec, causal=False, window=(90, 30), alibi="BH", softcap=3.0, sinks=True)
+    check(make_problem(scored, dtype))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from reference import definition, differentiate
 from tolerances import FLOAT64_ABSOLUTE
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 PLAIN = Spec(queries=33, keys=33)
 
@@ -50,6 +51,77 @@ def test_the_definition_is_what_torch_computes(spec: Spec) -> None:
     def call(leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         scores = (leaves["query"] * 0).sum(-1)  # torch has no lse: one that gives no gradient
         return torch_math(problem, leaves), scores
+
+    expected = differentiate(call, problem, torch.float64)
+    actual = definition(problem, torch.float64)
+    assert largest_difference(actual.out, expected.out) < FLOAT64_ABSOLUTE
+    for name, grad in expected.grads.items():
+        assert largest_difference(actual.grads[name], grad) < FLOAT64_ABSOLUTE, name
+
+
+FLEXIBLE = {
+    "window": replace(PLAIN, window=(6, 2)),
+    "window-left": replace(PLAIN, window=(6, -1)),
+    "window-right": replace(PLAIN, window=(-1, 2)),
+    "window-causal": replace(PLAIN, window=(6, 2), causal=True),
+    "alibi": replace(PLAIN, alibi="H"),
+    "alibi-batch": replace(PLAIN, alibi="BH"),
+    "softcap": replace(PLAIN, softcap=1.5),
+    "all": replace(PLAIN, window=(6, 2), alibi="BH", softcap=1.5),
+    "other-lengths": Spec(queries=19, keys=33, window=(6, 2), alibi="BH", softcap=1.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("spec", FLEXIBLE.values(), ids=FLEXIBLE.keys())
+def test_the_definition_is_what_flex_attention_computes(spec: Spec) -> None:
+    """torch's attention with a function of each score; on the CPU it has no backward."""
+    problem = make_problem(spec, torch.float64)
+    left, right = spec.window or (-1, -1)
+    slopes = problem.inputs.get("alibi_slopes")
+    if slopes is not None:
+        slopes = slopes.expand(spec.batch, spec.heads)
+
+    def change(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        distance = key - query - (spec.keys - spec.queries)
+        if spec.softcap > 0:
+            score = spec.softcap * torch.tanh(score / spec.softcap)
+        if slopes is not None:
+            score = score - slopes[b, h] * distance.abs()
+        if left >= 0:
+            score = torch.where(distance >= -left, score, -torch.inf)
+        if right >= 0:
+            score = torch.where(distance <= right, score, -torch.inf)
+        return torch.where(distance <= 0, score, -torch.inf) if spec.causal else score
+
+    tensors = (problem.inputs[name] for name in ("query", "key", "value"))
+    out, aux = flex_attention(*tensors, score_mod=change, return_aux=AuxRequest(lse=True))
+    actual = definition(problem, torch.float64)
+    assert largest_difference(actual.out, out) < FLOAT64_ABSOLUTE
+    assert largest_difference(actual.lse, aux.lse) < FLOAT64_ABSOLUTE
+
+
+@pytest.mark.parametrize("window", [None, (6, 2)], ids=str)
+def test_a_sink_is_a_key_without_a_value(window: tuple[int, int] | None) -> None:
+    """One more key that is 0, with a value of 0, under a bias that is the sink."""
+    spec = replace(PLAIN, sinks=True, window=window)
+    problem = make_problem(spec, torch.float64)
+    problem.grad_lse = torch.zeros_like(problem.grad_lse)
+    distance = torch.arange(33) - torch.arange(33).unsqueeze(-1)
+    outside = torch.zeros(33, 33, dtype=torch.float64)
+    if window is not None:
+        outside = outside.masked_fill((distance < -window[0]) | (distance > window[1]), -torch.inf)
+
+    def call(leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        query, key, value = (leaves[n] for n in ("query", "key", "value"))
+        key, value = (torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (key, value))
+        column = leaves["sinks"].view(-1, 1, 1).expand(-1, 33, 1)
+        bias = torch.cat([outside.expand(spec.heads, -1, -1), column], -1)
+        with sdpa_kernel(SDPBackend.MATH):
+            out = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=bias
+            )
+        return out, (query * 0).sum(-1)
 
     expected = differentiate(call, problem, torch.float64)
     actual = definition(problem, torch.float64)

@@ -1,9 +1,12 @@
 #include "csrc/scalar/vec.h"
 #include "tests/csrc/exp_check.h"
+#include "tests/csrc/tanh_check.h"
 
 namespace flash {
 
 ExpReport scalar_exp_float() { return check_exp<Vec<float>>(); }
 ExpReport scalar_exp_double() { return check_exp<Vec<double>>(); }
+TanhReport scalar_tanh_float() { return check_tanh<Vec<float>>(); }
+TanhReport scalar_tanh_double() { return check_tanh<Vec<double>>(); }
 
 }  // namespace flash

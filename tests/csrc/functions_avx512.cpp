@@ -1,9 +1,12 @@
 #include "csrc/avx512/vec.h"
 #include "tests/csrc/exp_check.h"
+#include "tests/csrc/tanh_check.h"
 
 namespace flash {
 
 ExpReport avx512_exp_float() { return check_exp<Vec<float>>(); }
 ExpReport avx512_exp_double() { return check_exp<Vec<double>>(); }
+TanhReport avx512_tanh_float() { return check_tanh<Vec<float>>(); }
+TanhReport avx512_tanh_double() { return check_tanh<Vec<double>>(); }
 
 }  // namespace flash

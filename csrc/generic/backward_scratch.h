@@ -1,0 +1,54 @@
+#pragma once
+// What a thread of the backward works in: a block of queries, packed, and the block's weights.
+
+#include <cstdint>
+
+#include "csrc/generic/tiles.h"
+#include "csrc/params.h"
+
+namespace flash {
+namespace {
+
+/// Tiles of queries in a block.
+constexpr int64_t kBlockTiles = 4;
+
+template <class V>
+struct BackwardScratch {
+  using T = typename V::Scalar;
+  static constexpr int64_t kQueries = kBlockTiles * QueryTiles<V>::kMaxLanes;
+  // Rows of P and dS are longer than a block: at a power of two they would share cache sets.
+  static constexpr int64_t kStride = kQueries + 16;
+  static constexpr int64_t kMaxKeys = 128;
+
+  int64_t block;
+  T* queries;      // per tile [D][lanes], scaled
+  T* grad_out;     // per tile [Dv][lanes], scaled
+  T* weights;      // [block][kStride]
+  T* grad_scores;  // [block][kStride]
+  T* row_max;      // [kQueries], and so the next two
+  T* inverse_sum;
+  T* delta;
+  T* bias;          // [block][lanes], where there is one
+  T* slope_of_cap;  // [block][kStride], where scores are capped
+  int64_t bytes;
+
+  BackwardScratch(const BackwardParams& p, void* memory) {
+    const Shape& shape = p.shape;
+    block = max_of(1, min_of(min_of(p.block_size, kMaxKeys), shape.keys));
+    queries = static_cast<T*>(memory);
+    grad_out = queries + shape.head_dim * kQueries;
+    weights = grad_out + shape.value_dim * kQueries;
+    grad_scores = weights + block * kStride;
+    row_max = grad_scores + block * kStride;
+    inverse_sum = row_max + kQueries;
+    delta = inverse_sum + kQueries;
+    bias = delta + kQueries;
+    const bool has_bias = p.score.bias_kind != BiasKind::kNone;
+    slope_of_cap = bias + (has_bias ? block * QueryTiles<V>::kMaxLanes : 0);
+    const T* end = slope_of_cap + (p.score.softcap > 0 ? block * kStride : 0);
+    bytes = (end - queries) * static_cast<int64_t>(sizeof(T));
+  }
+};
+
+}  // namespace
+}  // namespace flash

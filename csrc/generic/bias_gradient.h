@@ -1,0 +1,110 @@
+#pragma once
+// The gradient of a bias: dS of a block, stored, or summed over what the bias broadcasts over.
+
+#include <cstdint>
+
+#include "csrc/generic/product.h"
+#include "csrc/params.h"
+
+namespace flash {
+namespace {
+
+/// Of one (batch, head).
+template <class V>
+class BiasGradient {
+ public:
+  using T = typename V::Scalar;
+  using Reg = typename V::Reg;
+
+  BiasGradient(const BackwardParams& p, int64_t batch, int64_t head)
+      : p_(p), batch_(batch), head_(head) {}
+
+  /// Takes grad_scores[key][query], rows `stride` apart, of keys [key, key + keys) and `queries`
+  /// queries from `query` on.
+  void add(int64_t query, int64_t queries, int64_t key, int64_t keys, const T* grad_scores,
+           int64_t stride) const {
+    if (!p_.grad_bias_adds) {
+      store(query, queries, key, keys, grad_scores, stride);
+    } else if (p_.grad_bias_is_double) {
+      add_as<double>(query, queries, key, keys, grad_scores, stride);
+    } else {
+      add_as<T>(query, queries, key, keys, grad_scores, stride);
+    }
+  }
+
+ private:
+  template <class Sum>
+  Sum* place(int64_t query, int64_t key) const {
+    const int64_t* to = p_.grad_bias_strides;
+    return static_cast<Sum*>(p_.grad_bias) + batch_ * to[0] + head_ * to[1] + query * to[2] +
+           key * to[3];
+  }
+
+  // Summed over whatever the bias broadcasts over, before it is added.
+  template <class Sum>
+  void add_as(int64_t query, int64_t queries, int64_t key, int64_t keys, const T* grad_scores,
+              int64_t stride) const {
+    const int64_t* to = p_.grad_bias_strides;
+    Sum* grad = place<Sum>(query, key);
+    if (to[2] == 0) {
+      for (int64_t j = 0; j < keys; ++j) {
+        Sum sum = 0;
+        for (int64_t i = 0; i < queries; ++i) sum += grad_scores[j * stride + i];
+        grad[j * to[3]] += sum;
+      }
+    } else if (to[3] == 0) {
+      for (int64_t i = 0; i < queries; ++i) {
+        Sum sum = 0;
+        for (int64_t j = 0; j < keys; ++j) sum += grad_scores[j * stride + i];
+        grad[i * to[2]] += sum;
+      }
+    } else {
+      for (int64_t i = 0; i < queries; ++i) {
+        Sum* row = grad + i * to[2];
+        for (int64_t j = 0; j < keys; ++j) {
+          row[j * to[3]] += grad_scores[j * stride + i];
+        }
+      }
+    }
+  }
+
+  // dS, transposed in registers where rows are contiguous.
+  void store(int64_t query, int64_t queries, int64_t key, int64_t keys, const T* grad_scores,
+             int64_t stride) const {
+    constexpr int W = V::kWidth;
+    const int64_t* to = p_.grad_bias_strides;
+    T* grad = place<T>(query, key);
+    int64_t i = 0;
+    for (; to[3] == 1 && i + W <= queries; i += W) {
+      for (int64_t j = 0; j < keys; j += W) {
+        const int64_t width = min_of(W, keys - j);
+        const typename V::Mask mask = V::first(width);
+        Reg block[W];
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) {
+          block[r] = r < width ? V::load(grad_scores + (j + r) * stride + i) : V::zero();
+        }
+        V::transpose(block);
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) {
+          T* row = grad + (i + r) * to[2] + j;
+          if (width == W) {  // a masked store is microcode on some CPUs
+            V::store(row, block[r]);
+          } else {
+            V::store(row, block[r], mask);
+          }
+        }
+      }
+    }
+    for (; i < queries; ++i) {
+      T* row = grad + i * to[2];
+      for (int64_t j = 0; j < keys; ++j) row[j * to[3]] = grad_scores[j * stride + i];
+    }
+  }
+
+  const BackwardParams& p_;
+  const int64_t batch_, head_;
+};
+
+}  // namespace
+}  // namespace flash
