@@ -3,14 +3,18 @@
 #include <ATen/ATen.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/functorch/DynamicLayer.h>
 #include <ATen/ops/scaled_dot_product_attention_native.h>
 #include <flash_attention/ops.h>
 #include <flash_attention/scaled_dot_product_attention.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 namespace flash {
 namespace {
@@ -28,6 +32,21 @@ Sizes leading(const Tensor& t) {
   return sizes.size() > 3 ? Sizes(sizes.begin(), sizes.end() - 3) : Sizes();
 }
 
+/// `lead` broadcast with what stands before the last three dimensions of `t`.
+Sizes broadcast_leading(const char* name, Sizes lead, const Tensor& t) {
+  const Sizes own = leading(t);
+  if (own.size() > lead.size()) lead.insert(lead.begin(), own.size() - lead.size(), 1);
+  for (size_t i = 0; i < own.size(); ++i) {
+    c10::SymInt& size = lead[lead.size() - own.size() + i];
+    TORCH_CHECK_VALUE(own[i] == 1 || size == 1 || size == own[i],
+                      "flash::scaled_dot_product_attention: expected the dimensions before the "
+                      "heads to broadcast, got ",
+                      name, " of ", t.sym_sizes(), " beside ", size);
+    if (own[i] != 1) size = own[i];
+  }
+  return lead;
+}
+
 /// [lead.., H, L, D] -> [B, H, L, D], and fewer dimensions with ones in front.
 Tensor as_4d(Tensor t, const Sizes& lead) {
   while (t.dim() < 4) t = t.unsqueeze(0);
@@ -35,6 +54,20 @@ Tensor as_4d(Tensor t, const Sizes& lead) {
   Sizes sizes = lead;
   for (int64_t i = 3; i > 0; --i) sizes.push_back(t.sym_size(-i));
   return t.expand_symint(sizes).flatten(0, -4);
+}
+
+bool is_dense(const Tensor& t) { return t.layout() == at::kStrided && !t.is_nested(); }
+
+void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value,
+                  const OptionalTensor& attn_mask) {
+  TORCH_CHECK_NOT_IMPLEMENTED(is_dense(query) && is_dense(key) && is_dense(value) &&
+                                  (!attn_mask.has_value() || is_dense(*attn_mask)),
+                              "flash::scaled_dot_product_attention: expected dense tensors, got a "
+                              "sparse or a nested one");
+  TORCH_CHECK_VALUE(query.dim() >= 2 && key.dim() >= 2 && value.dim() >= 2,
+                    "flash::scaled_dot_product_attention: expected query, key and value of two or "
+                    "more dimensions, got ",
+                    query.sym_sizes(), ", ", key.sym_sizes(), " and ", value.sym_sizes());
 }
 
 /// A number of heads that those of query can share.
@@ -46,30 +79,36 @@ void check_heads(const char* name, const c10::SymInt& heads, const c10::SymInt& 
                     grouped ? "" : "; enable_gqa=True shares heads among groups of queries");
 }
 
-Tensor to_bias(const Tensor& mask, const Tensor& query, const Sizes& lead) {
+/// `mask` of [lead.., H, L, S] as a bias, in which what broadcasts stays 1 wherever it can: the
+/// gradient of a bias takes the room that the bias takes.
+Tensor to_bias(const Tensor& mask, at::ScalarType dtype, const Sizes& lead) {
+  const Tensor bias = mask.scalar_type() == at::kBool ? mask : mask.to(dtype);
+  if (lead.size() < 2 || bias.dim() < 4) return bias;
+  const Sizes own = leading(bias);
+  const bool is_shared = std::all_of(own.begin(), own.end(), [](const auto& n) { return n == 1; });
+  return is_shared ? bias.flatten(0, -4) : as_4d(bias, lead);
+}
+
+void check_mask(const Tensor& mask, c10::SymIntArrayRef scores) {
   TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool || mask.is_floating_point(),
                    "flash::scaled_dot_product_attention: expected attn_mask of dtype bool (True = "
                    "attend) or floating, got ",
                    mask.scalar_type());
-  const Tensor bias = mask.scalar_type() == at::kBool ? mask : mask.to(query.scalar_type());
-  return bias.dim() > 3 ? as_4d(bias, lead) : bias;
+  TORCH_CHECK_VALUE(at::is_expandable_to(mask.sym_sizes(), scores),
+                    "flash::scaled_dot_product_attention: expected attn_mask to broadcast to ",
+                    scores, ", got ", mask.sym_sizes());
 }
 
 Tensor compute(const Tensor& query, const Tensor& key, const Tensor& value,
                const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
                std::optional<double> scale, bool enable_gqa) {
-  const int64_t rank = std::max({query.dim(), key.dim(), value.dim()});
-  TORCH_CHECK_VALUE(query.dim() >= 2 && key.dim() >= 2 && value.dim() >= 2,
-                    "flash::scaled_dot_product_attention: expected query, key and value of two or "
-                    "more dimensions, got ",
-                    query.sym_sizes(), ", ", key.sym_sizes(), " and ", value.sym_sizes());
+  check_inputs(query, key, value, attn_mask);
   TORCH_CHECK_VALUE(!is_causal || !attn_mask.has_value(),
                     "flash::scaled_dot_product_attention: expected attn_mask or is_causal, got "
                     "both; put the causal limit into the mask");
   Sizes lead = leading(query);
-  for (const Tensor& t : {key, value}) {
-    lead = Sizes(at::infer_size_symdimvector(lead, leading(t)));
-  }
+  lead = broadcast_leading("key", lead, key);
+  lead = broadcast_leading("value", lead, value);
   Tensor q = as_4d(query, lead);
   const Tensor k = as_4d(key, lead), v = as_4d(value, lead);
   if (!enable_gqa && q.sym_size(1) == 1) {
@@ -79,10 +118,18 @@ Tensor compute(const Tensor& query, const Tensor& key, const Tensor& value,
   check_heads("key", q.sym_size(1), k.sym_size(1), enable_gqa);
   check_heads("value", q.sym_size(1), v.sym_size(1), enable_gqa);
 
+  const int64_t rank = std::max({query.dim(), key.dim(), value.dim()});
   auto options = AttentionOptions().causal(is_causal).scale(scale).dropout(dropout_p);
-  if (attn_mask.has_value()) options.bias(to_bias(*attn_mask, query, lead));
-  // Of equally many queries and keys the top left and the bottom right are one corner.
-  if (is_causal && q.sym_size(2) != k.sym_size(2)) {
+  if (attn_mask.has_value()) {
+    Sizes scores = lead;
+    for (const auto& n : {q.sym_size(1), q.sym_size(2), k.sym_size(2)}) scores.push_back(n);
+    const size_t missing = rank < 4 ? 3 - rank : 0;  // of [L, D]: the heads
+    check_mask(*attn_mask, c10::SymIntArrayRef(scores).slice(missing));
+    options.bias(to_bias(*attn_mask, query.scalar_type(), lead));
+  }
+  // Of equally many queries and keys the top left and the bottom right are one corner. Where a
+  // traced program leaves the lengths open, the positions hold for both.
+  if (is_causal && !TORCH_STATICALLY_KNOWN_TRUE(q.sym_size(2).sym_eq(k.sym_size(2)))) {
     options.query_positions(at::arange(q.sym_size(2), q.options().dtype(at::kLong)));
   }
   const Tensor out = attention(q, k, v, options);
@@ -92,47 +139,33 @@ Tensor compute(const Tensor& query, const Tensor& key, const Tensor& value,
   return out.unflatten_symint(0, lead);
 }
 
+bool is_dense_on_cpu(const Tensor& t) {
+  return t.is_cpu() && is_dense(t) && !t._fw_grad(/*level=*/0).defined();
+}
+
 bool is_taken(const Tensor& t) {
-  return t.is_cpu() && t.layout() == at::kStrided &&
-         (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble) &&
-         !t._fw_grad(/*level=*/0).defined();
+  return is_dense_on_cpu(t) && (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble);
 }
 
-Tensor compute_or_leave_to_torch(const Tensor& query, const Tensor& key, const Tensor& value,
-                                 const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
-                                 std::optional<double> scale, bool enable_gqa) {
-  const bool has_taken_mask =
-      !attn_mask.has_value() || attn_mask->scalar_type() == at::kBool || is_taken(*attn_mask);
-  if (is_taken(query) && is_taken(key) && is_taken(value) && has_taken_mask) {
-    return flash::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal,
-                                               scale, enable_gqa);
-  }
-  return at::native::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p,
-                                                  is_causal, scale, enable_gqa);
+bool is_taken_mask(const Tensor& t) {
+  return is_dense_on_cpu(t) && (t.scalar_type() == at::kBool || t.is_floating_point());
 }
 
-/// The registrations that put ours in the place of torch's, while anybody wants them.
+/// Whether anybody wants ours in the place of torch's.
 class Replacement {
  public:
   void add() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (users_++ > 0) return;
-    // Above autograd's key, where torch's composite function would run, and at the CPU's, which is
-    // all that a tensor of inference mode has.
-    for (const c10::DispatchKey key : {c10::DispatchKey::AutogradCPU, c10::DispatchKey::CPU}) {
-      libraries_.push_back(
-          std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, __LINE__));
-      libraries_.back()->impl("scaled_dot_product_attention", &compute_or_leave_to_torch);
-    }
+    std::call_once(registered_, [this] { register_kernels(); });
+    ++users_;
   }
-  void remove() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (--users_ == 0) libraries_.clear();
-  }
+  void remove() { --users_; }
+  bool is_in_force() const { return users_ > 0; }
 
  private:
-  std::mutex mutex_;
-  int64_t users_ = 0;
+  void register_kernels();
+
+  std::once_flag registered_;
+  std::atomic<int64_t> users_ = 0;
   std::vector<std::unique_ptr<torch::Library>> libraries_;
 };
 
@@ -140,6 +173,32 @@ class Replacement {
 Replacement& replacement() {
   static auto* one = new Replacement();
   return *one;
+}
+
+Tensor compute_or_leave_to_torch(const Tensor& query, const Tensor& key, const Tensor& value,
+                                 const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
+                                 std::optional<double> scale, bool enable_gqa) {
+  // Torch's functional transforms cannot differentiate the operator.
+  const bool is_transformed = at::functorch::maybeCurrentDynamicLayer().has_value();
+  if (replacement().is_in_force() && !is_transformed && is_taken(query) && is_taken(key) &&
+      is_taken(value) && (!attn_mask.has_value() || is_taken_mask(*attn_mask))) {
+    return flash::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal,
+                                               scale, enable_gqa);
+  }
+  return at::native::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p,
+                                                  is_causal, scale, enable_gqa);
+}
+
+// Once and for good: other threads may be inside the dispatcher's entry when one of them has had
+// enough, and must not have it changed under their feet.
+void Replacement::register_kernels() {
+  // Above autograd's key, where torch's composite function would run, and at the CPU's, which is
+  // all that a tensor of inference mode has.
+  for (const c10::DispatchKey key : {c10::DispatchKey::AutogradCPU, c10::DispatchKey::CPU}) {
+    libraries_.push_back(
+        std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, __LINE__));
+    libraries_.back()->impl("scaled_dot_product_attention", &compute_or_leave_to_torch);
+  }
 }
 
 }  // namespace

@@ -87,6 +87,8 @@ class SdpaReplacement:
                 torch.backends.mha.set_fastpath_enabled(cls._fastpath)
 
     def __enter__(self) -> SdpaReplacement:
+        if self._undone:
+            raise RuntimeError("replace_sdpa: expected a replacement in force, got one undone")
         return self
 
     def __exit__(
