@@ -34,6 +34,11 @@ from flash_attention.nn import (  # noqa: E402
     MultiHeadAttentionConfig,
     attention_memory,
 )
+from flash_attention.sdpa import (  # noqa: E402
+    SdpaReplacement,
+    replace_sdpa,
+    scaled_dot_product_attention,
+)
 
 __all__ = [
     "AttentionMode",
@@ -44,11 +49,14 @@ __all__ = [
     "MemoryUsage",
     "MultiHeadAttention",
     "MultiHeadAttentionConfig",
+    "SdpaReplacement",
     "__version__",
     "attention",
     "attention_memory",
     "attention_with_lse",
     "build_info",
     "dropout_mask",
+    "replace_sdpa",
+    "scaled_dot_product_attention",
     "standard_attention",
 ]

@@ -63,3 +63,20 @@ MODEL_DRAWN_FLOAT32 = 1e-3
 def model_float32(gap: float) -> float:
     """What a float32 output may be off by where the original's is off by `gap`."""
     return max(MODEL_FLOAT32_TIMES_ORIGINAL * gap, MODEL_FLOAT32_AT_LEAST)
+
+# scaled_dot_product_attention in float32 against torch's in float64: at most twice the error of
+# torch's own float32, for the reason above, or one rounding of the largest score times the largest
+# number that comes in or out. A rounding of a score s is a relative error of |s| 2**-24 of its
+# weight, and torch's sample inputs reach 9, so that their scores reach 200.
+SDPA_FLOAT32_TIMES_TORCH = 2.0
+SDPA_FLOAT32_SCORE_ROUNDINGS = 1.0
+
+# The same in float64: roundings of 1e-16 on scores of 200 stay below 1e-13 of the largest number.
+SDPA_FLOAT64_RELATIVE = 1e-12
+
+# A module of torch, values of order 1, with and without the replacement: two orders of summation
+# through two layers and their norms. A lost mask or a swapped head is above 1e-2.
+SDPA_MODULE = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+# A small language model with random weights, logits of order 1 and gradients up to 10, float32.
+SDPA_TRANSFORMER = 1e-4

@@ -1,0 +1,126 @@
+"""torch's `scaled_dot_product_attention`: a drop-in, and a switch that puts it in torch's place."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+__all__ = ["SdpaReplacement", "replace_sdpa", "scaled_dot_product_attention"]
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`, computed by `attention`.
+
+    The same arguments and the same meaning, in O(N) memory whatever they are: with dropout, with a
+    mask that wants a gradient, for value of another width than query.
+
+    Args:
+        query: [.., H, L, D] of two or more dimensions, float32 or float64 on the CPU.
+        key: [.., Hk, S, D]; Hk is H or 1, with `enable_gqa` any divisor of H.
+        value: [.., Hv, S, Dv]; Hv likewise. What stands before the heads broadcasts.
+        attn_mask: broadcasts to [.., H, L, S]. bool: True = attend; floating: added to the scores,
+            and differentiable.
+        dropout_p: probability of dropping a weight, in training or not, as torch's.
+        is_causal: query i attends keys 0 ... i, counted from the top left, unlike `causal` of
+            `attention`. Not together with `attn_mask`.
+        scale: factor on the scores; None means 1/sqrt(D).
+        enable_gqa: heads of key and value are shared by groups of query heads.
+
+    Returns:
+        [.., H, L, Dv]. A query that attends nothing gives zeros. Dropout draws other random numbers
+        than torch's.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `attention`; key and value of two lengths are
+            refused, where torch reads past the end of the shorter one.
+
+    >>> q, k, v = (torch.randn(2, 8, 100, 64) for _ in range(3))
+    >>> expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    >>> torch.testing.assert_close(scaled_dot_product_attention(q, k, v, is_causal=True), expected)
+    """
+    return torch.ops.flash.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+class SdpaReplacement:
+    """What `replace_sdpa` returns: ends with the `with` block, or by `undo`."""
+
+    _lock = threading.Lock()
+    _active = 0
+    _fastpath = True
+
+    def __init__(self) -> None:
+        cls = SdpaReplacement
+        with cls._lock:
+            if cls._active == 0:
+                # nn.MultiheadAttention and nn.TransformerEncoder have fused kernels of their own
+                # for inference, which would pass the operator by.
+                cls._fastpath = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            cls._active += 1
+            torch.ops.flash._replace_sdpa(True)
+        self._undone = False
+
+    def undo(self) -> None:
+        """Give torch its function back, unless another replacement is still in force."""
+        cls = SdpaReplacement
+        with cls._lock:
+            if self._undone:
+                return
+            self._undone = True
+            torch.ops.flash._replace_sdpa(False)
+            cls._active -= 1
+            if cls._active == 0:
+                torch.backends.mha.set_fastpath_enabled(cls._fastpath)
+
+    def __enter__(self) -> SdpaReplacement:
+        if self._undone:
+            raise RuntimeError("replace_sdpa: expected a replacement in force, got one undone")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+
+def replace_sdpa() -> SdpaReplacement:
+    """Have every model of this process use the operator, without a change to its code.
+
+    From the call on, `torch.nn.functional.scaled_dot_product_attention` of CPU tensors is
+    `scaled_dot_product_attention` of this module, in every thread, under whatever name it was
+    imported, and so in `nn.MultiheadAttention` and `nn.TransformerEncoder`, whose own kernels for
+    inference are switched off meanwhile. What ours does not take (bfloat16 and float16, nested and
+    sparse tensors, forward-mode derivatives) goes to torch's, as before.
+
+    Returns:
+        An object to undo it, by leaving its `with` block or by its `undo()`:
+
+            with flash_attention.replace_sdpa():
+                model(batch)
+
+            flash_attention.replace_sdpa()  # for the rest of the process
+
+    >>> q, k, v = (torch.randn(2, 8, 100, 64) for _ in range(3))
+    >>> with replace_sdpa():
+    ...     out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    >>> torch.equal(out, scaled_dot_product_attention(q, k, v))
+    True
+    """
+    return SdpaReplacement()

@@ -1,0 +1,97 @@
+"""Calls of `scaled_dot_product_attention`: the inputs, which operators ran, and the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tolerances import (
+    SDPA_FLOAT32_SCORE_ROUNDINGS,
+    SDPA_FLOAT32_TIMES_TORCH,
+    SDPA_FLOAT64_RELATIVE,
+    UNIT_ROUNDOFF,
+)
+from torch import Tensor
+
+OURS = "flash::attention"
+
+
+def operators(call: Callable[[], object]) -> set[str]:
+    """The names of all operators that ran in `call`, those inside others and below autograd, too."""
+    with torch.autograd.profiler.profile() as profile:
+        call()
+    return {event.name for event in profile.function_events}
+
+
+def runs_ours(call: Callable[[], object]) -> bool:
+    """Whether `call` came to this project's kernels."""
+    return not operators(call).isdisjoint({OURS, "flash::_forward"})
+
+
+@dataclass
+class Call:
+    """Arguments of one call; the tensors that require a gradient get one."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+    def to(self, dtype: torch.dtype) -> Call:
+        """Fresh leaves, the floating ones in `dtype`."""
+
+        def leaf(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            copy = value.detach().to(dtype if value.is_floating_point() else value.dtype)
+            return copy.requires_grad_(value.requires_grad)
+
+        return Call(**{name: leaf(value) for name, value in vars(self).items()})
+
+    def results(self, function: Callable[..., Tensor]) -> dict[str, Tensor]:
+        """The output of `function`, and the gradients under an output gradient of order 1."""
+        own = self.to(self.query.dtype)
+        out = function(**vars(own))
+        found = {"out": out.detach()}
+        leaves = {n: t for n, t in vars(own).items() if isinstance(t, Tensor) and t.requires_grad}
+        if leaves:
+            generator = torch.Generator().manual_seed(0)
+            grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+            found |= zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad), strict=True)
+        return found
+
+
+def largest(*tensors: Tensor) -> float:
+    """The largest magnitude, of none 0."""
+    return max((t.detach().abs().max().item() for t in tensors if t.numel()), default=0.0)
+
+
+def assert_close_to_torch(call: Call, function: Callable[..., Tensor]) -> None:
+    """Output and gradients of `function` are torch's in float64, up to rounding."""
+    dtype = call.query.dtype
+    torchs = F.scaled_dot_product_attention
+    truth, actual = call.to(torch.float64).results(torchs), call.results(function)
+    beside = call.results(torchs)
+    inputs = (call.query, call.key, call.value)
+    score = largest(call.query) * largest(call.key) * call.query.size(-1) ** 0.5
+    assert actual.keys() == truth.keys()
+    for name, expected in truth.items():
+        assert actual[name].shape == expected.shape, name
+        assert actual[name].dtype == dtype, name
+        error = largest(actual[name].double() - expected)
+        size = max(1.0, largest(expected, *inputs))
+        if dtype == torch.float64:
+            allowed = SDPA_FLOAT64_RELATIVE * size
+        else:
+            floor = SDPA_FLOAT32_SCORE_ROUNDINGS * UNIT_ROUNDOFF[dtype] * max(1.0, score) * size
+            allowed = max(
+                floor, SDPA_FLOAT32_TIMES_TORCH * largest(beside[name].double() - expected)
+            )
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
