@@ -9,14 +9,15 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <mutex>
 
+#include "ops/double_backward.h"
 #include "ops/operator.h"
 
 namespace flash {
 namespace {
 
-using torch::autograd::AutogradContext;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
@@ -24,25 +25,82 @@ variable_list to_list(BackwardResult result) {
   return std::apply([](auto&... each) { return variable_list{std::move(each)...}; }, result);
 }
 
-/// The second derivative: not offered, and said in words.
-class AttentionBackward : public torch::autograd::Function<AttentionBackward> {
+at::Tensor defined_or_empty(const std::optional<at::Tensor>& t) { return t.value_or(at::Tensor()); }
+
+/// The node of a recorded flash::_backward, for second derivatives.
+class AttentionBackwardNode : public torch::autograd::Node {
  public:
-  static variable_list forward(AutogradContext*, const at::Tensor& grad_out,
-                               const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
-                               const at::Tensor& key, const at::Tensor& value,
-                               const ForwardResult& saved, const CallOptions& options,
-                               const Needed& needed) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return to_list(call_backward(grad_out, grad_lse, query, key, value, saved, options, needed));
+  AttentionBackwardNode(const BackwardCallInputs& call) : options_(call.options), seed_(call.seed) {
+    const CallOptions& o = call.options;
+    const std::array<at::Tensor, kTwiceDifferentiable> inputs = {call.grad_out,
+                                                                 defined_or_empty(call.grad_lse),
+                                                                 call.query,
+                                                                 call.key,
+                                                                 call.value,
+                                                                 defined_or_empty(o.bias),
+                                                                 defined_or_empty(o.alibi_slopes),
+                                                                 defined_or_empty(o.sinks)};
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].defined()) inputs_[i] = SavedVariable(inputs[i], /*is_output=*/false);
+    }
+    set_next_edges(torch::autograd::collect_next_edges(call.grad_out, call.grad_lse, call.query,
+                                                       call.key, call.value, o.bias, o.alibi_slopes,
+                                                       o.sinks));
+    if (o.query_positions.has_value()) positions_ = SavedVariable(*o.query_positions, false);
+    options_.bias.reset();
+    options_.alibi_slopes.reset();
+    options_.sinks.reset();
+    options_.query_positions.reset();
   }
 
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        false,
-        "flash::attention: expected a first derivative, got a request for a second one, which is "
-        "not implemented; use flash::standard_attention, which has any number of derivatives in "
-        "O(L S) memory");
+  variable_list apply(variable_list&& cotangents) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    refuse_third_derivative();
+    BackwardCallInputs call;
+    call.options = options_;
+    call.seed = seed_;
+    call.grad_out = inputs_[0].unpack();
+    call.grad_lse = optional(inputs_[1].unpack());
+    call.query = inputs_[2].unpack();
+    call.key = inputs_[3].unpack();
+    call.value = inputs_[4].unpack();
+    call.options.bias = optional(inputs_[5].unpack());
+    call.options.alibi_slopes = optional(inputs_[6].unpack());
+    call.options.sinks = optional(inputs_[7].unpack());
+    call.options.query_positions = optional(positions_.unpack());
+    std::array<at::Tensor, kDifferentiable> given;
+    std::copy_n(cotangents.begin(), kDifferentiable, given.begin());
+    std::array<bool, kTwiceDifferentiable> wanted;
+    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
+    const auto result = second_gradients(call, given, wanted);
+    return {result.begin(), result.end()};
   }
+
+  std::string name() const override { return "FlashAttentionBackwardBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable& input : inputs_) input.reset_data();
+    positions_.reset_data();
+  }
+
+ private:
+  static void refuse_third_derivative() {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !at::GradMode::is_enabled(),
+        "flash::attention: expected a first or second derivative, got a request for a third one, "
+        "which is not implemented; use flash::standard_attention, which has any number of "
+        "derivatives in O(L S) memory");
+  }
+  static std::optional<at::Tensor> optional(const at::Tensor& t) {
+    return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
+  }
+
+  // grad_out, grad_lse, query, key, value, bias, alibi_slopes, sinks
+  std::array<SavedVariable, kTwiceDifferentiable> inputs_;
+  SavedVariable positions_;
+  CallOptions options_;
+  int64_t seed_;
 };
 
 BackwardResult backward_autograd(const at::Tensor& grad_out,
@@ -52,13 +110,23 @@ BackwardResult backward_autograd(const at::Tensor& grad_out,
                                  const at::Tensor& seed, const CallOptions& options,
                                  Needed needed) {
   const ForwardResult saved(out, row_stats, seed);
-  if (!at::GradMode::is_enabled()) {
+  variable_list result;
+  {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return call_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
+    result = to_list(call_backward(grad_out, grad_lse, query, key, value, saved, options, needed));
   }
-  const variable_list g =
-      AttentionBackward::apply(grad_out, grad_lse, query, key, value, saved, options, needed);
-  return {g[0], g[1], g[2], g[3], g[4], g[5]};
+  if (torch::autograd::compute_requires_grad(grad_out, grad_lse, query, key, value, options.bias,
+                                             options.alibi_slopes, options.sinks)) {
+    const auto node = c10::make_intrusive<AttentionBackwardNode>(
+        BackwardCallInputs{grad_out, grad_lse, query, key, value, options,
+                           options.dropout > 0 ? *seed.const_data_ptr<int64_t>() : 0});
+    for (size_t i = 0; i < result.size(); ++i) {
+      // In order, so that output i of the node is gradient i.
+      torch::autograd::create_gradient_edge(result[i], node);
+    }
+  }
+  return std::apply([](auto&... each) { return BackwardResult(each...); },
+                    std::tie(result[0], result[1], result[2], result[3], result[4], result[5]));
 }
 
 /// The node of one recorded call. Written out, not an autograd::Function: that keeps a map of named
