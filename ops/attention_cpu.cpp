@@ -60,7 +60,8 @@ ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_
   p.window_right = o.causal ? 0 : o.window.right;
   if (o.sinks.has_value()) {
     p.sinks = o.sinks->const_data_ptr();
-    p.sink_stride = o.sinks->stride(0);
+    p.sink_strides[0] = o.sinks->dim() == 2 ? o.sinks->stride(0) : 0;
+    p.sink_strides[1] = o.sinks->stride(-1);
   }
   if (o.bias.has_value()) {
     p.bias_kind = o.bias->scalar_type() == at::kBool ? BiasKind::kBoolean : BiasKind::kAdditive;
@@ -192,7 +193,8 @@ at::Tensor grad_sinks(const at::Tensor& sinks, const at::Tensor& grad_out,
   // Of a sink of -inf, for which a row with nothing to attend has a sum of 0.
   const at::Tensor rows = weight.mul_(delta).masked_fill_(row_sum == 0, 0.0).neg_();
   const at::Tensor by_head = rows.dim() == 2 ? rows.unsqueeze(1) : rows;
-  return by_head.sum({0, 2}, /*keepdim=*/false, at::kDouble).to(sinks.scalar_type());
+  const at::Tensor sums = by_head.sum(-1, /*keepdim=*/false, at::kDouble);
+  return (sinks.dim() == 1 ? sums.sum(0) : sums).to(sinks.scalar_type());
 }
 
 /// From [B, H, L] (or [B, L]) contributions of rows.

@@ -1,5 +1,6 @@
 #pragma once
-// Private to ops/: the derivative of the gradients of one call.
+// Private to ops/: what the kernels do not compute, the derivative of the gradients of one call and
+// forward-mode derivatives.
 
 #include <ATen/core/Tensor.h>
 
@@ -30,5 +31,18 @@ struct BackwardCallInputs {
 std::array<at::Tensor, kTwiceDifferentiable> second_gradients(
     const BackwardCallInputs& call, const std::array<at::Tensor, kDifferentiable>& cotangents,
     const std::array<bool, kTwiceDifferentiable>& wanted);
+
+/// The tangents of the gradients of flash::_backward, by those of what it has a derivative by, for
+/// the current level of forward-mode differentiation; undefined where one is not `needed` or zero.
+std::array<at::Tensor, kDifferentiable> gradient_tangents(const BackwardCallInputs& call,
+                                                          const Needed& needed);
+
+/// Those of out and lse, [B, H, L, Dv] and [B, H, L] ([B, L, Dv] and [B, L] of a 3-D call).
+struct ForwardTangents {
+  at::Tensor out;
+  at::Tensor lse;
+};
+ForwardTangents forward_tangents(const at::Tensor& query, const at::Tensor& key,
+                                 const at::Tensor& value, const CallOptions& options, int64_t seed);
 
 }  // namespace flash

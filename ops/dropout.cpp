@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <flash_attention/ops.h>
@@ -21,7 +22,8 @@ int64_t draw_seed() {
 
 at::Tensor dropout_mask_from_seed(int64_t batch, int64_t heads, int64_t first, int64_t queries,
                                   int64_t keys, double dropout, int64_t seed) {
-  at::Tensor mask = at::empty({batch, heads, queries, keys}, at::kBool);
+  // Not through the dispatcher, which inside a transform of functorch would wrap it.
+  at::Tensor mask = at::detail::empty_cpu({batch, heads, queries, keys}, at::kBool);
   bool* kept = mask.mutable_data_ptr<bool>();
   const PhiloxKey key = philox_key(static_cast<uint64_t>(seed));
   const uint32_t threshold = dropout_threshold(dropout);

@@ -54,7 +54,8 @@ class ScoreStage {
                                        : static_cast<const T*>(p.alibi_slopes)[
                                              batch * p.slope_strides[0] + head * p.slope_strides[1]];
     sink_ = p.sinks == nullptr ? -kInf
-                               : static_cast<const T*>(p.sinks)[head * p.sink_stride];
+                               : static_cast<const T*>(p.sinks)[batch * p.sink_strides[0] +
+                                                                head * p.sink_strides[1]];
     set_limits(p, shape, batch, head);
   }
 

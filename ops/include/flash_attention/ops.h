@@ -42,7 +42,7 @@ struct AttentionOptions {
   TORCH_ARG(std::optional<at::Tensor>, alibi_slopes);
   /// c > 0: a scaled score s becomes c tanh(s / c), before anything is added. Default: 0, off.
   TORCH_ARG(double, softcap) = 0.0;
-  /// [H] in the dtype of query: a score that takes part in the softmax of each row of the head and
+  /// [H] or [B, H] in the dtype of query: a score that takes part in the softmax of each row of the head and
   /// has no value, so that the weights of a row sum up to less than 1. Differentiable. Default:
   /// none.
   TORCH_ARG(std::optional<at::Tensor>, sinks);
