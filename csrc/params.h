@@ -55,7 +55,7 @@ struct ScoreParams {
 
   /// The problem's dtype: a score that each row of a head has besides, without a value; null: none.
   const void* sinks;
-  int64_t sink_stride;
+  int64_t sink_strides[2];  ///< batch, head
 
   double dropout;
   uint64_t dropout_seed;

@@ -9,14 +9,15 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <mutex>
 
+#include "ops/double_backward.h"
 #include "ops/operator.h"
 
 namespace flash {
 namespace {
 
-using torch::autograd::AutogradContext;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
@@ -24,25 +25,99 @@ variable_list to_list(BackwardResult result) {
   return std::apply([](auto&... each) { return variable_list{std::move(each)...}; }, result);
 }
 
-/// The second derivative: not offered, and said in words.
-class AttentionBackward : public torch::autograd::Function<AttentionBackward> {
+int64_t seed_of(const at::Tensor& seed) { return seed.numel() == 0 ? 0 : seed.item<int64_t>(); }
+
+at::Tensor defined_or_empty(const std::optional<at::Tensor>& t) { return t.value_or(at::Tensor()); }
+
+bool has_tangent(const at::Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
+
+/// The tensors that the operator has a derivative by; undefined where there is none.
+std::array<at::Tensor, kDifferentiable> differentiable(const at::Tensor& query,
+                                                       const at::Tensor& key,
+                                                       const at::Tensor& value,
+                                                       const CallOptions& o) {
+  return {query,
+          key,
+          value,
+          defined_or_empty(o.bias),
+          defined_or_empty(o.alibi_slopes),
+          defined_or_empty(o.sinks)};
+}
+
+/// The node of a recorded flash::_backward, for second derivatives.
+class AttentionBackwardNode : public torch::autograd::Node {
  public:
-  static variable_list forward(AutogradContext*, const at::Tensor& grad_out,
-                               const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
-                               const at::Tensor& key, const at::Tensor& value,
-                               const ForwardResult& saved, const CallOptions& options,
-                               const Needed& needed) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return to_list(call_backward(grad_out, grad_lse, query, key, value, saved, options, needed));
+  AttentionBackwardNode(const BackwardCallInputs& call) : options_(call.options), seed_(call.seed) {
+    const CallOptions& o = call.options;
+    const std::array<at::Tensor, kTwiceDifferentiable> inputs = {call.grad_out,
+                                                                 defined_or_empty(call.grad_lse),
+                                                                 call.query,
+                                                                 call.key,
+                                                                 call.value,
+                                                                 defined_or_empty(o.bias),
+                                                                 defined_or_empty(o.alibi_slopes),
+                                                                 defined_or_empty(o.sinks)};
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].defined()) inputs_[i] = SavedVariable(inputs[i], /*is_output=*/false);
+    }
+    set_next_edges(torch::autograd::collect_next_edges(call.grad_out, call.grad_lse, call.query,
+                                                       call.key, call.value, o.bias, o.alibi_slopes,
+                                                       o.sinks));
+    if (o.query_positions.has_value()) positions_ = SavedVariable(*o.query_positions, false);
+    options_.bias.reset();
+    options_.alibi_slopes.reset();
+    options_.sinks.reset();
+    options_.query_positions.reset();
   }
 
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        false,
-        "flash::attention: expected a first derivative, got a request for a second one, which is "
-        "not implemented; use flash::standard_attention, which has any number of derivatives in "
-        "O(L S) memory");
+  variable_list apply(variable_list&& cotangents) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    refuse_third_derivative();
+    BackwardCallInputs call;
+    call.options = options_;
+    call.seed = seed_;
+    call.grad_out = inputs_[0].unpack();
+    call.grad_lse = optional(inputs_[1].unpack());
+    call.query = inputs_[2].unpack();
+    call.key = inputs_[3].unpack();
+    call.value = inputs_[4].unpack();
+    call.options.bias = optional(inputs_[5].unpack());
+    call.options.alibi_slopes = optional(inputs_[6].unpack());
+    call.options.sinks = optional(inputs_[7].unpack());
+    call.options.query_positions = optional(positions_.unpack());
+    std::array<at::Tensor, kDifferentiable> given;
+    std::copy_n(cotangents.begin(), kDifferentiable, given.begin());
+    std::array<bool, kTwiceDifferentiable> wanted;
+    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
+    const auto result = second_gradients(call, given, wanted);
+    return {result.begin(), result.end()};
   }
+
+  std::string name() const override { return "FlashAttentionBackwardBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable& input : inputs_) input.reset_data();
+    positions_.reset_data();
+  }
+
+ private:
+  static void refuse_third_derivative() {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !at::GradMode::is_enabled(),
+        "flash::attention: expected a first or second derivative, got a request for a third one, "
+        "which is not implemented; use flash::standard_attention, which has any number of "
+        "derivatives in O(L S) memory");
+  }
+  static std::optional<at::Tensor> optional(const at::Tensor& t) {
+    return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
+  }
+
+  // grad_out, grad_lse, query, key, value, bias, alibi_slopes, sinks
+  std::array<SavedVariable, kTwiceDifferentiable> inputs_;
+  SavedVariable positions_;
+  CallOptions options_;
+  int64_t seed_;
 };
 
 BackwardResult backward_autograd(const at::Tensor& grad_out,
@@ -52,13 +127,32 @@ BackwardResult backward_autograd(const at::Tensor& grad_out,
                                  const at::Tensor& seed, const CallOptions& options,
                                  Needed needed) {
   const ForwardResult saved(out, row_stats, seed);
-  if (!at::GradMode::is_enabled()) {
+  variable_list result;
+  {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return call_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
+    result = to_list(call_backward(grad_out, grad_lse, query, key, value, saved, options, needed));
   }
-  const variable_list g =
-      AttentionBackward::apply(grad_out, grad_lse, query, key, value, saved, options, needed);
-  return {g[0], g[1], g[2], g[3], g[4], g[5]};
+  const BackwardCallInputs call = {grad_out, grad_lse, query, key, value, options, seed_of(seed)};
+  bool tangents = has_tangent(grad_out) || has_tangent(defined_or_empty(grad_lse));
+  for (const at::Tensor& t : differentiable(query, key, value, options)) tangents |= has_tangent(t);
+  if (tangents) {
+    const auto found = gradient_tangents(call, needed);
+    for (size_t i = 0; i < result.size(); ++i) {
+      if (needed[i] && found[i].defined()) {
+        result[i]._set_fw_grad(found[i], /*level=*/0, /*is_inplace_op=*/false);
+      }
+    }
+  }
+  if (torch::autograd::compute_requires_grad(grad_out, grad_lse, query, key, value, options.bias,
+                                             options.alibi_slopes, options.sinks)) {
+    const auto node = c10::make_intrusive<AttentionBackwardNode>(call);
+    for (size_t i = 0; i < result.size(); ++i) {
+      // In order, so that output i of the node is gradient i.
+      torch::autograd::create_gradient_edge(result[i], node);
+    }
+  }
+  return std::apply([](auto&... each) { return BackwardResult(each...); },
+                    std::tie(result[0], result[1], result[2], result[3], result[4], result[5]));
 }
 
 /// The node of one recorded call. Written out, not an autograd::Function: that keeps a map of named
@@ -177,10 +271,10 @@ class AttentionNode : public torch::autograd::Node {
   CallOptions options_;
 };
 
-/// Runs the forward and records it; lse only where it is asked for.
-std::tuple<at::Tensor, at::Tensor> record(const at::Tensor& query, const at::Tensor& key,
-                                          const at::Tensor& value, const CallOptions& options,
-                                          bool with_lse) {
+/// Runs the forward and records it; lse only where it is asked for. `seed` receives that of
+/// dropout.
+LseResult record(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                 const CallOptions& options, bool with_lse, at::Tensor* seed = nullptr) {
   const auto node = c10::make_intrusive<AttentionNode>(query, key, value, options);
   ForwardResult result;
   at::Tensor lse;
@@ -193,52 +287,90 @@ std::tuple<at::Tensor, at::Tensor> record(const at::Tensor& query, const at::Ten
   torch::autograd::set_history(out, node);
   if (with_lse) torch::autograd::set_history(lse, node);
   node->save_results(result);
+  if (seed != nullptr) *seed = std::get<2>(result);
   return {out, lse};
 }
 
-bool has_tangent(const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); }
-
-/// The tensors that the operator has a derivative by; undefined where there is none.
-std::array<at::Tensor, kDifferentiable> differentiable(const at::Tensor& query,
-                                                       const at::Tensor& key,
-                                                       const at::Tensor& value,
-                                                       const CallOptions& o) {
-  const auto tensor = [](const std::optional<at::Tensor>& t) { return t.value_or(at::Tensor()); };
-  return {query, key, value, tensor(o.bias), tensor(o.alibi_slopes), tensor(o.sinks)};
+/// Both results with their tangents; recorded, too, if gradients are asked for.
+LseResult with_tangents(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                        const CallOptions& options, bool gradients) {
+  at::Tensor seed;
+  LseResult result;
+  if (gradients) {
+    result = record(query, key, value, options, /*with_lse=*/true, &seed);
+  } else {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto [out, row_stats, drawn] = call_forward(query, key, value, options);
+    result = {out, log_sum_exp(row_stats)};
+    seed = drawn;
+  }
+  const ForwardTangents tangents = forward_tangents(query, key, value, options, seed_of(seed));
+  const auto& [out, lse] = result;
+  out._set_fw_grad(tangents.out, /*level=*/0, /*is_inplace_op=*/false);
+  lse._set_fw_grad(tangents.lse, /*level=*/0, /*is_inplace_op=*/false);
+  return result;
 }
 
-bool wants_grad(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                const CallOptions& options) {
-  bool requires_grad = false;
-  for (const at::Tensor& t : differentiable(query, key, value, options)) {
-    if (!t.defined()) continue;
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        !has_tangent(t),
-        "flash::attention: expected inputs without tangents, got a dual tensor; forward-mode "
-        "derivatives are not implemented, use flash::standard_attention");
-    requires_grad |= t.requires_grad();
+/// Which derivatives a call has to see to.
+struct Asked {
+  Asked(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+        const CallOptions& options) {
+    for (const at::Tensor& t : differentiable(query, key, value, options)) {
+      gradients |= t.defined() && t.requires_grad();
+      tangents |= has_tangent(t);
+    }
+    gradients &= at::GradMode::is_enabled();
   }
-  return requires_grad && at::GradMode::is_enabled();
+  bool gradients = false;
+  bool tangents = false;
+};
+
+/// flash::_forward, with the tangents of out and row_stats where the inputs have some. For levels
+/// of functorch below one that records; it records nothing itself.
+ForwardResult forward_autograd(const at::Tensor& query, const at::Tensor& key,
+                               const at::Tensor& value, const CallOptions& options) {
+  ForwardResult result;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    result = call_forward(query, key, value, options);
+  }
+  if (Asked(query, key, value, options).tangents) {
+    const auto& [out, row_stats, seed] = result;
+    const ForwardTangents tangents = forward_tangents(query, key, value, options, seed_of(seed));
+    out._set_fw_grad(tangents.out, /*level=*/0, /*is_inplace_op=*/false);
+    // Of the two numbers per row the largest score is a constant, whose choice changes no result.
+    const at::Tensor row_sum = row_stats.select(0, 1);
+    const at::Tensor of_sum = (row_sum * tangents.lse).masked_fill(row_sum == 0, 0.0);
+    row_stats._set_fw_grad(at::stack({at::zeros_like(of_sum), of_sum}), /*level=*/0,
+                           /*is_inplace_op=*/false);
+  }
+  return result;
+}
+
+LseResult attention_with_lse_autograd(const at::Tensor& query, const at::Tensor& key,
+                                      const at::Tensor& value, const CallOptions& options) {
+  const Asked asked(query, key, value, options);
+  if (asked.gradients && !asked.tangents) {
+    return record(query, key, value, options, /*with_lse=*/true);
+  }
+  if (asked.tangents) return with_tangents(query, key, value, options, asked.gradients);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const auto [out, row_stats, seed] = call_forward(query, key, value, options);
+  return {out, log_sum_exp(row_stats)};
 }
 
 at::Tensor attention_autograd(const at::Tensor& query, const at::Tensor& key,
                               const at::Tensor& value, const CallOptions& options) {
-  if (wants_grad(query, key, value, options)) {
+  const Asked asked(query, key, value, options);
+  if (asked.tangents) {
+    return std::get<0>(with_tangents(query, key, value, options, asked.gradients));
+  }
+  if (asked.gradients) {
     return std::get<0>(record(query, key, value, options, /*with_lse=*/false));
   }
   // Nothing is saved: neither the statistics nor the seed need tensors of their own.
   const at::AutoDispatchBelowADInplaceOrView below;
   return call_attention(query, key, value, options);
-}
-
-LseResult attention_with_lse_autograd(const at::Tensor& query, const at::Tensor& key,
-                                      const at::Tensor& value, const CallOptions& options) {
-  if (wants_grad(query, key, value, options)) {
-    return record(query, key, value, options, /*with_lse=*/true);
-  }
-  const at::AutoDispatchBelowADInplaceOrView below;
-  const auto [out, row_stats, seed] = call_forward(query, key, value, options);
-  return {out, log_sum_exp(row_stats)};
 }
 
 }  // namespace
@@ -248,5 +380,6 @@ TORCH_LIBRARY_IMPL(flash, Autograd, m) {
   using namespace flash;
   m.impl("attention", AttentionCall<at::Tensor>::call<attention_autograd>);
   m.impl("attention_with_lse", AttentionCall<LseResult>::call<attention_with_lse_autograd>);
+  m.impl("_forward", AttentionCall<ForwardResult>::call<forward_autograd>);
   m.impl("_backward", BackwardCall::call<backward_autograd>);
 }

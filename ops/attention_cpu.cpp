@@ -62,7 +62,8 @@ ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_
   p.window_right = o.causal ? 0 : o.window.right;
   if (o.sinks.has_value()) {
     p.sinks = o.sinks->const_data_ptr();
-    p.sink_stride = o.sinks->stride(0);
+    p.sink_strides[0] = o.sinks->dim() == 2 ? o.sinks->stride(0) : 0;
+    p.sink_strides[1] = o.sinks->stride(-1);
   }
   if (o.bias.has_value()) {
     p.bias_kind = o.bias->scalar_type() == at::kBool ? BiasKind::kBoolean : BiasKind::kAdditive;

@@ -75,18 +75,18 @@ void check_positions(const at::Tensor& positions, const at::Tensor& query, const
   check_broadcast("query_positions", positions, sizes, {sizes.batch, sizes.heads, sizes.queries});
 }
 
-// A number for each head, or with `batched` for each batch and head.
+// A number for each head, or for each batch and head.
 void check_head_numbers(const char* name, const at::Tensor& tensor, const at::Tensor& query,
-                        const Sizes& sizes, bool batched) {
+                        const Sizes& sizes) {
   TORCH_CHECK_TYPE(tensor.scalar_type() == query.scalar_type(), "flash::attention: expected ", name,
                    " of dtype ", query.scalar_type(), " as query, got ", tensor.scalar_type(),
                    "; convert it with .to(query.dtype)");
   check_device(query, tensor, name);
-  const bool fits = (tensor.dim() == 1 && tensor.sym_size(0) == sizes.heads) ||
-                    (batched && tensor.dim() == 2 && tensor.sym_size(0) == sizes.batch &&
-                     tensor.sym_size(1) == sizes.heads);
+  const bool fits =
+      (tensor.dim() == 1 && tensor.sym_size(0) == sizes.heads) ||
+      (tensor.dim() == 2 && tensor.sym_size(0) == sizes.batch && tensor.sym_size(1) == sizes.heads);
   TORCH_CHECK_VALUE(fits, "flash::attention: expected ", name, " of shape [heads] = [", sizes.heads,
-                    "]", batched ? " or [batch, heads]" : "", ", got ", tensor.sym_sizes());
+                    "] or [batch, heads], got ", tensor.sym_sizes());
 }
 
 void check_window(const Window& window) {
@@ -149,10 +149,8 @@ Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::
                     o.softcap, "; pass 0 for none");
   if (o.bias.has_value()) check_bias(*o.bias, query, s);
   if (o.query_positions.has_value()) check_positions(*o.query_positions, query, s);
-  if (o.alibi_slopes.has_value()) {
-    check_head_numbers("alibi_slopes", *o.alibi_slopes, query, s, /*batched=*/true);
-  }
-  if (o.sinks.has_value()) check_head_numbers("sinks", *o.sinks, query, s, /*batched=*/false);
+  if (o.alibi_slopes.has_value()) check_head_numbers("alibi_slopes", *o.alibi_slopes, query, s);
+  if (o.sinks.has_value()) check_head_numbers("sinks", *o.sinks, query, s);
   return s;
 }
 

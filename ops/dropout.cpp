@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <flash_attention/ops.h>
@@ -19,9 +20,10 @@ int64_t draw_seed() {
   return static_cast<int64_t>(generator->random64());
 }
 
-at::Tensor dropout_mask_from_seed(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
-                                  double dropout, int64_t seed) {
-  at::Tensor mask = at::empty({batch, heads, queries, keys}, at::kBool);
+at::Tensor dropout_mask_from_seed(int64_t batch, int64_t heads, int64_t first, int64_t queries,
+                                  int64_t keys, double dropout, int64_t seed) {
+  // Not through the dispatcher, which inside a transform of functorch would wrap it.
+  at::Tensor mask = at::detail::empty_cpu({batch, heads, queries, keys}, at::kBool);
   bool* kept = mask.mutable_data_ptr<bool>();
   const PhiloxKey key = philox_key(static_cast<uint64_t>(seed));
   const uint32_t threshold = dropout_threshold(dropout);
@@ -29,7 +31,7 @@ at::Tensor dropout_mask_from_seed(int64_t batch, int64_t heads, int64_t queries,
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t j = 0; j < keys; j += 4) {
         uint32_t word[4][1];
-        dropout_words<ScalarCounters, 1>(key, row / queries, row % queries, j / 4, word);
+        dropout_words<ScalarCounters, 1>(key, row / queries, first + row % queries, j / 4, word);
         for (int64_t r = 0; r < 4 && j + r < keys; ++r) {
           kept[row * keys + j + r] = dropout < 1.0 && word[r][0] >= threshold;
         }
@@ -49,7 +51,7 @@ at::Tensor draw_dropout_mask(int64_t batch, int64_t heads, int64_t queries, int6
   check_dropout(dropout);
   // A call without dropout draws nothing, so that it leaves the generator where it was.
   if (dropout == 0) return at::ones({batch, heads, queries, keys}, at::kBool);
-  return dropout_mask_from_seed(batch, heads, queries, keys, dropout, draw_seed());
+  return dropout_mask_from_seed(batch, heads, /*first=*/0, queries, keys, dropout, draw_seed());
 }
 
 }  // namespace

@@ -79,8 +79,9 @@ double resolve_scale(std::optional<double> scale, int64_t head_dim);
 /// A seed from torch's CPU generator: the one draw that a call with dropout makes.
 int64_t draw_seed();
 
-/// bool [batch, heads, queries, keys]: what the kernels keep under `seed`.
-at::Tensor dropout_mask_from_seed(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
-                                  double dropout, int64_t seed);
+/// bool [batch, heads, queries, keys]: what the kernels keep under `seed` of queries from `first`
+/// on.
+at::Tensor dropout_mask_from_seed(int64_t batch, int64_t heads, int64_t first, int64_t queries,
+                                  int64_t keys, double dropout, int64_t seed);
 
 }  // namespace flash

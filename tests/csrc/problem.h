@@ -179,7 +179,8 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
   }
   if (!p.sinks.empty()) {
     score.sinks = p.sinks.data();
-    score.sink_stride = 1;
+    score.sink_strides[0] = 0;
+    score.sink_strides[1] = 1;
   }
   score.dropout = p.options.dropout;
   score.dropout_seed = kSeed;

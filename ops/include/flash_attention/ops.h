@@ -43,7 +43,7 @@ struct AttentionOptions {
   /// c > 0: a scaled score s becomes c tanh(s / c), before anything is added
   /// (arXiv:2408.00118). Default: 0, off.
   TORCH_ARG(double, softcap) = 0.0;
-  /// [H] in the dtype of query: a score that takes part in the softmax of each row of the head and
+  /// [H] or [B, H] in the dtype of query: a score that takes part in the softmax of each row of the head and
   /// has no value, so that the weights of a row sum up to less than 1. Differentiable. Default:
   /// none (arXiv:2309.17453).
   TORCH_ARG(std::optional<at::Tensor>, sinks);
