@@ -15,8 +15,14 @@ namespace {
 using at::Tensor;
 using torch::autograd::variable_list;
 
-// A product of so many rows is efficient, and few of them are held at once.
-constexpr int64_t kRowsAtOnce = 64;
+// Scores of a head that are held at once, and rows of which a product is efficient.
+constexpr int64_t kScoresAtOnce = int64_t{1} << 16;
+constexpr int64_t kFewestRows = 8;
+constexpr int64_t kMostRows = 64;
+
+int64_t rows_at_once(int64_t keys) {
+  return std::clamp(kScoresAtOnce / std::max<int64_t>(keys, 1), kFewestRows, kMostRows);
+}
 
 constexpr int64_t kLevel = 0;  // of forward-mode differentiation: torch has no other
 
@@ -193,9 +199,10 @@ std::array<Tensor, kTwiceDifferentiable> second_gradients(
     const std::array<bool, kTwiceDifferentiable>& wanted) {
   const Sizes sizes = check_attention(call.query, call.key, call.value, call.options);
   const int64_t queries = sizes.queries.expect_int();
+  const int64_t step = rows_at_once(sizes.keys.expect_int());
   std::array<Sum, kTwiceDifferentiable> sums;
-  for (int64_t first = 0; first < queries; first += kRowsAtOnce) {
-    Rows rows(call, sizes, first, std::min(kRowsAtOnce, queries - first));
+  for (int64_t first = 0; first < queries; first += step) {
+    Rows rows(call, sizes, first, std::min(step, queries - first));
     const variable_list parts = rows.differentiate(cotangents, wanted);
     for (size_t i = 0; i < kTwiceDifferentiable; ++i) sums[i].add(rows.input(i), parts[i]);
   }
@@ -208,9 +215,10 @@ std::array<Tensor, kDifferentiable> gradient_tangents(const BackwardCallInputs& 
                                                       const Needed& needed) {
   const Sizes sizes = check_attention(call.query, call.key, call.value, call.options);
   const int64_t queries = sizes.queries.expect_int();
+  const int64_t step = rows_at_once(sizes.keys.expect_int());
   std::array<Sum, kDifferentiable> sums;
-  for (int64_t first = 0; first < queries; first += kRowsAtOnce) {
-    Rows rows(call, sizes, first, std::min(kRowsAtOnce, queries - first));
+  for (int64_t first = 0; first < queries; first += step) {
+    Rows rows(call, sizes, first, std::min(step, queries - first));
     const variable_list parts = rows.tangents(needed);
     for (size_t i = 0; i < kDifferentiable; ++i) sums[i].add(rows.input(2 + i), parts[i]);
   }
@@ -223,10 +231,11 @@ ForwardTangents forward_tangents(const Tensor& query, const Tensor& key, const T
                                  const CallOptions& options, int64_t seed) {
   const Sizes sizes = check_attention(query, key, value, options);
   const int64_t queries = sizes.queries.expect_int();
+  const int64_t step = rows_at_once(sizes.keys.expect_int());
   const Tensor q = with_heads(query), k = with_heads(key), v = with_heads(value);
   variable_list outs, lses;
-  for (int64_t first = 0; first < queries; first += kRowsAtOnce) {
-    const int64_t count = std::min(kRowsAtOnce, queries - first);
+  for (int64_t first = 0; first < queries; first += step) {
+    const int64_t count = std::min(step, queries - first);
     std::optional<Tensor> keep;
     if (options.dropout > 0) {
       keep = dropout_mask_from_seed(q.size(0), q.size(1), first, count, k.size(2), options.dropout,

@@ -27,7 +27,7 @@ struct BackwardCallInputs {
 /// what `wanted` says; undefined where it is not wanted or zero. `cotangents` may be undefined.
 ///
 /// Some rows of queries after the other, each from the definition by torch's own derivatives:
-/// memory of O(rows at once * S), whatever L is.
+/// memory of O(rows at once * S), whatever L is, and fewer rows at once the more keys there are.
 std::array<at::Tensor, kTwiceDifferentiable> second_gradients(
     const BackwardCallInputs& call, const std::array<at::Tensor, kDifferentiable>& cotangents,
     const std::array<bool, kTwiceDifferentiable>& wanted);

@@ -117,13 +117,31 @@ TEST(Autograd, InputsThatChangedSinceAreRefused) {
               HasSubstr("modified by an inplace operation"));
 }
 
-TEST(Autograd, SecondDerivativesAreRefusedInWords) {
+TEST(Autograd, SecondDerivativesAreThoseOfStandardAttention) {
+  const Inputs x = Inputs(at::kDouble).requires_grad();
+  const auto second = [&](const Tensor& out) {
+    const auto first = torch::autograd::grad({out.square().sum()}, {x.query, x.value}, {},
+                                             /*retain_graph=*/true, /*create_graph=*/true);
+    return torch::autograd::grad({first[0].square().sum() + first[1].sum()},
+                                 {x.query, x.key, x.value});
+  };
+  const auto found = second(attention(x.query, x.key, x.value));
+  const auto expected = second(standard_attention(x.query, x.key, x.value));
+  for (size_t i = 0; i < found.size(); ++i) {
+    // Sums of squares of gradients, up to some tens.
+    EXPECT_LE(largest_difference(found[i], expected[i]), 100 * tolerance(at::kDouble)) << i;
+  }
+}
+
+TEST(Autograd, ThirdDerivativesAreRefusedInWords) {
   const Inputs x = Inputs().requires_grad();
   const Tensor out = attention(x.query, x.key, x.value);
-  const auto first = torch::autograd::grad({out.sum()}, {x.query}, {}, /*retain_graph=*/true,
-                                           /*create_graph=*/true);
-  const std::string message = tests::message_of<c10::NotImplementedError>(
-      [&] { torch::autograd::grad({first[0].sum()}, {x.key}); });
+  const auto first = torch::autograd::grad({out.square().sum()}, {x.query}, {},
+                                           /*retain_graph=*/true, /*create_graph=*/true);
+  const std::string message = tests::message_of<c10::NotImplementedError>([&] {
+    torch::autograd::grad({first[0].square().sum()}, {x.key}, {}, /*retain_graph=*/true,
+                          /*create_graph=*/true);
+  });
   EXPECT_THAT(message, HasSubstr("flash::attention: expected"));
   EXPECT_THAT(message, HasSubstr("standard_attention"));
 }

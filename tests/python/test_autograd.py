@@ -147,9 +147,3 @@ def test_one_tensor_in_three_places() -> None:
     torch.testing.assert_close(together, sum(apart), rtol=0, atol=CLOSE[torch.float64])
 
 
-def test_forward_mode_is_refused_in_words() -> None:
-    query, key, value = make_problem(Spec(), torch.float64).inputs.values()
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(query, torch.ones_like(query))
-        with pytest.raises(NotImplementedError, match=r"flash::attention.*standard_attention"):
-            flash_attention.attention(dual, key, value)

@@ -11,8 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import DTYPES, dtype_name
-from sdpa_calls import Call, assert_close_to_torch
-from tolerances import CLOSE
+from sdpa_calls import Call, assert_close_to_torch, largest
+from tolerances import (
+    CLOSE,
+    SDPA_FLOAT32_TIMES_TORCH,
+    SECOND_GRADIENT_ROUNDINGS,
+    UNIT_ROUNDOFF,
+)
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 
@@ -303,8 +308,25 @@ def test_refused_in_words(error: type[Exception], text: str, call: Callable[[], 
         call()
 
 
-def test_second_derivative_is_refused_in_words() -> None:
-    call = call_of((2, 4))
-    [grad] = torch.autograd.grad(ours(**vars(call)).square().sum(), call.query, create_graph=True)
-    with pytest.raises(NotImplementedError, match="a request for a second one"):
-        grad.sum().backward()
+def second_gradients(call: Call, function: Callable[..., Tensor]) -> list[Tensor]:
+    """Derivatives of a function of the gradients."""
+    own = call.to(call.query.dtype)
+    leaves = [t for t in vars(own).values() if isinstance(t, Tensor) and t.requires_grad]
+    out = function(**vars(own))
+    first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    penalty = sum(g.square().sum() for g in first)
+    return list(torch.autograd.grad(penalty, leaves))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_second_gradients_of_sample_inputs_of_torch(dtype: torch.dtype) -> None:
+    for call in samples(dtype):
+        call = replace(call, dropout_p=0.0)
+        truth = second_gradients(call.to(torch.float64), F.scaled_dot_product_attention)
+        beside = second_gradients(call, F.scaled_dot_product_attention)
+        for mine, theirs, expected in zip(second_gradients(call, ours), beside, truth, strict=True):
+            assert mine.shape == expected.shape
+            size = max(1.0, largest(expected))
+            floor = SECOND_GRADIENT_ROUNDINGS * UNIT_ROUNDOFF[dtype] * size
+            allowed = max(floor, SDPA_FLOAT32_TIMES_TORCH * largest(theirs.double() - expected))
+            assert largest(mine.double() - expected) <= allowed

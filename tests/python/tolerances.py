@@ -35,6 +35,10 @@ UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 # truth in float64; in float32 each is within a few units of the last place of values up to 10.
 CLOSE = {torch.float32: 2e-5, torch.float64: 1e-12}
 
+# Second derivatives in float64, beside the largest of them: both sides go through the definition,
+# with other cuts of its sums.
+SECOND_FLOAT64_RELATIVE = 1e-11
+
 # Flash against standard attention in float64, values of order 1: the integration guide's figure.
 # Rounding is far below it (1e-13); a wrong scale, mask or head is far above.
 GUIDE_FLOAT64 = 1e-10
@@ -70,6 +74,10 @@ def model_float32(gap: float) -> float:
 # weight, and torch's sample inputs reach 9, so that their scores reach 200.
 SDPA_FLOAT32_TIMES_TORCH = 2.0
 SDPA_FLOAT32_SCORE_ROUNDINGS = 1.0
+
+# Second gradients of torch's sample inputs: scores of 200 make 200 roundings of one, in each of the
+# two derivatives, of which the second multiplies what the first left; and some sums.
+SECOND_GRADIENT_ROUNDINGS = 2000.0
 
 # The same in float64: roundings of 1e-16 on scores of 200 stay below 1e-13 of the largest number.
 SDPA_FLOAT64_RELATIVE = 1e-12

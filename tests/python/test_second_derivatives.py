@@ -1,0 +1,225 @@
+"""Second derivatives and forward mode at lengths of several blocks of rows, and their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import flash_attention
+import pytest
+import torch
+from measuring import peak_beyond_result
+from problems import Problem, Spec, make_problem
+from tolerances import SECOND_FLOAT64_RELATIVE
+from torch import Tensor
+
+# Second derivatives go through 64 queries at a time.
+LONG = Spec(queries=130, keys=70, head_dim=6, value_dim=5)
+SPECS = {
+    "plain": LONG,
+    "fewer queries than a block": replace(LONG, queries=5),
+    "exactly a block": replace(LONG, queries=64),
+    "one query": replace(LONG, queries=1),
+    "one key": replace(LONG, keys=1),
+    "no queries": replace(LONG, queries=0),
+    "no keys": replace(LONG, keys=0),
+    "bias-BHLS-causal": replace(LONG, bias="BHLS", causal=True),
+    "bias-1HL1-groups": replace(LONG, bias="1HL1", key_heads=2, value_heads=1),
+    "bias-S-dropout": replace(LONG, bias="S", dropout=0.3),
+    "mask-LS-positions": replace(LONG, mask="LS", positions="BHL", causal=True),
+    "window-alibi": replace(LONG, window=(30, 4), alibi="BH"),
+    "softcap-sinks-causal": replace(LONG, softcap=1.5, sinks=True, causal=True),
+    "all of them": replace(
+        LONG, bias="HLS", window=(40, 0), alibi="H", softcap=2.0, sinks=True, dropout=0.2
+    ),
+    "three-dimensional": replace(LONG, rank=3, bias="BHLS", sinks=True, alibi="H"),
+    "transposed": replace(LONG, layout="transposed"),
+}
+
+Attention = Callable[..., Tensor]
+
+
+def call(problem: Problem, op: Attention) -> Callable[..., Tensor]:
+    """`op` as a function of the differentiable inputs alone."""
+    fixed = {n: t for n, t in problem.inputs.items() if n not in problem.differentiable}
+    options = dict(problem.options)
+    if op is flash_attention.standard_attention:
+        for name in ("block_size", "use_simd"):
+            options.pop(name)
+
+    def of(*tensors: Tensor) -> Tensor:
+        torch.manual_seed(problem.seed)  # the same dropout mask every time
+        return op(**dict(zip(problem.differentiable, tensors, strict=True)), **fixed, **options)
+
+    return of
+
+
+def differentiable(problem: Problem) -> list[Tensor]:
+    leaves = problem.leaves()
+    return [leaves[name] for name in problem.differentiable]
+
+
+def assert_close(found: list[Tensor], expected: list[Tensor], names: tuple[str, ...]) -> None:
+    for name, one, truth in zip(names, found, expected, strict=True):
+        assert one.shape == truth.shape, name
+        if truth.numel():
+            size = max(1.0, truth.abs().max().item())
+            assert (one - truth).abs().max().item() <= SECOND_FLOAT64_RELATIVE * size, name
+
+
+def both(spec: Spec, compute: Callable[[Callable[..., Tensor], Problem], list[Tensor]]) -> None:
+    """What `compute` makes of the operator and of standard attention is the same."""
+    problem = make_problem(spec, torch.float64)
+    found = compute(call(problem, flash_attention.attention), problem)
+    expected = compute(call(problem, flash_attention.standard_attention), problem)
+    names = problem.differentiable * (len(found) // len(problem.differentiable)) + ("grad_out",)
+    assert_close(found, expected, names[: len(found)])
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_gradients_of_gradients(spec: Spec) -> None:
+    def compute(of: Callable[..., Tensor], problem: Problem) -> list[Tensor]:
+        inputs = differentiable(problem)
+        grad_out = problem.grad_out.clone().requires_grad_()
+        first = torch.autograd.grad(of(*inputs), inputs, grad_out, create_graph=True)
+        generator = torch.Generator().manual_seed(1)
+        penalty = sum(
+            (g * torch.randn(g.shape, generator=generator, dtype=g.dtype)).sum() for g in first
+        )
+        by = [*inputs, grad_out]
+        second = torch.autograd.grad(penalty, by, allow_unused=True)
+        filled = [torch.zeros_like(x) if g is None else g for x, g in zip(by, second, strict=True)]
+        return [g.detach() for g in first] + filled
+
+    both(spec, compute)
+
+
+def directions(problem: Problem) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(2)
+    return tuple(
+        torch.randn(problem.inputs[name].shape, generator=generator, dtype=torch.float64)
+        for name in problem.differentiable
+    )
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_jvp(spec: Spec) -> None:
+    def compute(of: Callable[..., Tensor], problem: Problem) -> list[Tensor]:
+        inputs = tuple(x.detach() for x in differentiable(problem))
+        return list(torch.func.jvp(of, inputs, directions(problem)))
+
+    problem = make_problem(spec, torch.float64)
+    found = compute(call(problem, flash_attention.attention), problem)
+    expected = compute(call(problem, flash_attention.standard_attention), problem)
+    assert_close(found, expected, ("out", "tangent"))
+
+
+WITH_DERIVATIVES = ("plain", "bias-BHLS-causal", "softcap-sinks-causal", "all of them")
+
+
+@pytest.mark.parametrize("name", WITH_DERIVATIVES)
+def test_forward_over_reverse(name: str) -> None:
+    def compute(of: Callable[..., Tensor], problem: Problem) -> list[Tensor]:
+        inputs = tuple(x.detach() for x in differentiable(problem))
+        every = tuple(range(len(inputs)))
+        gradient = torch.func.grad(lambda *x: of(*x).square().sum(), argnums=every)
+        first, tangents = torch.func.jvp(gradient, inputs, directions(problem))
+        return [*first, *tangents]
+
+    both(SPECS[name], compute)
+
+
+@pytest.mark.parametrize("name", WITH_DERIVATIVES)
+def test_reverse_over_forward(name: str) -> None:
+    def compute(of: Callable[..., Tensor], problem: Problem) -> list[Tensor]:
+        inputs = tuple(x.detach() for x in differentiable(problem))
+        every = tuple(range(len(inputs)))
+
+        def change(*x: Tensor) -> Tensor:
+            return torch.func.jvp(of, x, directions(problem))[1].square().sum()
+
+        return list(torch.func.grad(change, argnums=every)(*inputs))
+
+    both(SPECS[name], compute)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_hessian(causal: bool) -> None:
+    query, key, value = (torch.randn(1, 2, 3, 2, dtype=torch.float64) for _ in range(3))
+
+    def hessians(op: Attention) -> Any:
+        loss = lambda q, k, v: op(q, k, v, causal=causal).sin().sum()  # noqa: E731
+        return torch.func.hessian(loss, argnums=(0, 1, 2))(query, key, value)
+
+    found = hessians(flash_attention.attention)
+    expected = hessians(flash_attention.standard_attention)
+    for row, truths in zip(found, expected, strict=True):
+        assert_close(list(row), list(truths), ("query", "key", "value"))
+
+
+def test_lse_has_every_derivative() -> None:
+    problem = make_problem(replace(LONG, causal=True, sinks=True), torch.float64)
+    inputs = [x.detach() for x in differentiable(problem)]
+
+    def lse(*x: Tensor) -> Tensor:
+        named = dict(zip(problem.differentiable, x, strict=True))
+        return flash_attention.attention_with_lse(**named, causal=True)[1]
+
+    def defined(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor) -> Tensor:
+        scores = query @ key.mT / query.size(-1) ** 0.5
+        later = torch.ones_like(scores, dtype=torch.bool).triu(1 + key.size(-2) - query.size(-2))
+        scores = scores.masked_fill(later, -torch.inf)
+        sink = sinks.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        return torch.cat((scores, sink), -1).logsumexp(-1)
+
+    def derivatives(of: Callable[..., Tensor]) -> list[Tensor]:
+        every = (0, 1, 3)
+        first = torch.func.grad(lambda *x: of(*x).square().sum(), argnums=every)(*inputs)
+        tangent = torch.func.jvp(of, tuple(inputs), directions(problem))[1]
+        penalty = torch.func.grad(
+            lambda *x: sum(
+                g.square().sum()
+                for g in torch.func.grad(lambda *y: of(*y).square().sum(), argnums=every)(*x)
+            ),
+            argnums=every,
+        )
+        return [*first, tangent, *penalty(*inputs)]
+
+    found, expected = derivatives(lse), derivatives(defined)
+    assert_close(found, expected, tuple(map(str, range(len(found)))))
+
+
+def peak_of_second(queries: int, keys: int) -> int:
+    query, key, value = (torch.randn(1, 2, n, 8, requires_grad=True) for n in (queries, keys, keys))
+    out = flash_attention.attention(query, key, value)
+    first = torch.autograd.grad(out.sum(), (query, key, value), create_graph=True)
+    penalty = sum(g.square().sum() for g in first)
+    return peak_beyond_result(
+        lambda: torch.autograd.grad(penalty, (query, key, value), retain_graph=True)
+    )
+
+
+def test_second_derivatives_hold_no_matrix_of_scores() -> None:
+    """Neither more queries nor more keys take more than their own rows."""
+    few, many = peak_of_second(1024, 1024), peak_of_second(4096, 4096)
+    matrix = 2 * 4096 * 4096 * 4
+    rows = 2 * 3 * (4096 - 1024) * 8 * 4
+    assert many - few < 6 * rows  # inputs, outputs and their sums, of three tensors
+    assert many < matrix / 2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_same_bits_with_any_number_of_threads(dropout: float) -> None:
+    problem = make_problem(replace(LONG, dropout=dropout, causal=True), torch.float32)
+    of = call(problem, flash_attention.attention)
+
+    def second() -> list[Tensor]:
+        inputs = differentiable(problem)
+        first = torch.autograd.grad(of(*inputs).square().sum(), inputs, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
+
+    expected = second()
+    for _ in range(3):
+        for found, once in zip(second(), expected, strict=True):
+            assert torch.equal(found, once)
