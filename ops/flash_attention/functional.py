@@ -43,7 +43,8 @@ def attention(
     """softmax(softcap(scale * query key^T) + alibi + bias) value, without forming the [L, S] matrix.
 
     Exact, in O(L + S) memory, forward and backward; differentiable in `query`, `key`, `value`,
-    `alibi_slopes`, `sinks` and a floating `bias`. The bits do not depend on the number of threads.
+    `alibi_slopes`, `sinks` and a floating `bias`, twice, and in forward mode; `torch.vmap` makes
+    one call. The bits do not depend on the number of threads.
     A query with nothing to attend gives zeros and zero gradients.
 
     Sources: Dao et al., FlashAttention (arXiv:2205.14135), algorithm 1 and, for the backward,
@@ -75,9 +76,9 @@ def attention(
             scores of the head.
         softcap: c > 0 turns a scaled score s into c * tanh(s / c), before anything is added to it;
             finite; 0 means none.
-        sinks: [H], dtype of `query`: a score that takes part in the softmax of each row of the head
-            and has no value, so that the row's weights sum to less than 1. A row that attends
-            nothing else still gives zeros.
+        sinks: [H] or [B, H], dtype of `query`: a score that takes part in the softmax of each row
+            of the head and has no value, so that the row's weights sum to less than 1. A row that
+            attends nothing else still gives zeros.
         scale: factor on the scores; None means 1/sqrt(D).
         dropout: probability in [0, 1] of dropping an attention weight; the others are scaled by
             1/(1 - dropout). The seed comes from torch's CPU generator.
@@ -94,8 +95,8 @@ def attention(
         ValueError: shapes that do not go together, a window of numbers below -1, a `softcap` that is
             negative or not finite, `dropout` outside [0, 1], `block_size` below 1, or
             FLASH_ATTENTION_ISA naming kernels that do not exist or do not run here.
-        NotImplementedError: bfloat16 or float16, or a derivative of the derivative (take
-            `standard_attention` for that).
+        NotImplementedError: bfloat16 or float16, or a third derivative (take `standard_attention`
+            for that).
 
     >>> q = torch.randn(1, 4, 10, 16, requires_grad=True)
     >>> k, v = torch.randn(1, 2, 30, 16), torch.randn(1, 1, 30, 8)

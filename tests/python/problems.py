@@ -21,7 +21,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class Spec:
-    """What to test. `bias`, `mask` and `alibi` name axes: "1H1S" is of shape [1, heads, 1, keys]."""
+    """What to test. `bias`, `mask`, `alibi` and `sinks` name axes: "1H1S" is [1, heads, 1, keys]."""
 
     batch: int = 2
     heads: int = 4
@@ -42,7 +42,7 @@ class Spec:
     window: tuple[int, int] | None = None
     alibi: str | None = None
     softcap: float = 0.0
-    sinks: bool = False
+    sinks: str | None = None
     scale: float | None = None
     dropout: float = 0.0
     block_size: int = 64
@@ -173,8 +173,9 @@ def make_problem(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Problem:
         slopes = 2.0 ** (-1 - 5 * torch.rand(shape, generator=generator, dtype=torch.float64))
         inputs["alibi_slopes"] = slopes.to(dtype)
         differentiable.append("alibi_slopes")
-    if spec.sinks:
-        sinks = torch.randn(query_heads, generator=generator, dtype=torch.float64)
+    if spec.sinks is not None:
+        shape = (spec.batch, query_heads) if spec.sinks == "BH" else (query_heads,)
+        sinks = torch.randn(shape, generator=generator, dtype=torch.float64)
         inputs["sinks"] = sinks.to(dtype)
         differentiable.append("sinks")
 
@@ -239,7 +240,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "softcap-large": {"softcap": 20.0},
         "softcap-small": {"softcap": 0.4},
     },
-    "sinks": {"sinks": {"sinks": True}},
+    "sinks": {"sinks-H": {"sinks": "H"}, "sinks-BH": {"sinks": "BH"}},
     "scale": {
         "scale-zero": {"scale": 0.0},
         "scale-negative": {"scale": -0.4},

@@ -134,7 +134,7 @@ def with_sink(scores: Tensor, sinks: Tensor | None) -> Tensor:
     """[B, H, L, S] with the sink of the head as one more column."""
     if sinks is None:
         return scores
-    column = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    column = sinks.unsqueeze(-1).unsqueeze(-1).expand(*scores.shape[:3], 1)
     return torch.cat([scores, column], dim=-1)
 
 
@@ -314,7 +314,7 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
         relative_error = 1.0 + sum_error + (weights**2 * score_error).sum(-1, keepdim=True)
         out_error = (grad_out**2 * squares["out"]).sum(-1, keepdim=True)
         row_error = weight**2 * (relative_error * delta**2 + delta_error + out_error)
-        squares["dsinks"] = row_error.sum((0, 2, 3))
+        squares["dsinks"] = row_error.sum((2, 3)).sum_to_size(inputs["sinks"].shape)
     return {
         name: Size(math.sqrt(x.mean().item()), math.sqrt(x.max().item()))
         if x.numel()

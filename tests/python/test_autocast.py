@@ -24,7 +24,7 @@ def low_precision(spec: Spec, dtype: torch.dtype) -> Problem:
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize(
     "option",
-    [{}, {"bias": "1H1S"}, {"mask": "LS"}, {"alibi": "BH", "sinks": True}],
+    [{}, {"bias": "1H1S"}, {"mask": "LS"}, {"alibi": "BH", "sinks": "H"}],
     ids=str,
 )
 def test_inputs_become_float32(option: dict[str, Any], dtype: torch.dtype, op: str) -> None:
@@ -42,7 +42,7 @@ def test_inputs_become_float32(option: dict[str, Any], dtype: torch.dtype, op: s
 
 
 def test_gradients_come_back_in_the_type_of_the_input() -> None:
-    spec = Spec(bias="1H1S", alibi="H", sinks=True)
+    spec = Spec(bias="1H1S", alibi="H", sinks="H")
     problem = low_precision(spec, torch.bfloat16)
     leaves = problem.leaves()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -68,7 +68,7 @@ def test_mixed_inputs_are_brought_together() -> None:
 
 
 def test_float64_stays_float64() -> None:
-    inputs = make_problem(Spec(bias="LS", alibi="H", sinks=True), torch.float64).inputs
+    inputs = make_problem(Spec(bias="LS", alibi="H", sinks="H"), torch.float64).inputs
     expected = flash_attention.attention(**inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(flash_attention.attention(**inputs), expected)

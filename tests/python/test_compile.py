@@ -42,8 +42,8 @@ SPECS = {
     "window": Spec(window=(5, 2)),
     "alibi": Spec(alibi="BH"),
     "softcap": Spec(softcap=2.0),
-    "sinks": Spec(sinks=True),
-    "all-of-these": Spec(window=(5, 2), alibi="H", softcap=2.0, sinks=True, dropout=0.4),
+    "sinks": Spec(sinks="H"),
+    "all-of-these": Spec(window=(5, 2), alibi="H", softcap=2.0, sinks="H", dropout=0.4),
 }
 
 
@@ -129,7 +129,7 @@ def test_dynamic_shapes_with_a_window_slopes_and_sinks() -> None:
 
     function = compiled(call, dynamic=True)
     for queries, keys in ((9, 20), (14, 33), (40, 25)):
-        spec = Spec(queries=queries, keys=keys, alibi="H", sinks=True)
+        spec = Spec(queries=queries, keys=keys, alibi="H", sinks="H")
         problem = make_problem(spec, torch.float64)
         grads = []
         for each in (function, call):

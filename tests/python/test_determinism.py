@@ -36,7 +36,7 @@ LONG = {
     "dropout": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, dropout=0.3),
     "window": Spec(1, 1, queries=1300, keys=1300, head_dim=8, value_dim=8, window=(90, 20)),
     "alibi": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, alibi="H"),
-    "sinks": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, sinks=True),
+    "sinks": Spec(1, 1, queries=900, keys=1000, head_dim=8, value_dim=8, sinks="H"),
 }
 
 

@@ -40,7 +40,7 @@ def test_registrations(op: str, key: str) -> None:
         Spec(),
         Spec(rank=3),
         Spec(layout="transposed"),
-        Spec(window=(5, 2), alibi="BH", softcap=2.0, sinks=True),
+        Spec(window=(5, 2), alibi="BH", softcap=2.0, sinks="H"),
     ],
     ids=["four-dimensional", "three-dimensional", "transposed", "window-alibi-softcap-sinks"],
 )
@@ -62,7 +62,7 @@ def test_meta_gives_shape_type_and_strides(dtype: torch.dtype, spec: Spec) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_lazily_negated_and_conjugated_views(dtype: torch.dtype) -> None:
-    problem = make_problem(Spec(bias="LS", alibi="H", sinks=True), dtype)
+    problem = make_problem(Spec(bias="LS", alibi="H", sinks="H"), dtype)
     expected = run(problem)
     for name, tensor in problem.inputs.items():
         problem.inputs[name] = torch._neg_view(-tensor)

@@ -128,9 +128,11 @@ BAD: dict[str, Bad] = {
     "slopes-int64": Bad(
         {"alibi_slopes": tensor(H, dtype=torch.int64)}, TypeError, ("alibi_slopes", "Long")
     ),
-    "sinks-scalar": Bad({"sinks": tensor()}, ValueError, ("sinks", "[heads]", "[4]", "[]")),
+    "sinks-scalar": Bad(
+        {"sinks": tensor()}, ValueError, ("sinks", "[heads] = [4] or [batch, heads]", "[]")
+    ),
     "sinks-heads": Bad({"sinks": tensor(5)}, ValueError, ("sinks", "[4]", "[5]")),
-    "sinks-batch": Bad({"sinks": tensor(B, H)}, ValueError, ("sinks", "[4]", "[2, 4]")),
+    "sinks-batch": Bad({"sinks": tensor(B + 1, H)}, ValueError, ("sinks", "[4]", "[3, 4]")),
     "sinks-float16": Bad({"sinks": tensor(H, dtype=torch.float16)}, TypeError, ("sinks", "Half")),
     "sinks-bool": Bad({"sinks": tensor(H, dtype=torch.bool)}, TypeError, ("sinks", "Bool")),
     # Numbers.

@@ -37,7 +37,7 @@ COMBINED = {
     "bias-dropout-groups": replace(
         TINY, heads=4, key_heads=2, value_heads=1, bias="LS", dropout=0.3
     ),
-    "score-options": replace(TINY, window=(2, 1), alibi="BH", softcap=1.5, sinks=True),
+    "score-options": replace(TINY, window=(2, 1), alibi="BH", softcap=1.5, sinks="H"),
     "three-dimensional": replace(TINY, rank=3, bias="S", causal=True),
 }
 
@@ -73,7 +73,7 @@ def test_gradcheck(spec: Spec, with_lse: bool) -> None:
 
 @pytest.mark.parametrize("only", ["query", "key", "value", "bias", "alibi_slopes", "sinks"])
 def test_gradcheck_of_one_input(only: str) -> None:
-    spec = replace(TINY, bias="1HLS", causal=True, alibi="BH", softcap=1.5, sinks=True)
+    spec = replace(TINY, bias="1HLS", causal=True, alibi="BH", softcap=1.5, sinks="H")
     problem = make_problem(spec, torch.float64)
     problem.differentiable = (only,)
     call, inputs = differentiable_call(problem, True)
@@ -94,7 +94,7 @@ def test_gradcheck_of_the_lse_alone() -> None:
         SPECS["plain"],
         SPECS["bias-LS"],
         SPECS["causal"],
-        replace(TINY, window=(2, 1), alibi="H", softcap=1.5, sinks=True),
+        replace(TINY, window=(2, 1), alibi="H", softcap=1.5, sinks="H"),
     ],
     ids=["plain", "bias", "causal", "window-alibi-softcap-sinks"],
 )

@@ -109,7 +109,7 @@ OPTIONS = {
     "alibi-H": {"alibi": "H"},
     "alibi-BH": {"alibi": "BH"},
     "softcap": {"softcap": 2.0},
-    "sinks": {"sinks": True},
+    "sinks": {"sinks": "H"},
     "one-kv-head": {"key_heads": 1, "value_heads": 1},
 }
 

@@ -83,7 +83,7 @@ def test_longer_problem_with_everything_at_once(dtype: torch.dtype) -> None:
         block_size=48,
     )
     check(make_problem(spec, dtype))
-    scored = replace(spec, causal=False, window=(90, 30), alibi="BH", softcap=3.0, sinks=True)
+    scored = replace(spec, causal=False, window=(90, 30), alibi="BH", softcap=3.0, sinks="H")
     check(make_problem(scored, dtype))
 
 

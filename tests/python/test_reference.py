@@ -104,7 +104,7 @@ def test_the_definition_is_what_flex_attention_computes(spec: Spec) -> None:
 @pytest.mark.parametrize("window", [None, (6, 2)], ids=str)
 def test_a_sink_is_a_key_without_a_value(window: tuple[int, int] | None) -> None:
     """One more key that is 0, with a value of 0, under a bias that is the sink."""
-    spec = replace(PLAIN, sinks=True, window=window)
+    spec = replace(PLAIN, sinks="H", window=window)
     problem = make_problem(spec, torch.float64)
     problem.grad_lse = torch.zeros_like(problem.grad_lse)
     distance = torch.arange(33) - torch.arange(33).unsqueeze(-1)

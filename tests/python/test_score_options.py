@@ -80,7 +80,7 @@ def test_windows_of_any_lengths(
 ) -> None:
     """Several blocks and tiles on either side; more queries than keys leave some without any."""
     spec = Spec(
-        1, 2, queries=lengths[0], keys=lengths[1], window=window, block_size=block_size, sinks=True
+        1, 2, queries=lengths[0], keys=lengths[1], window=window, block_size=block_size, sinks="H"
     )
     check(make_problem(spec, dtype))
 
@@ -113,7 +113,7 @@ def test_positions_of_any_size(
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 64])
-@pytest.mark.parametrize("option", [{}, {"softcap": 2.0}, {"alibi": "H", "sinks": True}], ids=str)
+@pytest.mark.parametrize("option", [{}, {"softcap": 2.0}, {"alibi": "H", "sinks": "H"}], ids=str)
 @pytest.mark.parametrize("bad", [NAN, INF], ids=["nan", "inf"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_a_bad_key_reaches_its_window_alone(
@@ -179,15 +179,15 @@ def test_a_slope_of_zero_is_none(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", ["expanded", "strided", "transposed"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_strides_of_slopes_and_sinks(dtype: torch.dtype, kind: str) -> None:
-    problem = make_problem(replace(BASE, batch=2, alibi="BH", sinks=True), dtype)
+    problem = make_problem(replace(BASE, batch=2, alibi="BH", sinks="BH"), dtype)
     slopes, sinks = problem.inputs["alibi_slopes"], problem.inputs["sinks"]
     if kind == "expanded":
-        slopes, sinks = slopes[:1, :1].expand(2, 3), sinks[:1].expand(3)
+        slopes, sinks = slopes[:1, :1].expand(2, 3), sinks[:1, :1].expand(2, 3)
     elif kind == "strided":
         slopes = slopes.repeat_interleave(2, 1)[:, ::2]
-        sinks = sinks.repeat_interleave(3)[::3]
+        sinks = sinks.repeat_interleave(3, 1)[:, ::3]
     else:
-        slopes = slopes.T.contiguous().T
+        slopes, sinks = slopes.T.contiguous().T, sinks.T.contiguous().T
     problem.inputs |= {"alibi_slopes": slopes, "sinks": sinks}
     check(problem)
 
@@ -312,7 +312,7 @@ def test_a_sink_of_minus_infinity_is_none(dtype: torch.dtype, option: dict[str, 
 def test_a_bad_sink_shows_in_its_head_alone(
     dtype: torch.dtype, bad: float, option: dict[str, Any]
 ) -> None:
-    problem = make_problem(replace(BASE, sinks=True, **option), dtype)
+    problem = make_problem(replace(BASE, sinks="H", **option), dtype)
     clean = run(problem)
     problem.inputs["sinks"][1] = bad
     dirty = run(problem)
@@ -326,7 +326,7 @@ def test_a_bad_sink_shows_in_its_head_alone(
 
 def only_sinks(dtype: torch.dtype, keys: int) -> Problem:
     """Nothing to attend but the sink: no keys, or none within the window."""
-    problem = make_problem(Spec(2, 3, queries=40, keys=9, sinks=True), dtype)
+    problem = make_problem(Spec(2, 3, queries=40, keys=9, sinks="H"), dtype)
     if keys == 0:
         problem.inputs["key"] = problem.inputs["key"][:, :, :0]
         problem.inputs["value"] = problem.inputs["value"][:, :, :0]
@@ -353,7 +353,7 @@ def test_a_row_of_a_sink_alone(dtype: torch.dtype, keys: int) -> None:
 @pytest.mark.parametrize("scale", [1.0, 40.0, 1e4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_a_sink_far_above_or_below_the_scores(dtype: torch.dtype, scale: float) -> None:
-    problem = make_problem(replace(BASE, sinks=True), dtype)
+    problem = make_problem(replace(BASE, sinks="H"), dtype)
     problem.inputs["sinks"] = torch.tensor([scale, -scale, 0.0], dtype=dtype)
     check(problem)
 
@@ -370,7 +370,7 @@ def test_a_sink_far_above_or_below_the_scores(dtype: torch.dtype, scale: float) 
 def test_sizes_of_zero(
     dtype: torch.dtype, slopes: str, keys: int, queries: int, heads: int, batch: int
 ) -> None:
-    spec = Spec(2, 3, queries=5, keys=7, alibi=slopes, sinks=True, window=(2, 1), softcap=2.0)
+    spec = Spec(2, 3, queries=5, keys=7, alibi=slopes, sinks="H", window=(2, 1), softcap=2.0)
     problem = make_problem(spec, dtype)
     inputs = problem.inputs
     kept = inputs["alibi_slopes"][..., :heads]
@@ -396,7 +396,7 @@ def test_sizes_of_zero(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_no_values_and_no_head_dim(dtype: torch.dtype) -> None:
-    spec = replace(BASE, alibi="H", sinks=True, window=(9, 4), softcap=2.0)
+    spec = replace(BASE, alibi="H", sinks="H", window=(9, 4), softcap=2.0)
     problem = make_problem(spec, dtype)
     problem.inputs["value"] = problem.inputs["value"][..., :0]
     problem.grad_out = problem.grad_out[..., :0]

@@ -29,11 +29,11 @@ SPECS = {
     "bias-S-dropout": replace(LONG, bias="S", dropout=0.3),
     "mask-LS-positions": replace(LONG, mask="LS", positions="BHL", causal=True),
     "window-alibi": replace(LONG, window=(30, 4), alibi="BH"),
-    "softcap-sinks-causal": replace(LONG, softcap=1.5, sinks=True, causal=True),
+    "softcap-sinks-causal": replace(LONG, softcap=1.5, sinks="H", causal=True),
     "all of them": replace(
-        LONG, bias="HLS", window=(40, 0), alibi="H", softcap=2.0, sinks=True, dropout=0.2
+        LONG, bias="HLS", window=(40, 0), alibi="H", softcap=2.0, sinks="H", dropout=0.2
     ),
-    "three-dimensional": replace(LONG, rank=3, bias="BHLS", sinks=True, alibi="H"),
+    "three-dimensional": replace(LONG, rank=3, bias="BHLS", sinks="H", alibi="H"),
     "transposed": replace(LONG, layout="transposed"),
 }
 
@@ -159,7 +159,7 @@ def test_hessian(causal: bool) -> None:
 
 
 def test_lse_has_every_derivative() -> None:
-    problem = make_problem(replace(LONG, causal=True, sinks=True), torch.float64)
+    problem = make_problem(replace(LONG, causal=True, sinks="H"), torch.float64)
     inputs = [x.detach() for x in differentiable(problem)]
 
     def lse(*x: Tensor) -> Tensor:

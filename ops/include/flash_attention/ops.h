@@ -43,9 +43,9 @@ struct AttentionOptions {
   /// c > 0: a scaled score s becomes c tanh(s / c), before anything is added
   /// (arXiv:2408.00118). Default: 0, off.
   TORCH_ARG(double, softcap) = 0.0;
-  /// [H] or [B, H] in the dtype of query: a score that takes part in the softmax of each row of the head and
-  /// has no value, so that the weights of a row sum up to less than 1. Differentiable. Default:
-  /// none (arXiv:2309.17453).
+  /// [H] or [B, H] in the dtype of query: a score that takes part in the softmax of each row of the
+  /// head and has no value, so that the weights of a row sum up to less than 1 (arXiv:2309.17453).
+  /// Differentiable. Default: none.
   TORCH_ARG(std::optional<at::Tensor>, sinks);
   /// Factor on the scores. Default: none, that is 1/sqrt(D).
   TORCH_ARG(std::optional<double>, scale);
@@ -62,8 +62,8 @@ struct AttentionOptions {
 ///
 /// query [B, H, L, D] or [B, L, D]; key [B, Hk, S, D]; value [B, Hv, S, Dv], with H a multiple of
 /// Hk and of Hv. float32 or float64, one dtype, any strides. Returns [B, H, L, Dv] (or [B, L, Dv]).
-/// A query with nothing to attend gives zeros. Differentiable in query, key, value, bias,
-/// alibi_slopes and sinks.
+/// A query with nothing to attend gives zeros. Differentiable twice, and in forward mode, in query,
+/// key, value, bias, alibi_slopes and sinks.
 /// Throws c10::TypeError, c10::ValueError or c10::NotImplementedError naming what was expected.
 FLASH_API at::Tensor attention(const at::Tensor& query, const at::Tensor& key,
                                const at::Tensor& value, const AttentionOptions& options = {});
