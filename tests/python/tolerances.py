@@ -39,6 +39,10 @@ CLOSE = {torch.float32: 2e-5, torch.float64: 1e-12}
 # with other cuts of its sums.
 SECOND_FLOAT64_RELATIVE = 1e-11
 
+# The fuzzer's calls with NaN and infinities, where the model of rounding has no meaning: scores reach
+# some tens there, which multiply the rounding of a weight. A NaN out of place is no number at all.
+FUZZED_BAD_TIMES_CLOSE = 50.0
+
 # Flash against standard attention in float64, values of order 1: the integration guide's figure.
 # Rounding is far below it (1e-13); a wrong scale, mask or head is far above.
 GUIDE_FLOAT64 = 1e-10
