@@ -2,12 +2,14 @@
 # make test    every test, C++ and Python, on every instruction set of this CPU
 # make bench   speed beside torch's attention at each instruction set, and of the models beside
 #              neuralforecast's, judged; 65 minutes
+# make stress  what takes too long for `make test`: ten thousand drawn calls on every instruction set,
+#              and the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; 40 minutes
 # make build   set-up, build and installation into .venv only
 # make clean   removes what the above made
 #
 # Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make
-# .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB), BENCH=... options of
-# bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
+# .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB), CASES=... the number of
+# calls that `make stress` draws, BENCH=... options of bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,6 +19,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 JOBS ?= $(shell nproc)
+CASES ?= 10000
 
 VENV := .venv/bin/python
 PIP_INSTALL := -m pip --disable-pip-version-check install
@@ -35,7 +38,7 @@ PACKAGE_READY := .venv/.package-ready
 ORIGINALS_READY := .venv-neuralforecast/.ready
 ORIGINALS_PACKAGE_READY := .venv-neuralforecast/.package-ready
 
-.PHONY: demo test bench build clean system compile
+.PHONY: demo test stress bench build clean system compile
 
 demo: build
 	@$(VENV) bench/demo.py $(DEMO)
@@ -43,22 +46,39 @@ demo: build
 bench: build $(ORIGINALS_PACKAGE_READY)
 	@$(VENV) bench/run.py $(BENCH)
 
+# Those of this CPU, known once the package is installed: a command for the shell.
+ISAS = $$($(VENV) -c 'from flash_attention import build_info; \
+  print(*(isa.name for isa in build_info().isa if isa.supported))')
+
 # Best instruction set first; what does not depend on it (ctest's label "once") is run with the
 # first only. The set-up of whoever calls does not decide what is tested.
 test: build
 	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
-	isas=$$($(VENV) -c 'from flash_attention import build_info; \
-	  print(*(isa.name for isa in build_info().isa if isa.supported))'); \
 	once=; \
-	for isa in $$isas; do \
+	for isa in $(ISAS); do \
 	  echo "== C++ tests, FLASH_ATTENTION_ISA=$$isa"; \
 	  FLASH_ATTENTION_ISA=$$isa \
 	    ctest --test-dir build --output-on-failure --no-tests=error $$once; \
 	  once="-LE once"; \
 	done; \
-	for isa in $$isas; do \
+	for isa in $(ISAS); do \
 	  echo "== Python tests, FLASH_ATTENTION_ISA=$$isa"; \
 	  FLASH_ATTENTION_ISA=$$isa $(VENV) -m pytest tests/python; \
+	done
+
+# LeakSanitizer does not know what libtorch keeps until the end on purpose.
+stress: build build/sanitized/build.ninja
+	cmake --build build/sanitized --parallel $(JOBS) --target csrc_test ops_test
+	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
+	for isa in $(ISAS); do \
+	  echo "== Sanitized C++ tests, FLASH_ATTENTION_ISA=$$isa"; \
+	  FLASH_ATTENTION_ISA=$$isa build/sanitized/tests/csrc_test --gtest_brief=1; \
+	  FLASH_ATTENTION_ISA=$$isa ASAN_OPTIONS=detect_leaks=0 \
+	    build/sanitized/tests/ops_test --gtest_brief=1; \
+	done; \
+	for isa in $(ISAS); do \
+	  echo "== Drawn calls, FLASH_ATTENTION_ISA=$$isa"; \
+	  FLASH_ATTENTION_ISA=$$isa $(VENV) tests/python/fuzzing.py --cases $(CASES); \
 	done
 
 build: $(PACKAGE_READY)
@@ -102,6 +122,12 @@ $(ORIGINALS_READY): $(ORIGINALS_REQUIREMENTS) | $(VENV_READY)
 	@touch $@
 
 # --- build ----------------------------------------------------------------------------------------
+
+build/sanitized/build.ninja: $(VENV_READY)
+	cmake -S . -B build/sanitized -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DFLASH_ATTENTION_SANITIZE=address,undefined \
+	  -DCMAKE_PREFIX_PATH="$$($(VENV) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	@touch $@
 
 build/build.ninja: $(VENV_READY)
 	cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DFLASH_ATTENTION_BUILD_BENCH=ON \

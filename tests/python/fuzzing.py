@@ -1,4 +1,4 @@
-"""Calls of the operator drawn at random, each held to the float64 truth or to the error that is due.
+"""Calls of the operator drawn at random, held to the float64 truth or to the error that is due.
 
     python tests/python/fuzzing.py --cases 10000        # from seed 0 on
     python tests/python/fuzzing.py --first 4711 --cases 1   # one of them again
@@ -23,7 +23,7 @@ import flash_attention
 import torch
 from checks import check
 from problems import DTYPES, Problem, Spec, make_problem
-from reference import scores_and_values, with_heads, with_sink
+from reference import scores_and_values, with_sink
 from tolerances import CLOSE, FUZZED_BAD_TIMES_CLOSE
 from torch import Tensor
 
