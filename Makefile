@@ -70,6 +70,9 @@ test: build
 stress: build build/sanitized/build.ninja
 	cmake --build build/sanitized --parallel $(JOBS) --target csrc_test ops_test
 	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
+	echo "== The exponential of every float"; \
+	build/tests/csrc_test --gtest_brief=1 --gtest_also_run_disabled_tests \
+	  --gtest_filter='*EveryFloat'; \
 	for isa in $(ISAS); do \
 	  echo "== Sanitized C++ tests, FLASH_ATTENTION_ISA=$$isa"; \
 	  FLASH_ATTENTION_ISA=$$isa build/sanitized/tests/csrc_test --gtest_brief=1; \

@@ -23,6 +23,12 @@ ExpReport avx2_exp_double();
 ExpReport avx512_exp_float();
 ExpReport avx512_exp_double();
 
+/// The worst error, in units in the last place, over every float from -0 down to where results stop
+/// being normal numbers: 1.1e9 of them.
+double scalar_exp_of_every_float();
+double avx2_exp_of_every_float();
+double avx512_exp_of_every_float();
+
 namespace {
 
 template <class V>
@@ -68,6 +74,33 @@ ExpReport check_exp() {
     report.keeps_nan = report.keeps_nan && exp2_of<V>(nan) != exp2_of<V>(nan);
   }
   return report;
+}
+
+template <class V>
+double check_exp_of_every_float() {
+  static_assert(sizeof(typename V::Scalar) == 4);
+  constexpr uint32_t kFirst = __builtin_bit_cast(uint32_t, -0.0f);
+  constexpr uint32_t kLast = __builtin_bit_cast(uint32_t, -125.5f);
+  const FlushDenormals flush;
+  double worst = 0.0;
+  for (uint32_t bits = kFirst; bits <= kLast; bits += V::kWidth) {
+    alignas(64) float lanes[V::kWidth], found[V::kWidth];
+    for (int i = 0; i < V::kWidth; ++i) {
+      lanes[i] = __builtin_bit_cast(float, bits + i <= kLast ? bits + i : kLast);
+    }
+    typename V::Reg x[1] = {V::load(lanes)};
+    exp2<V>(x);
+    V::store(found, x[0]);
+    for (int i = 0; i < V::kWidth; ++i) {
+      const double exact = __builtin_exp2(static_cast<double>(lanes[i]));
+      // The exponent of a normal double, and so the last place of a float of that size.
+      const uint64_t exponent = __builtin_bit_cast(uint64_t, exact) & 0x7ff0000000000000ull;
+      const double unit = __builtin_bit_cast(double, exponent) * 0x1p-23;
+      const double error = __builtin_fabs(static_cast<double>(found[i]) - exact) / unit;
+      if (error > worst) worst = error;
+    }
+  }
+  return worst;
 }
 
 }  // namespace

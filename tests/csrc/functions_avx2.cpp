@@ -6,6 +6,7 @@ namespace flash {
 
 ExpReport avx2_exp_float() { return check_exp<Vec<float>>(); }
 ExpReport avx2_exp_double() { return check_exp<Vec<double>>(); }
+double avx2_exp_of_every_float() { return check_exp_of_every_float<Vec<float>>(); }
 TanhReport avx2_tanh_float() { return check_tanh<Vec<float>>(); }
 TanhReport avx2_tanh_double() { return check_tanh<Vec<double>>(); }
 

@@ -6,6 +6,7 @@ namespace flash {
 
 ExpReport avx512_exp_float() { return check_exp<Vec<float>>(); }
 ExpReport avx512_exp_double() { return check_exp<Vec<double>>(); }
+double avx512_exp_of_every_float() { return check_exp_of_every_float<Vec<float>>(); }
 TanhReport avx512_tanh_float() { return check_tanh<Vec<float>>(); }
 TanhReport avx512_tanh_double() { return check_tanh<Vec<double>>(); }
 

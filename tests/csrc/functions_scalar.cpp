@@ -6,6 +6,7 @@ namespace flash {
 
 ExpReport scalar_exp_float() { return check_exp<Vec<float>>(); }
 ExpReport scalar_exp_double() { return check_exp<Vec<double>>(); }
+double scalar_exp_of_every_float() { return check_exp_of_every_float<Vec<float>>(); }
 TanhReport scalar_tanh_float() { return check_tanh<Vec<float>>(); }
 TanhReport scalar_tanh_double() { return check_tanh<Vec<double>>(); }
 
