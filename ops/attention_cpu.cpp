@@ -1,7 +1,6 @@
 // CPU: tensors to pointers and strides, and units of work to threads.
 
 #include <ATen/ATen.h>
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <flash_attention/ops.h>
 #include <torch/library.h>
@@ -12,6 +11,8 @@
 #include "csrc/kernels.h"
 #include "ops/kernel_call.h"
 #include "ops/operator.h"
+#include "ops/schedule.h"
+#include "ops/split_keys.h"
 
 namespace flash {
 namespace {
@@ -79,34 +80,6 @@ ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_
   return p;
 }
 
-/// How many units a thread takes at least, and how many threads that leaves something to do.
-struct Schedule {
-  explicit Schedule(const WorkPlan& plan) {
-    grain = units_per_thread(plan);
-    const int64_t available = at::in_parallel_region() ? 1 : at::get_num_threads();
-    threads = std::max<int64_t>(1, std::min(available, (plan.units + grain - 1) / grain));
-  }
-  int64_t grain;
-  int64_t threads;
-};
-
-/// Memory for each thread, and some for all of them.
-class Scratch {
- public:
-  Scratch(int64_t bytes, int64_t threads, int64_t shared_bytes = 0)
-      : bytes_(bytes),
-        threads_(threads),
-        memory_(at::detail::empty_cpu({bytes * threads + shared_bytes}, at::kByte)) {}
-  void* of_this_thread() const { return at(at::get_thread_num()); }
-  void* shared() const { return at(threads_); }
-
- private:
-  void* at(int64_t thread) const { return memory_.mutable_data_ptr<uint8_t>() + bytes_ * thread; }
-
-  int64_t bytes_, threads_;
-  at::Tensor memory_;
-};
-
 /// Whether one element of the bias belongs to several scores.
 bool broadcasts(const at::Tensor& bias, const Sizes& s) {
   return bias.numel() < s.batch * s.heads * s.queries * s.keys;
@@ -146,20 +119,28 @@ class Forward {
 
   /// Writes row_stats where it is told to, or else to memory of its own.
   void run(const at::Tensor& out, void* row_stats) {
-    const Schedule schedule(plan_);
+    const bool splits = SplitKeys::fits(params_);
     const int64_t stats_bytes = out_rows() * static_cast<int64_t>(out.element_size());
-    const Scratch scratch(scratch_bytes_, schedule.threads,
+    const Schedule schedule(plan_);
+    const Scratch scratch(splits ? 0 : scratch_bytes_, schedule.threads,
                           row_stats == nullptr ? 2 * stats_bytes : 0);
     if (row_stats == nullptr) row_stats = scratch.shared();
     params_.out = mutable_rows_of(out);
     params_.row_max = row_stats;
     params_.row_sum = static_cast<uint8_t*>(row_stats) + stats_bytes;
+    if (!splits) {
+      run_in_one_piece(schedule, scratch);
+    } else if (!SplitKeys(kernels_, params_, out.scalar_type()).run()) {
+      run_in_one_piece(schedule, Scratch(scratch_bytes_, schedule.threads));
+    }
+  }
+
+ private:
+  void run_in_one_piece(const Schedule& schedule, const Scratch& scratch) {
     at::parallel_for(0, plan_.units, schedule.grain, [&](int64_t begin, int64_t end) {
       kernels_.forward(params_, begin, end, scratch.of_this_thread());
     });
   }
-
- private:
   int64_t out_rows() const {
     return params_.shape.batch * params_.shape.heads * params_.shape.queries;
   }
@@ -308,7 +289,11 @@ MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int6
     return Schedule(plan).threads * bytes;
   };
   const int64_t rows = 2 * batch * heads * queries * static_cast<int64_t>(at::elementSize(dtype));
-  return {rows + scratch(kernels.forward_plan(forward), kernels.forward_scratch_bytes(forward)),
+  const int64_t forward_bytes =
+      SplitKeys::fits(forward)
+          ? SplitKeys(kernels, forward, dtype).bytes()
+          : scratch(kernels.forward_plan(forward), kernels.forward_scratch_bytes(forward));
+  return {rows + forward_bytes,
           scratch(kernels.backward_plan(backward), kernels.backward_scratch_bytes(backward))};
 }
 

@@ -1,0 +1,230 @@
+#include "ops/split_keys.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "ops/schedule.h"
+
+namespace flash {
+namespace {
+
+constexpr int64_t kMostQueries = 8;
+constexpr int64_t kKeysPerPart = 1024;
+
+template <class Pointer>
+RowsOf<Pointer> moved(RowsOf<Pointer> rows, int64_t elements, int64_t size) {
+  using Byte =
+      std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const uint8_t, uint8_t>;
+  rows.data = static_cast<Byte*>(rows.data) + elements * size;
+  return rows;
+}
+
+const void* moved(const void* data, int64_t elements, int64_t size) {
+  return static_cast<const uint8_t*>(data) + elements * size;
+}
+
+/// position - keys, at the least number where that overflows: it is before every key in any case.
+int64_t position_in_part(int64_t position, int64_t keys) {
+  int64_t result;
+  return __builtin_sub_overflow(position, keys, &result) ? std::numeric_limits<int64_t>::min()
+                                                         : result;
+}
+
+}  // namespace
+
+/// What `run` allocates, as pointers into it.
+struct SplitKeys::Memory {
+  int64_t* positions;  // [batch or 1, part, heads or 1, queries], of the queries in each part
+  uint8_t* out;        // [batch, part, heads, queries, value_dim]
+  uint8_t* row_max;    // [batch, part, heads, queries]
+  uint8_t* row_sum;
+};
+
+bool SplitKeys::fits(const ForwardParams& params) {
+  const Shape& s = params.shape;
+  return s.queries > 0 && s.queries <= kMostQueries && s.keys >= 2 * kKeysPerPart &&
+         params.score.dropout == 0 && s.batch > 0 && s.heads > 0;
+}
+
+SplitKeys::SplitKeys(const TypedKernels& kernels, const ForwardParams& params, at::ScalarType dtype)
+    : kernels_(kernels),
+      params_(params),
+      dtype_(dtype),
+      size_(static_cast<int64_t>(c10::elementSize(dtype))),
+      whole_parts_(params.shape.keys / kKeysPerPart) {
+  ForwardParams whole = params, last = params;
+  whole.shape.batch = whole_parts_, whole.shape.keys = kKeysPerPart;
+  last.shape.batch = 1, last.shape.keys = params.shape.keys % kKeysPerPart;
+  whole_plan_ = kernels.forward_plan(whole);
+  last_plan_ = last.shape.keys > 0 ? kernels.forward_plan(last) : WorkPlan{};
+  scratch_bytes_ =
+      std::max(kernels.forward_scratch_bytes(whole), kernels.forward_scratch_bytes(last));
+}
+
+int64_t SplitKeys::parts() const {
+  return whole_parts_ + (params_.shape.keys % kKeysPerPart > 0 ? 1 : 0);
+}
+int64_t SplitKeys::results() const {
+  const Shape& s = params_.shape;
+  return s.batch * parts() * s.heads * s.queries;
+}
+int64_t SplitKeys::result_bytes() const {
+  return results() * (params_.shape.value_dim + 2) * size_;
+}
+
+int64_t SplitKeys::position_count() const {
+  const Shape& s = params_.shape;
+  const bool given = params_.score.positions != nullptr;
+  return (given ? s.batch * s.heads : 1) * parts() * s.queries;
+}
+
+int64_t SplitKeys::bytes() const {
+  const WorkPlan all = {params_.shape.batch * (whole_plan_.units + last_plan_.units), 1,
+                        whole_plan_.flops_per_unit};
+  return Schedule(all).threads * scratch_bytes_ + result_bytes() +
+         position_count() * static_cast<int64_t>(sizeof(int64_t));
+}
+
+void SplitKeys::fill_positions(int64_t* positions) const {
+  const Shape& s = params_.shape;
+  const ScoreParams& score = params_.score;
+  const bool given = score.positions != nullptr;
+  const int64_t* strides = score.position_strides;
+  for (int64_t b = 0; b < (given ? s.batch : 1); ++b) {
+    for (int64_t part = 0; part < parts(); ++part) {
+      for (int64_t h = 0; h < (given ? s.heads : 1); ++h) {
+        for (int64_t i = 0; i < s.queries; ++i) {
+          const int64_t position =
+              given ? score.positions[b * strides[0] + h * strides[1] + i * strides[2]]
+                    : i + s.keys - s.queries;
+          *positions++ = position_in_part(position, part * kKeysPerPart);
+        }
+      }
+    }
+  }
+}
+
+/// Parts first … first + count - 1 of one batch element, as a batch of its own.
+ForwardParams SplitKeys::part_params(int64_t batch, int64_t first, int64_t count,
+                                     const Memory& memory) const {
+  const int64_t key = first * kKeysPerPart;
+  ForwardParams p = params_;
+  p.shape.batch = count;
+  p.shape.keys = std::min(kKeysPerPart, params_.shape.keys - key);
+  const Shape& s = p.shape;
+  p.query = moved(params_.query, batch * params_.query.strides.batch, size_);
+  p.query.strides.batch = 0;
+  const auto keys_of = [&](const ConstRows& rows) {
+    ConstRows part = moved(rows, batch * rows.strides.batch + key * rows.strides.row, size_);
+    part.strides.batch = kKeysPerPart * rows.strides.row;
+    return part;
+  };
+  p.key = keys_of(params_.key);
+  p.value = keys_of(params_.value);
+
+  const int64_t at = (batch * parts() + first) * s.heads * s.queries;
+  p.out = {memory.out + at * s.value_dim * size_,
+           {s.heads * s.queries * s.value_dim, s.queries * s.value_dim, s.value_dim}};
+  p.row_max = memory.row_max + at * size_;
+  p.row_sum = memory.row_sum + at * size_;
+
+  ScoreParams& score = p.score;
+  const bool given = score.positions != nullptr;
+  const int64_t heads = given ? s.heads : 1;
+  score.positions = memory.positions + ((given ? batch : 0) * parts() + first) * heads * s.queries;
+  score.position_strides[0] = heads * s.queries;
+  score.position_strides[1] = given ? s.queries : 0;
+  score.position_strides[2] = 1;
+  if (score.bias != nullptr) {
+    const int64_t size = score.bias_kind == BiasKind::kBoolean ? 1 : size_;
+    score.bias =
+        moved(score.bias, batch * score.bias_strides[0] + key * score.bias_strides[3], size);
+    score.bias_strides[0] = kKeysPerPart * score.bias_strides[3];
+  }
+  if (score.alibi_slopes != nullptr) {
+    score.alibi_slopes = moved(score.alibi_slopes, batch * score.slope_strides[0], size_);
+    score.slope_strides[0] = 0;
+  }
+  score.sinks = nullptr;  // `merge` counts each once
+  return p;
+}
+
+bool SplitKeys::run() const {
+  const Shape& s = params_.shape;
+  const int64_t per_batch = whole_plan_.units + last_plan_.units;
+  const WorkPlan all = {s.batch * per_batch, 1, whole_plan_.flops_per_unit};
+  const Schedule schedule(all);
+  const Scratch scratch(scratch_bytes_, schedule.threads,
+                        result_bytes() + position_count() * static_cast<int64_t>(sizeof(int64_t)));
+  Memory memory;
+  memory.positions = static_cast<int64_t*>(scratch.shared());
+  memory.out = reinterpret_cast<uint8_t*>(memory.positions + position_count());
+  memory.row_max = memory.out + results() * s.value_dim * size_;
+  memory.row_sum = memory.row_max + results() * size_;
+  fill_positions(memory.positions);
+  at::parallel_for(0, all.units, schedule.grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t batch = begin / per_batch, unit = begin % per_batch;
+      const bool last = unit >= whole_plan_.units;
+      const ForwardParams p = last ? part_params(batch, whole_parts_, 1, memory)
+                                   : part_params(batch, 0, whole_parts_, memory);
+      const int64_t first = last ? unit - whole_plan_.units : unit;
+      const int64_t limit = last ? last_plan_.units : whole_plan_.units;
+      const int64_t count = std::min(end - begin, limit - first);
+      kernels_.forward(p, first, first + count, scratch.of_this_thread());
+      begin += count;
+    }
+  });
+  return AT_DISPATCH_FLOATING_TYPES(dtype_, "flash::attention",
+                                    [&] { return merge<scalar_t>(memory); });
+}
+
+/// out = sum_c w_c out_c / sum_c w_c with w_c = sum_c e^(max_c - max), the sink among them.
+template <class T>
+bool SplitKeys::merge(const Memory& memory) const {
+  constexpr T kMinusInf = -std::numeric_limits<T>::infinity();
+  const Shape& s = params_.shape;
+  const ScoreParams& score = params_.score;
+  const T* const outs = reinterpret_cast<const T*>(memory.out);
+  const T* const maxima = reinterpret_cast<const T*>(memory.row_max);
+  const T* const sums = reinterpret_cast<const T*>(memory.row_sum);
+  const int64_t rows = s.heads * s.queries;
+  for (int64_t b = 0; b < s.batch; ++b) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t head = row / s.queries;
+      const T sink =
+          score.sinks == nullptr
+              ? kMinusInf
+              : static_cast<const T*>(
+                    score.sinks)[b * score.sink_strides[0] + head * score.sink_strides[1]];
+      const auto at = [&](int64_t part) { return (b * parts() + part) * rows + row; };
+      T max = sink;
+      for (int64_t part = 0; part < parts(); ++part) max = std::max(max, maxima[at(part)]);
+      // -inf - (-inf) is NaN: a row that attends nothing subtracts 0 instead.
+      const T base = max == kMinusInf ? T(0) : max;
+      T sum = std::exp(sink - base);
+      T* const out = static_cast<T*>(params_.out.data) + b * params_.out.strides.batch +
+                     head * params_.out.strides.head + row % s.queries * params_.out.strides.row;
+      std::fill_n(out, s.value_dim, T(0));
+      for (int64_t part = 0; part < parts(); ++part) {
+        const T weight = sums[at(part)] * std::exp(maxima[at(part)] - base);
+        sum += weight;
+        const T* const of_part = outs + at(part) * s.value_dim;
+        for (int64_t c = 0; c < s.value_dim; ++c) out[c] += weight * of_part[c];
+      }
+      if (std::isnan(sum)) return false;
+      static_cast<T*>(params_.row_max)[b * rows + row] = max;
+      static_cast<T*>(params_.row_sum)[b * rows + row] = sum;
+      if (sum == 0) continue;
+      const T factor = T(1) / sum;
+      for (int64_t c = 0; c < s.value_dim; ++c) out[c] *= factor;
+    }
+  }
+  return true;
+}
+
+}  // namespace flash

@@ -1,0 +1,55 @@
+#pragma once
+// Private to ops/: few queries over many keys, as in decoding. There are too few tiles of queries
+// for the threads, so the keys are cut into parts; each gives an output of its own with its largest
+// score and its sum, of which the whole is a weighted mean ("Flash-Decoding": Dao, Haziza, Massa,
+// Sizov, 2023).
+//
+// Where the cuts are depends on the lengths alone: neither on the number of threads nor on the size
+// of the batch, so that the bits do not, either.
+
+#include <ATen/core/ScalarType.h>
+
+#include <cstdint>
+
+#include "csrc/kernels.h"
+
+namespace flash {
+
+class SplitKeys {
+ public:
+  /// Few queries, many keys, no dropout, whose mask counts keys from the first one.
+  static bool fits(const ForwardParams& params);
+
+  SplitKeys(const TypedKernels& kernels, const ForwardParams& params, at::ScalarType dtype);
+
+  /// Bytes that `run` allocates.
+  int64_t bytes() const;
+
+  /// As `kernels.forward` over all units. False where a sum came out as NaN, and the results have
+  /// to be computed over again in one piece: a part of which every score overflows to -inf is NaN
+  /// by itself, and 0 in the whole.
+  bool run() const;
+
+ private:
+  struct Memory;
+
+  int64_t parts() const;
+  int64_t results() const;
+  int64_t result_bytes() const;
+  int64_t position_count() const;
+  void fill_positions(int64_t* positions) const;
+  ForwardParams part_params(int64_t batch, int64_t first, int64_t count,
+                            const Memory& memory) const;
+  template <class T>
+  bool merge(const Memory& memory) const;
+
+  const TypedKernels& kernels_;
+  ForwardParams params_;
+  at::ScalarType dtype_;
+  int64_t size_;                     // bytes of a number
+  int64_t whole_parts_;              // parts of kKeysPerPart keys; the last one may be shorter
+  WorkPlan whole_plan_, last_plan_;  // of one batch element
+  int64_t scratch_bytes_;
+};
+
+}  // namespace flash
