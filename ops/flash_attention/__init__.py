@@ -16,6 +16,7 @@ from flash_attention import _library
 _library.load()  # before the imports below: they name operators that the library registers
 
 from flash_attention._build_config import VERSION as __version__  # noqa: E402
+from flash_attention.cache import KeyValueCache  # noqa: E402
 from flash_attention.functional import (  # noqa: E402
     BuildInfo,
     InstructionSet,
@@ -46,6 +47,7 @@ __all__ = [
     "FlashAttention",
     "FlashAttentionConfig",
     "InstructionSet",
+    "KeyValueCache",
     "MemoryUsage",
     "MultiHeadAttention",
     "MultiHeadAttentionConfig",

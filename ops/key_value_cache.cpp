@@ -1,0 +1,173 @@
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <flash_attention/key_value_cache.h>
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+#include "ops/call_options.h"
+
+namespace flash {
+namespace {
+
+constexpr char kName[] = "flash::KeyValueCache";
+
+void check_part(const char* name, const at::Tensor& part, const at::Tensor& cache) {
+  const bool fits = part.dim() == 4 && part.size(0) == cache.size(0) &&
+                    part.size(1) == cache.size(1) && part.size(3) == cache.size(3);
+  TORCH_CHECK_VALUE(fits, kName, ": expected ", name, " [", cache.size(0), ", ", cache.size(1),
+                    ", positions, ", cache.size(3), "], got ", part.sizes());
+  TORCH_CHECK_TYPE(part.scalar_type() == cache.scalar_type(), kName, ": expected ", name,
+                   " of dtype ", cache.scalar_type(), " as the cache, got ", part.scalar_type());
+  TORCH_CHECK_VALUE(part.device() == cache.device(), kName, ": expected ", name, " on ",
+                    cache.device(), ", got it on ", part.device());
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !(at::GradMode::is_enabled() && part.requires_grad()), kName, ": expected ", name,
+      " without a gradient, which a cache written in place has not; call it in torch.no_grad()");
+}
+
+/// int64 [B], in [0, positions].
+at::Tensor checked_counts(const std::optional<at::Tensor>& counts, const at::Tensor& lengths,
+                          int64_t positions) {
+  if (!counts.has_value()) return at::full_like(lengths, positions);
+  TORCH_CHECK_TYPE(counts->scalar_type() == at::kLong, kName,
+                   ": expected counts of dtype int64, got ", counts->scalar_type());
+  TORCH_CHECK_VALUE(counts->sizes() == lengths.sizes(), kName, ": expected counts ",
+                    lengths.sizes(), ", one per sequence, got ", counts->sizes());
+  if (counts->numel() > 0) {
+    const auto least = counts->min().item<int64_t>(), most = counts->max().item<int64_t>();
+    TORCH_CHECK_VALUE(least >= 0 && most <= positions, kName, ": expected counts from 0 to the ",
+                      positions, " positions that come, got ", least, " to ", most);
+  }
+  return *counts;
+}
+
+}  // namespace
+
+KeyValueCache::KeyValueCache(int64_t batch, int64_t key_heads, int64_t capacity, int64_t head_dim,
+                             std::optional<int64_t> value_dim, std::optional<int64_t> value_heads,
+                             at::ScalarType dtype) {
+  const int64_t width = value_dim.value_or(head_dim), heads = value_heads.value_or(key_heads);
+  TORCH_CHECK_VALUE(
+      batch >= 0 && key_heads >= 1 && heads >= 1 && capacity >= 1 && head_dim >= 0 && width >= 0,
+      kName, ": expected sizes above 0, got batch ", batch, ", key_heads ", key_heads,
+      ", value_heads ", heads, ", capacity ", capacity, ", head_dim ", head_dim, ", value_dim ",
+      width);
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble, kName,
+                   ": expected dtype float32 or float64, got ", dtype);
+  key_ = at::empty({batch, key_heads, capacity, head_dim}, at::dtype(dtype));
+  value_ = at::empty({batch, heads, capacity, width}, at::dtype(dtype));
+  lengths_ = at::zeros({batch}, at::kLong);
+}
+
+int64_t KeyValueCache::longest() const {
+  return lengths_.numel() == 0 ? 0 : lengths_.max().item<int64_t>();
+}
+at::Tensor KeyValueCache::lengths() const { return lengths_.clone(); }
+at::Tensor KeyValueCache::key() const { return key_.narrow(2, 0, longest()); }
+at::Tensor KeyValueCache::value() const { return value_.narrow(2, 0, longest()); }
+
+void KeyValueCache::append(const at::Tensor& key, const at::Tensor& value,
+                           const std::optional<at::Tensor>& counts) {
+  check_part("key", key, key_);
+  check_part("value", value, value_);
+  TORCH_CHECK_VALUE(key.size(2) == value.size(2), kName,
+                    ": expected key and value of one number of positions, got ", key.size(2),
+                    " and ", value.size(2));
+  const at::NoGradGuard no_grad;
+  const at::Tensor added = checked_counts(counts, lengths_, key.size(2));
+  const at::Tensor lengths = lengths_ + added;
+  const auto wanted = lengths.numel() == 0 ? 0 : lengths.max().item<int64_t>();
+  TORCH_CHECK_VALUE(wanted <= capacity(), kName, ": expected at most ", capacity(),
+                    " positions of a sequence, got ", wanted,
+                    "; make the cache with that capacity, or truncate it first");
+  const auto* const from = lengths_.const_data_ptr<int64_t>();
+  const at::Tensor each = added.contiguous();
+  const auto* const count = each.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < lengths_.numel(); ++b) {
+    for (const auto& [cache, part] : {std::pair(key_, key), std::pair(value_, value)}) {
+      cache[b].narrow(1, from[b], count[b]).copy_(part[b].narrow(1, 0, count[b]));
+    }
+  }
+  lengths_ = lengths;
+}
+
+at::Tensor KeyValueCache::attention(const at::Tensor& query, const AttentionOptions& options,
+                                    const std::optional<at::Tensor>& counts) const {
+  TORCH_CHECK_VALUE(query.dim() == 4 && query.size(0) == lengths_.numel(), kName,
+                    ": expected query [", lengths_.numel(), ", heads, positions, head_dim], got ",
+                    query.sizes());
+  TORCH_CHECK_VALUE(!options.query_positions().has_value(), kName,
+                    ": expected no query_positions: those of the cache are used");
+  const int64_t queries = query.size(2);
+  const at::Tensor given = checked_counts(counts, lengths_, queries);
+  TORCH_CHECK_VALUE((given <= lengths_).all().item<bool>(), kName,
+                    ": expected queries of positions in the cache, got ", queries,
+                    " beside lengths of ", lengths_, "; append their keys and values first");
+  AttentionOptions o = options;
+  o.causal(true);
+  const bool alike = !counts.has_value() && (lengths_ == longest()).all().item<bool>();
+  if (!alike) {
+    o.query_positions((lengths_ - given).view({-1, 1, 1}) + at::arange(queries, at::kLong));
+  }
+  return flash::attention(query, key(), value(), o);
+}
+
+void KeyValueCache::truncate(int64_t length) {
+  TORCH_CHECK_VALUE(length >= 0, kName, ": expected a length of at least 0, got ", length);
+  lengths_ = lengths_.clamp_max(length);
+}
+
+namespace {
+
+/// The class for Python, whose constructor and methods take what TorchScript can pass.
+struct BoundCache : torch::CustomClassHolder {
+  BoundCache(int64_t batch, int64_t key_heads, int64_t capacity, int64_t head_dim,
+             std::optional<int64_t> value_dim, std::optional<int64_t> value_heads,
+             at::ScalarType dtype)
+      : cache(batch, key_heads, capacity, head_dim, value_dim, value_heads, dtype) {}
+
+  at::Tensor attention(const at::Tensor& query, const std::optional<at::Tensor>& counts,
+                       const std::optional<at::Tensor>& bias,
+                       const std::optional<std::vector<int64_t>>& window,
+                       const std::optional<at::Tensor>& alibi_slopes, double softcap,
+                       const std::optional<at::Tensor>& sinks, std::optional<double> scale) const {
+    const auto sizes =
+        window.has_value() ? at::OptionalIntArrayRef(*window) : at::OptionalIntArrayRef();
+    const CallOptions packed =
+        pack_options(bias, /*causal=*/true, /*query_positions=*/{}, sizes, alibi_slopes, softcap,
+                     sinks, scale, /*dropout=*/0.0, /*block_size=*/64, /*use_simd=*/true);
+    return cache.attention(query,
+                           AttentionOptions()
+                               .bias(bias)
+                               .window(packed.window)
+                               .alibi_slopes(alibi_slopes)
+                               .softcap(softcap)
+                               .sinks(sinks)
+                               .scale(scale),
+                           counts);
+  }
+
+  KeyValueCache cache;
+};
+
+using Bound = c10::intrusive_ptr<BoundCache>;
+
+}  // namespace
+}  // namespace flash
+
+TORCH_LIBRARY_FRAGMENT(flash, m) {
+  using namespace flash;
+  using at::Tensor;
+  m.class_<BoundCache>("KeyValueCache")
+      .def(torch::init<int64_t, int64_t, int64_t, int64_t, std::optional<int64_t>,
+                       std::optional<int64_t>, at::ScalarType>())
+      .def("append",
+           [](const Bound& self, const Tensor& key, const Tensor& value,
+              const std::optional<Tensor>& counts) { self->cache.append(key, value, counts); })
+      .def("attention", &BoundCache::attention)
+      .def("truncate", [](const Bound& self, int64_t length) { self->cache.truncate(length); })
+      .def("lengths", [](const Bound& self) { return self->cache.lengths(); })
+      .def("capacity", [](const Bound& self) { return self->cache.capacity(); })
+      .def("key", [](const Bound& self) { return self->cache.key(); })
+      .def("value", [](const Bound& self) { return self->cache.value(); });
+}
