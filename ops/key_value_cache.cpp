@@ -54,8 +54,9 @@ KeyValueCache::KeyValueCache(int64_t batch, int64_t key_heads, int64_t capacity,
       width);
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble, kName,
                    ": expected dtype float32 or float64, got ", dtype);
-  key_ = at::empty({batch, key_heads, capacity, head_dim}, at::dtype(dtype));
-  value_ = at::empty({batch, heads, capacity, width}, at::dtype(dtype));
+  // Zeros: a NaN that memory happened to hold would be kept out of every result, but at a cost.
+  key_ = at::zeros({batch, key_heads, capacity, head_dim}, at::dtype(dtype));
+  value_ = at::zeros({batch, heads, capacity, width}, at::dtype(dtype));
   lengths_ = at::zeros({batch}, at::kLong);
 }
 
