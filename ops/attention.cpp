@@ -141,16 +141,13 @@ double resolve_scale(std::optional<double> scale, int64_t head_dim) {
 }  // namespace flash
 
 TORCH_LIBRARY(flash, m) {
+  using flash::kOptionsSchema;
   const std::vector<at::Tag> compliant = {at::Tag::pt2_compliant_tag};
   const std::vector<at::Tag> random = {at::Tag::pt2_compliant_tag,
                                        at::Tag::nondeterministic_seeded};
-  const std::string options =
-      "Tensor? bias=None, bool causal=False, Tensor? query_positions=None, int[2]? window=None, "
-      "Tensor? alibi_slopes=None, float softcap=0.0, Tensor? sinks=None, float? scale=None, "
-      "float dropout=0.0, int block_size=64, bool use_simd=True";
   const auto define = [&](const std::string& name, const std::string& results) {
     const std::string schema =
-        name + "(Tensor query, Tensor key, Tensor value, *, " + options + ") -> " + results;
+        name + "(Tensor query, Tensor key, Tensor value, *, " + kOptionsSchema + ") -> " + results;
     m.def(schema.c_str(), random);
   };
   define("attention", "Tensor");

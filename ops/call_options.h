@@ -26,6 +26,12 @@ struct CallOptions {
   bool use_simd = true;
 };
 
+/// Those of `CallOptions`, as schemas spell them.
+inline constexpr char kOptionsSchema[] =
+    "Tensor? bias=None, bool causal=False, Tensor? query_positions=None, int[2]? window=None, "
+    "Tensor? alibi_slopes=None, float softcap=0.0, Tensor? sinks=None, float? scale=None, "
+    "float dropout=0.0, int block_size=64, bool use_simd=True";
+
 CallOptions call_options(const AttentionOptions& options);
 
 /// The options as the dispatcher passes them. Throws c10::ValueError unless a window is two

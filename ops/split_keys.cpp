@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/kernel_params.h"
 #include "ops/schedule.h"
 
 namespace flash {
@@ -14,18 +15,6 @@ namespace {
 
 constexpr int64_t kMostQueries = 8;
 constexpr int64_t kKeysPerPart = 1024;
-
-template <class Pointer>
-RowsOf<Pointer> moved(RowsOf<Pointer> rows, int64_t elements, int64_t size) {
-  using Byte =
-      std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const uint8_t, uint8_t>;
-  rows.data = static_cast<Byte*>(rows.data) + elements * size;
-  return rows;
-}
-
-const void* moved(const void* data, int64_t elements, int64_t size) {
-  return static_cast<const uint8_t*>(data) + elements * size;
-}
 
 /// position - keys, at the least number where that overflows: it is before every key in any case.
 int64_t position_in_part(int64_t position, int64_t keys) {

@@ -25,6 +25,7 @@ from flash_attention.functional import (  # noqa: E402
     build_info,
     dropout_mask,
     standard_attention,
+    varlen_attention,
 )
 from flash_attention.nn import (  # noqa: E402
     AttentionMode,
@@ -61,4 +62,5 @@ __all__ = [
     "replace_sdpa",
     "scaled_dot_product_attention",
     "standard_attention",
+    "varlen_attention",
 ]

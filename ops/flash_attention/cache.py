@@ -88,8 +88,8 @@ class KeyValueCache:
 
         Args:
             query: [B, H, L, D], the last L positions of their sequences.
-            counts: as in `append`: the first counts[b] queries are the last positions of sequence b,
-                and the rows of the others mean nothing.
+            counts: as in `append`: the first counts[b] queries are the last positions of sequence
+                b, and the rows of the others mean nothing.
             bias: broadcasts to [B, H, L, longest length].
             window, alibi_slopes, softcap, sinks, scale: as in `attention`.
 

@@ -20,6 +20,7 @@ __all__ = [
     "build_info",
     "dropout_mask",
     "standard_attention",
+    "varlen_attention",
 ]
 
 
@@ -169,6 +170,70 @@ def attention_with_lse(
         bias=bias,
         causal=causal,
         query_positions=query_positions,
+        window=window,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        sinks=sinks,
+        scale=scale,
+        dropout=dropout,
+        block_size=block_size,
+        use_simd=use_simd,
+    )
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    causal: bool = False,
+    window: tuple[int, int] | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    block_size: int = 64,
+    use_simd: bool = True,
+) -> Tensor:
+    """`attention` of each of N sequences of unequal lengths, packed without padding.
+
+    The sequences share the threads. Differentiable once in `query`, `key`, `value`, `alibi_slopes`
+    and `sinks`.
+
+    Args:
+        query: [Tq, H, D], the rows of all sequences, one behind the other; float32 or float64.
+        key: [Tk, Hk, D], dtype of `query`.
+        value: [Tk, Hv, Dv], dtype of `query`.
+        cu_seqlens_q: int32 or int64 [N + 1], from 0 to Tq: sequence n has the rows of query from
+            cu_seqlens_q[n] to before cu_seqlens_q[n + 1]. May be none.
+        cu_seqlens_k: the same of key and value.
+        causal, window, softcap, scale, dropout, block_size, use_simd: as in `attention`, of each
+            sequence by itself.
+        alibi_slopes, sinks: [H] or [N, H], as in `attention`.
+
+    Returns:
+        [Tq, H, Dv], in the dtype of `query`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `attention`; offsets that fall or do not end
+            with the rows there are.
+
+    >>> starts = torch.tensor([0, 3, 10])
+    >>> q, k, v = (torch.randn(10, 4, 16) for _ in range(3))
+    >>> out = varlen_attention(q, k, v, starts, starts, causal=True)
+    >>> alone = attention(*(x[3:].transpose(0, 1)[None] for x in (q, k, v)), causal=True)
+    >>> torch.testing.assert_close(out[3:].transpose(0, 1)[None], alone)
+    """
+    return torch.ops.flash.varlen_attention(
+        query,
+        key,
+        value,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        causal=causal,
         window=window,
         alibi_slopes=alibi_slopes,
         softcap=softcap,

@@ -1,0 +1,218 @@
+// Packed sequences: the schemas, what a call must be, shapes for Meta, and autograd.
+
+#include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <flash_attention/varlen_attention.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <string>
+
+#include "ops/operator.h"
+#include "ops/varlen.h"
+
+namespace flash {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+Tensor call(const Packed& p, const CallOptions& options) {
+  static const auto op = find<VarlenCall<Tensor>::Signature>("flash::varlen_attention");
+  return with_unpacked(options, [&](const auto&... each) {
+    return op.call(p.query, p.key, p.value, p.cu_seqlens_q, p.cu_seqlens_k, each...);
+  });
+}
+
+void check_offsets(const char* name, const Tensor& offsets) {
+  TORCH_CHECK_TYPE(offsets.scalar_type() == at::kInt || offsets.scalar_type() == at::kLong,
+                   kVarlenOp, ": expected ", name, " of dtype int32 or int64, got ",
+                   offsets.scalar_type());
+  TORCH_CHECK_VALUE(offsets.dim() == 1, kVarlenOp, ": expected ", name,
+                    " [sequences + 1], where each begins and the last one ends, got ",
+                    offsets.sym_sizes());
+}
+
+void check_numbers(const char* name, const std::optional<Tensor>& numbers, const Tensor& query,
+                   const Tensor& offsets) {
+  if (!numbers.has_value()) return;
+  const auto heads = query.sym_size(1), sequences = offsets.sym_size(0) - 1;
+  const bool fits =
+      (numbers->dim() == 1 && numbers->sym_size(0) == heads) ||
+      (numbers->dim() == 2 && numbers->sym_size(0) == sequences && numbers->sym_size(1) == heads);
+  TORCH_CHECK_VALUE(fits, kVarlenOp, ": expected ", name, " of shape [heads] = [", heads,
+                    "] or [sequences, heads] = [", sequences, ", ", heads, "], got ",
+                    numbers->sym_sizes());
+  TORCH_CHECK_TYPE(numbers->scalar_type() == query.scalar_type(), kVarlenOp, ": expected ", name,
+                   " of dtype ", query.scalar_type(), " as query, got ", numbers->scalar_type());
+}
+
+VarlenForward forward_meta(const Tensor& query, const Tensor& key, const Tensor& value,
+                           const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                           const CallOptions& o) {
+  check_packed({query, key, value, cu_seqlens_q, cu_seqlens_k}, o);
+  return {allocate({query.sym_size(0), query.sym_size(1), value.sym_size(2)}, query),
+          allocate({2, query.sym_size(0) * query.sym_size(1)}, query),
+          empty_seed(query, o.dropout)};
+}
+
+Tensor output_meta(const Tensor& query, const Tensor& key, const Tensor& value,
+                   const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, const CallOptions& o) {
+  return std::get<0>(forward_meta(query, key, value, cu_seqlens_q, cu_seqlens_k, o));
+}
+
+VarlenBackward backward_meta(const Tensor&, const Tensor& query, const Tensor& key,
+                             const Tensor& value, const Tensor&, const Tensor&, const Tensor&,
+                             const Tensor&, const Tensor&, const CallOptions& o,
+                             VarlenNeeded needed) {
+  const auto like = [&](size_t i, const std::optional<Tensor>& input) {
+    return needed[i] ? allocate(input->sym_sizes(), *input) : allocate({0}, query);
+  };
+  return {like(0, query), like(1, key), like(2, value), like(3, o.alibi_slopes), like(4, o.sinks)};
+}
+
+/// The options of a recorded call, but for its tensors.
+struct SavedOptions : torch::CustomClassHolder {
+  explicit SavedOptions(CallOptions o) : options(std::move(o)) {
+    options.alibi_slopes.reset();
+    options.sinks.reset();
+  }
+  CallOptions options;
+};
+
+class VarlenFunction : public torch::autograd::Function<VarlenFunction> {
+ public:
+  // One argument each: autograd does not look into a struct.
+  static Tensor forward(AutogradContext* context, const Tensor& query, const Tensor& key,
+                        const Tensor& value, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                        const std::optional<Tensor>& alibi_slopes,
+                        const std::optional<Tensor>& sinks, const CallOptions& options) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    static const auto op = find<VarlenCall<VarlenForward>::Signature>("flash::_varlen_forward");
+    const auto [out, row_stats, seed] = with_unpacked(options, [&](const auto&... each) {
+      return op.call(query, key, value, cu_seqlens_q, cu_seqlens_k, each...);
+    });
+    context->save_for_backward({query, key, value, cu_seqlens_q, cu_seqlens_k,
+                                alibi_slopes.value_or(Tensor()), sinks.value_or(Tensor()), out,
+                                row_stats, seed});
+    context->saved_data["options"] =
+        c10::IValue::make_capsule(c10::make_intrusive<SavedOptions>(options));
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !at::GradMode::is_enabled(), kVarlenOp,
+        ": expected a first derivative, got a request for a second one; call flash::attention for "
+        "each sequence, which has two");
+    const variable_list saved = context->get_saved_variables();
+    CallOptions options =
+        static_cast<const SavedOptions&>(*context->saved_data["options"].toCapsule()).options;
+    if (saved[5].defined()) options.alibi_slopes = saved[5];
+    if (saved[6].defined()) options.sinks = saved[6];
+    // By position among the inputs; offsets have no gradient.
+    const VarlenNeeded needed = {context->needs_input_grad(0), context->needs_input_grad(1),
+                                 context->needs_input_grad(2),
+                                 saved[5].defined() && saved[5].requires_grad(),
+                                 saved[6].defined() && saved[6].requires_grad()};
+    const at::AutoDispatchBelowADInplaceOrView below;
+    static const auto op = find<VarlenBackwardCall::Signature>("flash::_varlen_backward");
+    const auto found = with_unpacked(options, [&](const auto&... each) {
+      return op.call(gradients[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[7],
+                     saved[8], saved[9], each..., needed);
+    });
+    const auto given = [](bool wanted, const Tensor& t) { return wanted ? t : Tensor(); };
+    return {given(needed[0], std::get<0>(found)),
+            given(needed[1], std::get<1>(found)),
+            given(needed[2], std::get<2>(found)),
+            Tensor(),
+            Tensor(),
+            given(needed[3], std::get<3>(found)),
+            given(needed[4], std::get<4>(found)),
+            Tensor()};
+  }
+};
+
+Tensor varlen_autograd(const Tensor& query, const Tensor& key, const Tensor& value,
+                       const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                       const CallOptions& o) {
+  if (at::GradMode::is_enabled() &&
+      torch::autograd::compute_requires_grad(query, key, value, o.alibi_slopes, o.sinks)) {
+    return VarlenFunction::apply(query, key, value, cu_seqlens_q, cu_seqlens_k, o.alibi_slopes,
+                                 o.sinks, o);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call({query, key, value, cu_seqlens_q, cu_seqlens_k}, o);
+}
+
+}  // namespace
+
+void check_packed(const Packed& p, const CallOptions& options) {
+  const auto& [query, key, value, cu_seqlens_q, cu_seqlens_k] = p;
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !options.bias.has_value() && !options.query_positions.has_value(), kVarlenOp,
+      ": expected neither bias nor query_positions, which packed sequences have no place for; call "
+      "flash::attention for each sequence");
+  for (const auto& [name, rows] : {std::pair<const char*, const Tensor&>("query", query),
+                                   std::pair<const char*, const Tensor&>("key", key),
+                                   std::pair<const char*, const Tensor&>("value", value)}) {
+    TORCH_CHECK_VALUE(rows.dim() == 3, kVarlenOp, ": expected ", name,
+                      " [rows of all sequences, heads, width], got ", rows.sym_sizes());
+  }
+  CallOptions o = options;
+  o.alibi_slopes.reset(), o.sinks.reset();
+  check_attention(as_heads(query), as_heads(key), as_heads(value), o);
+  check_offsets("cu_seqlens_q", cu_seqlens_q);
+  check_offsets("cu_seqlens_k", cu_seqlens_k);
+  TORCH_CHECK_VALUE(
+      cu_seqlens_q.sym_size(0) == cu_seqlens_k.sym_size(0) && cu_seqlens_q.sym_size(0) >= 1,
+      kVarlenOp, ": expected cu_seqlens_q and cu_seqlens_k of one number of sequences, got ",
+      cu_seqlens_q.sym_sizes(), " and ", cu_seqlens_k.sym_sizes());
+  check_numbers("alibi_slopes", options.alibi_slopes, query, cu_seqlens_q);
+  check_numbers("sinks", options.sinks, query, cu_seqlens_q);
+}
+
+Tensor varlen_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                        const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                        const AttentionOptions& options) {
+  return call({query, key, value, cu_seqlens_q, cu_seqlens_k}, call_options(options));
+}
+
+}  // namespace flash
+
+TORCH_LIBRARY_FRAGMENT(flash, m) {
+  const std::string inputs =
+      "Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor cu_seqlens_k, ";
+  const auto random = {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
+  const auto define = [&](const std::string& name, const std::string& results) {
+    m.def((name + "(" + inputs + "*, " + flash::kOptionsSchema + ") -> " + results).c_str(),
+          random);
+  };
+  define("varlen_attention", "Tensor");
+  define("_varlen_forward", "(Tensor out, Tensor row_stats, Tensor seed)");
+  m.def(("_varlen_backward(Tensor grad_out, " + inputs +
+         "Tensor out, Tensor row_stats, Tensor seed, Tensor? bias, bool causal, "
+         "Tensor? query_positions, int[2]? window, Tensor? alibi_slopes, float softcap, "
+         "Tensor? sinks, float? scale, float dropout, int block_size, bool use_simd, "
+         "bool[5] needed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+            .c_str(),
+        {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(flash, Meta, m) {
+  using namespace flash;
+  m.impl("varlen_attention", VarlenCall<at::Tensor>::call<output_meta>);
+  m.impl("_varlen_forward", VarlenCall<VarlenForward>::call<forward_meta>);
+  m.impl("_varlen_backward", VarlenBackwardCall::call<backward_meta>);
+}
+
+TORCH_LIBRARY_IMPL(flash, Autograd, m) {
+  m.impl("varlen_attention", flash::VarlenCall<at::Tensor>::call<flash::varlen_autograd>);
+}
