@@ -5,9 +5,11 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <flash_attention/varlen_attention.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
 #include <string>
+#include <vector>
 
 #include "ops/operator.h"
 #include "ops/varlen.h"
@@ -87,6 +89,18 @@ struct SavedOptions : torch::CustomClassHolder {
   CallOptions options;
 };
 
+/// Stands for the derivative of the gradients.
+struct NoSecondDerivative : torch::autograd::Node {
+  explicit NoSecondDerivative(torch::autograd::edge_list&& next_edges)
+      : Node(std::move(next_edges)) {}
+  variable_list apply(variable_list&&) override {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        false, kVarlenOp,
+        ": expected a first derivative, got a request for a second one; call flash::attention for "
+        "each sequence, which has two");
+  }
+};
+
 class VarlenFunction : public torch::autograd::Function<VarlenFunction> {
  public:
   // One argument each: autograd does not look into a struct.
@@ -108,10 +122,6 @@ class VarlenFunction : public torch::autograd::Function<VarlenFunction> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        !at::GradMode::is_enabled(), kVarlenOp,
-        ": expected a first derivative, got a request for a second one; call flash::attention for "
-        "each sequence, which has two");
     const variable_list saved = context->get_saved_variables();
     CallOptions options =
         static_cast<const SavedOptions&>(*context->saved_data["options"].toCapsule()).options;
@@ -122,21 +132,31 @@ class VarlenFunction : public torch::autograd::Function<VarlenFunction> {
                                  context->needs_input_grad(2),
                                  saved[5].defined() && saved[5].requires_grad(),
                                  saved[6].defined() && saved[6].requires_grad()};
-    const at::AutoDispatchBelowADInplaceOrView below;
     static const auto op = find<VarlenBackwardCall::Signature>("flash::_varlen_backward");
-    const auto found = with_unpacked(options, [&](const auto&... each) {
-      return op.call(gradients[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[7],
-                     saved[8], saved[9], each..., needed);
-    });
-    const auto given = [](bool wanted, const Tensor& t) { return wanted ? t : Tensor(); };
-    return {given(needed[0], std::get<0>(found)),
-            given(needed[1], std::get<1>(found)),
-            given(needed[2], std::get<2>(found)),
-            Tensor(),
-            Tensor(),
-            given(needed[3], std::get<3>(found)),
-            given(needed[4], std::get<4>(found)),
-            Tensor()};
+    VarlenBackward found;
+    {
+      const at::AutoDispatchBelowADInplaceOrView below;
+      found = with_unpacked(options, [&](const auto&... each) {
+        return op.call(gradients[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[7],
+                       saved[8], saved[9], each..., needed);
+      });
+    }
+    const auto& [of_query, of_key, of_value, of_slopes, of_sinks] = found;
+    variable_list result = {of_query, of_key,    of_value, Tensor(),
+                            Tensor(), of_slopes, of_sinks, Tensor()};
+    for (size_t i = 0, at = 0; i < needed.size(); ++i, ++at) {
+      if (at == 3) at = 5;  // behind the offsets
+      if (!needed[i]) result[at] = Tensor();
+    }
+    // create_graph alone is no mistake: the error comes if the graph is used.
+    if (at::GradMode::is_enabled()) {
+      const auto node = c10::make_intrusive<NoSecondDerivative>(
+          torch::autograd::collect_next_edges(gradients[0], at::TensorList(saved)));
+      for (Tensor& t : result) {
+        if (t.defined()) torch::autograd::create_gradient_edge(t, node);
+      }
+    }
+    return result;
   }
 };
 
@@ -190,7 +210,8 @@ Tensor varlen_attention(const Tensor& query, const Tensor& key, const Tensor& va
 TORCH_LIBRARY_FRAGMENT(flash, m) {
   const std::string inputs =
       "Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor cu_seqlens_k, ";
-  const auto random = {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
+  const std::vector<at::Tag> random = {at::Tag::pt2_compliant_tag,
+                                       at::Tag::nondeterministic_seeded};
   const auto define = [&](const std::string& name, const std::string& results) {
     m.def((name + "(" + inputs + "*, " + flash::kOptionsSchema + ") -> " + results).c_str(),
           random);
