@@ -21,9 +21,9 @@ const TypedKernels& kernels_for(at::ScalarType dtype, bool use_simd) {
   return kernels_of("flash::attention", dtype, use_simd);
 }
 
-/// Whether one element of the bias belongs to several scores.
+/// Whether one element of the bias belongs to several scores, or to none.
 bool broadcasts(const at::Tensor& bias, const Sizes& s) {
-  return bias.numel() < s.batch * s.heads * s.queries * s.keys;
+  return bias.numel() != s.batch * s.heads * s.queries * s.keys;
 }
 
 /// What the gradient of a bias is gathered in. One that broadcasts sums up to B H L S numbers into

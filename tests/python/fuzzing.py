@@ -135,7 +135,7 @@ def poison(problem: Problem, draw: random.Random) -> None:
     name = draw.choice(names)
     # An infinite value times a weight that underflows is NaN, or 0 where it does not: left out.
     bad = math.nan if name == "value" else draw.choice([math.nan, math.inf, -math.inf])
-    own = problem.inputs[name].clone()
+    own = problem.inputs[name].clone(memory_format=torch.contiguous_format)
     for _ in range(draw.choice([1, 1, 3])):
         own.view(-1)[draw.randrange(own.numel())] = bad
     problem.inputs[name] = own

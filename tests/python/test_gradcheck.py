@@ -127,7 +127,7 @@ def test_forward_mode(spec: Spec) -> None:
     call, inputs = differentiable_call(make_problem(spec, torch.float64), True)
     assert torch.autograd.gradcheck(call, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(
-        call, inputs, check_fwd_over_rev=True, check_rev_over_rev=False
+        call, inputs, check_fwd_over_rev=True, check_rev_over_rev=False, check_undefined_grad=False
     )
 
 
