@@ -14,6 +14,7 @@
 
 #include "ops/double_backward.h"
 #include "ops/operator.h"
+#include "ops/refused_derivative.h"
 
 namespace flash {
 namespace {
@@ -72,7 +73,6 @@ class AttentionBackwardNode : public torch::autograd::Node {
 
   variable_list apply(variable_list&& cotangents) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    refuse_third_derivative();
     BackwardCallInputs call;
     call.options = options_;
     call.seed = seed_;
@@ -89,8 +89,15 @@ class AttentionBackwardNode : public torch::autograd::Node {
     std::copy_n(cotangents.begin(), kDifferentiable, given.begin());
     std::array<bool, kTwiceDifferentiable> wanted;
     for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
-    const auto result = second_gradients(call, given, wanted);
-    return {result.begin(), result.end()};
+    const auto found = second_gradients(call, given, wanted);
+    variable_list result(found.begin(), found.end());
+    for (SavedVariable& input : inputs_) cotangents.push_back(input.unpack());
+    RefusedDerivative::attach(
+        "flash::attention: expected a first or second derivative, got a request for a third one, "
+        "which is not implemented; use flash::standard_attention, which has any number of "
+        "derivatives in O(L S) memory",
+        cotangents, result);
+    return result;
   }
 
   std::string name() const override { return "FlashAttentionBackwardBackward"; }
@@ -102,13 +109,6 @@ class AttentionBackwardNode : public torch::autograd::Node {
   }
 
  private:
-  static void refuse_third_derivative() {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        !at::GradMode::is_enabled(),
-        "flash::attention: expected a first or second derivative, got a request for a third one, "
-        "which is not implemented; use flash::standard_attention, which has any number of "
-        "derivatives in O(L S) memory");
-  }
   static std::optional<at::Tensor> optional(const at::Tensor& t) {
     return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
   }
@@ -271,10 +271,10 @@ class AttentionNode : public torch::autograd::Node {
   CallOptions options_;
 };
 
-/// Runs the forward and records it; lse only where it is asked for. `seed` receives that of
-/// dropout.
+/// Runs the forward and records it; lse only where it is asked for. `forward` receives what the
+/// kernels gave.
 LseResult record(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                 const CallOptions& options, bool with_lse, at::Tensor* seed = nullptr) {
+                 const CallOptions& options, bool with_lse, ForwardResult* forward = nullptr) {
   const auto node = c10::make_intrusive<AttentionNode>(query, key, value, options);
   ForwardResult result;
   at::Tensor lse;
@@ -287,7 +287,7 @@ LseResult record(const at::Tensor& query, const at::Tensor& key, const at::Tenso
   torch::autograd::set_history(out, node);
   if (with_lse) torch::autograd::set_history(lse, node);
   node->save_results(result);
-  if (seed != nullptr) *seed = std::get<2>(result);
+  if (forward != nullptr) *forward = result;
   return {out, lse};
 }
 
@@ -297,7 +297,9 @@ LseResult with_tangents(const at::Tensor& query, const at::Tensor& key, const at
   at::Tensor seed;
   LseResult result;
   if (gradients) {
-    result = record(query, key, value, options, /*with_lse=*/true, &seed);
+    ForwardResult forward;
+    result = record(query, key, value, options, /*with_lse=*/true, &forward);
+    seed = std::get<2>(forward);
   } else {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto [out, row_stats, drawn] = call_forward(query, key, value, options);
@@ -325,20 +327,30 @@ struct Asked {
   bool tangents = false;
 };
 
-/// flash::_forward, with the tangents of out and row_stats where the inputs have some. For levels
-/// of functorch below one that records; it records nothing itself.
+/// flash::_forward with derivatives and tangents of out and row_stats: for levels of functorch
+/// below one that records the call. Of the two numbers per row the largest score is a constant,
+/// whose choice changes no result.
 ForwardResult forward_autograd(const at::Tensor& query, const at::Tensor& key,
                                const at::Tensor& value, const CallOptions& options) {
+  const Asked asked(query, key, value, options);
   ForwardResult result;
-  {
+  at::Tensor lse;
+  if (asked.gradients) {
+    lse = std::get<1>(record(query, key, value, options, /*with_lse=*/true, &result));
+  } else {
     const at::AutoDispatchBelowADInplaceOrView below;
     result = call_forward(query, key, value, options);
   }
-  if (Asked(query, key, value, options).tangents) {
-    const auto& [out, row_stats, seed] = result;
+  auto& [out, row_stats, seed] = result;
+  if (asked.gradients) {
+    const at::Tensor row_max = row_stats.select(0, 0), row_sum = row_stats.select(0, 1);
+    // d row_sum = row_sum d lse; the number itself stays as it is, to the last bit.
+    const at::Tensor change = row_sum * lse.masked_fill(row_sum == 0, 0.0);
+    row_stats = at::stack({row_max, row_sum + (change - change.detach())});
+  }
+  if (asked.tangents) {
     const ForwardTangents tangents = forward_tangents(query, key, value, options, seed_of(seed));
     out._set_fw_grad(tangents.out, /*level=*/0, /*is_inplace_op=*/false);
-    // Of the two numbers per row the largest score is a constant, whose choice changes no result.
     const at::Tensor row_sum = row_stats.select(0, 1);
     const at::Tensor of_sum = (row_sum * tangents.lse).masked_fill(row_sum == 0, 0.0);
     row_stats._set_fw_grad(at::stack({at::zeros_like(of_sum), of_sum}), /*level=*/0,

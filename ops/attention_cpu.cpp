@@ -124,6 +124,9 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   const at::Tensor k = rows_contiguous(key);
   const at::Tensor v = rows_contiguous(value);
   const at::Tensor d_out = rows_contiguous(grad_out);
+  // As the forward made them, but for a vmap, which may hand over one row of them for many.
+  const at::Tensor saved_out = rows_contiguous(out);
+  const at::Tensor stats = row_stats.contiguous();
   const at::Tensor d_lse = grad_lse.has_value() ? grad_lse->contiguous() : at::Tensor();
   const at::Tensor d_query = empty_grad(needed[0], query);
   const at::Tensor d_key = empty_grad(needed[1], key);
@@ -140,10 +143,10 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   p.query = rows_of(q);
   p.key = rows_of(k);
   p.value = rows_of(v);
-  p.out = rows_of(out);
+  p.out = rows_of(saved_out);
   p.grad_out = rows_of(d_out);
-  p.row_max = row_stats.const_data_ptr();
-  p.row_sum = static_cast<const uint8_t*>(p.row_max) + row_stats.nbytes() / 2;
+  p.row_max = stats.const_data_ptr();
+  p.row_sum = static_cast<const uint8_t*>(p.row_max) + stats.nbytes() / 2;
   p.grad_lse = d_lse.defined() ? d_lse.const_data_ptr() : nullptr;
   if (needed[0]) p.grad_query = mutable_rows_of(d_query);
   if (needed[1]) p.grad_key = mutable_rows_of(d_key);
@@ -158,11 +161,11 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   }
   at::Tensor slope_rows, sink_rows;
   if (needed[4]) {
-    slope_rows = at::empty_like(row_stats.select(0, 0));
+    slope_rows = at::empty_like(stats.select(0, 0));
     p.grad_slope_rows = slope_rows.mutable_data_ptr();
   }
   if (needed[5]) {
-    sink_rows = at::empty_like(row_stats.select(0, 0));
+    sink_rows = at::empty_like(stats.select(0, 0));
     p.grad_sink_rows = sink_rows.mutable_data_ptr();
   }
   p.block_size = o.block_size;

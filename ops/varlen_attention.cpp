@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ops/operator.h"
+#include "ops/refused_derivative.h"
 #include "ops/varlen.h"
 
 namespace flash {
@@ -89,18 +90,6 @@ struct SavedOptions : torch::CustomClassHolder {
   CallOptions options;
 };
 
-/// Stands for the derivative of the gradients.
-struct NoSecondDerivative : torch::autograd::Node {
-  explicit NoSecondDerivative(torch::autograd::edge_list&& next_edges)
-      : Node(std::move(next_edges)) {}
-  variable_list apply(variable_list&&) override {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        false, kVarlenOp,
-        ": expected a first derivative, got a request for a second one; call flash::attention for "
-        "each sequence, which has two");
-  }
-};
-
 class VarlenFunction : public torch::autograd::Function<VarlenFunction> {
  public:
   // One argument each: autograd does not look into a struct.
@@ -148,14 +137,11 @@ class VarlenFunction : public torch::autograd::Function<VarlenFunction> {
       if (at == 3) at = 5;  // behind the offsets
       if (!needed[i]) result[at] = Tensor();
     }
-    // create_graph alone is no mistake: the error comes if the graph is used.
-    if (at::GradMode::is_enabled()) {
-      const auto node = c10::make_intrusive<NoSecondDerivative>(
-          torch::autograd::collect_next_edges(gradients[0], at::TensorList(saved)));
-      for (Tensor& t : result) {
-        if (t.defined()) torch::autograd::create_gradient_edge(t, node);
-      }
-    }
+    RefusedDerivative::attach(
+        "flash::varlen_attention: expected a first derivative, got a request for a second one; "
+        "call "
+        "flash::attention for each sequence, which has two",
+        {gradients[0], saved[0], saved[1], saved[2], saved[5], saved[6]}, result);
     return result;
   }
 };

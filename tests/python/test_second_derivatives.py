@@ -144,13 +144,33 @@ def test_reverse_over_forward(name: str) -> None:
     both(SPECS[name], compute)
 
 
+@pytest.mark.parametrize("name", WITH_DERIVATIVES)
+def test_reverse_over_reverse_of_functions(name: str) -> None:
+    """torch.func.grad of torch.func.grad, in which the cotangent is a function of the output."""
+
+    def compute(of: Callable[..., Tensor], problem: Problem) -> list[Tensor]:
+        inputs = tuple(x.detach() for x in differentiable(problem))
+        every = tuple(range(len(inputs)))
+
+        def penalty(*x: Tensor) -> Tensor:
+            first = torch.func.grad(lambda *y: of(*y).square().sum(), argnums=every)(*x)
+            return sum(g.square().sum() for g in first)
+
+        return list(torch.func.grad(penalty, argnums=every)(*inputs))
+
+    both(SPECS[name], compute)
+
+
+@pytest.mark.parametrize("transform", ["jacrev", "jacfwd"])
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-def test_hessian(causal: bool) -> None:
+def test_hessian(causal: bool, transform: str) -> None:
     query, key, value = (torch.randn(1, 2, 3, 2, dtype=torch.float64) for _ in range(3))
 
     def hessians(op: Attention) -> Any:
         loss = lambda q, k, v: op(q, k, v, causal=causal).sin().sum()  # noqa: E731
-        return torch.func.hessian(loss, argnums=(0, 1, 2))(query, key, value)
+        outer = getattr(torch.func, transform)
+        inner = torch.func.jacrev(loss, argnums=(0, 1, 2))
+        return outer(inner, argnums=(0, 1, 2))(query, key, value)
 
     found = hessians(flash_attention.attention)
     expected = hessians(flash_attention.standard_attention)

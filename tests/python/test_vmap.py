@@ -139,6 +139,18 @@ def test_jacobian() -> None:
     )
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("argument", [0, 1, 2])
+def test_jacobian_of_every_input(argument: int, batch: int) -> None:
+    """jacrev maps the output's gradient alone over inputs and results that all share."""
+    inputs = [x[:batch] for x in qkv(False)]
+    found, expected = (
+        torch.func.jacrev(op, argnums=argument)(*inputs)
+        for op in (flash_attention.attention, flash_attention.standard_attention)
+    )
+    assert_close(found, expected)
+
+
 def test_lse() -> None:
     query, key, value = qkv(True)
     out, lse = torch.vmap(flash_attention.attention_with_lse)(query, key, value)
