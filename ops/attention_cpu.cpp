@@ -92,9 +92,9 @@ class Scratch {
   at::Tensor memory_;
 };
 
-/// Whether one element of the bias belongs to several scores.
+/// Whether one element of the bias belongs to several scores, or to none.
 bool broadcasts(const at::Tensor& bias, const Sizes& s) {
-  return bias.numel() < s.batch * s.heads * s.queries * s.keys;
+  return bias.numel() != s.batch * s.heads * s.queries * s.keys;
 }
 
 /// What the gradient of a bias is gathered in. One that broadcasts sums up to B H L S numbers into

@@ -114,8 +114,8 @@ def lay_out(shape: tuple[int, ...], layout: str, generator: torch.Generator) -> 
 
 def cast_keeping_strides(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor` in `dtype`, with the same strides (an expanded axis stays expanded)."""
-    if tensor.dtype == dtype:
-        return tensor
+    if tensor.dtype == dtype or tensor.numel() == 0:
+        return tensor.to(dtype)
     extent = 1 + sum(
         (n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 0
     )

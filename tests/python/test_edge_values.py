@@ -284,6 +284,21 @@ def test_sizes_of_zero(
         assert grad.shape == problem.inputs[name].shape and (grad == 0).all()
 
 
+@pytest.mark.parametrize("bias", ["", "S", "L1", "1H1S", "B1L1"])
+@pytest.mark.parametrize("empty", ["batch", "queries", "keys"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_a_bias_of_no_score_has_a_gradient_of_zero(
+    dtype: torch.dtype, empty: str, bias: str
+) -> None:
+    problem = make_problem(replace(BASE, bias=bias, **{empty: 0}), dtype)
+    torch.use_deterministic_algorithms(True)  # which fills memory that nobody writes with NaN
+    try:
+        grad = run(problem).grads["dbias"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert grad.shape == problem.inputs["bias"].shape and (grad == 0).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_no_values_and_no_head_dim(dtype: torch.dtype) -> None:
     """Dv = 0 gives an output without columns; D = 0 gives scores of 0, so the mean of V."""
