@@ -26,8 +26,6 @@ variable_list to_list(BackwardResult result) {
   return std::apply([](auto&... each) { return variable_list{std::move(each)...}; }, result);
 }
 
-int64_t seed_of(const at::Tensor& seed) { return seed.numel() == 0 ? 0 : seed.item<int64_t>(); }
-
 at::Tensor defined_or_empty(const std::optional<at::Tensor>& t) { return t.value_or(at::Tensor()); }
 
 bool has_tangent(const at::Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
@@ -117,7 +115,7 @@ class AttentionBackwardNode : public torch::autograd::Node {
   std::array<SavedVariable, kTwiceDifferentiable> inputs_;
   SavedVariable positions_;
   CallOptions options_;
-  int64_t seed_;
+  at::Tensor seed_;  // nobody writes to it, and it has no derivative
 };
 
 BackwardResult backward_autograd(const at::Tensor& grad_out,
@@ -132,7 +130,7 @@ BackwardResult backward_autograd(const at::Tensor& grad_out,
     const at::AutoDispatchBelowADInplaceOrView below;
     result = to_list(call_backward(grad_out, grad_lse, query, key, value, saved, options, needed));
   }
-  const BackwardCallInputs call = {grad_out, grad_lse, query, key, value, options, seed_of(seed)};
+  const BackwardCallInputs call = {grad_out, grad_lse, query, key, value, options, seed};
   bool tangents = has_tangent(grad_out) || has_tangent(defined_or_empty(grad_lse));
   for (const at::Tensor& t : differentiable(query, key, value, options)) tangents |= has_tangent(t);
   if (tangents) {
@@ -306,7 +304,7 @@ LseResult with_tangents(const at::Tensor& query, const at::Tensor& key, const at
     result = {out, log_sum_exp(row_stats)};
     seed = drawn;
   }
-  const ForwardTangents tangents = forward_tangents(query, key, value, options, seed_of(seed));
+  const ForwardTangents tangents = forward_tangents(query, key, value, options, seed);
   const auto& [out, lse] = result;
   out._set_fw_grad(tangents.out, /*level=*/0, /*is_inplace_op=*/false);
   lse._set_fw_grad(tangents.lse, /*level=*/0, /*is_inplace_op=*/false);
@@ -349,7 +347,7 @@ ForwardResult forward_autograd(const at::Tensor& query, const at::Tensor& key,
     row_stats = at::stack({row_max, row_sum + (change - change.detach())});
   }
   if (asked.tangents) {
-    const ForwardTangents tangents = forward_tangents(query, key, value, options, seed_of(seed));
+    const ForwardTangents tangents = forward_tangents(query, key, value, options, seed);
     out._set_fw_grad(tangents.out, /*level=*/0, /*is_inplace_op=*/false);
     const at::Tensor row_sum = row_stats.select(0, 1);
     const at::Tensor of_sum = (row_sum * tangents.lse).masked_fill(row_sum == 0, 0.0);

@@ -169,7 +169,7 @@ class Rows {
     const Tensor q = with_heads(values_[2]);
     if (o.dropout > 0) {
       keep = dropout_mask_from_seed(q.size(0), q.size(1), first_, count_, sizes_.keys.expect_int(),
-                                    o.dropout, call_.seed);
+                                    o.dropout, call_.seed.item<int64_t>());
     }
     const bool with_lse = values_[1].defined();
     const Definition result =
@@ -228,7 +228,7 @@ std::array<Tensor, kDifferentiable> gradient_tangents(const BackwardCallInputs& 
 }
 
 ForwardTangents forward_tangents(const Tensor& query, const Tensor& key, const Tensor& value,
-                                 const CallOptions& options, int64_t seed) {
+                                 const CallOptions& options, const Tensor& seed) {
   const Sizes sizes = check_attention(query, key, value, options);
   const int64_t queries = sizes.queries.expect_int();
   const int64_t step = rows_at_once(sizes.keys.expect_int());
@@ -239,7 +239,7 @@ ForwardTangents forward_tangents(const Tensor& query, const Tensor& key, const T
     std::optional<Tensor> keep;
     if (options.dropout > 0) {
       keep = dropout_mask_from_seed(q.size(0), q.size(1), first, count, k.size(2), options.dropout,
-                                    seed);
+                                    seed.item<int64_t>());
     }
     const Definition rows =
         define_attention(q.narrow(2, first, count), k, v,

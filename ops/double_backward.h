@@ -20,7 +20,7 @@ struct BackwardCallInputs {
   std::optional<at::Tensor> grad_lse;
   at::Tensor query, key, value;
   CallOptions options;
-  int64_t seed = 0;  ///< of the dropout mask
+  at::Tensor seed;  ///< of the dropout mask, int64 [1]; not read without dropout
 };
 
 /// The derivative of sum_i <cotangents[i], gradient i> for the gradients of flash::_backward, by
@@ -43,6 +43,7 @@ struct ForwardTangents {
   at::Tensor lse;
 };
 ForwardTangents forward_tangents(const at::Tensor& query, const at::Tensor& key,
-                                 const at::Tensor& value, const CallOptions& options, int64_t seed);
+                                 const at::Tensor& value, const CallOptions& options,
+                                 const at::Tensor& seed);
 
 }  // namespace flash
