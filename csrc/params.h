@@ -6,13 +6,17 @@
 
 namespace flash {
 
+/// How numbers lie in memory: as what the kernels compute in, or as 16 bits, which a kernel of float
+/// widens as it reads and rounds as it writes.
+enum class Storage { kNative, kBFloat16, kHalf };
+
 struct Strides {
   int64_t batch;
   int64_t head;
   int64_t row;
 };
 
-/// A [batch, heads, rows, columns] tensor of the problem's dtype; null where it is not wanted.
+/// A [batch, heads, rows, columns] tensor; null where it is not wanted.
 template <class Pointer>
 struct RowsOf {
   Pointer data;
@@ -41,11 +45,12 @@ struct ScoreParams {
 
   double softcap;  ///< c > 0: a score s becomes c tanh(s / c); 0: it stays as it is
 
-  const void* alibi_slopes;  ///< the problem's dtype: -slope |position - key| is added; null: none
+  const void* alibi_slopes;  ///< native: -slope |position - key| is added; null: none
   int64_t slope_strides[2];  ///< batch, head
 
   BiasKind bias_kind;
-  const void* bias;         ///< the problem's dtype, or bool
+  Storage bias_storage;     ///< of an additive one
+  const void* bias;         ///< a boolean one is of bool
   int64_t bias_strides[4];  ///< batch, head, query, key; 0 where it broadcasts
 
   /// A query at position p attends keys p - left … p + right; -1: unbounded. Causal is right = 0.
@@ -53,7 +58,7 @@ struct ScoreParams {
   const int64_t* positions;     ///< null: query i is at i + keys - queries
   int64_t position_strides[3];  ///< batch, head, query
 
-  /// The problem's dtype: a score that each row of a head has besides, without a value; null: none.
+  /// Native: a score that each row of a head has besides, without a value; null: none.
   const void* sinks;
   int64_t sink_strides[2];  ///< batch, head
 
@@ -64,17 +69,22 @@ struct ScoreParams {
 struct ForwardParams {
   Shape shape;
   ScoreParams score;
+  Storage storage;  ///< of query, key and value
   ConstRows query, key, value;
+  Storage out_storage;
   MutableRows out;
-  void* row_max;  ///< [batch, heads, queries]: the largest score
-  void* row_sum;  ///< [batch, heads, queries]: sum of exp(score - row_max)
+  void* row_max;  ///< native [batch, heads, queries]: the largest score
+  void* row_sum;  ///< native [batch, heads, queries]: sum of exp(score - row_max)
   int64_t block_size;
 };
 
 struct BackwardParams {
   Shape shape;
   ScoreParams score;
-  ConstRows query, key, value, out, grad_out;
+  Storage storage;  ///< of query, key and value
+  ConstRows query, key, value;
+  Storage out_storage, grad_out_storage;
+  ConstRows out, grad_out;
   const void* row_max;
   const void* row_sum;
   const void* grad_lse;                          ///< [batch, heads, queries] contiguous, or null
@@ -86,7 +96,8 @@ struct BackwardParams {
   /// True: added to what is there, as several scores share an element. False: each score has its
   /// own, which is stored; what no query attends within its window is left as it is.
   bool grad_bias_adds;
-  bool grad_bias_is_double;                      ///< else of the problem's dtype
+  bool grad_bias_is_double;                      ///< where it is added to; else native
+  Storage grad_bias_storage;                     ///< where it is stored
   int64_t grad_bias_strides[4];
   int64_t block_size;
 };

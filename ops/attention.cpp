@@ -103,30 +103,43 @@ at::Tensor allocate(c10::SymIntArrayRef sizes, const at::Tensor& like,
   return at::empty_symint(sizes, like.options().dtype(type));
 }
 
-at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Sizes& s) {
-  if (!s.has_head_dimension) return allocate({s.batch, s.queries, s.value_dim}, query);
+at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Sizes& s,
+                     std::optional<at::ScalarType> dtype) {
+  if (!s.has_head_dimension) return allocate({s.batch, s.queries, s.value_dim}, query, dtype);
   if (is_heads_last(query)) {
-    return allocate({s.batch, s.queries, s.heads, s.value_dim}, value).transpose(1, 2);
+    return allocate({s.batch, s.queries, s.heads, s.value_dim}, value, dtype).transpose(1, 2);
   }
-  return allocate({s.batch, s.heads, s.queries, s.value_dim}, query);
+  return allocate({s.batch, s.heads, s.queries, s.value_dim}, query, dtype);
 }
 
 at::Tensor empty_row_stats(const at::Tensor& query, const Sizes& s) {
-  if (!s.has_head_dimension) return allocate({2, s.batch, s.queries}, query);
-  return allocate({2, s.batch, s.heads, s.queries}, query);
+  const at::ScalarType dtype = compute_dtype(query.scalar_type());
+  if (!s.has_head_dimension) return allocate({2, s.batch, s.queries}, query, dtype);
+  return allocate({2, s.batch, s.heads, s.queries}, query, dtype);
 }
 
 at::Tensor empty_seed(const at::Tensor& query, double dropout) {
   return allocate({dropout > 0 ? 1 : 0}, query, at::kLong);
 }
 
-at::Tensor empty_grad(bool needed, const at::Tensor& input) {
-  if (!needed) return allocate({0}, input);
+at::Tensor empty_grad(bool needed, const at::Tensor& input, std::optional<at::ScalarType> dtype) {
+  if (!needed) return allocate({0}, input, dtype);
   const auto sizes = input.sym_sizes();
   if (is_heads_last(input)) {
-    return allocate({sizes[0], sizes[2], sizes[1], sizes[3]}, input).transpose(1, 2);
+    return allocate({sizes[0], sizes[2], sizes[1], sizes[3]}, input, dtype).transpose(1, 2);
   }
-  return allocate(sizes, input);
+  return allocate(sizes, input, dtype);
+}
+
+at::Tensor widened(const at::Tensor& t) { return t.to(compute_dtype(t.scalar_type())); }
+
+std::optional<at::Tensor> widened(const std::optional<at::Tensor>& t) {
+  return t.has_value() ? std::optional<at::Tensor>(widened(*t)) : t;
+}
+
+CallOptions widened(CallOptions o) {
+  for (std::optional<at::Tensor>* t : {&o.bias, &o.alibi_slopes, &o.sinks}) *t = widened(*t);
+  return o;
 }
 
 at::Tensor log_sum_exp(const at::Tensor& row_stats) {

@@ -1,4 +1,4 @@
-// AutocastCPU: the kernels compute in float32, so under autocast everything is brought to it.
+// AutocastCPU: as torch's attention, in the lower precision that autocast asks for.
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
@@ -10,30 +10,43 @@
 namespace flash {
 namespace {
 
-at::Tensor to_float(const at::Tensor& t) {
-  return at::autocast::cached_cast(at::kFloat, t, c10::DeviceType::CPU);
-}
-
-CallOptions options_in_float(CallOptions o) {
-  for (std::optional<at::Tensor>* t : {&o.bias, &o.alibi_slopes, &o.sinks}) {
-    if (t->has_value() && (*t)->is_floating_point()) *t = to_float(**t);
+/// As autocast sees it: float64 stays, and so does a call that holds some.
+class Lowered {
+ public:
+  Lowered(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+          const CallOptions& o)
+      : options(o) {
+    this->query = lower(query), this->key = lower(key), this->value = lower(value);
+    for (std::optional<at::Tensor>* t : {&options.bias, &options.alibi_slopes, &options.sinks}) {
+      // Beside 16-bit queries float32 is as good, and keeps what it says.
+      const bool as_is = !t->has_value() || !(*t)->is_floating_point() ||
+                         is_dtype_beside(this->query, **t);
+      if (!as_is) *t = lower(**t);
+    }
   }
-  return o;
-}
+
+  at::Tensor query, key, value;
+  CallOptions options;
+
+ private:
+  static at::Tensor lower(const at::Tensor& t) {
+    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), t,
+                                     c10::DeviceType::CPU);
+  }
+};
 
 at::Tensor attention_autocast(const at::Tensor& query, const at::Tensor& key,
                               const at::Tensor& value, const CallOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  return call_attention(to_float(query), to_float(key), to_float(value), options_in_float(options));
+  const Lowered call(query, key, value, options);
+  return call_attention(call.query, call.key, call.value, call.options);
 }
 
-std::tuple<at::Tensor, at::Tensor> attention_with_lse_autocast(const at::Tensor& query,
-                                                               const at::Tensor& key,
-                                                               const at::Tensor& value,
-                                                               const CallOptions& options) {
+LseResult attention_with_lse_autocast(const at::Tensor& query, const at::Tensor& key,
+                                      const at::Tensor& value, const CallOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  return call_attention_with_lse(to_float(query), to_float(key), to_float(value),
-                                 options_in_float(options));
+  const Lowered call(query, key, value, options);
+  return call_attention_with_lse(call.query, call.key, call.value, call.options);
 }
 
 }  // namespace

@@ -176,10 +176,12 @@ class AttentionNode : public torch::autograd::Node {
         torch::autograd::collect_next_edges(query, key, value, o.bias, o.alibi_slopes, o.sinks));
   }
 
-  /// To be called once the outputs have this node as their history.
-  void save_results(const ForwardResult& result) {
+  /// To be called once the outputs have this node as their history; `is_output`: whether the out of
+  /// `result` is one of them.
+  void save_results(const ForwardResult& result, bool is_output) {
     const auto& [out, row_stats, seed] = result;
-    out_ = SavedVariable(out, /*is_output=*/true);
+    saves_output_ = is_output;
+    out_ = SavedVariable(out, is_output);
     row_stats_ = saved(row_stats);
     // Without dropout the seed is an empty tensor: to make another costs less than to save it.
     if (options_.dropout > 0) seed_ = saved(seed);
@@ -233,7 +235,7 @@ class AttentionNode : public torch::autograd::Node {
   template <class Visitor>
   void for_each_tensor(Visitor&& visit) {
     for (SavedVariable& input : inputs_) visit(input, false);
-    visit(out_, true);
+    visit(out_, saves_output_);
     visit(row_stats_, false);
     visit(seed_, false);
   }
@@ -266,11 +268,12 @@ class AttentionNode : public torch::autograd::Node {
   // query, key, value, bias, alibi_slopes, sinks, query_positions
   std::array<SavedVariable, kDifferentiable + 1> inputs_;
   SavedVariable out_, row_stats_, seed_;
+  bool saves_output_ = true;
   CallOptions options_;
 };
 
-/// Runs the forward and records it; lse only where it is asked for. `forward` receives what the
-/// kernels gave.
+/// Runs the forward and records it; lse only where it is asked for. With `forward`, out is what the
+/// kernels gave, before it is rounded to 16 bits, and `forward` receives all that they did.
 LseResult record(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                  const CallOptions& options, bool with_lse, ForwardResult* forward = nullptr) {
   const auto node = c10::make_intrusive<AttentionNode>(query, key, value, options);
@@ -281,10 +284,16 @@ LseResult record(const at::Tensor& query, const at::Tensor& key, const at::Tenso
     result = call_forward(query, key, value, options);
     if (with_lse) lse = log_sum_exp(std::get<1>(result));
   }
-  const at::Tensor& out = std::get<0>(result);
+  const at::ScalarType dtype = query.scalar_type();
+  const bool rounds = forward == nullptr && compute_dtype(dtype) != dtype;
+  at::Tensor out = std::get<0>(result);
+  if (rounds) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    out = out.to(dtype);
+  }
   torch::autograd::set_history(out, node);
   if (with_lse) torch::autograd::set_history(lse, node);
-  node->save_results(result);
+  node->save_results(result, /*is_output=*/!rounds);
   if (forward != nullptr) *forward = result;
   return {out, lse};
 }
@@ -305,7 +314,8 @@ LseResult with_tangents(const at::Tensor& query, const at::Tensor& key, const at
     seed = drawn;
   }
   const ForwardTangents tangents = forward_tangents(query, key, value, options, seed);
-  const auto& [out, lse] = result;
+  auto& [out, lse] = result;
+  out = out.to(query.scalar_type());
   out._set_fw_grad(tangents.out, /*level=*/0, /*is_inplace_op=*/false);
   lse._set_fw_grad(tangents.lse, /*level=*/0, /*is_inplace_op=*/false);
   return result;
@@ -348,7 +358,7 @@ ForwardResult forward_autograd(const at::Tensor& query, const at::Tensor& key,
   }
   if (asked.tangents) {
     const ForwardTangents tangents = forward_tangents(query, key, value, options, seed);
-    out._set_fw_grad(tangents.out, /*level=*/0, /*is_inplace_op=*/false);
+    out._set_fw_grad(tangents.out.to(out.scalar_type()), /*level=*/0, /*is_inplace_op=*/false);
     const at::Tensor row_sum = row_stats.select(0, 1);
     const at::Tensor of_sum = (row_sum * tangents.lse).masked_fill(row_sum == 0, 0.0);
     row_stats._set_fw_grad(at::stack({at::zeros_like(of_sum), of_sum}), /*level=*/0,
@@ -365,8 +375,7 @@ LseResult attention_with_lse_autograd(const at::Tensor& query, const at::Tensor&
   }
   if (asked.tangents) return with_tangents(query, key, value, options, asked.gradients);
   const at::AutoDispatchBelowADInplaceOrView below;
-  const auto [out, row_stats, seed] = call_forward(query, key, value, options);
-  return {out, log_sum_exp(row_stats)};
+  return call_attention_with_lse(query, key, value, options);
 }
 
 at::Tensor attention_autograd(const at::Tensor& query, const at::Tensor& key,

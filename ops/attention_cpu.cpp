@@ -34,25 +34,32 @@ at::Tensor grad_bias_memory(const at::Tensor& bias, bool adds, bool has_window) 
   return adds || has_window ? at::zeros(bias.sizes(), options) : at::empty(bias.sizes(), options);
 }
 
+/// What the gradient of `input` is summed up in, block by block: of its layout, in float32 where it is
+/// narrower.
+at::Tensor empty_sums(bool needed, const at::Tensor& input) {
+  return empty_grad(needed, input, compute_dtype(input.scalar_type()));
+}
+
 /// A forward pass up to where its results go.
 class Forward {
  public:
   Forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
           const CallOptions& o)
       : sizes_(check_attention(query, key, value, o)),
+        options_(with_native_numbers(o)),
         kernels_(kernels_for(query.scalar_type(), o.use_simd)),
         query_(rows_contiguous(query)),
         key_(rows_contiguous(key)),
         value_(rows_contiguous(value)),
         seed_(o.dropout > 0 ? draw_seed() : 0) {
     params_.shape = shape_of(sizes_);
-    params_.score = score_params(o, sizes_, params_.shape.head_dim, seed_);
+    params_.score = score_params(options_, sizes_, params_.shape.head_dim, seed_);
+    params_.storage = storage_of(query.scalar_type());
     params_.query = rows_of(query_);
     params_.key = rows_of(key_);
     params_.value = rows_of(value_);
     params_.block_size = o.block_size;
     plan_ = kernels_.forward_plan(params_);
-    scratch_bytes_ = kernels_.forward_scratch_bytes(params_);
   }
 
   const Sizes& sizes() const { return sizes_; }
@@ -60,19 +67,22 @@ class Forward {
 
   /// Writes row_stats where it is told to, or else to memory of its own.
   void run(const at::Tensor& out, void* row_stats) {
+    params_.out_storage = storage_of(out.scalar_type());
+    params_.out = mutable_rows_of(out);
     const bool splits = SplitKeys::fits(params_);
-    const int64_t stats_bytes = out_rows() * static_cast<int64_t>(out.element_size());
+    const at::ScalarType dtype = compute_dtype(out.scalar_type());
+    const int64_t stats_bytes = out_rows() * static_cast<int64_t>(c10::elementSize(dtype));
     const Schedule schedule(plan_);
-    const Scratch scratch(splits ? 0 : scratch_bytes_, schedule.threads,
+    const int64_t scratch_bytes = kernels_.forward_scratch_bytes(params_);
+    const Scratch scratch(splits ? 0 : scratch_bytes, schedule.threads,
                           row_stats == nullptr ? 2 * stats_bytes : 0);
     if (row_stats == nullptr) row_stats = scratch.shared();
-    params_.out = mutable_rows_of(out);
     params_.row_max = row_stats;
     params_.row_sum = static_cast<uint8_t*>(row_stats) + stats_bytes;
     if (!splits) {
       run_in_one_piece(schedule, scratch);
-    } else if (!SplitKeys(kernels_, params_, out.scalar_type()).run()) {
-      run_in_one_piece(schedule, Scratch(scratch_bytes_, schedule.threads));
+    } else if (!SplitKeys(kernels_, params_, dtype).run()) {
+      run_in_one_piece(schedule, Scratch(scratch_bytes, schedule.threads));
     }
   }
 
@@ -87,18 +97,18 @@ class Forward {
   }
 
   const Sizes sizes_;
+  const CallOptions options_;
   const TypedKernels& kernels_;
   const at::Tensor query_, key_, value_;
   const int64_t seed_;
   ForwardParams params_ = {};
   WorkPlan plan_;
-  int64_t scratch_bytes_;
 };
 
 ForwardResult forward_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const CallOptions& o) {
   Forward forward(query, key, value, o);
-  at::Tensor out = empty_out(query, value, forward.sizes());
+  at::Tensor out = empty_out(query, value, forward.sizes(), compute_dtype(query.scalar_type()));
   at::Tensor row_stats = empty_row_stats(query, forward.sizes());
   at::Tensor seed = empty_seed(query, o.dropout);
   if (o.dropout > 0) *seed.mutable_data_ptr<int64_t>() = forward.seed();
@@ -117,8 +127,9 @@ at::Tensor sum_rows(const at::Tensor& numbers, const at::Tensor& rows) {
 BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
                             const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const at::Tensor& out, const at::Tensor& row_stats,
-                            const at::Tensor& seed, const CallOptions& o, Needed needed) {
-  const Sizes sizes = check_attention(query, key, value, o);
+                            const at::Tensor& seed, const CallOptions& options, Needed needed) {
+  const CallOptions o = with_native_numbers(options);
+  const Sizes sizes = check_attention(query, key, value, options);
   const TypedKernels& kernels = kernels_for(query.scalar_type(), o.use_simd);
   const at::Tensor q = rows_contiguous(query);
   const at::Tensor k = rows_contiguous(key);
@@ -128,9 +139,9 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   const at::Tensor saved_out = rows_contiguous(out);
   const at::Tensor stats = row_stats.contiguous();
   const at::Tensor d_lse = grad_lse.has_value() ? grad_lse->contiguous() : at::Tensor();
-  const at::Tensor d_query = empty_grad(needed[0], query);
-  const at::Tensor d_key = empty_grad(needed[1], key);
-  const at::Tensor d_value = empty_grad(needed[2], value);
+  const at::Tensor d_query = empty_sums(needed[0], query);
+  const at::Tensor d_key = empty_sums(needed[1], key);
+  const at::Tensor d_value = empty_sums(needed[2], value);
   // Each apart, needed or not: the results of an operator may not share memory.
   at::Tensor d_bias = allocate({0}, query);
   at::Tensor d_slopes = allocate({0}, query);
@@ -140,9 +151,12 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   p.shape = shape_of(sizes);
   p.score =
       score_params(o, sizes, p.shape.head_dim, o.dropout > 0 ? *seed.const_data_ptr<int64_t>() : 0);
+  p.storage = storage_of(query.scalar_type());
   p.query = rows_of(q);
   p.key = rows_of(k);
   p.value = rows_of(v);
+  p.out_storage = storage_of(out.scalar_type());
+  p.grad_out_storage = storage_of(grad_out.scalar_type());
   p.out = rows_of(saved_out);
   p.grad_out = rows_of(d_out);
   p.row_max = stats.const_data_ptr();
@@ -157,6 +171,7 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
     d_bias = grad_bias_memory(*o.bias, p.grad_bias_adds, has_window);
     p.grad_bias = d_bias.mutable_data_ptr();
     p.grad_bias_is_double = d_bias.scalar_type() == at::kDouble;
+    p.grad_bias_storage = storage_of(d_bias.scalar_type());
     broadcast_strides(d_bias, sizes, 4, p.grad_bias_strides);
   }
   at::Tensor slope_rows, sink_rows;
@@ -183,9 +198,11 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
       kernels.backward_finish(p, begin, end, scratch.of_this_thread());
     });
   }
-  if (needed[4]) d_slopes = sum_rows(*o.alibi_slopes, slope_rows);
-  if (needed[5]) d_sinks = sum_rows(*o.sinks, sink_rows);
-  return {d_query, d_key, d_value, d_bias.to(query.scalar_type()), d_slopes, d_sinks};
+  if (needed[3]) d_bias = d_bias.to(o.bias->scalar_type());
+  if (needed[4]) d_slopes = sum_rows(*options.alibi_slopes, slope_rows);
+  if (needed[5]) d_sinks = sum_rows(*options.sinks, sink_rows);
+  const at::ScalarType dtype = query.scalar_type();
+  return {d_query.to(dtype), d_key.to(dtype), d_value.to(dtype), d_bias, d_slopes, d_sinks};
 }
 
 at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -198,7 +215,10 @@ at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const a
 
 LseResult attention_with_lse_cpu(const at::Tensor& query, const at::Tensor& key,
                                  const at::Tensor& value, const CallOptions& o) {
-  const auto [out, row_stats, seed] = forward_cpu(query, key, value, o);
+  Forward forward(query, key, value, o);
+  at::Tensor out = empty_out(query, value, forward.sizes());
+  const at::Tensor row_stats = empty_row_stats(query, forward.sizes());
+  forward.run(out, row_stats.mutable_data_ptr());
   return {out, log_sum_exp(row_stats)};
 }
 
@@ -211,11 +231,7 @@ MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int6
       batch >= 0 && heads >= 0 && queries >= 0 && keys >= 0 && head_dim >= 0 && value_dim >= 0,
       "flash::attention_memory: expected sizes of at least 0, got batch ", batch, ", heads ", heads,
       ", queries ", queries, ", keys ", keys, ", head_dim ", head_dim, ", value_dim ", value_dim);
-  TORCH_CHECK_NOT_IMPLEMENTED(dtype != at::kHalf && dtype != at::kBFloat16,
-                              "flash::attention_memory: expected dtype float32 or float64, got ",
-                              dtype, ", which has no kernel yet");
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble,
-                   "flash::attention_memory: expected dtype float32 or float64, got ", dtype);
+  check_floating("flash::attention_memory", "query", dtype);
   TORCH_CHECK_VALUE(block_size >= 1,
                     "flash::attention_memory: expected block_size of at least 1, got ", block_size);
   const TypedKernels& kernels = kernels_for(dtype, use_simd);
@@ -225,20 +241,28 @@ MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int6
   forward.score.window_left = forward.score.window_right = -1;
   forward.score.bias_kind = has_bias ? BiasKind::kAdditive : BiasKind::kNone;
   forward.score.softcap = has_softcap ? 1.0 : 0.0;
+  forward.storage = forward.out_storage = storage_of(dtype);
   BackwardParams backward = {};
   backward.shape = forward.shape;
   backward.score = forward.score;
   backward.block_size = block_size;
+  backward.storage = backward.grad_out_storage = storage_of(dtype);
   const auto scratch = [](const WorkPlan& plan, int64_t bytes) {
     return Schedule(plan).threads * bytes;
   };
-  const int64_t rows = 2 * batch * heads * queries * static_cast<int64_t>(at::elementSize(dtype));
+  const auto size = static_cast<int64_t>(at::elementSize(compute_dtype(dtype)));
+  const int64_t rows = 2 * batch * heads * queries * size;
+  // The sums of the gradients of query, key and value, which are results themselves where not narrow.
+  const int64_t sums =
+      compute_dtype(dtype) == dtype
+          ? 0
+          : batch * heads * (queries * head_dim + keys * (head_dim + value_dim)) * size;
   const int64_t forward_bytes =
       SplitKeys::fits(forward)
-          ? SplitKeys(kernels, forward, dtype).bytes()
+          ? SplitKeys(kernels, forward, compute_dtype(dtype)).bytes()
           : scratch(kernels.forward_plan(forward), kernels.forward_scratch_bytes(forward));
   return {rows + forward_bytes,
-          scratch(kernels.backward_plan(backward), kernels.backward_scratch_bytes(backward))};
+          sums + scratch(kernels.backward_plan(backward), kernels.backward_scratch_bytes(backward))};
 }
 
 }  // namespace flash

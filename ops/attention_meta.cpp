@@ -11,7 +11,8 @@ namespace {
 ForwardResult forward_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const CallOptions& o) {
   const Sizes s = check_attention(query, key, value, o);
-  return {empty_out(query, value, s), empty_row_stats(query, s), empty_seed(query, o.dropout)};
+  return {empty_out(query, value, s, compute_dtype(query.scalar_type())),
+          empty_row_stats(query, s), empty_seed(query, o.dropout)};
 }
 
 BackwardResult backward_meta(const at::Tensor&, const std::optional<at::Tensor>&,
@@ -29,15 +30,15 @@ BackwardResult backward_meta(const at::Tensor&, const std::optional<at::Tensor>&
 
 at::Tensor attention_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const CallOptions& o) {
-  return std::get<0>(forward_meta(query, key, value, o));
+  return empty_out(query, value, check_attention(query, key, value, o));
 }
 
 std::tuple<at::Tensor, at::Tensor> attention_with_lse_meta(const at::Tensor& query,
                                                            const at::Tensor& key,
                                                            const at::Tensor& value,
                                                            const CallOptions& o) {
-  const auto result = forward_meta(query, key, value, o);
-  return {std::get<0>(result), log_sum_exp(std::get<1>(result))};
+  const Sizes s = check_attention(query, key, value, o);
+  return {empty_out(query, value, s), log_sum_exp(empty_row_stats(query, s))};
 }
 
 }  // namespace

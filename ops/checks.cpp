@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <cmath>
+#include <string>
 
 namespace flash {
 namespace {
@@ -14,14 +15,7 @@ void check_dtype(const at::Tensor& query, const at::Tensor& key, const at::Tenso
                    "flash::attention: expected query, key and value of one dtype, got ", dtype,
                    ", ", key.scalar_type(), " and ", value.scalar_type(),
                    "; convert them with .to(dtype)");
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      dtype != at::kHalf && dtype != at::kBFloat16,
-      "flash::attention: expected float32 or float64, got ", dtype,
-      ", which has no kernel yet; convert query, key and value with .float()");
-  TORCH_CHECK_TYPE(
-      dtype == at::kFloat || dtype == at::kDouble,
-      "flash::attention: expected query, key and value of dtype float32 or float64, got ", dtype,
-      "; convert them with .float()");
+  check_floating("flash::attention", "query, key and value", dtype);
 }
 
 void check_device(const at::Tensor& query, const at::Tensor& other, const char* name) {
@@ -59,9 +53,9 @@ void check_broadcast(const char* name, const at::Tensor& tensor, const Sizes& si
 
 void check_bias(const at::Tensor& bias, const at::Tensor& query, const Sizes& sizes) {
   const at::ScalarType dtype = bias.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kBool || dtype == query.scalar_type(),
+  TORCH_CHECK_TYPE(dtype == at::kBool || is_dtype_beside(query, bias),
                    "flash::attention: expected bias of dtype bool (True = attend) or ",
-                   query.scalar_type(), " as query, got ", dtype,
+                   dtypes_beside(query), " got ", dtype,
                    "; convert it with .to(query.dtype) or .bool()");
   check_device(query, bias, "bias");
   check_broadcast("bias", bias, sizes, {sizes.batch, sizes.heads, sizes.queries, sizes.keys});
@@ -78,8 +72,8 @@ void check_positions(const at::Tensor& positions, const at::Tensor& query, const
 // A number for each head, or for each batch and head.
 void check_head_numbers(const char* name, const at::Tensor& tensor, const at::Tensor& query,
                         const Sizes& sizes) {
-  TORCH_CHECK_TYPE(tensor.scalar_type() == query.scalar_type(), "flash::attention: expected ", name,
-                   " of dtype ", query.scalar_type(), " as query, got ", tensor.scalar_type(),
+  TORCH_CHECK_TYPE(is_dtype_beside(query, tensor), "flash::attention: expected ", name,
+                   " of dtype ", dtypes_beside(query), " got ", tensor.scalar_type(),
                    "; convert it with .to(query.dtype)");
   check_device(query, tensor, name);
   const bool fits =
@@ -98,6 +92,23 @@ void check_window(const Window& window) {
 }
 
 }  // namespace
+
+void check_floating(const char* op, const char* name, at::ScalarType dtype) {
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      op, ": expected ", name, " of dtype float32, float64, bfloat16 or float16, got ", dtype,
+      "; convert with .float()");
+}
+
+bool is_dtype_beside(const at::Tensor& query, const at::Tensor& other) {
+  const at::ScalarType dtype = query.scalar_type();
+  return other.scalar_type() == dtype || other.scalar_type() == compute_dtype(dtype);
+}
+std::string dtypes_beside(const at::Tensor& query) {
+  const at::ScalarType dtype = query.scalar_type();
+  const std::string own = std::string(c10::toString(dtype)) + " as query,";
+  return compute_dtype(dtype) == dtype ? own : own + " or Float,";
+}
 
 int64_t missing_head_dimension(const Sizes& sizes, int64_t dims, int64_t rank) {
   if (sizes.has_head_dimension || dims >= rank) return -1;

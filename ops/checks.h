@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <string>
 
 #include "ops/call_options.h"
 
@@ -14,6 +15,19 @@ struct Sizes {
   c10::SymInt batch, heads, key_heads, value_heads, queries, keys, head_dim, value_dim;
   bool has_head_dimension;  ///< false for [B, L, D]
 };
+
+/// What the kernels compute in, and give row_stats and lse in: float32 for 16-bit numbers.
+inline at::ScalarType compute_dtype(at::ScalarType dtype) {
+  return at::isReducedFloatingType(dtype) ? at::kFloat : dtype;
+}
+
+/// One of the dtypes that attention takes.
+void check_floating(const char* op, const char* name, at::ScalarType dtype);
+
+/// Whether `other` may hold numbers for the scores of `query`: of its dtype, or of the one that the
+/// kernels widen it to. And how an error spells that.
+bool is_dtype_beside(const at::Tensor& query, const at::Tensor& other);
+std::string dtypes_beside(const at::Tensor& query);
 
 /// Throws c10::TypeError, c10::ValueError or c10::NotImplementedError unless the arguments are
 /// those of `flash::attention`. Symbolic sizes are compared, never guessed.

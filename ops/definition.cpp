@@ -69,9 +69,12 @@ CallOptions options_of_rows(const CallOptions& options, const Sizes& sizes, cons
   return o;
 }
 
-Definition define_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                            const CallOptions& o, const std::optional<at::Tensor>& keep,
-                            bool with_lse) {
+Definition define_attention(const at::Tensor& narrow_query, const at::Tensor& narrow_key,
+                            const at::Tensor& narrow_value, const CallOptions& options,
+                            const std::optional<at::Tensor>& keep, bool with_lse) {
+  const at::Tensor query = widened(narrow_query), key = widened(narrow_key),
+                   value = widened(narrow_value);
+  const CallOptions o = widened(options);
   const int64_t heads = query.size(1), keys = key.size(2);
   const at::Tensor k = repeat_heads(key, heads), v = repeat_heads(value, heads);
   at::Tensor scores = query.matmul(k.transpose(-2, -1)) * resolve_scale(o.scale, query.size(-1));
@@ -114,7 +117,7 @@ Definition define_attention(const at::Tensor& query, const at::Tensor& key, cons
   if (keep.has_value()) {
     weights = o.dropout < 1 ? (weights * *keep) / (1 - o.dropout) : weights * 0;
   }
-  Definition result = {weights.matmul(v), {}};
+  Definition result = {weights.matmul(v).to(narrow_query.scalar_type()), {}};
   if (with_lse) result.lse = log_of_sum(sink.defined() ? at::cat({scores, sink}, -1) : scores);
   return result;
 }

@@ -192,11 +192,32 @@ class Rows {
   variable_list values_;  // the leaves, with tangents where there are some
 };
 
+/// 16-bit numbers would round each of the sums over rows.
+BackwardCallInputs widened(const BackwardCallInputs& call) {
+  return {flash::widened(call.grad_out), flash::widened(call.grad_lse), flash::widened(call.query),
+          flash::widened(call.key),      flash::widened(call.value),    flash::widened(call.options),
+          call.seed};
+}
+
+Tensor narrowed(const Tensor& t, const std::optional<Tensor>& like) {
+  return t.defined() ? t.to(like->scalar_type()) : t;
+}
+
+std::array<std::optional<Tensor>, kTwiceDifferentiable> inputs_of(const BackwardCallInputs& call) {
+  const CallOptions& o = call.options;
+  return {call.grad_out, call.grad_lse, call.query, call.key, call.value, o.bias, o.alibi_slopes,
+          o.sinks};
+}
+
 }  // namespace
 
 std::array<Tensor, kTwiceDifferentiable> second_gradients(
-    const BackwardCallInputs& call, const std::array<Tensor, kDifferentiable>& cotangents,
+    const BackwardCallInputs& narrow, const std::array<Tensor, kDifferentiable>& narrow_cotangents,
     const std::array<bool, kTwiceDifferentiable>& wanted) {
+  const BackwardCallInputs call = widened(narrow);
+  std::array<Tensor, kDifferentiable> cotangents;
+  std::transform(narrow_cotangents.begin(), narrow_cotangents.end(), cotangents.begin(),
+                 [](const Tensor& t) { return t.defined() ? flash::widened(t) : t; });
   const Sizes sizes = check_attention(call.query, call.key, call.value, call.options);
   const int64_t queries = sizes.queries.expect_int();
   const int64_t step = rows_at_once(sizes.keys.expect_int());
@@ -206,13 +227,15 @@ std::array<Tensor, kTwiceDifferentiable> second_gradients(
     const variable_list parts = rows.differentiate(cotangents, wanted);
     for (size_t i = 0; i < kTwiceDifferentiable; ++i) sums[i].add(rows.input(i), parts[i]);
   }
+  const auto like = inputs_of(narrow);
   std::array<Tensor, kTwiceDifferentiable> result;
-  std::transform(sums.begin(), sums.end(), result.begin(), [](const Sum& s) { return s.result(); });
+  for (size_t i = 0; i < result.size(); ++i) result[i] = narrowed(sums[i].result(), like[i]);
   return result;
 }
 
-std::array<Tensor, kDifferentiable> gradient_tangents(const BackwardCallInputs& call,
+std::array<Tensor, kDifferentiable> gradient_tangents(const BackwardCallInputs& narrow,
                                                       const Needed& needed) {
+  const BackwardCallInputs call = widened(narrow);
   const Sizes sizes = check_attention(call.query, call.key, call.value, call.options);
   const int64_t queries = sizes.queries.expect_int();
   const int64_t step = rows_at_once(sizes.keys.expect_int());
@@ -222,8 +245,9 @@ std::array<Tensor, kDifferentiable> gradient_tangents(const BackwardCallInputs& 
     const variable_list parts = rows.tangents(needed);
     for (size_t i = 0; i < kDifferentiable; ++i) sums[i].add(rows.input(2 + i), parts[i]);
   }
+  const auto like = inputs_of(narrow);
   std::array<Tensor, kDifferentiable> result;
-  std::transform(sums.begin(), sums.end(), result.begin(), [](const Sum& s) { return s.result(); });
+  for (size_t i = 0; i < result.size(); ++i) result[i] = narrowed(sums[i].result(), like[2 + i]);
   return result;
 }
 
@@ -252,7 +276,7 @@ ForwardTangents forward_tangents(const Tensor& query, const Tensor& key, const T
   }
   if (outs.empty()) {
     outs = {at::empty({q.size(0), q.size(1), 0, v.size(3)}, q.options())};
-    lses = {at::empty({q.size(0), q.size(1), 0}, q.options())};
+    lses = {at::empty({q.size(0), q.size(1), 0}, flash::widened(q).options())};
   }
   const auto joined = [&](const variable_list& parts) {
     const Tensor all = at::cat(parts, 2);

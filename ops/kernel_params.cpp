@@ -34,6 +34,18 @@ void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, in
   }
 }
 
+Storage storage_of(at::ScalarType dtype) {
+  if (dtype == at::kBFloat16) return Storage::kBFloat16;
+  return dtype == at::kHalf ? Storage::kHalf : Storage::kNative;
+}
+
+CallOptions with_native_numbers(const CallOptions& options) {
+  CallOptions o = options;
+  o.alibi_slopes = widened(o.alibi_slopes);
+  o.sinks = widened(o.sinks);
+  return o;
+}
+
 ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_dim, int64_t seed) {
   ScoreParams p = {};
   p.scale = resolve_scale(o.scale, head_dim);
@@ -54,6 +66,7 @@ ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_
   }
   if (o.bias.has_value()) {
     p.bias_kind = o.bias->scalar_type() == at::kBool ? BiasKind::kBoolean : BiasKind::kAdditive;
+    p.bias_storage = storage_of(o.bias->scalar_type());
     p.bias = o.bias->const_data_ptr();
     broadcast_strides(*o.bias, sizes, 4, p.bias_strides);
   }

@@ -19,6 +19,12 @@ Shape shape_of(const Sizes& sizes);
 /// Writes the strides of `t` broadcast to `rank` dimensions: 0 where it broadcasts.
 void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, int64_t* strides);
 
+/// How numbers of this dtype are stored for the kernels.
+Storage storage_of(at::ScalarType dtype);
+
+/// `options` with slopes and sinks in the kernels' own numbers, which `score_params` wants.
+CallOptions with_native_numbers(const CallOptions& options);
+
 /// The options of one call, which has to outlive them.
 ScoreParams score_params(const CallOptions& options, const Sizes& sizes, int64_t head_dim,
                          int64_t seed);

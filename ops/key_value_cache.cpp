@@ -4,7 +4,7 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
-#include "ops/call_options.h"
+#include "ops/checks.h"
 
 namespace flash {
 namespace {
@@ -52,8 +52,7 @@ KeyValueCache::KeyValueCache(int64_t batch, int64_t key_heads, int64_t capacity,
       kName, ": expected sizes above 0, got batch ", batch, ", key_heads ", key_heads,
       ", value_heads ", heads, ", capacity ", capacity, ", head_dim ", head_dim, ", value_dim ",
       width);
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble, kName,
-                   ": expected dtype float32 or float64, got ", dtype);
+  check_floating(kName, "keys and values", dtype);
   // Zeros: a NaN that memory happened to hold would be kept out of every result, but at a cost.
   key_ = at::zeros({batch, key_heads, capacity, head_dim}, at::dtype(dtype));
   value_ = at::zeros({batch, heads, capacity, width}, at::dtype(dtype));

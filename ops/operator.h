@@ -25,8 +25,10 @@ LseResult call_attention_with_lse(const at::Tensor& query, const at::Tensor& key
 
 /// flash::_forward: out, row_stats, seed.
 ///
-/// row_stats [2, B, H, L] (or [2, B, L]) holds row_max, the largest score of each row, and row_sum,
-/// the sum of exp(score - row_max). seed is int64 [1] with dropout and [0] without.
+/// out is of `compute_dtype`: rounded to 16 bits, it would cost the gradients more than their own
+/// rounding does, as the difference of dP and rowsum(dO o O) is small where few keys are attended.
+/// row_stats [2, B, H, L] (or [2, B, L]), of `compute_dtype`, holds row_max, the largest score of
+/// each row, and row_sum, the sum of exp(score - row_max). seed is int64 [1] with dropout and [0] without.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 ForwardResult call_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const CallOptions& options);
@@ -58,7 +60,8 @@ at::Tensor allocate(c10::SymIntArrayRef sizes, const at::Tensor& like,
 
 /// Output of the call, uninitialised. It follows the layout of query: [B, L, H, D] in memory, as
 /// models produce it, gives [B, L, H, Dv], so that merging the heads stays a view.
-at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Sizes& sizes);
+at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Sizes& sizes,
+                     std::optional<at::ScalarType> dtype = std::nullopt);
 
 /// row_stats, uninitialised.
 at::Tensor empty_row_stats(const at::Tensor& query, const Sizes& sizes);
@@ -68,7 +71,14 @@ at::Tensor empty_seed(const at::Tensor& query, double dropout);
 
 /// Gradient of `input`, uninitialised, of its layout where rows of that are contiguous; [0] unless
 /// it is needed.
-at::Tensor empty_grad(bool needed, const at::Tensor& input);
+at::Tensor empty_grad(bool needed, const at::Tensor& input,
+                      std::optional<at::ScalarType> dtype = std::nullopt);
+
+/// In `compute_dtype` of what `t` is; recorded and differentiable where it changes anything.
+at::Tensor widened(const at::Tensor& t);
+std::optional<at::Tensor> widened(const std::optional<at::Tensor>& t);
+/// The options with every floating tensor of them widened.
+CallOptions widened(CallOptions options);
 
 /// [B, H, L] (or [B, L]): the logarithm of each row's sum of exponentials.
 at::Tensor log_sum_exp(const at::Tensor& row_stats);

@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "ops/checks.h"
+
 namespace flash {
 namespace {
 
@@ -82,7 +84,8 @@ void check_heads(const char* name, const c10::SymInt& heads, const c10::SymInt& 
 /// `mask` of [lead.., H, L, S] as a bias, in which what broadcasts stays 1 wherever it can: the
 /// gradient of a bias takes the room that the bias takes.
 Tensor to_bias(const Tensor& mask, at::ScalarType dtype, const Sizes& lead) {
-  const Tensor bias = mask.scalar_type() == at::kBool ? mask : mask.to(dtype);
+  const bool as_is = mask.scalar_type() == at::kBool || mask.scalar_type() == compute_dtype(dtype);
+  const Tensor bias = as_is ? mask : mask.to(dtype);
   if (lead.size() < 2 || bias.dim() < 4) return bias;
   const Sizes own = leading(bias);
   const bool is_shared = std::all_of(own.begin(), own.end(), [](const auto& n) { return n == 1; });
@@ -144,7 +147,8 @@ bool is_dense_on_cpu(const Tensor& t) {
 }
 
 bool is_taken(const Tensor& t) {
-  return is_dense_on_cpu(t) && (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble);
+  return is_dense_on_cpu(t) && (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble ||
+                                at::isReducedFloatingType(t.scalar_type()));
 }
 
 bool is_taken_mask(const Tensor& t) {

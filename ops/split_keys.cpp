@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
+#include <vector>
 
 #include "ops/kernel_params.h"
 #include "ops/schedule.h"
@@ -44,8 +46,10 @@ SplitKeys::SplitKeys(const TypedKernels& kernels, const ForwardParams& params, a
       params_(params),
       dtype_(dtype),
       size_(static_cast<int64_t>(c10::elementSize(dtype))),
+      stored_size_(params.storage == Storage::kNative ? size_ : 2),
       whole_parts_(params.shape.keys / kKeysPerPart) {
   ForwardParams whole = params, last = params;
+  whole.out_storage = last.out_storage = Storage::kNative;
   whole.shape.batch = whole_parts_, whole.shape.keys = kKeysPerPart;
   last.shape.batch = 1, last.shape.keys = params.shape.keys % kKeysPerPart;
   whole_plan_ = kernels.forward_plan(whole);
@@ -105,10 +109,11 @@ ForwardParams SplitKeys::part_params(int64_t batch, int64_t first, int64_t count
   p.shape.batch = count;
   p.shape.keys = std::min(kKeysPerPart, params_.shape.keys - key);
   const Shape& s = p.shape;
-  p.query = moved(params_.query, batch * params_.query.strides.batch, size_);
+  p.query = moved(params_.query, batch * params_.query.strides.batch, stored_size_);
   p.query.strides.batch = 0;
   const auto keys_of = [&](const ConstRows& rows) {
-    ConstRows part = moved(rows, batch * rows.strides.batch + key * rows.strides.row, size_);
+    ConstRows part =
+        moved(rows, batch * rows.strides.batch + key * rows.strides.row, stored_size_);
     part.strides.batch = kKeysPerPart * rows.strides.row;
     return part;
   };
@@ -116,6 +121,7 @@ ForwardParams SplitKeys::part_params(int64_t batch, int64_t first, int64_t count
   p.value = keys_of(params_.value);
 
   const int64_t at = (batch * parts() + first) * s.heads * s.queries;
+  p.out_storage = Storage::kNative;
   p.out = {memory.out + at * s.value_dim * size_,
            {s.heads * s.queries * s.value_dim, s.queries * s.value_dim, s.value_dim}};
   p.row_max = memory.row_max + at * size_;
@@ -129,7 +135,8 @@ ForwardParams SplitKeys::part_params(int64_t batch, int64_t first, int64_t count
   score.position_strides[1] = given ? s.queries : 0;
   score.position_strides[2] = 1;
   if (score.bias != nullptr) {
-    const int64_t size = score.bias_kind == BiasKind::kBoolean ? 1 : size_;
+    const int64_t number = score.bias_storage == Storage::kNative ? size_ : 2;
+    const int64_t size = score.bias_kind == BiasKind::kBoolean ? 1 : number;
     score.bias =
         moved(score.bias, batch * score.bias_strides[0] + key * score.bias_strides[3], size);
     score.bias_strides[0] = kKeysPerPart * score.bias_strides[3];
@@ -172,6 +179,23 @@ bool SplitKeys::run() const {
                                     [&] { return merge<scalar_t>(memory); });
 }
 
+/// Writes a row of the result.
+template <class T>
+void SplitKeys::store(const std::vector<T>& row, int64_t at) const {
+  const auto store_as = [&](auto* out) {
+    using Stored = std::remove_pointer_t<decltype(out)>;
+    std::transform(row.begin(), row.end(), out + at, [](T x) { return static_cast<Stored>(x); });
+  };
+  switch (params_.out_storage) {
+    case Storage::kBFloat16:
+      return store_as(static_cast<c10::BFloat16*>(params_.out.data));
+    case Storage::kHalf:
+      return store_as(static_cast<c10::Half*>(params_.out.data));
+    case Storage::kNative:
+      return store_as(static_cast<T*>(params_.out.data));
+  }
+}
+
 /// out = sum_c w_c out_c / sum_c w_c with w_c = sum_c e^(max_c - max), the sink among them.
 template <class T>
 bool SplitKeys::merge(const Memory& memory) const {
@@ -182,6 +206,7 @@ bool SplitKeys::merge(const Memory& memory) const {
   const T* const maxima = reinterpret_cast<const T*>(memory.row_max);
   const T* const sums = reinterpret_cast<const T*>(memory.row_sum);
   const int64_t rows = s.heads * s.queries;
+  std::vector<T> out(static_cast<size_t>(s.value_dim));
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t head = row / s.queries;
@@ -196,21 +221,20 @@ bool SplitKeys::merge(const Memory& memory) const {
       // -inf - (-inf) is NaN: a row that attends nothing subtracts 0 instead.
       const T base = max == kMinusInf ? T(0) : max;
       T sum = std::exp(sink - base);
-      T* const out = static_cast<T*>(params_.out.data) + b * params_.out.strides.batch +
-                     head * params_.out.strides.head + row % s.queries * params_.out.strides.row;
-      std::fill_n(out, s.value_dim, T(0));
+      std::fill(out.begin(), out.end(), T(0));
       for (int64_t part = 0; part < parts(); ++part) {
         const T weight = sums[at(part)] * std::exp(maxima[at(part)] - base);
         sum += weight;
         const T* const of_part = outs + at(part) * s.value_dim;
-        for (int64_t c = 0; c < s.value_dim; ++c) out[c] += weight * of_part[c];
+        for (size_t c = 0; c < out.size(); ++c) out[c] += weight * of_part[c];
       }
       if (std::isnan(sum)) return false;
       static_cast<T*>(params_.row_max)[b * rows + row] = max;
       static_cast<T*>(params_.row_sum)[b * rows + row] = sum;
-      if (sum == 0) continue;
-      const T factor = T(1) / sum;
-      for (int64_t c = 0; c < s.value_dim; ++c) out[c] *= factor;
+      const T factor = sum == 0 ? T(0) : T(1) / sum;
+      for (T& x : out) x *= factor;
+      store(out, b * params_.out.strides.batch + head * params_.out.strides.head +
+                     row % s.queries * params_.out.strides.row);
     }
   }
   return true;

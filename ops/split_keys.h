@@ -10,6 +10,7 @@
 #include <ATen/core/ScalarType.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "csrc/kernels.h"
 
@@ -20,6 +21,7 @@ class SplitKeys {
   /// Few queries, many keys, no dropout, whose mask counts keys from the first one.
   static bool fits(const ForwardParams& params);
 
+  /// `dtype`: what the kernels compute in.
   SplitKeys(const TypedKernels& kernels, const ForwardParams& params, at::ScalarType dtype);
 
   /// Bytes that `run` allocates.
@@ -42,11 +44,14 @@ class SplitKeys {
                             const Memory& memory) const;
   template <class T>
   bool merge(const Memory& memory) const;
+  template <class T>
+  void store(const std::vector<T>& row, int64_t at) const;
 
   const TypedKernels& kernels_;
   ForwardParams params_;
   at::ScalarType dtype_;
   int64_t size_;                     // bytes of a number
+  int64_t stored_size_;              // and of one of query, key and value
   int64_t whole_parts_;              // parts of kKeysPerPart keys; the last one may be shorter
   WorkPlan whole_plan_, last_plan_;  // of one batch element
   int64_t scratch_bytes_;

@@ -24,7 +24,7 @@ void check_packed(const Packed& packed, const CallOptions& options);
 /// [T, H, D] as [1, H, T, D].
 inline at::Tensor as_heads(const at::Tensor& rows) { return rows.transpose(0, 1).unsqueeze(0); }
 
-/// flash::_varlen_forward: out [Tq, H, Dv]; row_stats [2, Tq * H], the largest score and the sum of
+/// flash::_varlen_forward: out [Tq, H, Dv], of `compute_dtype`; row_stats [2, Tq * H], the largest score and the sum of
 /// each row, [H, L] for one sequence after the other; seed.
 using VarlenForward = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 

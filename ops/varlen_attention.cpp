@@ -53,22 +53,24 @@ void check_numbers(const char* name, const std::optional<Tensor>& numbers, const
   TORCH_CHECK_VALUE(fits, kVarlenOp, ": expected ", name, " of shape [heads] = [", heads,
                     "] or [sequences, heads] = [", sequences, ", ", heads, "], got ",
                     numbers->sym_sizes());
-  TORCH_CHECK_TYPE(numbers->scalar_type() == query.scalar_type(), kVarlenOp, ": expected ", name,
-                   " of dtype ", query.scalar_type(), " as query, got ", numbers->scalar_type());
+  TORCH_CHECK_TYPE(is_dtype_beside(query, *numbers), kVarlenOp, ": expected ", name, " of dtype ",
+                   dtypes_beside(query), " got ", numbers->scalar_type());
 }
 
 VarlenForward forward_meta(const Tensor& query, const Tensor& key, const Tensor& value,
                            const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
                            const CallOptions& o) {
   check_packed({query, key, value, cu_seqlens_q, cu_seqlens_k}, o);
-  return {allocate({query.sym_size(0), query.sym_size(1), value.sym_size(2)}, query),
-          allocate({2, query.sym_size(0) * query.sym_size(1)}, query),
+  const at::ScalarType dtype = compute_dtype(query.scalar_type());
+  return {allocate({query.sym_size(0), query.sym_size(1), value.sym_size(2)}, query, dtype),
+          allocate({2, query.sym_size(0) * query.sym_size(1)}, query, dtype),
           empty_seed(query, o.dropout)};
 }
 
 Tensor output_meta(const Tensor& query, const Tensor& key, const Tensor& value,
                    const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, const CallOptions& o) {
-  return std::get<0>(forward_meta(query, key, value, cu_seqlens_q, cu_seqlens_k, o));
+  return std::get<0>(forward_meta(query, key, value, cu_seqlens_q, cu_seqlens_k, o))
+      .to(query.scalar_type());
 }
 
 VarlenBackward backward_meta(const Tensor&, const Tensor& query, const Tensor& key,
@@ -105,9 +107,10 @@ class VarlenFunction : public torch::autograd::Function<VarlenFunction> {
     context->save_for_backward({query, key, value, cu_seqlens_q, cu_seqlens_k,
                                 alibi_slopes.value_or(Tensor()), sinks.value_or(Tensor()), out,
                                 row_stats, seed});
+    const Tensor result = out.to(query.scalar_type());
     context->saved_data["options"] =
         c10::IValue::make_capsule(c10::make_intrusive<SavedOptions>(options));
-    return out;
+    return result;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {

@@ -36,12 +36,13 @@ std::vector<int64_t> offsets_of(const char* name, const Tensor& offsets, int64_t
 /// The sequences of one call, and what the kernels are told of all of them.
 class Sequences {
  public:
-  Sequences(const Packed& packed, const CallOptions& options, int64_t seed) : options_(options) {
+  Sequences(const Packed& packed, const CallOptions& options, int64_t seed)
+      : options_(with_native_numbers(options)) {
     check_packed(packed, options);
     query_ = rows_contiguous(packed.query);
     key_ = rows_contiguous(packed.key);
     value_ = rows_contiguous(packed.value);
-    size_ = static_cast<int64_t>(query_.element_size());
+    number_size_ = static_cast<int64_t>(c10::elementSize(compute_dtype(query_.scalar_type())));
     queries_ = offsets_of("cu_seqlens_q", packed.cu_seqlens_q, query_.size(0));
     keys_ = offsets_of("cu_seqlens_k", packed.cu_seqlens_k, key_.size(0));
     CallOptions o = options_;
@@ -68,11 +69,13 @@ class Sequences {
     p.score = score_;
     p.score.dropout_seed += static_cast<uint64_t>(n);  // another mask for each
     if (score_.sinks != nullptr) {
-      p.score.sinks = moved(score_.sinks, n * score_.sink_strides[0], size_);
+      p.score.sinks = moved(score_.sinks, n * score_.sink_strides[0], number_size_);
     }
     if (score_.alibi_slopes != nullptr) {
-      p.score.alibi_slopes = moved(score_.alibi_slopes, n * score_.slope_strides[0], size_);
+      p.score.alibi_slopes =
+          moved(score_.alibi_slopes, n * score_.slope_strides[0], number_size_);
     }
+    p.storage = storage_of(query_.scalar_type());
     p.query = queries_of(n, query_);
     p.key = keys_of(n, key_);
     p.value = keys_of(n, value_);
@@ -80,25 +83,27 @@ class Sequences {
   }
 
   ConstRows queries_of(int64_t n, const Tensor& t) const {
-    return at(queries_[n], rows_of(as_heads(t)));
+    return at(queries_[n], rows_of(as_heads(t)), t);
   }
-  ConstRows keys_of(int64_t n, const Tensor& t) const { return at(keys_[n], rows_of(as_heads(t))); }
+  ConstRows keys_of(int64_t n, const Tensor& t) const {
+    return at(keys_[n], rows_of(as_heads(t)), t);
+  }
   MutableRows mutable_queries_of(int64_t n, const Tensor& t) const {
-    return at(queries_[n], mutable_rows_of(as_heads(t)));
+    return at(queries_[n], mutable_rows_of(as_heads(t)), t);
   }
   MutableRows mutable_keys_of(int64_t n, const Tensor& t) const {
-    return at(keys_[n], mutable_rows_of(as_heads(t)));
+    return at(keys_[n], mutable_rows_of(as_heads(t)), t);
   }
 
  private:
   template <class Pointer>
-  RowsOf<Pointer> at(int64_t row, const RowsOf<Pointer>& rows) const {
-    return moved(rows, row * rows.strides.row, size_);
+  static RowsOf<Pointer> at(int64_t row, const RowsOf<Pointer>& rows, const Tensor& t) {
+    return moved(rows, row * rows.strides.row, static_cast<int64_t>(t.element_size()));
   }
 
   Tensor query_, key_, value_;
   CallOptions options_;
-  int64_t size_;
+  int64_t number_size_;  // of what the kernels compute in
   std::vector<int64_t> queries_, keys_;
   Shape shape_;
   ScoreParams score_;
@@ -138,18 +143,20 @@ VarlenForward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& 
   const Sequences sequences({query, key, value, cu_seqlens_q, cu_seqlens_k}, o, drawn);
   const TypedKernels& kernels = kernels_of(kVarlenOp, query.scalar_type(), o.use_simd);
   const Shape& s = sequences.shape();
-  const Tensor out = allocate({sequences.rows(), s.heads, s.value_dim}, query);
-  const Tensor row_stats = allocate({2, sequences.rows() * s.heads}, query);
+  const at::ScalarType dtype = compute_dtype(query.scalar_type());
+  const Tensor out = allocate({sequences.rows(), s.heads, s.value_dim}, query, dtype);
+  const Tensor row_stats = allocate({2, sequences.rows() * s.heads}, query, dtype);
   const Tensor seed = empty_seed(query, o.dropout);
   if (o.dropout > 0) *seed.mutable_data_ptr<int64_t>() = drawn;
 
   std::vector<ForwardParams> params(static_cast<size_t>(sequences.count()));
   std::vector<WorkPlan> plans;
   int64_t scratch_bytes = 0;
-  const auto size = static_cast<int64_t>(query.element_size());
+  const auto size = static_cast<int64_t>(row_stats.element_size());
   for (int64_t n = 0; n < sequences.count(); ++n) {
     ForwardParams& p = params[static_cast<size_t>(n)];
     sequences.fill(n, p);
+    p.out_storage = storage_of(out.scalar_type());
     p.out = sequences.mutable_queries_of(n, out);
     p.row_max = moved(row_stats.mutable_data_ptr(), sequences.row_offset(n), size);
     p.row_sum = moved(p.row_max, sequences.rows() * s.heads, size);
@@ -167,7 +174,8 @@ VarlenForward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& 
 
 Tensor output_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
                   const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, const CallOptions& o) {
-  return std::get<0>(forward_cpu(query, key, value, cu_seqlens_q, cu_seqlens_k, o));
+  return std::get<0>(forward_cpu(query, key, value, cu_seqlens_q, cu_seqlens_k, o))
+      .to(query.scalar_type());
 }
 
 /// From what each row adds, [H, L] for each sequence, to the shape of `numbers`.
@@ -193,22 +201,25 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
   const TypedKernels& kernels = kernels_of(kVarlenOp, query.scalar_type(), o.use_simd);
   const Tensor d_out = rows_contiguous(grad_out);
   const auto gradient_of = [&](bool wanted, const Tensor& input) {
-    return wanted ? allocate(input.sym_sizes(), input) : allocate({0}, input);
+    const at::ScalarType sums = compute_dtype(input.scalar_type());
+    return wanted ? allocate(input.sym_sizes(), input, sums) : allocate({0}, input, sums);
   };
   const Tensor d_query = gradient_of(needed[0], query), d_key = gradient_of(needed[1], key),
                d_value = gradient_of(needed[2], value);
   const auto rows_if = [&](bool wanted) {
-    return wanted ? allocate({row_stats.size(1)}, query) : Tensor();
+    return wanted ? allocate({row_stats.size(1)}, row_stats) : Tensor();
   };
   const Tensor slope_rows = rows_if(needed[3]), sink_rows = rows_if(needed[4]);
-  const auto size = static_cast<int64_t>(query.element_size());
+  const auto size = static_cast<int64_t>(row_stats.element_size());
   std::vector<BackwardParams> params(static_cast<size_t>(sequences.count()));
   std::vector<WorkPlan> plans;
   int64_t scratch_bytes = 0, steps = 0;
   for (int64_t n = 0; n < sequences.count(); ++n) {
     BackwardParams& p = params[static_cast<size_t>(n)];
     sequences.fill(n, p);
+    p.out_storage = storage_of(out.scalar_type());
     p.out = sequences.queries_of(n, out);
+    p.grad_out_storage = storage_of(d_out.scalar_type());
     p.grad_out = sequences.queries_of(n, d_out);
     p.row_max = moved(row_stats.const_data_ptr(), sequences.row_offset(n), size);
     p.row_sum = moved(p.row_max, row_stats.size(1), size);
@@ -240,7 +251,8 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
       [&](int64_t n, int64_t begin, int64_t end) {
         kernels.backward_finish(of(n), begin, end, scratch.of_this_thread());
       });
-  return {d_query, d_key, d_value,
+  const at::ScalarType dtype = query.scalar_type();
+  return {d_query.to(dtype), d_key.to(dtype), d_value.to(dtype),
           needed[3] ? sum_rows(*o.alibi_slopes, slope_rows, sequences) : allocate({0}, query),
           needed[4] ? sum_rows(*o.sinks, sink_rows, sequences) : allocate({0}, query)};
 }

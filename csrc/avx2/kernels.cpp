@@ -1,4 +1,4 @@
-// Compiled with -mavx2 -mfma: nothing here may run before dispatch.cpp has asked the CPU, so the
+// Compiled with -mavx2 -mfma -mf16c: nothing here may run before dispatch.cpp has asked the CPU, so the
 // table is a constant, and `supported` is a compiler built-in that needs no AVX.
 
 #include "csrc/avx2/vec.h"
@@ -8,8 +8,11 @@ namespace flash {
 
 extern const KernelTable kAvx2Kernels;
 constinit const KernelTable kAvx2Kernels = {
-    "avx2", "x86-64 AVX2 and FMA",
-    [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; },
+    "avx2", "x86-64 AVX2, FMA and F16C",
+    [] {
+      return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
+             __builtin_cpu_supports("f16c") != 0;
+    },
     typed_kernels<Vec<float>>(), typed_kernels<Vec<double>>()};
 
 }  // namespace flash

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "csrc/storage.h"
+
 namespace flash {
 namespace {
 
@@ -61,6 +63,30 @@ struct Vec<float> : Avx512Tiles {
   static Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
   static Reg load(const float* p, Mask mask) { return _mm512_maskz_loadu_ps(mask, p); }
   static void store(float* p, Reg x, Mask mask) { _mm512_mask_storeu_ps(p, mask, x); }
+
+  static Reg load(const BFloat16* p) {
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+  }
+  static Reg load(const Half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static void store(BFloat16* p, Reg x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i rounded =
+        _mm512_mask_mov_epi32(_mm512_add_epi32(bits, half), is_nan, quiet);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
+  static void store(Half* p, Reg x) {
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(p),
+        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
 
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }

@@ -64,6 +64,7 @@ class BackwardBlock {
   bool excludes(int64_t key) const { return stages_[0].excludes(0, key); }
 
   void step(int64_t key, int64_t keys) {
+    read_keys(key, keys);
     for (int64_t t = 0; t < tiles_.count(); ++t) {
       with_vecs<V::kScoreVecs>(tiles_.vecs(t),
                                [&]<int kVecs>() { tile_step<kVecs>(t, key, keys); });
@@ -81,11 +82,15 @@ class BackwardBlock {
     const int64_t first = first_ + at;
     const int64_t count = tiles_.end(t) - at;
     const double keep = dropout_keep_scale(p_.score.dropout);
-    pack_transposed<V, kLanes>(row_pointer<T>(p_.query, batch_, head_, first), p_.query.strides.row,
-                               count, shape.head_dim, scale_,
+    const RowView<T> query = read_rows<V>(p_.query, p_.storage, batch_, head_, first, count,
+                                          shape.head_dim, scratch_.query_rows + shape.head_dim * at);
+    const RowView<T> grad_out =
+        read_rows<V>(p_.grad_out, p_.grad_out_storage, batch_, head_, first, count, shape.value_dim,
+                     scratch_.grad_out_rows + shape.value_dim * at);
+    if (t == 0) query_rows_ = query, grad_out_rows_ = grad_out;
+    pack_transposed<V, kLanes>(query.data, query.stride, count, shape.head_dim, scale_,
                                scratch_.queries + shape.head_dim * at);
-    pack_transposed<V, kLanes>(row_pointer<T>(p_.grad_out, batch_, head_, first),
-                               p_.grad_out.strides.row, count, shape.value_dim,
+    pack_transposed<V, kLanes>(grad_out.data, grad_out.stride, count, shape.value_dim,
                                static_cast<T>(keep), scratch_.grad_out + shape.value_dim * at);
     const int64_t row = row_index(first);
     const T* saved_max = static_cast<const T*>(p_.row_max) + row;
@@ -94,14 +99,15 @@ class BackwardBlock {
     stages_[t].start(p_.score, shape, batch_, head_, first, count, scratch_.bias);
     const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
     for (int64_t lane = 0; lane < kLanes; lane += V::kWidth) {
-      const typename V::Mask mask = V::first(max_of(0, min_of(count - lane, V::kWidth)));
+      const int64_t rows = max_of(0, min_of(count - lane, V::kWidth));
+      const typename V::Mask mask = V::first(rows);
       const auto read = [&](const T* p) { return V::load(p + lane, mask); };
       const Reg max = read(saved_max), sum = read(saved_sum);
       // rowsum(dO o O) - dlse
-      Reg delta =
-          row_dots<V>(row_pointer<T>(p_.grad_out, batch_, head_, first + lane),
-                      p_.grad_out.strides.row, row_pointer<T>(p_.out, batch_, head_, first + lane),
-                      p_.out.strides.row, count - lane, shape.value_dim);
+      const RowView<T> out = read_rows<V>(p_.out, p_.out_storage, batch_, head_, first + lane, rows,
+                                          shape.value_dim, scratch_.value_rows);
+      Reg delta = row_dots<V>(grad_out.at(lane), grad_out.stride, out.data, out.stride, rows,
+                              shape.value_dim);
       if (grad_lse != nullptr) delta = V::sub(delta, read(grad_lse));
       const Reg base = V::if_equal(max, minus_inf, V::zero(), max);
       const Reg inverse = V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
@@ -132,6 +138,16 @@ class BackwardBlock {
     attend<kVecs>(t, key + first, last - first, weights + first * Scratch::kStride,
                   grad_scores + first * Scratch::kStride);
   }
+
+  // Makes keys [key, key + keys) the ones to read.
+  void read_keys(int64_t key, int64_t keys) {
+    first_key_ = key;
+    key_rows_ = read_rows<V>(p_.key, p_.storage, batch_, key_head_, key, keys, p_.shape.head_dim,
+                             scratch_.key_rows);
+    value_rows_ = read_rows<V>(p_.value, p_.storage, batch_, value_head_, key, keys,
+                               p_.shape.value_dim, scratch_.value_rows);
+  }
+  const T* key_at(int64_t key) const { return key_rows_.at(key - first_key_); }
 
   // P and dS of a tile and the keys that it attends, and what is summed from them over keys.
   template <int kVecs>
@@ -173,8 +189,7 @@ class BackwardBlock {
     int64_t begins[kVecs * V::kWidth], ends[kVecs * V::kWidth];
     const bool ragged = !stage.ranges().is_unlimited(key, keys);
     if (ragged) stage.ranges().attended_keys(key, keys, begins, ends);
-    const T* left = row_pointer<T>(p_.key, batch_, key_head_, key);
-    update_rows<V>({grad_scores, 1, Scratch::kStride}, {left, p_.key.strides.row}, keys,
+    update_rows<V>({grad_scores, 1, Scratch::kStride}, {key_at(key), key_rows_.stride}, keys,
                    row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
                    p_.grad_query.strides.row, count, p_.shape.head_dim,
                    {true, scale_, nullptr, nullptr}, ragged ? Terms{begins, ends} : Terms{});
@@ -225,8 +240,7 @@ class BackwardBlock {
       }
     }
     T* live = weights + j * kStride + kSkip;
-    raw_scores<V, kLive>(row_pointer<T>(p_.key, batch_, key_head_, block + j), p_.key.strides.row,
-                         keys, p_.shape.head_dim,
+    raw_scores<V, kLive>(key_at(block + j), key_rows_.stride, keys, p_.shape.head_dim,
                          {scratch_.queries + p_.shape.head_dim * at + kSkip, kLanes}, live, kStride);
     if (!limited && !changes_scores(p_.score)) {
       weigh<kLive, false>(live, keys, at + kSkip);
@@ -292,8 +306,8 @@ class BackwardBlock {
     constexpr int W = V::kWidth;
     constexpr int64_t kStride = Scratch::kStride;
     const Reg keep = V::broadcast(static_cast<T>(dropout_keep_scale(p_.score.dropout)));
-    score_tiles<V, kVecs>(row_pointer<T>(p_.value, batch_, value_head_, key), p_.value.strides.row,
-                          keys, p_.shape.value_dim, packed,
+    score_tiles<V, kVecs>(value_rows_.at(key - first_key_), value_rows_.stride, keys,
+                          p_.shape.value_dim, packed,
                           [&]<int kRows>(int64_t j, Reg(&tile)[kRows][kVecs]) {
 #pragma GCC unroll 4
                             for (int v = 0; v < kVecs; ++v) {
@@ -326,16 +340,14 @@ class BackwardBlock {
     if (ragged) attending_queries(key, keys, begins, ends);
     const Terms terms = ragged ? Terms{begins, ends} : Terms{};
     if (p_.grad_value.data != nullptr) {
-      const T* grad = row_pointer<T>(p_.grad_out, batch_, head_, first_);
-      update_rows<V>({scratch_.weights, Scratch::kStride, 1}, {grad, p_.grad_out.strides.row},
-                     count_, row_pointer<T>(p_.grad_value, batch_, value_head_, key),
+      update_rows<V>({scratch_.weights, Scratch::kStride, 1},
+                     {grad_out_rows_.data, grad_out_rows_.stride}, count_, row_pointer<T>(p_.grad_value, batch_, value_head_, key),
                      p_.grad_value.strides.row, keys, p_.shape.value_dim,
                      {true, T(1), nullptr, nullptr}, terms);
     }
     if (p_.grad_key.data != nullptr) {
-      const T* query = row_pointer<T>(p_.query, batch_, head_, first_);
-      update_rows<V>({scratch_.grad_scores, Scratch::kStride, 1}, {query, p_.query.strides.row},
-                     count_, row_pointer<T>(p_.grad_key, batch_, key_head_, key),
+      update_rows<V>({scratch_.grad_scores, Scratch::kStride, 1},
+                     {query_rows_.data, query_rows_.stride}, count_, row_pointer<T>(p_.grad_key, batch_, key_head_, key),
                      p_.grad_key.strides.row, keys, p_.shape.head_dim,
                      {true, scale_, nullptr, nullptr}, terms);
     }
@@ -369,6 +381,9 @@ class BackwardBlock {
   const QueryTiles<V> tiles_;
   const T scale_;
   int64_t key_begin_ = p_.shape.keys, key_end_ = 0;
+  RowView<T> query_rows_ = {}, grad_out_rows_ = {};  // of the block
+  RowView<T> key_rows_ = {}, value_rows_ = {};       // of a step, whose first key is:
+  int64_t first_key_ = 0;
   ScoreStage<V> stages_[kBlockTiles];
 };
 

@@ -30,6 +30,11 @@ struct BackwardScratch {
   T* delta;
   T* bias;          // [block][lanes], where there is one
   T* slope_of_cap;  // [block][kStride], where scores are capped
+  // What is stored in 16 bits, widened: the block's queries, and its keys or W rows of out.
+  T* query_rows;     // [kQueries][D]
+  T* grad_out_rows;  // [kQueries][Dv]
+  T* key_rows;       // [block][D]
+  T* value_rows;     // [block or W][Dv]
   int64_t bytes;
 
   BackwardScratch(const BackwardParams& p, void* memory) {
@@ -45,7 +50,13 @@ struct BackwardScratch {
     bias = delta + kQueries;
     const bool has_bias = p.score.bias_kind != BiasKind::kNone;
     slope_of_cap = bias + (has_bias ? block * QueryTiles<V>::kMaxLanes : 0);
-    const T* end = slope_of_cap + (p.score.softcap > 0 ? block * kStride : 0);
+    query_rows = slope_of_cap + (p.score.softcap > 0 ? block * kStride : 0);
+    const bool widens = p.storage != Storage::kNative || p.out_storage != Storage::kNative ||
+                        p.grad_out_storage != Storage::kNative;
+    grad_out_rows = query_rows + (widens ? kQueries * shape.head_dim : 0);
+    key_rows = grad_out_rows + (widens ? kQueries * shape.value_dim : 0);
+    value_rows = key_rows + (widens ? block * shape.head_dim : 0);
+    const T* end = value_rows + (widens ? max_of(block, V::kWidth) * shape.value_dim : 0);
     bytes = (end - queries) * static_cast<int64_t>(sizeof(T));
   }
 };

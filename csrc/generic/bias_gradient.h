@@ -2,8 +2,10 @@
 // The gradient of a bias: dS of a block, stored, or summed over what the bias broadcasts over.
 
 #include <cstdint>
+#include <type_traits>
 
 #include "csrc/generic/product.h"
+#include "csrc/generic/stored_rows.h"
 #include "csrc/params.h"
 
 namespace flash {
@@ -68,17 +70,31 @@ class BiasGradient {
     }
   }
 
-  // dS, transposed in registers where rows are contiguous.
   void store(int64_t query, int64_t queries, int64_t key, int64_t keys, const T* grad_scores,
              int64_t stride) const {
+    const int64_t* to = p_.grad_bias_strides;
+    const auto store_at = [&](auto* first) {
+      store_as(first + batch_ * to[0] + head_ * to[1] + query * to[2] + key * to[3], queries, keys,
+               grad_scores, stride);
+    };
+    if constexpr (std::is_same_v<T, float>) {
+      if (p_.grad_bias_storage != Storage::kNative) {
+        return with_narrow(p_.grad_bias, p_.grad_bias_storage, store_at);
+      }
+    }
+    store_at(static_cast<T*>(p_.grad_bias));
+  }
+
+  // dS, transposed in registers where rows are contiguous.
+  template <class Stored>
+  void store_as(Stored* grad, int64_t queries, int64_t keys, const T* grad_scores,
+                int64_t stride) const {
     constexpr int W = V::kWidth;
     const int64_t* to = p_.grad_bias_strides;
-    T* grad = place<T>(query, key);
     int64_t i = 0;
     for (; to[3] == 1 && i + W <= queries; i += W) {
       for (int64_t j = 0; j < keys; j += W) {
         const int64_t width = min_of(W, keys - j);
-        const typename V::Mask mask = V::first(width);
         Reg block[W];
 #pragma GCC unroll 16
         for (int r = 0; r < W; ++r) {
@@ -87,19 +103,35 @@ class BiasGradient {
         V::transpose(block);
 #pragma GCC unroll 16
         for (int r = 0; r < W; ++r) {
-          T* row = grad + (i + r) * to[2] + j;
+          Stored* row = grad + (i + r) * to[2] + j;
           if (width == W) {  // a masked store is microcode on some CPUs
             V::store(row, block[r]);
           } else {
-            V::store(row, block[r], mask);
+            store_first(row, block[r], width);
           }
         }
       }
     }
     for (; i < queries; ++i) {
-      T* row = grad + i * to[2];
-      for (int64_t j = 0; j < keys; ++j) row[j * to[3]] = grad_scores[j * stride + i];
+      Stored* row = grad + i * to[2];
+      for (int64_t j = 0; j < keys; ++j) put(grad_scores[j * stride + i], row + j * to[3]);
     }
+  }
+
+  static void store_first(T* row, Reg numbers, int64_t count) {
+    V::store(row, numbers, V::first(count));
+  }
+  template <class Stored>
+  static void store_first(Stored* row, Reg numbers, int64_t count) {
+    alignas(64) T lanes[V::kWidth];
+    V::store(lanes, numbers);
+    for (int64_t i = 0; i < count; ++i) round_to(lanes[i], row + i);
+  }
+
+  static void put(T number, T* to) { *to = number; }
+  template <class Stored>
+  static void put(T number, Stored* to) {
+    round_to(number, to);
   }
 
   const BackwardParams& p_;

@@ -13,57 +13,14 @@
 #include <limits>
 
 #include "csrc/generic/exp.h"
+#include "csrc/generic/few_queries.h"
+#include "csrc/generic/forward_scratch.h"
 #include "csrc/generic/score_stage.h"
 #include "csrc/generic/tiles.h"
 #include "csrc/kernels.h"
 
 namespace flash {
 namespace {
-
-// Beyond this a step only costs cache: the scratch of a thread stays bounded for any block_size.
-constexpr int64_t kMaxKeysPerStep = 256;
-
-/// Keys per step. Two blocks where the sequence has many: the cost of a step (rescaling, reading and
-/// writing the rows of out) is shared by twice as many keys, and sums of 128 terms, at the default, are
-/// still short. A short sequence has few steps to save, and keeps its scratch small instead.
-inline int64_t keys_per_step(const Shape& shape, int64_t block_size) {
-  const int64_t block = min_of(block_size, kMaxKeysPerStep);
-  const int64_t step = shape.keys > 4 * block ? min_of(2 * block, kMaxKeysPerStep) : block;
-  return max_of(1, min_of(step, shape.keys));
-}
-
-constexpr int64_t kMostTilesPerGroup = 4;
-
-/// Tiles that go through the keys together, step by step, so that a block of keys and values that no
-/// first-level cache holds is fetched once for all of them. Where the nearer caches hold every key, one
-/// tile at a time does as well with less scratch.
-template <class V>
-int64_t tiles_per_group(const Shape& shape) {
-  constexpr int64_t kSecondLevelCache = 1024 * 1024;
-  const int64_t row_bytes = (shape.head_dim + shape.value_dim) * sizeof(typename V::Scalar);
-  return shape.keys * row_bytes < kSecondLevelCache ? 1 : kMostTilesPerGroup;
-}
-
-template <class V>
-struct ForwardScratch {
-  using T = typename V::Scalar;
-  T* queries;  // per tile of a group [D][lanes]
-  T* scores;   // [block][lanes]
-  T* bias;     // [block][lanes], where there is one
-  int64_t bytes;
-
-  ForwardScratch(const ForwardParams& p, void* memory) {
-    constexpr int64_t kLanes = QueryTiles<V>::kMaxLanes;
-    const Shape& shape = p.shape;
-    const bool has_bias = p.score.bias_kind != BiasKind::kNone;
-    const int64_t block = keys_per_step(shape, p.block_size);
-    queries = static_cast<T*>(memory);
-    const int64_t packed = tiles_per_group<V>(shape) * shape.head_dim;
-    scores = queries + packed * kLanes;
-    bias = scores + block * kLanes;
-    bytes = (packed + (has_bias ? 2 : 1) * block) * kLanes * static_cast<int64_t>(sizeof(T));
-  }
-};
 
 /// One tile: queries first … first + count - 1 of one (batch, head), in kVecs vectors. Every method
 /// with a kVecs is to be called with that number.
@@ -73,27 +30,28 @@ class ForwardTile {
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
 
-  /// `slot`: which of the group's packed queries are this tile's.
+  /// `slot`: which of the group's packed queries and rows of out are this tile's.
   template <int kVecs>
   void start(const ForwardParams& p, int64_t batch, int64_t head, int64_t first, int64_t count,
-             const ForwardScratch<V>& scratch, int64_t slot) {
+             const ForwardScratch<V>& scratch, KeyBlock<V>& block, int64_t slot) {
     const Shape& shape = p.shape;
-    const int64_t group = shape.heads / shape.key_heads;
-    const int64_t value_group = shape.heads / shape.value_heads;
     p_ = &p;
     count_ = count;
-    block_ = keys_per_step(shape, p.block_size);
-    keys_ = row_pointer<T>(p.key, batch, head / group, 0);
-    values_ = row_pointer<T>(p.value, batch, head / value_group, 0);
-    out_ = row_pointer<T>(p.out, batch, head, first);
+    block_ = &block;
+    first_out_ = row_offset(p.out, batch, head, first);
+    out_ = narrows() ? scratch.out + slot * kMaxLanes * shape.value_dim
+                     : static_cast<T*>(p.out.data) + first_out_;
+    out_stride_ = narrows() ? shape.value_dim : p.out.strides.row;
     const int64_t at = (batch * shape.heads + head) * shape.queries + first;
     row_max_ = static_cast<T*>(p.row_max) + at;
     row_sum_ = static_cast<T*>(p.row_sum) + at;
     queries_ = scratch.queries + slot * shape.head_dim * kMaxLanes;
     scores_ = scratch.scores;
-    pack_transposed<V, kVecs * V::kWidth>(row_pointer<T>(p.query, batch, head, first),
-                                          p.query.strides.row, count, shape.head_dim,
+    const RowView<T> rows =
+        read_rows<V>(p.query, p.storage, batch, head, first, count, shape.head_dim, scratch.keys);
+    pack_transposed<V, kVecs * V::kWidth>(rows.data, rows.stride, count, shape.head_dim,
                                           static_cast<T>(p.score.scale), queries_);
+    block.start(batch, head);
     stage_.start(p.score, shape, batch, head, first, count, scratch.bias);
     next_ = stage_.ranges().key_begin();
     // As if the sink, with weight e^0, had been the first key.
@@ -104,15 +62,16 @@ class ForwardTile {
     }
   }
 
-  /// Whether there are keys to attend that no step has taken in.
+  /// Whether there are keys to attend that no step has taken in, and the first of them.
   bool has_keys() const { return next_ < stage_.ranges().key_end(); }
+  int64_t next_key() const { return next_; }
 
   /// Takes in the next block of keys.
   template <int kVecs>
   void step() {
     const int64_t key = next_;
-    const int64_t keys = min_of(block_, stage_.ranges().key_end() - key);
-    next_ += keys;
+    next_ = min_of(block_->end_of_step(key), stage_.ranges().key_end());
+    const int64_t keys = next_ - key;
     weigh_block<kVecs>(key, keys);
     update_out<kVecs>(key, keys, key > stage_.ranges().key_begin(), !has_keys());
   }
@@ -122,6 +81,7 @@ class ForwardTile {
   void finish() {
     store_statistics<kVecs>();
     if (stage_.ranges().key_begin() == stage_.ranges().key_end()) clear_out();
+    narrow_out();
   }
 
   /// Whether some row must be computed again by `run_carefully`, and whether row `i` must: it attended
@@ -131,12 +91,12 @@ class ForwardTile {
       if (row_sum_[i] == 0) return true;
     }
     return can_exclude(p_->score) &&
-           has_nan<V>(out_, p_->out.strides.row, count_, p_->shape.value_dim);
+           has_nan<V>(out_, out_stride_, count_, p_->shape.value_dim);
   }
   bool is_suspect(int64_t i) const {
     return row_sum_[i] == 0 ||
            (can_exclude(p_->score) &&
-            has_nan<V>(out_ + i * p_->out.strides.row, 0, 1, p_->shape.value_dim));
+            has_nan<V>(out_ + i * out_stride_, 0, 1, p_->shape.value_dim));
   }
 
   /// A single row (count = 1, kVecs = 1), key by key, touching no key that it does not attend.
@@ -154,15 +114,19 @@ class ForwardTile {
     }
     if (!attended) {
       store_statistics<1>();
+      narrow_out();
       return;
     }
     // Every score was -inf, by an Inf or an overflow: the softmax of that is NaN, not nothing.
     if (row_sum_[0] == 0) row_sum_[0] = std::numeric_limits<T>::quiet_NaN();
     const T finish = finish_scale() / row_sum_[0];
     for (int64_t c = 0; c < p_->shape.value_dim; ++c) out_[c] *= finish;
+    narrow_out();
   }
 
  private:
+  bool narrows() const { return p_->out_storage != Storage::kNative; }
+
   T finish_scale() const { return static_cast<T>(dropout_keep_scale(p_->score.dropout)); }
 
   // Scores of a block to weights, against the largest score so far. What was summed up against a
@@ -172,6 +136,7 @@ class ForwardTile {
     constexpr int kLanes = kVecs * V::kWidth;
     Reg top[kVecs];
     for (int v = 0; v < kVecs; ++v) top[v] = max_[v];
+    block_->seek(key);
     stage_.template start_block<kVecs>(key, keys);
     stage_.ranges().template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool limited) {
@@ -212,8 +177,8 @@ class ForwardTile {
     const bool ragged = !stage_.ranges().is_unlimited(key, keys);
     if (ragged) stage_.ranges().attended_keys(key, keys, begins, ends);
     update_rows<V>({scores, 1, kLanes},
-                   {values_ + key * p_->value.strides.row, p_->value.strides.row}, keys, out_,
-                   p_->out.strides.row, count_, p_->shape.value_dim,
+                   {block_->value(key), block_->value_stride()}, keys, out_, out_stride_, count_,
+                   p_->shape.value_dim,
                    {accumulate, T(1), accumulate ? rescale_ : nullptr, finish ? scale : nullptr},
                    ragged ? Terms{begins, ends} : Terms{});
   }
@@ -222,15 +187,14 @@ class ForwardTile {
   template <int kVecs, int kLive>
   void form_scores(int64_t block, int64_t j, int64_t keys, int dead, bool limited, Reg* top) {
     constexpr int kLanes = kVecs * V::kWidth;
-    const T* left = keys_ + (block + j) * p_->key.strides.row;
+    const T* left = block_->key(block + j);
+    const int64_t stride = block_->key_stride(), depth = p_->shape.head_dim;
     const Right<T> packed = {queries_ + dead * V::kWidth, kLanes};
     T* scores = scores_ + j * kLanes + dead * V::kWidth;
     if (!limited && !changes_scores(p_->score)) {
-      raw_scores_and_max<V, kLive>(left, p_->key.strides.row, keys, p_->shape.head_dim, packed,
-                                   scores, kLanes, top);
+      raw_scores_and_max<V, kLive>(left, stride, keys, depth, packed, scores, kLanes, top);
     } else {
-      raw_scores<V, kLive>(left, p_->key.strides.row, keys, p_->shape.head_dim, packed, scores,
-                           kLanes);
+      raw_scores<V, kLive>(left, stride, keys, depth, packed, scores, kLanes);
       stage_.template apply<kVecs, kLive>(scores, kLanes, block, j, keys, limited, top);
     }
   }
@@ -274,7 +238,15 @@ class ForwardTile {
 
   void clear_out() {
     for (int64_t i = 0; i < count_; ++i) {
-      for (int64_t c = 0; c < p_->shape.value_dim; ++c) out_[i * p_->out.strides.row + c] = T(0);
+      for (int64_t c = 0; c < p_->shape.value_dim; ++c) out_[i * out_stride_ + c] = T(0);
+    }
+  }
+
+  void narrow_out() const {
+    if (!narrows()) return;
+    for (int64_t i = 0; i < count_; ++i) {
+      narrow<V>(out_ + i * out_stride_, p_->shape.value_dim, p_->out_storage, p_->out.data,
+                first_out_ + i * p_->out.strides.row);
     }
   }
 
@@ -283,11 +255,11 @@ class ForwardTile {
 
   const ForwardParams* p_;
   int64_t count_;
-  int64_t block_;
+  KeyBlock<V>* block_;
   int64_t next_;  // the first key that no step has taken in
-  const T* keys_;
-  const T* values_;
-  T* out_;
+  T* out_;        // its rows, in place or, to be narrowed, in the scratch
+  int64_t out_stride_;
+  int64_t first_out_;  // where they belong, in elements
   T* row_max_;
   T* row_sum_;
   T* queries_;
@@ -309,16 +281,47 @@ WorkPlan forward_plan(const ForwardParams& p) {
 
 template <class V>
 int64_t forward_scratch_bytes(const ForwardParams& p) {
-  return round_up(ForwardScratch<V>(p, nullptr).bytes, 64);
+  const int64_t tiles = ForwardScratch<V>(p, nullptr).bytes;
+  const int64_t few = FewQueries<V>::fits(p) ? FewQueries<V>::scratch_bytes(p) : 0;
+  return round_up(max_of(tiles, few), 64);
+}
+
+/// A row over again, with scratch that nothing else needs any more.
+template <class V>
+void run_row_carefully(const ForwardParams& p, int64_t batch, int64_t head, int64_t row,
+                       const ForwardScratch<V>& scratch, KeyBlock<V>& block, int64_t slot) {
+  ForwardTile<V> tile;
+  tile.template start<1>(p, batch, head, row, 1, scratch, block, slot);
+  tile.run_carefully();
+}
+
+/// As `forward` below, where FewQueries does it.
+template <class V>
+void forward_few(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
+  for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
+    const int64_t batch = unit / p.shape.heads, head = unit % p.shape.heads;
+    FewQueries<V> few(p, memory);
+    few.run(batch, head);
+    // What is found out before the scratch is used for something else.
+    bool suspects[V::kWidth];
+    for (int64_t i = 0; i < p.shape.queries; ++i) suspects[i] = few.is_suspect(i);
+    const ForwardScratch<V> scratch(p, memory);
+    KeyBlock<V> block(p, scratch);
+    for (int64_t i = 0; i < p.shape.queries; ++i) {
+      if (suspects[i]) run_row_carefully(p, batch, head, i, scratch, block, 0);
+    }
+  }
 }
 
 /// Units unit_begin … unit_end - 1, a group at a time. Tiles of a group share nothing but what they
 /// read, so how units are grouped changes no bit.
 template <class V>
 void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
+  if (FewQueries<V>::fits(p)) return forward_few<V>(p, unit_begin, unit_end, memory);
   const QueryTiles<V> tiles(p.shape.queries);
   const ForwardScratch<V> scratch(p, memory);
-  const int64_t most = tiles_per_group<V>(p.shape);
+  KeyBlock<V> block(p, scratch);
+  const int64_t most = tiles_per_group<V>(p);
   ForwardTile<V> group[kMostTilesPerGroup];
   for (int64_t unit = unit_begin; unit < unit_end;) {
     const int64_t batch = unit / (tiles.count() * p.shape.heads);
@@ -340,15 +343,17 @@ void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void*
     for_tiles([&]<int kVecs>(int64_t slot) {
       const int64_t begin = tiles.begin(tile_at(slot));
       group[slot].template start<kVecs>(p, batch, head, begin, tiles.end(tile_at(slot)) - begin,
-                                        scratch, slot);
+                                        scratch, block, slot);
     });
-    for (bool again = true; again;) {
-      again = false;
+    constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+    for (int64_t order = 0; order != kNone;) {
+      int64_t next = kNone;
       for_tiles([&]<int kVecs>(int64_t slot) {
         if (!group[slot].has_keys()) return;
-        group[slot].template step<kVecs>();
-        again = true;
+        if (block.order(group[slot].next_key()) <= order) group[slot].template step<kVecs>();
+        if (group[slot].has_keys()) next = min_of(next, block.order(group[slot].next_key()));
       });
+      order = next;
     }
     for_tiles([&]<int kVecs>(int64_t slot) {
       group[slot].template finish<kVecs>();
@@ -356,9 +361,8 @@ void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void*
       const int64_t begin = tiles.begin(tile_at(slot));
       for (int64_t i = 0; begin + i < tiles.end(tile_at(slot)); ++i) {
         if (!group[slot].is_suspect(i)) continue;
-        ForwardTile<V> row;
-        row.template start<1>(p, batch, head, begin + i, 1, scratch, slot);
-        row.run_carefully();
+        // In the tile's memory, of which only the rows behind this one are still looked at.
+        run_row_carefully(p, batch, head, begin + i, scratch, block, slot);
       }
     });
     unit += size;

@@ -9,6 +9,7 @@
 
 #include "csrc/generic/key_ranges.h"
 #include "csrc/generic/product.h"
+#include "csrc/generic/stored_rows.h"
 #include "csrc/generic/tanh.h"
 #include "csrc/params.h"
 #include "csrc/philox.h"
@@ -122,7 +123,7 @@ class ScoreStage {
         bias_offset_ + lane * params_->bias_strides[2] + key * params_->bias_strides[3];
     switch (params_->bias_kind) {
       case BiasKind::kAdditive:
-        return static_cast<const T*>(params_->bias)[at] == -kInf;
+        return stored_number<T>(params_->bias, at, params_->bias_storage) == -kInf;
       case BiasKind::kBoolean:
         return !static_cast<const bool*>(params_->bias)[at];
       case BiasKind::kNone:
@@ -165,22 +166,25 @@ class ScoreStage {
     const int64_t offset = bias_offset_ + key * column;
     if (params_->bias_kind == BiasKind::kBoolean) {
       const bool* mask = static_cast<const bool*>(params_->bias) + offset;
-      // A few keys of all queries at once: rows of the mask become rows of numbers, and those columns.
-      constexpr int64_t kKeys = V::kWidth;
-      for (int64_t j = 0; j < count; j += kKeys) {
-        alignas(64) T rows[kLanes * kKeys];
-        const int64_t width = min_of(kKeys, count - j);
-        for (int64_t i = 0; i < count_; ++i) {
-          const bool* from = mask + i * row + j * column;
-          T* to = rows + i * kKeys;
-          if (width == kKeys && column == 1) {
-            V::store(to, V::if_set(from, V::zero(), V::broadcast(-kInf)));
-          } else {
-            for (int64_t k = 0; k < width; ++k) to[k] = from[k * column] ? T(0) : -kInf;
+      load_bias_rows<kVecs>(count, [&](int64_t i, int64_t j, int64_t width, T* to) {
+        const bool* from = mask + i * row + j * column;
+        if (width == V::kWidth && column == 1) {
+          V::store(to, V::if_set(from, V::zero(), V::broadcast(-kInf)));
+        } else {
+          for (int64_t k = 0; k < width; ++k) to[k] = from[k * column] ? T(0) : -kInf;
+        }
+      });
+    } else if (params_->bias_storage != Storage::kNative) {
+      load_bias_rows<kVecs>(count, [&](int64_t i, int64_t j, int64_t width, T* to) {
+        const int64_t from = offset + i * row + j * column;
+        if (column == 1) {
+          widen<V>(params_->bias, from, width, params_->bias_storage, to);
+        } else {
+          for (int64_t k = 0; k < width; ++k) {
+            to[k] = stored_number<T>(params_->bias, from + k * column, params_->bias_storage);
           }
         }
-        pack_transposed<V, kLanes>(rows, kKeys, count_, width, T(1), bias_tile_ + j * kLanes);
-      }
+      });
     } else if (column == 1) {
       pack_transposed<V, kLanes>(static_cast<const T*>(params_->bias) + offset, row, count_, count,
                                  T(1), bias_tile_);
@@ -191,6 +195,20 @@ class ScoreStage {
           bias_tile_[j * kLanes + i] = i < count_ ? bias[i * row + j * column] : T(0);
         }
       }
+    }
+  }
+
+  // A few keys of all queries at once: what read(query, key, keys, to) makes of a row of the bias
+  // becomes a column.
+  template <int kVecs, class Read>
+  void load_bias_rows(int64_t count, Read&& read) {
+    constexpr int kLanes = kVecs * V::kWidth;
+    constexpr int64_t kKeys = V::kWidth;
+    for (int64_t j = 0; j < count; j += kKeys) {
+      alignas(64) T rows[kLanes * kKeys];
+      const int64_t width = min_of(kKeys, count - j);
+      for (int64_t i = 0; i < count_; ++i) read(i, j, width, rows + i * kKeys);
+      pack_transposed<V, kLanes>(rows, kKeys, count_, width, T(1), bias_tile_ + j * kLanes);
     }
   }
 

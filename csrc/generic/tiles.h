@@ -2,10 +2,9 @@
 // How queries are cut into register tiles, and what both directions do with one.
 
 #include <cstdint>
-#include <type_traits>
 
 #include "csrc/generic/product.h"
-#include "csrc/params.h"
+#include "csrc/generic/stored_rows.h"
 
 namespace flash {
 namespace {
@@ -41,14 +40,6 @@ class QueryTiles {
   int64_t count_;
   int64_t full_;  // tiles that hold kMaxVecs vectors; the others hold one fewer
 };
-
-template <class T, class Rows>
-inline auto* row_pointer(const Rows& rows, int64_t batch, int64_t head, int64_t row) {
-  using Element =
-      std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(rows.data)>>, const T, T>;
-  return static_cast<Element*>(rows.data) + batch * rows.strides.batch + head * rows.strides.head +
-         row * rows.strides.row;
-}
 
 /// S^T tile by tile: `done(first_key, tile)` receives the finished register tile of scores of keys
 /// first_key … against kVecs vectors of lanes. `left` holds `count` rows of `depth` numbers, `packed`

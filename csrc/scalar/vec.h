@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "csrc/philox.h"
+#include "csrc/storage.h"
 
 namespace flash {
 namespace {
@@ -35,6 +36,10 @@ struct Vec {
   static Mask first(int64_t) { return {}; }
   static Reg load(const T* p, Mask) { return *p; }
   static void store(T* p, Reg x, Mask) { *p = x; }
+  static Reg load(const BFloat16* p) { return to_float(*p); }
+  static Reg load(const Half* p) { return to_float(*p); }
+  static void store(BFloat16* p, Reg x) { round_to(static_cast<float>(x), p); }
+  static void store(Half* p, Reg x) { round_to(static_cast<float>(x), p); }
 
   static Reg add(Reg a, Reg b) { return a + b; }
   static Reg sub(Reg a, Reg b) { return a - b; }

@@ -25,15 +25,15 @@ TEST_P(Sdpa, IsTorchs) {
   const Inputs x(GetParam());
   const auto bound = tolerance(GetParam());
   const Tensor mask = at::rand({19, 33}) < 0.7;
-  EXPECT_LT(largest_difference(scaled_dot_product_attention(x.query, x.key, x.value),
+  EXPECT_LT(largest_difference(flash::scaled_dot_product_attention(x.query, x.key, x.value),
                                at::scaled_dot_product_attention(x.query, x.key, x.value)),
             bound);
-  EXPECT_LT(largest_difference(scaled_dot_product_attention(x.query, x.key, x.value, mask),
+  EXPECT_LT(largest_difference(flash::scaled_dot_product_attention(x.query, x.key, x.value, mask),
                                at::scaled_dot_product_attention(x.query, x.key, x.value, mask)),
             bound);
   // Top left, though there are more keys than queries.
   EXPECT_LT(largest_difference(
-                scaled_dot_product_attention(x.query, x.key, x.value, {}, 0.0, true, 0.3),
+                flash::scaled_dot_product_attention(x.query, x.key, x.value, {}, 0.0, true, 0.3),
                 at::scaled_dot_product_attention(x.query, x.key, x.value, {}, 0.0, true, 0.3)),
             bound);
 }
@@ -42,14 +42,14 @@ TEST_P(Sdpa, TakesAnyNumberOfDimensionsAndGroups) {
   const Inputs x(GetParam());
   const Tensor key = x.key.narrow(1, 0, 2), value = x.value.narrow(1, 0, 2);
   const Tensor grouped =
-      scaled_dot_product_attention(x.query, key, value, {}, 0.0, false, {}, /*enable_gqa=*/true);
+      flash::scaled_dot_product_attention(x.query, key, value, {}, 0.0, false, {}, /*enable_gqa=*/true);
   EXPECT_LT(largest_difference(grouped, attention(x.query, key, value)), tolerance(GetParam()));
 
-  const Tensor flat = scaled_dot_product_attention(x.query[0][0], x.key[0][0], x.value[0][0]);
+  const Tensor flat = flash::scaled_dot_product_attention(x.query[0][0], x.key[0][0], x.value[0][0]);
   const Tensor whole = attention(x.query, x.key, x.value);
   EXPECT_LT(largest_difference(flat, whole[0][0]), tolerance(GetParam()));
   const Tensor deep =
-      scaled_dot_product_attention(x.query.unsqueeze(1), x.key.unsqueeze(1), x.value.unsqueeze(1));
+      flash::scaled_dot_product_attention(x.query.unsqueeze(1), x.key.unsqueeze(1), x.value.unsqueeze(1));
   EXPECT_LT(largest_difference(deep.squeeze(1), whole), tolerance(GetParam()));
 }
 
@@ -61,7 +61,7 @@ TEST_P(Sdpa, HasTorchsGradients) {
   const auto gradients = [&](const Tensor& out) {
     return torch::autograd::grad({out.sin().sum()}, inputs);
   };
-  const auto ours = gradients(scaled_dot_product_attention(x.query, x.key, x.value, mask));
+  const auto ours = gradients(flash::scaled_dot_product_attention(x.query, x.key, x.value, mask));
   const auto theirs = gradients(at::scaled_dot_product_attention(x.query, x.key, x.value, mask));
   for (size_t i = 0; i < inputs.size(); ++i) {
     EXPECT_EQ(ours[i].sizes(), inputs[i].sizes());
@@ -77,13 +77,13 @@ TEST(SdpaErrors, AreSaidInWords) {
   const Inputs x;
   const Tensor mask = at::ones({18, 33}, at::kBool), shorter = x.value.narrow(2, 0, 32);
   EXPECT_THAT(message_of<c10::ValueError>(
-                  [&] { scaled_dot_product_attention(x.query, x.key, x.value, mask); }),
+                  [&] { flash::scaled_dot_product_attention(x.query, x.key, x.value, mask); }),
               HasSubstr("attn_mask to broadcast to [2, 4, 19, 33], got [18, 33]"));
   EXPECT_THAT(message_of<c10::ValueError>(
-                  [&] { scaled_dot_product_attention(x.query, x.key, x.value, mask, 0.0, true); }),
+                  [&] { flash::scaled_dot_product_attention(x.query, x.key, x.value, mask, 0.0, true); }),
               HasSubstr("attn_mask or is_causal, got both"));
   EXPECT_THAT(
-      message_of<c10::ValueError>([&] { scaled_dot_product_attention(x.query, x.key, shorter); }),
+      message_of<c10::ValueError>([&] { flash::scaled_dot_product_attention(x.query, x.key, shorter); }),
       HasSubstr("one length, got 33 and 32"));
 }
 

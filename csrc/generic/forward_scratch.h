@@ -1,0 +1,128 @@
+#pragma once
+// What a thread of the forward works in: packed queries of a group of tiles, a block of scores, and,
+// where tensors are stored in 16 bits, the group's block of keys and values and rows of out as numbers
+// of the kernel's own.
+
+#include <cstdint>
+
+#include "csrc/generic/stored_rows.h"
+#include "csrc/generic/tiles.h"
+#include "csrc/params.h"
+
+namespace flash {
+namespace {
+
+// Beyond this a step only costs cache: the scratch of a thread stays bounded for any block_size.
+constexpr int64_t kMaxKeysPerStep = 256;
+
+/// Keys per step. Two blocks where the sequence has many: the cost of a step (rescaling, reading and
+/// writing the rows of out) is shared by twice as many keys, and sums of 128 terms, at the default, are
+/// still short. A short sequence has few steps to save, and keeps its scratch small instead.
+inline int64_t keys_per_step(const Shape& shape, int64_t block_size) {
+  const int64_t block = min_of(block_size, kMaxKeysPerStep);
+  const int64_t step = shape.keys > 4 * block ? min_of(2 * block, kMaxKeysPerStep) : block;
+  return max_of(1, min_of(step, shape.keys));
+}
+
+constexpr int64_t kMostTilesPerGroup = 4;
+
+/// Tiles that go through the keys together, step by step, so that a block of keys and values that no
+/// first-level cache holds is fetched once for all of them, and one that has to be widened is widened
+/// once. Where the nearer caches hold every key, one tile at a time does as well with less scratch.
+template <class V>
+int64_t tiles_per_group(const ForwardParams& p) {
+  constexpr int64_t kSecondLevelCache = 1024 * 1024;
+  const int64_t row_bytes = (p.shape.head_dim + p.shape.value_dim) * sizeof(typename V::Scalar);
+  const bool shares =
+      p.storage != Storage::kNative || p.shape.keys * row_bytes >= kSecondLevelCache;
+  return shares ? min_of(kMostTilesPerGroup, max_of(1, QueryTiles<V>(p.shape.queries).count())) : 1;
+}
+
+template <class V>
+struct ForwardScratch {
+  using T = typename V::Scalar;
+  static constexpr int64_t kLanes = QueryTiles<V>::kMaxLanes;
+  T* queries;  // per tile of a group [D][lanes]
+  T* scores;   // [block][lanes]
+  T* bias;     // [block][lanes], where there is one
+  T* keys;     // [block][D], where stored in 16 bits; [lanes][D] while queries are packed
+  T* values;   // [block][Dv], likewise
+  T* out;      // per tile of a group [lanes][Dv], likewise
+  int64_t bytes;
+
+  ForwardScratch(const ForwardParams& p, void* memory) {
+    const Shape& shape = p.shape;
+    const int64_t block = keys_per_step(shape, p.block_size);
+    const int64_t tiles = tiles_per_group<V>(p);
+    const bool widens = p.storage != Storage::kNative;
+    queries = static_cast<T*>(memory);
+    scores = queries + tiles * shape.head_dim * kLanes;
+    bias = scores + block * kLanes;
+    keys = bias + (p.score.bias_kind != BiasKind::kNone ? block * kLanes : 0);
+    values = keys + (widens ? max_of(block, kLanes) * shape.head_dim : 0);
+    out = values + (widens ? block * shape.value_dim : 0);
+    const T* end = out + (p.out_storage != Storage::kNative ? tiles * kLanes * shape.value_dim : 0);
+    bytes = (end - queries) * static_cast<int64_t>(sizeof(T));
+  }
+};
+
+/// Keys and values of one (batch, head), for steps of a block each: in place, or widened block by block.
+template <class V>
+class KeyBlock {
+ public:
+  using T = typename V::Scalar;
+
+  KeyBlock(const ForwardParams& p, const ForwardScratch<V>& scratch)
+      : p_(p), scratch_(scratch), size_(keys_per_step(p.shape, p.block_size)) {}
+
+  /// Also to be called when the scratch has been used for something else.
+  void start(int64_t batch, int64_t head) {
+    const Shape& shape = p_.shape;
+    batch_ = batch;
+    key_head_ = head / (shape.heads / shape.key_heads);
+    value_head_ = head / (shape.heads / shape.value_heads);
+    if (is_in_place()) {
+      keys_ = {row_pointer<T>(p_.key, batch, key_head_, 0), p_.key.strides.row};
+      values_ = {row_pointer<T>(p_.value, batch, value_head_, 0), p_.value.strides.row};
+    }
+    first_ = is_in_place() ? 0 : -1;
+  }
+
+  /// Where a step that begins at `key` ends, if no earlier. Widened blocks are at multiples of their
+  /// size, wherever a tile's keys begin, so that tiles share them.
+  int64_t end_of_step(int64_t key) const { return is_in_place() ? key + size_ : begin_of(key) + size_; }
+
+  /// Of two steps, one at the lesser is to be taken first.
+  int64_t order(int64_t key) const { return is_in_place() ? 0 : begin_of(key); }
+
+  /// Makes the rows of the step that holds `key` the ones to read.
+  void seek(int64_t key) {
+    if (is_in_place() || first_ == begin_of(key)) return;
+    first_ = begin_of(key);
+    const Shape& shape = p_.shape;
+    const int64_t count = min_of(size_, shape.keys - first_);
+    keys_ = read_rows<V>(p_.key, p_.storage, batch_, key_head_, first_, count, shape.head_dim,
+                         scratch_.keys);
+    values_ = read_rows<V>(p_.value, p_.storage, batch_, value_head_, first_, count,
+                           shape.value_dim, scratch_.values);
+  }
+
+  const T* key(int64_t key) const { return keys_.at(key - first_); }
+  const T* value(int64_t key) const { return values_.at(key - first_); }
+  int64_t key_stride() const { return keys_.stride; }
+  int64_t value_stride() const { return values_.stride; }
+
+ private:
+  bool is_in_place() const { return p_.storage == Storage::kNative; }
+  int64_t begin_of(int64_t key) const { return key / size_ * size_; }
+
+  const ForwardParams& p_;
+  const ForwardScratch<V>& scratch_;
+  const int64_t size_;
+  int64_t batch_ = 0, key_head_ = 0, value_head_ = 0;
+  int64_t first_ = -1;  // the key that the first of the rows belongs to
+  RowView<T> keys_ = {}, values_ = {};
+};
+
+}  // namespace
+}  // namespace flash

@@ -1,0 +1,62 @@
+#pragma once
+// The 16-bit formats that tensors may be stored in, one number at a time. By integer arithmetic:
+// the kernels run with denormals flushed, which would lose the small numbers of binary16.
+
+#include <cstdint>
+
+namespace flash {
+
+/// The upper half of a float32.
+struct BFloat16 {
+  uint16_t bits;
+};
+/// IEEE 754 binary16.
+struct Half {
+  uint16_t bits;
+};
+
+inline float to_float(BFloat16 x) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16);
+}
+
+inline float to_float(Half x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
+  const uint32_t exponent = x.bits >> 10 & 0x1F, mantissa = x.bits & 0x3FF;
+  uint32_t bits;
+  if (exponent == 0) {  // mantissa * 2^-24, a normal float32 or 0
+    bits = __builtin_bit_cast(uint32_t, static_cast<float>(mantissa) * 0x1p-24f);
+  } else {
+    bits = (exponent == 31 ? 0x7F800000 : (exponent + 112) << 23) | mantissa << 13;
+  }
+  return __builtin_bit_cast(float, sign | bits);
+}
+
+/// To the nearest, of two as near to the even one; a NaN stays one.
+inline void round_to(float x, BFloat16* result) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
+  const uint32_t rounded = is_nan ? bits | 0x400000 : bits + 0x7FFF + (bits >> 16 & 1);
+  result->bits = static_cast<uint16_t>(rounded >> 16);
+}
+
+inline void round_to(float x, Half* result) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  const uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7FFFFFFF;
+  uint32_t half;
+  if (size >= 0x47800000) {  // 2^16 and more, infinities and NaNs
+    half = size > 0x7F800000 ? 0x7E00 : 0x7C00;
+  } else if (size >= 0x38800000) {  // 2^-14 and more; what rounds up to 2^16 becomes an infinity
+    half = (size + 0xFFF + (size >> 13 & 1) - 0x38000000) >> 13;
+  } else if (size > 0x33000000) {  // more than half of 2^-24, the least number there is
+    const uint32_t shift = 126 - (size >> 23);
+    const uint32_t mantissa = (size & 0x7FFFFF) | 0x800000;
+    const uint32_t rest = mantissa & ((1U << shift) - 1), middle = 1U << (shift - 1);
+    half = mantissa >> shift;
+    half += rest > middle || (rest == middle && half % 2 == 1) ? 1 : 0;
+  } else {
+    half = 0;
+  }
+  result->bits = static_cast<uint16_t>(sign | half);
+}
+
+}  // namespace flash
