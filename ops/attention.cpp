@@ -131,7 +131,11 @@ at::Tensor empty_grad(bool needed, const at::Tensor& input, std::optional<at::Sc
   return allocate(sizes, input, dtype);
 }
 
-at::Tensor widened(const at::Tensor& t) { return t.to(compute_dtype(t.scalar_type())); }
+at::Tensor in_dtype(const at::Tensor& t, at::ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : t.to(dtype);
+}
+
+at::Tensor widened(const at::Tensor& t) { return in_dtype(t, compute_dtype(t.scalar_type())); }
 
 std::optional<at::Tensor> widened(const std::optional<at::Tensor>& t) {
   return t.has_value() ? std::optional<at::Tensor>(widened(*t)) : t;

@@ -289,7 +289,7 @@ LseResult record(const at::Tensor& query, const at::Tensor& key, const at::Tenso
   at::Tensor out = std::get<0>(result);
   if (rounds) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    out = out.to(dtype);
+    out = in_dtype(out, dtype);
   }
   torch::autograd::set_history(out, node);
   if (with_lse) torch::autograd::set_history(lse, node);
@@ -315,7 +315,7 @@ LseResult with_tangents(const at::Tensor& query, const at::Tensor& key, const at
   }
   const ForwardTangents tangents = forward_tangents(query, key, value, options, seed);
   auto& [out, lse] = result;
-  out = out.to(query.scalar_type());
+  out = in_dtype(out, query.scalar_type());
   out._set_fw_grad(tangents.out, /*level=*/0, /*is_inplace_op=*/false);
   lse._set_fw_grad(tangents.lse, /*level=*/0, /*is_inplace_op=*/false);
   return result;
@@ -358,7 +358,7 @@ ForwardResult forward_autograd(const at::Tensor& query, const at::Tensor& key,
   }
   if (asked.tangents) {
     const ForwardTangents tangents = forward_tangents(query, key, value, options, seed);
-    out._set_fw_grad(tangents.out.to(out.scalar_type()), /*level=*/0, /*is_inplace_op=*/false);
+    out._set_fw_grad(in_dtype(tangents.out, out.scalar_type()), /*level=*/0, /*is_inplace_op=*/false);
     const at::Tensor row_sum = row_stats.select(0, 1);
     const at::Tensor of_sum = (row_sum * tangents.lse).masked_fill(row_sum == 0, 0.0);
     row_stats._set_fw_grad(at::stack({at::zeros_like(of_sum), of_sum}), /*level=*/0,

@@ -198,11 +198,11 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
       kernels.backward_finish(p, begin, end, scratch.of_this_thread());
     });
   }
-  if (needed[3]) d_bias = d_bias.to(o.bias->scalar_type());
+  if (needed[3]) d_bias = in_dtype(d_bias, o.bias->scalar_type());
   if (needed[4]) d_slopes = sum_rows(*options.alibi_slopes, slope_rows);
   if (needed[5]) d_sinks = sum_rows(*options.sinks, sink_rows);
   const at::ScalarType dtype = query.scalar_type();
-  return {d_query.to(dtype), d_key.to(dtype), d_value.to(dtype), d_bias, d_slopes, d_sinks};
+  return {in_dtype(d_query, dtype), in_dtype(d_key, dtype), in_dtype(d_value, dtype), d_bias, d_slopes, d_sinks};
 }
 
 at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

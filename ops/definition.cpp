@@ -117,7 +117,7 @@ Definition define_attention(const at::Tensor& narrow_query, const at::Tensor& na
   if (keep.has_value()) {
     weights = o.dropout < 1 ? (weights * *keep) / (1 - o.dropout) : weights * 0;
   }
-  Definition result = {weights.matmul(v).to(narrow_query.scalar_type()), {}};
+  Definition result = {in_dtype(weights.matmul(v), narrow_query.scalar_type()), {}};
   if (with_lse) result.lse = log_of_sum(sink.defined() ? at::cat({scores, sink}, -1) : scores);
   return result;
 }

@@ -200,7 +200,7 @@ BackwardCallInputs widened(const BackwardCallInputs& call) {
 }
 
 Tensor narrowed(const Tensor& t, const std::optional<Tensor>& like) {
-  return t.defined() ? t.to(like->scalar_type()) : t;
+  return t.defined() ? in_dtype(t, like->scalar_type()) : t;
 }
 
 std::array<std::optional<Tensor>, kTwiceDifferentiable> inputs_of(const BackwardCallInputs& call) {

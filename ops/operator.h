@@ -74,7 +74,11 @@ at::Tensor empty_seed(const at::Tensor& query, double dropout);
 at::Tensor empty_grad(bool needed, const at::Tensor& input,
                       std::optional<at::ScalarType> dtype = std::nullopt);
 
-/// In `compute_dtype` of what `t` is; recorded and differentiable where it changes anything.
+/// `t`, or a copy in `dtype`: without the call to the dispatcher that t.to() is even where there is
+/// nothing to do. Recorded and differentiable.
+at::Tensor in_dtype(const at::Tensor& t, at::ScalarType dtype);
+
+/// In `compute_dtype` of what `t` is.
 at::Tensor widened(const at::Tensor& t);
 std::optional<at::Tensor> widened(const std::optional<at::Tensor>& t);
 /// The options with every floating tensor of them widened.

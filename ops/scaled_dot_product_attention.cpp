@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "ops/checks.h"
+#include "ops/operator.h"
 
 namespace flash {
 namespace {
@@ -112,6 +112,16 @@ Tensor compute(const Tensor& query, const Tensor& key, const Tensor& value,
   Sizes lead = leading(query);
   lead = broadcast_leading("key", lead, key);
   lead = broadcast_leading("value", lead, value);
+  const bool broadcasts = leading(query) != lead || leading(key) != lead || leading(value) != lead;
+  const at::ScalarType dtype = query.scalar_type();
+  if (broadcasts && compute_dtype(dtype) != dtype) {
+    // The gradient of what is expanded is a sum, of terms that would be rounded each.
+    const OptionalTensor mask =
+        attn_mask.has_value() ? OptionalTensor(widened(*attn_mask)) : attn_mask;
+    return compute(widened(query), widened(key), widened(value), mask, dropout_p, is_causal, scale,
+                   enable_gqa)
+        .to(dtype);
+  }
   Tensor q = as_4d(query, lead);
   const Tensor k = as_4d(key, lead), v = as_4d(value, lead);
   if (!enable_gqa && q.sym_size(1) == 1) {

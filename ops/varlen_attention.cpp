@@ -69,8 +69,8 @@ VarlenForward forward_meta(const Tensor& query, const Tensor& key, const Tensor&
 
 Tensor output_meta(const Tensor& query, const Tensor& key, const Tensor& value,
                    const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, const CallOptions& o) {
-  return std::get<0>(forward_meta(query, key, value, cu_seqlens_q, cu_seqlens_k, o))
-      .to(query.scalar_type());
+  return in_dtype(std::get<0>(forward_meta(query, key, value, cu_seqlens_q, cu_seqlens_k, o)),
+                  query.scalar_type());
 }
 
 VarlenBackward backward_meta(const Tensor&, const Tensor& query, const Tensor& key,
@@ -107,7 +107,7 @@ class VarlenFunction : public torch::autograd::Function<VarlenFunction> {
     context->save_for_backward({query, key, value, cu_seqlens_q, cu_seqlens_k,
                                 alibi_slopes.value_or(Tensor()), sinks.value_or(Tensor()), out,
                                 row_stats, seed});
-    const Tensor result = out.to(query.scalar_type());
+    const Tensor result = in_dtype(out, query.scalar_type());
     context->saved_data["options"] =
         c10::IValue::make_capsule(c10::make_intrusive<SavedOptions>(options));
     return result;

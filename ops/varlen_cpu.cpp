@@ -174,8 +174,8 @@ VarlenForward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& 
 
 Tensor output_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
                   const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, const CallOptions& o) {
-  return std::get<0>(forward_cpu(query, key, value, cu_seqlens_q, cu_seqlens_k, o))
-      .to(query.scalar_type());
+  return in_dtype(std::get<0>(forward_cpu(query, key, value, cu_seqlens_q, cu_seqlens_k, o)),
+                  query.scalar_type());
 }
 
 /// From what each row adds, [H, L] for each sequence, to the shape of `numbers`.
@@ -252,7 +252,7 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
         kernels.backward_finish(of(n), begin, end, scratch.of_this_thread());
       });
   const at::ScalarType dtype = query.scalar_type();
-  return {d_query.to(dtype), d_key.to(dtype), d_value.to(dtype),
+  return {in_dtype(d_query, dtype), in_dtype(d_key, dtype), in_dtype(d_value, dtype),
           needed[3] ? sum_rows(*o.alibi_slopes, slope_rows, sequences) : allocate({0}, query),
           needed[4] ? sum_rows(*o.sinks, sink_rows, sequences) : allocate({0}, query)};
 }

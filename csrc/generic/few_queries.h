@@ -27,9 +27,10 @@ class FewQueries {
   static constexpr int kColumnVecs = 8;
 
   /// A dot product for each score costs less than a tile of lanes of which half are idle. Without
-  /// dropout, whose random words come for lanes of queries.
+  /// dropout, whose random words come for lanes of queries. A few keys are no work either way: they
+  /// get sums in the order of the backward, so that the weight of an only key is 1 there, too.
   static bool fits(const ForwardParams& p) {
-    return W > 1 && p.shape.queries <= W / 2 && p.score.dropout == 0 &&
+    return W > 1 && p.shape.queries <= W / 2 && p.shape.keys >= kKeys && p.score.dropout == 0 &&
            p.shape.head_dim <= V::kLongestChain * W;
   }
 

@@ -195,40 +195,41 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
     for (int64_t unit = units - 1; unit >= 0; --unit) range(unit, unit + 1);
   };
 
-  const ForwardParams forward = {s,
-                                 score,
-                                 {p.q.data(), query},
-                                 {p.k.data(), key},
-                                 {p.v.data(), value},
-                                 {out.data(), output},
-                                 row_max.data(),
-                                 row_sum.data(),
-                                 p.options.block_size};
+  const ForwardParams forward = {.shape = s,
+                                 .score = score,
+                                 .storage = Storage::kNative,
+                                 .query = {p.q.data(), query},
+                                 .key = {p.k.data(), key},
+                                 .value = {p.v.data(), value},
+                                 .out_storage = Storage::kNative,
+                                 .out = {out.data(), output},
+                                 .row_max = row_max.data(),
+                                 .row_sum = row_sum.data(),
+                                 .block_size = p.options.block_size};
   const AlignedMemory forward_scratch(kernels.forward_scratch_bytes(forward));
   over_units(kernels.forward_plan(forward).units, [&](int64_t begin, int64_t end) {
     kernels.forward(forward, begin, end, forward_scratch.get());
   });
 
-  BackwardParams backward = {s,
-                             score,
-                             {p.q.data(), query},
-                             {p.k.data(), key},
-                             {p.v.data(), value},
-                             {out.data(), output},
-                             {p.grad_out.data(), output},
-                             row_max.data(),
-                             row_sum.data(),
-                             nullptr,
-                             p.slopes.empty() ? nullptr : dslopes.data(),
-                             p.sinks.empty() ? nullptr : dsinks.data(),
-                             {dq.data(), query},
-                             {dk.data(), key},
-                             {dv.data(), value},
-                             p.options.bias ? dbias.data() : nullptr,
-                             p.options.causal,  // added or stored: two ways to the same gradient
-                             sizeof(T) == 8,
-                             {},
-                             p.options.block_size};
+  BackwardParams backward = {};
+  backward.shape = s;
+  backward.score = score;
+  backward.query = {p.q.data(), query};
+  backward.key = {p.k.data(), key};
+  backward.value = {p.v.data(), value};
+  backward.out = {out.data(), output};
+  backward.grad_out = {p.grad_out.data(), output};
+  backward.row_max = row_max.data();
+  backward.row_sum = row_sum.data();
+  if (!p.slopes.empty()) backward.grad_slope_rows = dslopes.data();
+  if (!p.sinks.empty()) backward.grad_sink_rows = dsinks.data();
+  backward.grad_query = {dq.data(), query};
+  backward.grad_key = {dk.data(), key};
+  backward.grad_value = {dv.data(), value};
+  if (p.options.bias) backward.grad_bias = dbias.data();
+  backward.grad_bias_adds = p.options.causal;  // added or stored: two ways to the same gradient
+  backward.grad_bias_is_double = sizeof(T) == 8;
+  backward.block_size = p.options.block_size;
   std::copy(bias_strides, bias_strides + 4, backward.grad_bias_strides);
   const AlignedMemory scratch(kernels.backward_scratch_bytes(backward));
   const WorkPlan plan = kernels.backward_plan(backward);

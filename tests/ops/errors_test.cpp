@@ -45,13 +45,14 @@ TEST(Errors, WrongTypesAreTypeErrors) {
               AllOf(StartsWith(kExpected), HasSubstr("bias"), HasSubstr("Long")));
 }
 
-TEST(Errors, TypesWithoutAKernelAreNotImplemented) {
-  for (const at::ScalarType dtype : {at::kHalf, at::kBFloat16}) {
-    const Inputs x(at::kFloat);
-    const auto call = [&] { attention(x.query.to(dtype), x.key.to(dtype), x.value.to(dtype)); };
-    EXPECT_THAT(message_of<c10::NotImplementedError>(call),
-                AllOf(StartsWith(kExpected), HasSubstr(toString(dtype))));
-  }
+TEST(Errors, NumbersBesideNarrowOnesAreOfTheirTypeOrFloat) {
+  const Inputs x(at::kBFloat16);
+  const auto with_bias_of = [&](at::ScalarType dtype) {
+    return attention(x.query, x.key, x.value, AttentionOptions().bias(at::zeros({33}, dtype)));
+  };
+  EXPECT_TRUE(with_bias_of(at::kFloat).equal(with_bias_of(at::kBFloat16)));
+  EXPECT_THAT(message_of<c10::TypeError>([&] { with_bias_of(at::kHalf); }),
+              AllOf(StartsWith(kExpected), HasSubstr("BFloat16 as query, or Float, got Half")));
 }
 
 TEST(Errors, BadOptionsAreValueErrors) {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import flash_attention
 import torch
-from problems import Problem
+from problems import NARROW, Problem, compute_dtype
 from reference import NAMES, Result, Size, definition, differentiate, rounding_model
 from tolerances import (
     FEWEST_FOR_RMS,
@@ -16,6 +16,7 @@ from tolerances import (
     FLOAT32_ROUNDING_UNITS_RMS,
     FLOAT32_TIMES_MATH_PATH,
     FLOAT64_ABSOLUTE,
+    NARROW_ABSOLUTE,
     UNIT_ROUNDOFF,
 )
 from torch import Tensor
@@ -80,13 +81,32 @@ class Judge:
     def rounding(self) -> dict[str, Size]:
         return rounding_model(self.problem)
 
+    def complaint_of_rounding(self, name: str, actual: Tensor) -> str | None:
+        expected, dtype = self.truth[name], actual.dtype
+        single = FLOAT32_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[torch.float32]
+        absolute = self.slack * single * self.rounding[name].largest + NARROW_ABSOLUTE[dtype]
+        # Of a number just below a power of two the rounding is up to the spacing above it.
+        allowed = UNIT_ROUNDOFF[dtype] * (expected.abs() + absolute) + absolute
+        excess = differences(actual, expected) - allowed
+        if excess.numel() == 0 or excess.max() <= 0:
+            return None
+        worst = excess.argmax()
+        return (
+            f"{name}: {actual.flatten()[worst].item():.6g} for {expected.flatten()[worst].item():.6g}"
+            f", further than one rounding to {dtype} and {absolute:.3g}"
+        )
+
     def complaint(self, name: str, actual: Tensor) -> str | None:
         """What is wrong with result `name`, or None."""
         expected = self.truth[name]
         assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
-        assert actual.dtype == self.problem.dtype, (name, actual.dtype)
+        dtype = self.problem.dtype
+        is_rounded = dtype in NARROW and name != "lse"
+        assert actual.dtype == (dtype if is_rounded else compute_dtype(dtype)), (name, actual.dtype)
+        if is_rounded:
+            return self.complaint_of_rounding(name, actual)
         error = size_of_error(actual, expected)
-        if self.problem.dtype == torch.float64:
+        if dtype == torch.float64:
             if error.largest < self.slack * FLOAT64_ABSOLUTE:
                 return None
             return f"{name}: error {error.largest:.3g}, allowed {self.slack * FLOAT64_ABSOLUTE:.3g}"

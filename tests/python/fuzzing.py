@@ -22,7 +22,7 @@ from typing import Any
 import flash_attention
 import torch
 from checks import check
-from problems import DTYPES, Problem, Spec, make_problem
+from problems import DTYPES, NARROW, Problem, Spec, make_problem
 from reference import scores_and_values, with_sink
 from tolerances import CLOSE, FUZZED_BAD_TIMES_CLOSE, FUZZED_SLACK
 from torch import Tensor
@@ -238,7 +238,7 @@ def run_case(number: int) -> str:
     """Checks one case, and says of which kind it was."""
     draw = random.Random(number)
     spec = draw_spec(draw)
-    problem = make_problem(spec, draw.choice(DTYPES), seed=number)
+    problem = make_problem(spec, draw.choice(DTYPES + NARROW), seed=number)
     kind = draw.random()
     if kind < 0.1 and spec.rank == 4 and spec.queries > 0 and spec.keys > 1:
         name = draw.choice(list(MISTAKES))

@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64]
+NARROW = [torch.bfloat16, torch.float16]  # stored so, computed in float32
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels compute in, and give lse in."""
+    return torch.float32 if dtype in NARROW else dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -197,7 +203,13 @@ def make_problem(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Problem:
     grad_out = torch.randn((*lse_shape, spec.value_dim), generator=generator, dtype=torch.float64)
     grad_lse = torch.randn(lse_shape, generator=generator, dtype=torch.float64)
     return Problem(
-        inputs, options, tuple(differentiable), grad_out.to(dtype), grad_lse.to(dtype), seed, spec
+        inputs,
+        options,
+        tuple(differentiable),
+        grad_out.to(dtype),
+        grad_lse.to(compute_dtype(dtype)),
+        seed,
+        spec,
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from problems import Problem
+from problems import Problem, compute_dtype
 from torch import Tensor
 
 NAMES = {
@@ -202,7 +202,7 @@ def differentiate(
     out, lse = call(leaves)
     grads: dict[str, Tensor] = {}
     if problem.differentiable:
-        cotangents = (problem.grad_out.to(dtype), problem.grad_lse.to(dtype))
+        cotangents = (problem.grad_out.to(dtype), problem.grad_lse.to(compute_dtype(dtype)))
         values = torch.autograd.grad(
             (out, lse), [leaves[name] for name in problem.differentiable], cotangents
         )

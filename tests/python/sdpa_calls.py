@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from problems import NARROW, compute_dtype
 from tolerances import (
+    NARROW_ABSOLUTE,
     SDPA_FLOAT32_SCORE_ROUNDINGS,
     SDPA_FLOAT32_TIMES_TORCH,
     SDPA_FLOAT64_RELATIVE,
@@ -63,7 +65,8 @@ class Call:
         leaves = {n: t for n, t in vars(own).items() if isinstance(t, Tensor) and t.requires_grad}
         if leaves:
             generator = torch.Generator().manual_seed(0)
-            grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+            grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+            grad = grad.bfloat16().to(out.dtype)  # the same numbers in every dtype
             found |= zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad), strict=True)
         return found
 
@@ -90,7 +93,10 @@ def assert_close_to_torch(call: Call, function: Callable[..., Tensor]) -> None:
         if dtype == torch.float64:
             allowed = SDPA_FLOAT64_RELATIVE * size
         else:
-            floor = SDPA_FLOAT32_SCORE_ROUNDINGS * UNIT_ROUNDOFF[dtype] * max(1.0, score) * size
+            single = UNIT_ROUNDOFF[compute_dtype(dtype)]
+            floor = SDPA_FLOAT32_SCORE_ROUNDINGS * single * max(1.0, score) * size
+            if dtype in NARROW:  # and a rounding of the result, by up to that of its largest number
+                floor += UNIT_ROUNDOFF[dtype] * largest(expected) + NARROW_ABSOLUTE[dtype]
             allowed = max(
                 floor, SDPA_FLOAT32_TIMES_TORCH * largest(beside[name].double() - expected)
             )

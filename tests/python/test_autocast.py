@@ -1,4 +1,4 @@
-"""torch.autocast on the CPU: the operator computes in float32."""
+"""torch.autocast on the CPU: as torch's attention, in the dtype that autocast asks for."""
 
 from __future__ import annotations
 
@@ -7,54 +7,63 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
-from problems import Problem, Spec, make_problem
+from problems import NARROW, Problem, Spec, dtype_name, make_problem
 
-LOW = [torch.bfloat16, torch.float16]
+narrow = pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
 
 
-def low_precision(spec: Spec, dtype: torch.dtype) -> Problem:
-    problem = make_problem(spec, torch.float32)
-    problem.inputs = {
-        name: t.to(dtype) if t.is_floating_point() else t for name, t in problem.inputs.items()
-    }
-    return problem
+def cast(problem: Problem, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in problem.inputs.items()}
 
 
 @pytest.mark.parametrize("op", ["attention", "attention_with_lse"])
-@pytest.mark.parametrize("dtype", LOW, ids=str)
+@narrow
 @pytest.mark.parametrize(
     "option",
     [{}, {"bias": "1H1S"}, {"mask": "LS"}, {"alibi": "BH", "sinks": "H"}],
     ids=str,
 )
-def test_inputs_become_float32(option: dict[str, Any], dtype: torch.dtype, op: str) -> None:
-    problem = low_precision(Spec(causal=True, **option), dtype)
-    single = {n: t.float() if t.is_floating_point() else t for n, t in problem.inputs.items()}
+def test_inputs_become_what_autocast_asks_for(
+    option: dict[str, Any], dtype: torch.dtype, op: str
+) -> None:
+    """Query, key and value; a bias, slopes and sinks in float32 stay, as nothing is gained by it."""
+    problem = make_problem(Spec(causal=True, **option), torch.float32)
+    main = ("query", "key", "value")
+    lowered = {n: t.to(dtype) if n in main else t for n, t in problem.inputs.items()}
     function = getattr(flash_attention, op)
-    expected = function(**single, causal=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    expected = function(**lowered, causal=True)
+    with torch.autocast("cpu", dtype=dtype):
         actual = function(**problem.inputs, causal=True)
     if op == "attention":
         actual, expected = (actual,), (expected,)
     for one, other in zip(actual, expected, strict=True):
-        assert one.dtype == torch.float32
+        assert one.dtype == other.dtype
         assert torch.equal(one, other)
+    assert actual[0].dtype == dtype
 
 
-def test_gradients_come_back_in_the_type_of_the_input() -> None:
-    spec = Spec(bias="1H1S", alibi="H", sinks="H")
-    problem = low_precision(spec, torch.bfloat16)
-    leaves = problem.leaves()
+def test_an_option_of_another_narrow_type_is_brought_along() -> None:
+    inputs = cast(make_problem(Spec(bias="LS", alibi="H", sinks="H"), torch.float32), torch.float16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = flash_attention.attention(**inputs)
+    expected = flash_attention.attention(**{n: t.bfloat16() for n, t in inputs.items()})
+    assert torch.equal(out, expected)
+
+
+@narrow
+def test_gradients_come_back_in_the_type_of_the_input(dtype: torch.dtype) -> None:
+    problem = make_problem(Spec(bias="1H1S", alibi="H", sinks="H"), torch.float32)
+    leaves = problem.leaves()
+    with torch.autocast("cpu", dtype=dtype):
         out = flash_attention.attention(**leaves)
-    out.backward(problem.grad_out)
-    exact = make_problem(spec, torch.float32)
-    exact.inputs = {n: t.float() for n, t in problem.inputs.items()}
-    single = exact.leaves()
-    flash_attention.attention(**single).backward(problem.grad_out)
+    out.backward(problem.grad_out.to(dtype))
+    alone = problem.leaves()
+    main = ("query", "key", "value")
+    lowered = {n: t.to(dtype) if n in main else t for n, t in alone.items()}
+    flash_attention.attention(**lowered).backward(problem.grad_out.to(dtype))
     for name, leaf in leaves.items():
-        assert leaf.grad.dtype == torch.bfloat16
-        assert torch.equal(leaf.grad, single[name].grad.bfloat16()), name
+        assert leaf.grad.dtype == torch.float32
+        assert torch.equal(leaf.grad, alone[name].grad), name
 
 
 def test_mixed_inputs_are_brought_together() -> None:
@@ -63,8 +72,8 @@ def test_mixed_inputs_are_brought_together() -> None:
     inputs["value"] = inputs["value"].bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = flash_attention.attention(**inputs)
-    inputs["value"] = inputs["value"].float()
-    assert torch.equal(out, flash_attention.attention(**inputs))
+    expected = flash_attention.attention(**{n: t.bfloat16() for n, t in inputs.items()})
+    assert torch.equal(out, expected)
 
 
 def test_float64_stays_float64() -> None:
@@ -74,12 +83,21 @@ def test_float64_stays_float64() -> None:
         assert torch.equal(flash_attention.attention(**inputs), expected)
 
 
-def test_without_autocast_low_precision_is_refused() -> None:
-    problem = low_precision(Spec(), torch.bfloat16)
+def test_switched_off_inside_it_changes_nothing() -> None:
+    inputs = make_problem(Spec(), torch.float32).inputs
+    expected = flash_attention.attention(**inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
+        assert torch.equal(flash_attention.attention(**inputs), expected)
+
+
+def test_the_drop_in_does_the_same_as_torchs() -> None:
+    query, key, value = (torch.randn(2, 4, 10, 8) for _ in range(3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        with torch.autocast("cpu", enabled=False):
-            with pytest.raises(NotImplementedError, match="BFloat16"):
-                flash_attention.attention(**problem.inputs)
+        ours = flash_attention.scaled_dot_product_attention(query, key, value, is_causal=True)
+        torchs = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert ours.dtype == torchs.dtype == torch.bfloat16
+    # Each is rounded to 8 bits, and torch rounds the weights, too.
+    torch.testing.assert_close(ours.float(), torchs.float(), rtol=0.02, atol=0.02)
 
 
 def test_a_layer_trains_under_autocast() -> None:
@@ -89,5 +107,6 @@ def test_a_layer_trains_under_autocast() -> None:
         q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in layer(x).chunk(3, -1))
         assert q.dtype == torch.bfloat16
         out = flash_attention.attention(q, k, v, causal=True)
-    out.square().sum().backward()
+        assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
     assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.abs().sum() > 0

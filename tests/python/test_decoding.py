@@ -249,5 +249,5 @@ def test_what_does_not_fit_is_refused_in_words_and_changes_nothing() -> None:
     for arguments in ((0, 0, 10, 8), (1, 1, 0, 8)):
         with pytest.raises(ValueError, match="expected sizes above 0"):
             KeyValueCache(*arguments)
-    with pytest.raises(TypeError, match="float32 or float64, got Half"):
-        KeyValueCache(1, 1, 1, 1, dtype=torch.float16)
+    with pytest.raises(TypeError, match="bfloat16 or float16, got Int"):
+        KeyValueCache(1, 1, 1, 1, dtype=torch.int32)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import flash_attention
 import pytest
 import torch
-from problems import DTYPES, Problem, Spec, dtype_name, make_problem
+from problems import DTYPES, NARROW, Problem, Spec, dtype_name, make_problem
 from tolerances import CLOSE
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -74,7 +74,7 @@ def assert_reads_stay_inside(problem: Problem, memory: GuardedMemory) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 31, 33, 63, 65])
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_every_width(dtype: torch.dtype, width: int, memory: GuardedMemory) -> None:
     for value_dim in {width, 1, 6, 13}:
         spec = Spec(1, 1, queries=7, keys=11, head_dim=width, value_dim=value_dim)
@@ -83,7 +83,7 @@ def test_every_width(dtype: torch.dtype, width: int, memory: GuardedMemory) -> N
 
 @pytest.mark.parametrize("keys", [1, 2, 3, 4, 5, 7, 8, 9, 15, 17, 24, 25, 31, 63, 65, 129])
 @pytest.mark.parametrize("queries", [1, 5, 8, 23, 25, 97])
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_every_length(dtype: torch.dtype, queries: int, keys: int, memory: GuardedMemory) -> None:
     spec = Spec(1, 1, queries=queries, keys=keys, head_dim=5, value_dim=3)
     assert_reads_stay_inside(make_problem(spec, dtype), memory)
@@ -116,7 +116,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("lengths", [(7, 9), (33, 65), (100, 131)], ids=str)
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_every_option(
     dtype: torch.dtype,
     option: dict[str, object],

@@ -9,7 +9,7 @@ import flash_attention
 import pytest
 import torch
 from measuring import peak_beyond_result, threads
-from problems import DTYPES, Problem, Spec, dtype_name, make_problem
+from problems import DTYPES, NARROW, Problem, Spec, compute_dtype, dtype_name, make_problem
 
 SHAPES = [
     Spec(batch=1, heads=1, queries=1, keys=1, head_dim=1, value_dim=1),
@@ -59,7 +59,7 @@ def measure_backward(problem: Problem) -> int:
 
 @pytest.mark.parametrize("number_of_threads", [1, 2])
 @pytest.mark.parametrize("spec", SHAPES, ids=shape_id)
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_prediction_is_exact(dtype: torch.dtype, spec: Spec, number_of_threads: int) -> None:
     problem = make_problem(spec, dtype)
     with threads(number_of_threads):
@@ -76,7 +76,7 @@ def test_prediction_is_exact_for_every_block_size(block_size: int, use_simd: boo
     assert (measure_forward(problem), measure_backward(problem)) == tuple(usage)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_causal_takes_no_more(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(1, 2, queries=300, keys=400, causal=True), dtype)
     usage = predicted(problem)
@@ -88,7 +88,7 @@ def test_causal_takes_no_more(dtype: torch.dtype) -> None:
     [{"mask": "LS"}, {"mask": "B11S"}, {"bias": "LS", "bias_grad": False}],
     ids=["mask-LS", "mask-B11S", "bias-LS"],
 )
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_a_bias_takes_a_tile_a_thread_more(dtype: torch.dtype, bias: dict[str, object]) -> None:
     """The extra scratch is one block of keys by one tile of queries: it stays when L and S grow."""
     extra = set()
@@ -108,7 +108,7 @@ def test_a_bias_takes_a_tile_a_thread_more(dtype: torch.dtype, bias: dict[str, o
     [{"window": (30, 5)}, {"window": (0, 0)}, {"softcap": 3.0}, {"window": (9, -1), "softcap": 3.0}],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_prediction_is_exact_with_a_window_and_a_cap(
     dtype: torch.dtype, option: dict[str, Any], block_size: int
 ) -> None:
@@ -120,7 +120,7 @@ def test_prediction_is_exact_with_a_window_and_a_cap(
 
 
 @pytest.mark.parametrize("option", [{"alibi": "H"}, {"alibi": "BH"}, {"sinks": "H"}], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_slopes_and_sinks_take_a_few_numbers_a_row(
     dtype: torch.dtype, option: dict[str, Any]
 ) -> None:
@@ -128,7 +128,7 @@ def test_slopes_and_sinks_take_a_few_numbers_a_row(
     usage = predicted(problem)
     assert measure_forward(problem) == usage.forward
     # In the backward: what each row adds, its products on the way there, and float64 sums.
-    rows = 2 * 900 * problem.inputs["query"].element_size()
+    rows = 2 * 900 * torch.empty((), dtype=compute_dtype(dtype)).element_size()
     assert measure_backward(problem) - usage.backward <= 6 * rows + 1024
 
 
@@ -140,10 +140,10 @@ def test_dropout_takes_a_seed_and_nothing_else() -> None:
     assert measure_backward(problem) == usage.backward
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_two_numbers_a_row_and_scratch_that_does_not_grow(dtype: torch.dtype) -> None:
     """Doubling L doubles only the row statistics; doubling S alone changes nothing in the forward."""
-    size = torch.empty((), dtype=dtype).element_size()
+    size = torch.empty((), dtype=compute_dtype(dtype)).element_size()
     for queries, keys in itertools.product((2048, 4096), repeat=2):
         usage = flash_attention.attention_memory(1, 8, queries, keys, 64, 64, dtype)
         taller = flash_attention.attention_memory(1, 8, 2 * queries, keys, 64, 64, dtype)

@@ -115,7 +115,7 @@ def test_attention_memory_is_told_of_options(has_bias: bool, has_softcap: bool) 
 def test_attention_memory_rejects_what_is_no_shape_and_no_dtype() -> None:
     with pytest.raises(ValueError, match="queries -1"):
         attention_memory(1, 1, -1, 1, 8, 8)
-    with pytest.raises(TypeError, match="float32 or float64"):
+    with pytest.raises(TypeError, match="bfloat16 or float16, got Long"):
         attention_memory(1, 1, 1, 1, 8, 8, torch.int64)
 
 

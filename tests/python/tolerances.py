@@ -29,11 +29,27 @@ FLOAT32_ROUNDING_UNITS_LARGEST = 8.0
 FEWEST_FOR_RMS = 16
 
 # Half the spacing of floats at 1: the relative error of one rounding.
-UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+UNIT_ROUNDOFF = {
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-11,
+    torch.float32: 2.0**-24,
+    torch.float64: 2.0**-53,
+}
+
+# bfloat16 and float16 are computed in float32 and rounded once, as torch's math path does: each number
+# may be off by that rounding, and by FLOAT32_ROUNDING_UNITS_LARGEST. What float16 has below its least
+# normal number is spaced by 2^-24.
+NARROW_ABSOLUTE = {torch.bfloat16: 0.0, torch.float16: 2.0**-25}
 
 # standard_attention against attention on values of order 1: both are within FLOAT64_ABSOLUTE of the
 # truth in float64; in float32 each is within a few units of the last place of values up to 10.
-CLOSE = {torch.float32: 2e-5, torch.float64: 1e-12}
+# Two that were rounded to 16 bits may lie on either side of a rounding of values up to 10.
+CLOSE = {
+    torch.float32: 2e-5,
+    torch.float64: 1e-12,
+    torch.bfloat16: 2.0**-4,
+    torch.float16: 2.0**-7,
+}
 
 # Second derivatives in float64, beside the largest of them: both sides go through the definition,
 # with other cuts of its sums.

@@ -1,0 +1,230 @@
+"""bfloat16 and float16: read and written as such, computed in float32, rounded once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import flash_attention
+import pytest
+import torch
+from checks import check, run
+from measuring import threads
+from problems import NARROW, Spec, dtype_name, make_problem, single_variants, variant_pairs
+from tolerances import CLOSE
+from torch import Tensor
+
+narrow = pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
+
+PAIRS = dict(variant_pairs())
+
+
+@narrow
+@pytest.mark.parametrize("spec", single_variants().values(), ids=single_variants().keys())
+def test_every_option(dtype: torch.dtype, spec: Spec) -> None:
+    check(make_problem(spec, dtype))
+
+
+# A third of the pairs of options, with one of the two dtypes in turns: the arithmetic is float32's, of
+# which all are tested.
+@pytest.mark.parametrize(
+    ("spec", "dtype"),
+    [(spec, NARROW[i % 2]) for i, spec in enumerate(list(PAIRS.values())[::3])],
+    ids=list(PAIRS)[::3],
+)
+def test_every_two_options(spec: Spec, dtype: torch.dtype) -> None:
+    check(make_problem(spec, dtype))
+
+
+@narrow
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("keys", [1, 2, 7, 16, 17, 40, 64, 130, 500])
+@pytest.mark.parametrize("queries", [1, 3, 8, 9, 48, 65, 257])
+def test_lengths(queries: int, keys: int, causal: bool, dtype: torch.dtype) -> None:
+    widths = {"head_dim": 1 + (5 * queries + keys) % 70, "value_dim": 1 + (queries + 7 * keys) % 70}
+    check(make_problem(Spec(queries=queries, keys=keys, causal=causal, **widths), dtype))
+
+
+@narrow
+@pytest.mark.parametrize("width", [1, 3, 8, 15, 16, 17, 31, 33, 64, 65, 128, 257])
+def test_widths(width: int, dtype: torch.dtype) -> None:
+    for value_dim in (1, 5, width):
+        check(make_problem(Spec(1, 2, queries=33, keys=65, head_dim=width, value_dim=value_dim), dtype))
+
+
+@narrow
+@pytest.mark.parametrize("options", [{}, {"window": (700, 100)}, {"mask": "LS"}, {"sinks": "H"}], ids=str)
+def test_several_tiles_and_blocks(options: dict[str, Any], dtype: torch.dtype) -> None:
+    check(make_problem(Spec(1, 2, queries=700, keys=1100, causal=True, **options), dtype))
+
+
+@narrow
+@pytest.mark.parametrize("queries", [1, 2, 5, 8])
+@pytest.mark.parametrize("keys", [2048, 5000])
+def test_decoding(queries: int, keys: int, dtype: torch.dtype) -> None:
+    spec = Spec(2, 4, key_heads=2, value_heads=1, queries=queries, keys=keys, causal=True)
+    for options in ({}, {"bias": "B11S", "sinks": "H"}, {"window": (3000, -1), "alibi": "H"}):
+        check(make_problem(replace(spec, **options), dtype))
+
+
+def all_numbers(dtype: torch.dtype) -> Tensor:
+    return torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+
+
+@narrow
+def test_every_number_is_read_and_written_as_it_is(dtype: torch.dtype) -> None:
+    """One key has weight 1. A bfloat16 may be a denormal of float32, which may be flushed."""
+    numbers = all_numbers(dtype)
+    if dtype == torch.bfloat16:
+        flushed = numbers.float().abs() < torch.finfo(torch.float32).tiny
+        numbers = numbers.masked_fill(flushed, 0.0)
+    value = numbers.view(64, 1, 1, 1024)
+    for queries in (1, 20):  # fewer and more than a kernel of its own has
+        query = torch.zeros(64, 1, queries, 4, dtype=dtype)
+        out = flash_attention.attention(query, query[:, :, :1], value)
+        expected = value.expand_as(out)
+        torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@narrow
+def test_results_are_rounded_to_the_nearest_even(dtype: torch.dtype) -> None:
+    """Two keys of weight one half: their mean is exact in float32."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = all_numbers(dtype)
+    numbers = numbers[numbers.float().abs() < 1e4]
+    numbers = numbers[(numbers.float().abs() > 2.0**-100) | (numbers == 0)]
+    pair = numbers[torch.randint(len(numbers), (1, 1, 2, 40_000), generator=generator)]
+    out = flash_attention.attention(torch.zeros(1, 1, 1, 4, dtype=dtype), torch.zeros(1, 1, 2, 4, dtype=dtype), pair)
+    expected = (pair[:, :, :1].float() * 0.5 + pair[:, :, 1:].float() * 0.5).to(dtype)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+@narrow
+def test_a_result_too_large_is_an_infinity(dtype: torch.dtype) -> None:
+    value = torch.full((1, 1, 1, 40), torch.finfo(dtype).max, dtype=dtype)
+    query = torch.zeros(1, 1, 9, 4, dtype=dtype)
+    torch.manual_seed(0)
+    out = flash_attention.attention(query, query[:, :, :1], value, dropout=0.5)
+    assert set(out.unique().tolist()) == {0.0, math.inf}
+
+
+@narrow
+def test_a_masked_nan_stays_away_and_another_shows(dtype: torch.dtype) -> None:
+    problem = make_problem(Spec(1, 2, queries=20, keys=33), dtype)
+    inputs = problem.inputs
+    inputs["value"][:, :, 5] = math.nan
+    mask = torch.ones(20, 33, dtype=torch.bool)
+    mask[3:, 5] = False
+    out = flash_attention.attention(**inputs, bias=mask)
+    assert out[:, :, :3].isnan().all() and not out[:, :, 3:].isnan().any()
+
+
+@narrow
+@pytest.mark.parametrize("shape", ["BHLS", "S"])
+def test_a_bias_may_be_float32_and_has_its_gradient_in_float32(shape: str, dtype: torch.dtype) -> None:
+    problem = make_problem(Spec(bias=shape, alibi="H", sinks="BH"), dtype)
+    wide = ("bias", "alibi_slopes", "sinks")
+    leaves = {n: t.detach().float() if n in wide else t.detach() for n, t in problem.inputs.items()}
+    single = {n: t.float().requires_grad_() for n, t in leaves.items()}
+    leaves = {n: t.requires_grad_() for n, t in leaves.items()}
+    out = flash_attention.attention(**leaves)
+    assert out.dtype == dtype
+    out.backward(problem.grad_out)
+    flash_attention.attention(**single).backward(problem.grad_out.float())
+    for name, leaf in leaves.items():
+        assert leaf.grad.dtype == leaf.dtype
+        tolerance = CLOSE[torch.float32] if name in wide else CLOSE[dtype]
+        torch.testing.assert_close(leaf.grad.float(), single[name].grad, rtol=0, atol=tolerance)
+
+
+@narrow
+def test_the_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
+    for spec in (
+        Spec(2, 4, queries=150, keys=700, head_dim=16, bias="1H1S", causal=True, dropout=0.2),
+        Spec(1, 1, queries=1300, keys=1300, head_dim=8, window=(90, 20)),
+        Spec(1, 2, queries=3, keys=5000, head_dim=16),
+    ):
+        problem = make_problem(spec, dtype)
+        with threads(1):
+            expected = run(problem).tensors()
+        for count in (2, 3, 8):
+            with threads(count):
+                for name, actual in run(problem).tensors().items():
+                    assert torch.equal(actual, expected[name]), (name, count)
+
+
+@narrow
+def test_second_derivatives_and_forward_mode(dtype: torch.dtype) -> None:
+    """As float32's, rounded."""
+    problem = make_problem(Spec(1, 2, queries=6, keys=9, bias="LS"), dtype)
+    names = ("query", "key", "value", "bias")
+
+    def penalty(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        out = flash_attention.attention(*leaves[:3], bias=leaves[3])
+        grads = torch.autograd.grad(out, leaves, problem.grad_out.to(out.dtype), create_graph=True)
+        return torch.autograd.grad(sum(g.float().square().sum() for g in grads), leaves)
+
+    narrow_inputs = tuple(problem.inputs[n] for n in names)
+    wide_inputs = tuple(t.float() for t in narrow_inputs)
+    for actual, expected in zip(penalty(narrow_inputs), penalty(wide_inputs), strict=True):
+        assert actual.dtype == dtype
+        # The gradients that are squared were rounded, too.
+        torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=4 * CLOSE[dtype])
+
+    def call(*x: Tensor) -> Tensor:
+        return flash_attention.attention(*x[:3], bias=x[3])
+
+    _, actual = torch.func.jvp(call, narrow_inputs, narrow_inputs)
+    _, expected = torch.func.jvp(call, wide_inputs, wide_inputs)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.float(), expected, rtol=0, atol=CLOSE[dtype])
+    mapped = torch.func.vmap(torch.func.grad(lambda *x: call(*x).float().sum()))(
+        *(torch.stack([t, 2 * t]) for t in narrow_inputs)
+    )
+    alone = torch.func.grad(lambda *x: call(*x).float().sum())(*narrow_inputs)
+    assert torch.equal(mapped[0], alone)
+
+
+@narrow
+def test_packed_sequences_and_a_cache(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    cuts = torch.tensor([0, 5, 5, 14])
+    query, key, value, grad = random(14, 4, 8), random(14, 2, 8), random(14, 2, 6), random(14, 4, 6)
+    leaves = [t.requires_grad_() for t in (query, key, value)]
+    out = flash_attention.varlen_attention(*leaves, cuts, cuts, causal=True)
+    grads = torch.autograd.grad(out, leaves, grad)
+    assert out.dtype == dtype and all(g.dtype == dtype for g in grads)
+    for begin, end in ((0, 5), (5, 14)):
+        part = [t.detach()[begin:end].transpose(0, 1)[None].requires_grad_() for t in leaves]
+        one = flash_attention.attention(*part, causal=True)
+        expected = torch.autograd.grad(one, part, grad[begin:end].transpose(0, 1)[None])
+        assert torch.equal(out[begin:end], one[0].transpose(0, 1))
+        for actual, wanted in zip(grads, expected, strict=True):
+            assert torch.equal(actual[begin:end], wanted[0].transpose(0, 1))
+
+    cache = flash_attention.KeyValueCache(1, 2, 14, 8, value_dim=6, dtype=dtype)
+    rows = [t.detach().transpose(0, 1)[None] for t in (query, key, value)]
+    cache.append(rows[1], rows[2])
+    actual = cache.attention(rows[0][:, :, -3:])
+    expected = flash_attention.attention(rows[0][:, :, -3:], rows[1], rows[2], causal=True)
+    assert torch.equal(actual, expected)
+
+
+@narrow
+def test_compiled_and_checked(dtype: torch.dtype) -> None:
+    problem = make_problem(Spec(bias="1H1S", sinks="H"), dtype)
+    leaves = problem.leaves()
+    torch.library.opcheck(torch.ops.flash.attention.default, tuple(leaves[n] for n in ("query", "key", "value")))
+    compiled = torch.compile(flash_attention.attention, fullgraph=True, dynamic=True)
+    out = compiled(**leaves)
+    grads = torch.autograd.grad(out, list(leaves.values()), problem.grad_out)
+    expected = flash_attention.attention(**leaves)
+    wanted = torch.autograd.grad(expected, list(leaves.values()), problem.grad_out)
+    for one, other in zip((out, *grads), (expected, *wanted), strict=True):
+        assert torch.equal(one, other)
