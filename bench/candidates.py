@@ -146,6 +146,39 @@ def threads(point: Point) -> dict[str, Call]:
     return {"two threads": on(2), "one thread": on(1)}
 
 
+def window(point: Point) -> dict[str, Call]:
+    """Flash with a window, the subject, and with all keys."""
+    inputs = plain_inputs(point)
+    width = int(point.option.removeprefix("window "))
+    attention = torch.ops.flash.attention
+    sides = {"window": (width // 2, width - width // 2 - 1)}
+    return {
+        "window": step(attention, inputs, point.direction, sides),
+        "full": step(attention, inputs, point.direction),
+    }
+
+
+def decode(point: Point) -> dict[str, Call]:
+    """One query over all keys, torch's, and a copy that reads and writes as many bytes as they have."""
+    _, key, value = plain_inputs(point)
+    query = torch.randn(point.batch, point.heads, 1, point.head_dim, dtype=key.dtype)
+    source = torch.zeros_like(key)  # half of the bytes: they are read and written
+    target = torch.empty_like(source)
+
+    def on_two_threads(call: Call) -> Call:
+        def run() -> object:
+            torch.set_num_threads(2)
+            return call()
+
+        return run
+
+    return {
+        "flash": on_two_threads(lambda: torch.ops.flash.attention(query, key, value)),
+        "torch": on_two_threads(lambda: F.scaled_dot_product_attention(query, key, value)),
+        "copy": on_two_threads(lambda: target.copy_(source)),
+    }
+
+
 BUILDERS: dict[str, Callable[[Point], dict[str, Call]]] = {
     "grid": rivals,
     "own shape": rivals,
@@ -155,6 +188,8 @@ BUILDERS: dict[str, Callable[[Point], dict[str, Call]]] = {
     "option/plain": option_against_plain,
     "block size": block_sizes,
     "threads": threads,
+    "window": window,
+    "decode": decode,
 }
 
 

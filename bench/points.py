@@ -19,7 +19,15 @@ LENGTHS = (64, 128, 512, 1024, 2048, 4096)
 FLOAT64_LENGTHS = LENGTHS[:-1]
 FORECAST_LENGTHS = (12, 42, 96)
 FORECAST_HEAD_DIMS = (8, 16, 32)
+BFLOAT16_LENGTHS = (64, 512, 1024, 4096)
+# The backward of torch takes seconds a call beyond.
+BFLOAT16_BACKWARD_LENGTHS = BFLOAT16_LENGTHS[:-1]
 BLOCK_LENGTHS = (512, 1024, 4096)
+# One query of 8 heads over a long cache, as each step of a language model has it.
+DECODE_KEYS = 32768
+DECODE_HEAD_DIMS = (64, 128)
+WINDOW_LENGTH = 4096
+WINDOW = 128
 # (heads, length) at D 64: two long heads, eight shorter ones, and one head that has to be shared.
 THREAD_SHAPES = ((2, 2048), (8, 1024), (1, 4096))
 # Where torch has the option only outside of its own flash attention.
@@ -41,7 +49,9 @@ PRODUCTS = {"forward": 2, "recorded": 2, "backward": 5, "training": 7}
 # Tensors of one size read or written: query, key, value, output; backward all of these, the
 # gradient of the output, and three gradients. Forward and backward at once reads them once.
 TENSORS = {"forward": 4, "recorded": 4, "backward": 8, "training": 8}
-SIZES = {"float32": 4, "float64": 8}
+SIZES = {"float32": 4, "float64": 8, "bfloat16": 2}
+# What the multiply-adds of a dtype are done in.
+COMPUTED = {"float32": "float32", "float64": "float64", "bfloat16": "float32"}
 DIRECTIONS = {
     "forward": "forward",
     "recorded": "forward with autograd",
@@ -72,9 +82,15 @@ class Point:
     option: str = ""
 
     @property
+    def queries(self) -> int:
+        """`length` counts keys."""
+        return 1 if self.group == "decode" else self.length
+
+    @property
     def flops(self) -> float:
         """Multiply-adds counted as two; half of them when causal, as the papers count."""
-        product = 2.0 * self.batch * self.heads * self.length**2 * self.head_dim
+        scores = self.queries * self.length
+        product = 2.0 * self.batch * self.heads * scores * self.head_dim
         return PRODUCTS[self.direction] * product * (0.5 if self.causal else 1.0)
 
     @property
@@ -100,6 +116,25 @@ def grid(dtype: str, lengths: tuple[int, ...]) -> Iterator[Point]:
             for direction in ("forward", "backward"):
                 for causal in (False, True):
                     yield Point("grid", direction, length, head_dim, dtype=dtype, causal=causal)
+
+
+def narrow() -> Iterator[Point]:
+    """The grid in bfloat16."""
+    yield from (p for p in grid("bfloat16", BFLOAT16_LENGTHS) if p.direction == "forward")
+    yield from (p for p in grid("bfloat16", BFLOAT16_BACKWARD_LENGTHS) if p.direction == "backward")
+
+
+def decode() -> Iterator[Point]:
+    """One query over many keys, on two threads, beside a copy of as many bytes."""
+    for dtype in ("float32", "bfloat16"):
+        for head_dim in DECODE_HEAD_DIMS:
+            yield Point("decode", "forward", DECODE_KEYS, head_dim, dtype=dtype)
+
+
+def window() -> Iterator[Point]:
+    """A window against all keys."""
+    for direction in ("forward", "training"):
+        yield Point("window", direction, WINDOW_LENGTH, 64, option=f"window {WINDOW}")
 
 
 def forecast() -> Iterator[Point]:
@@ -156,7 +191,8 @@ def plan(isa: str, full: bool = False) -> list[Point]:
         points += grid("float64", LENGTHS)
     elif isa == "avx2":  # the instruction set with a mark for float64
         points += grid("float64", FLOAT64_LENGTHS)
-    return [*points, *options(), *block_sizes(), *threads()]
+    points += narrow()
+    return [*points, *options(), *block_sizes(), *window(), *threads(), *decode()]
 
 
 def quick_plan() -> list[Point]:
@@ -178,7 +214,9 @@ def quick_plan() -> list[Point]:
             for o in OPTIONS
         ),
         Point("block size", "forward", 128, 64),
+        Point("window", "forward", 512, 16, option="window 32"),
         Point("threads", "forward", 128, 64, heads=2),
+        Point("decode", "forward", 4096, 16),
     ]
 
 

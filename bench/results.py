@@ -102,11 +102,21 @@ class Record:
         """The results of one instruction set, and of one group of points if named."""
         return [r for r in self.results if r.isa == isa and group in ("", r.point.group)]
 
-    def merged(self, newer: Record) -> Record:
-        """This record with the instruction sets and models that `newer` has taken from there."""
-        kept = [result for result in self.results if result.isa not in newer.runs]
+    def merged(self, newer: Record, group: str = "") -> Record:
+        """This record with the instruction sets and models that `newer` has taken from there.
+
+        Of a run of some points alone, those of `group`, only these are taken; where and how the others
+        were measured stays what it was.
+        """
+        measured = {(result.isa, result.point) for result in newer.results}
+        kept = [
+            result
+            for result in self.results
+            if result.isa not in newer.runs or (group and (result.isa, result.point) not in measured)
+        ]
         models = newer.models if MODELS in newer.runs else self.models
-        return Record(self.runs | newer.runs, [*kept, *newer.results], models)
+        runs = newer.runs | self.runs if group else self.runs | newer.runs
+        return Record(runs, [*kept, *newer.results], models)
 
     def write(self, path: Path, short: bool = False) -> None:
         lists = {"models": [result.row() for result in self.models]} if self.models else {}

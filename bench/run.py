@@ -53,6 +53,7 @@ def child_options(args: argparse.Namespace) -> list[str]:
     """The options of `speed.add_options`, handed on."""
     options = [f"--build={args.build}", f"--rounds={speed.rounds_of(args)}"]
     options += [f"--{name}" for name in ("quick", "full") if getattr(args, name)]
+    options += [f"--group={args.group}"] if args.group else []
     if args.length is not None:
         names = ("length", "head_dim", "heads", "batch", "dtype")
         options += [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
@@ -117,7 +118,7 @@ def write(record: Record, args: argparse.Namespace) -> list[Path]:
     if args.record:
         kept = record_path()
         older = results.read(kept) if kept.is_file() else Record({}, [])
-        older.merged(record).write(kept, short=True)
+        older.merged(record, args.group).write(kept, short=True)
         files.append(kept)
     return files + pictures.draw(record, args.output)
 
@@ -167,9 +168,9 @@ def checked_arguments() -> tuple[argparse.Namespace, tuple[str, ...]]:
     for name in ("record", "strict"):
         if partly and getattr(args, name):
             found.error(f"--{name} is for whole runs: expected it without --quick and --length")
-    alone = args.isa is not None or args.length is not None
+    alone = args.isa is not None or args.length is not None or args.group != ""
     if alone and args.only == "models":
-        found.error("--isa and --length are of the attention: expected them without --only models")
+        found.error("--isa, --group and --length are of the attention: expected them without --only models")
     parts = (args.only,) if args.only else PARTS[:1] if alone else PARTS
     if "models" in parts and not args.originals.is_file():
         sys.exit(

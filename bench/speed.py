@@ -29,6 +29,7 @@ FMA = "peak: fma"
 PRODUCT = "peak: product"
 # The overhead is some microseconds of one call, so more rounds cost nothing; block sizes have no
 # mark to reach, and half of the rounds show their effect.
+TWO_CORES = ("threads", "decode")
 ROUNDS_FACTOR = {"overhead": 4.0, "block size": 0.5}
 
 
@@ -37,12 +38,13 @@ class Machine:
 
     def __init__(self, build: Path, isa: str) -> None:
         library = peak.load(build)
-        self.fma = {dtype: peak.fma(library, dtype, isa) for dtype in points.SIZES}
+        computed = set(points.COMPUTED.values())
+        self.fma = {dtype: peak.fma(library, dtype, isa) for dtype in sorted(computed)}
         self.product = peak.product()
 
     def probes(self, point: Point) -> dict[str, peak.Probe]:
         """What is called at the end of each round at `point`."""
-        found = {FMA: self.fma[point.dtype]}
+        found = {FMA: self.fma[points.COMPUTED[point.dtype]]}
         if progress.samples_product(point):
             found[PRODUCT] = self.product
         return found
@@ -50,7 +52,7 @@ class Machine:
     def rates(self, rounds: int) -> dict[str, float]:
         """Operations or bytes per second of everything that can be probed."""
         probes = {f"fma {dtype}": probe for dtype, probe in self.fma.items()}
-        probes |= {f"product {dtype}": peak.product(dtype) for dtype in points.SIZES}
+        probes |= {f"product {dtype}": peak.product(dtype) for dtype in self.fma}
         probes["copy"] = peak.copy()
         times = measure.interleaved({name: p.call for name, p in probes.items()}, rounds)
         return {name: p.rate(statistics.median(times[name])) for name, p in probes.items()}
@@ -59,7 +61,7 @@ class Machine:
 def measure_point(point: Point, isa: str, machine: Machine, rounds: int) -> Result:
     """Takes turns at one point."""
     probes = machine.probes(point)
-    measure.pin(2 if point.group == "threads" else 1)
+    measure.pin(2 if point.group in TWO_CORES else 1)
     torch.manual_seed(0)
     with torch.set_grad_enabled(point.direction != "forward"):
         calls = candidates.calls(point)
@@ -109,7 +111,9 @@ def chosen(args: argparse.Namespace, isa: str) -> list[Point]:
     if args.length is not None:
         return points.own_shape(args.length, args.head_dim, args.heads, args.batch, args.dtype)
     plan = points.quick_plan() if args.quick else points.plan(isa, args.full)
-    return [p for p in plan if p.group != "threads" or len(measure.CORES) > 1]
+    if args.group:
+        plan = [p for p in plan if f"{p.group} {p.dtype}".startswith(args.group)]
+    return [p for p in plan if p.group not in TWO_CORES or len(measure.CORES) > 1]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +122,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--quick", action="store_true", help="a few small points, 3 rounds: seconds")
     which.add_argument("--full", action="store_true", help="float64 at every length, too")
     which.add_argument("--length", type=int, help="one shape of your own, of this length")
+    parser.add_argument(
+        "--group", default="", help='only points like "decode", or "grid bfloat16": minutes'
+    )
     parser.add_argument("--head-dim", type=int, default=64, help="with --length")
     parser.add_argument("--heads", type=int, default=8, help="with --length")
     parser.add_argument("--batch", type=int, default=1, help="with --length")

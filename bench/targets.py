@@ -20,8 +20,13 @@ GRID_MEANS: dict[tuple[str, str], dict[str, float]] = {
     ("float32", "backward"): {"avx2": 1.70, "avx512": 1.80},
     ("float64", "forward"): {"avx2": 1.6},
     ("float64", "backward"): {"avx2": 1.6},
+    ("bfloat16", "forward"): {"avx2": 1.6, "avx512": 1.6},
+    ("bfloat16", "backward"): {"avx2": 1.3, "avx512": 1.3},
 }
-GRID_WORST = 1.0
+# (dtype, direction) -> least ratio of any point of the grid.
+GRID_WORST = {("float32", "forward"): 1.0, ("float32", "backward"): 1.0, ("bfloat16", "forward"): 1.1}
+DECODE_OF_COPY = 90.0
+WINDOW_OVER_FULL = 15.0
 LONG = 1024
 LONG_PERCENT_OF_PEAK = 80.0
 FORECAST_MEAN = 2.0
@@ -99,9 +104,10 @@ def grid_lines(record: Record, isa: str) -> Iterator[Line]:
         what = f"{direction}, {dtype}"
         note = f"{len(found)} points"
         yield Line(isa, f"{what}: mean against torch", mean, wanted[isa], note=note)
-        if dtype == "float32":
+        least = GRID_WORST.get((dtype, direction))
+        if least is not None:
             figure, note = worst(found)
-            yield Line(isa, f"{what}: worst point against torch", figure, GRID_WORST, note=note)
+            yield Line(isa, f"{what}: worst point against torch", figure, least, note=note)
 
 
 def peak_lines(record: Record, isa: str) -> Iterator[Line]:
@@ -177,6 +183,28 @@ def thread_lines(record: Record, isa: str) -> Iterator[Line]:
             yield Line(isa, what, figure, TWO_THREADS, note="one core" if one_core else "")
 
 
+def decode_lines(record: Record, isa: str) -> Iterator[Line]:
+    """One query over a long cache, as a share of what a copy gets of the memory."""
+    for head_dim in points.DECODE_HEAD_DIMS:
+        found = [
+            r
+            for r in record.of(isa, "decode")
+            if r.point.head_dim == head_dim and r.point.dtype == "float32"
+        ]
+        figure = 100 * found[0].times_as_fast("copy") if found else None
+        what = f"decode, one query, {points.DECODE_KEYS} keys, D {head_dim}: bandwidth of a copy's"
+        yield Line(isa, what, figure, DECODE_OF_COPY, unit="%", note="2 threads")
+
+
+def window_lines(record: Record, isa: str) -> Iterator[Line]:
+    """A narrow window against all keys."""
+    for direction in ("forward", "training"):
+        found = [r for r in record.of(isa, "window") if r.point.direction == direction]
+        figure = found[0].times_as_fast("full") if found else None
+        what = f"{points.DIRECTIONS[direction]}, window {points.WINDOW} of {points.WINDOW_LENGTH}"
+        yield Line(isa, f"{what}: against full", figure, WINDOW_OVER_FULL)
+
+
 def option_lines(record: Record, isa: str) -> Iterator[Line]:
     """Each option against torch with it, and as a multiple of the time of the plain call."""
     for group, names, rival, wanted, text in (
@@ -198,6 +226,8 @@ PARTS: tuple[Callable[[Record, str], Iterator[Line]], ...] = (
     thread_lines,
     overhead_lines,
     option_lines,
+    window_lines,
+    decode_lines,
 )
 
 

@@ -142,6 +142,30 @@ TEST_P(AttentionOf, AnyNumberOfThreadsGivesTheSameBits) {
   at::set_num_threads(before);
 }
 
+TEST(NarrowTypes, AreComputedInFloat32AndRoundedOnce) {
+  for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
+    for (const int64_t queries : {1, 19}) {
+      Inputs x(dtype, {.queries = queries, .keys = 130});
+      x.requires_grad();
+      const auto options = AttentionOptions().causal(true);
+      const Tensor out = attention(x.query, x.key, x.value, options);
+      out.sum().backward();
+      Inputs wide(dtype, {.queries = queries, .keys = 130});
+      for (Tensor* t : {&wide.query, &wide.key, &wide.value}) *t = t->to(at::kFloat);
+      wide.requires_grad();
+      const Tensor expected = attention(wide.query, wide.key, wide.value, options);
+      expected.sum().backward();
+      EXPECT_EQ(out.scalar_type(), dtype);
+      // The order of the sums may differ, and with it a rounding: of numbers below 4.
+      const double spacing = dtype == at::kHalf ? 0x1p-9 : 0x1p-6;
+      EXPECT_LE(largest_difference(out, expected.to(dtype)), spacing);
+      EXPECT_LE(largest_difference(x.key.grad(), wide.key.grad().to(dtype)), spacing);
+      const Tensor lse = std::get<1>(attention_with_lse(x.query, x.key, x.value, options));
+      EXPECT_EQ(lse.scalar_type(), at::kFloat);
+    }
+  }
+}
+
 TEST(DropoutMask, IsWhatAttentionUses) {
   const Inputs x;
   torch::manual_seed(8);

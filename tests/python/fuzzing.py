@@ -174,6 +174,10 @@ def check_bad_numbers(problem: Problem) -> None:
 # --- mistakes -----------------------------------------------------------------------------------
 
 
+def another_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float64 else torch.float64
+
+
 @dataclass(frozen=True)
 class Mistake:
     """Breaks the arguments of a valid 4-D call, which must then raise `error` and name `word`."""
@@ -194,7 +198,7 @@ MISTAKES = {
     "key longer": Mistake(ValueError, "key", lambda a: {"key": _longer(a["key"], -2)}),
     "key wider": Mistake(ValueError, "key", lambda a: {"key": _longer(a["key"], -1)}),
     "batches": Mistake(ValueError, "batch", lambda a: {"key": _longer(a["key"], 0)}),
-    "dtypes": Mistake(TypeError, "dtype", lambda a: {"value": a["value"].half()}),
+    "dtypes": Mistake(TypeError, "dtype", lambda a: {"value": a["value"].to(another_dtype(a["value"].dtype))}),
     "integers": Mistake(
         TypeError, "Long", lambda a: {n: a[n].long() for n in ("query", "key", "value")}
     ),

@@ -126,7 +126,9 @@ def test_slopes_and_sinks_take_a_few_numbers_a_row(
 ) -> None:
     problem = make_problem(Spec(1, 2, queries=900, keys=700, **option), dtype)
     usage = predicted(problem)
-    assert measure_forward(problem) == usage.forward
+    # The kernels read float32: of 16 bits a copy is made.
+    copied = 2 * 4 if dtype in NARROW else 0
+    assert measure_forward(problem) - usage.forward == copied
     # In the backward: what each row adds, its products on the way there, and float64 sums.
     rows = 2 * 900 * torch.empty((), dtype=compute_dtype(dtype)).element_size()
     assert measure_backward(problem) - usage.backward <= 6 * rows + 1024

@@ -99,8 +99,9 @@ struct MemoryUsage {
 /// What `attention` allocates for query [batch, heads, queries, head_dim], key of `keys` rows and
 /// value of width `value_dim`, with the kernels and the number of threads that are active now.
 /// `has_bias` adds the tile of a bias or a mask, a part of the scratch, and `has_softcap` one for
-/// the backward. Copies are not in it: of an input whose last dimension is not contiguous, and of a
-/// grad_out like that; nor what gradients of other inputs are summed up in: the float64 sums of a
+/// the backward. Copies are not in it: of an input whose last dimension is not contiguous, of a
+/// grad_out like that, and of alibi_slopes and sinks of 16 bits, in float32; nor out in float32,
+/// which a recorded call of 16-bit inputs keeps for its gradients; nor what gradients of other inputs are summed up in: the float64 sums of a
 /// broadcast bias, twice its size, and a few numbers per row for alibi_slopes and for sinks.
 FLASH_API MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
                                        int64_t head_dim, int64_t value_dim, at::ScalarType dtype,
