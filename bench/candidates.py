@@ -162,7 +162,8 @@ def decode(point: Point) -> dict[str, Call]:
     """One query over all keys, torch's, and a copy that reads and writes as many bytes as they have."""
     _, key, value = plain_inputs(point)
     query = torch.randn(point.batch, point.heads, 1, point.head_dim, dtype=key.dtype)
-    source = torch.zeros_like(key)  # half of the bytes: they are read and written
+    # Half of the bytes, as they are read and written. Not zeros, which would be one page of memory.
+    source = torch.ones_like(key)
     target = torch.empty_like(source)
 
     def on_two_threads(call: Call) -> Call:

@@ -112,7 +112,8 @@ class Record:
         kept = [
             result
             for result in self.results
-            if result.isa not in newer.runs or (group and (result.isa, result.point) not in measured)
+            if result.isa not in newer.runs
+            or (group and (result.isa, result.point) not in measured)
         ]
         models = newer.models if MODELS in newer.runs else self.models
         runs = newer.runs | self.runs if group else self.runs | newer.runs

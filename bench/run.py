@@ -170,7 +170,9 @@ def checked_arguments() -> tuple[argparse.Namespace, tuple[str, ...]]:
             found.error(f"--{name} is for whole runs: expected it without --quick and --length")
     alone = args.isa is not None or args.length is not None or args.group != ""
     if alone and args.only == "models":
-        found.error("--isa, --group and --length are of the attention: expected them without --only models")
+        found.error(
+            "--isa, --group and --length are of the attention: expected them without --only models"
+        )
     parts = (args.only,) if args.only else PARTS[:1] if alone else PARTS
     if "models" in parts and not args.originals.is_file():
         sys.exit(

@@ -24,7 +24,11 @@ GRID_MEANS: dict[tuple[str, str], dict[str, float]] = {
     ("bfloat16", "backward"): {"avx2": 1.3, "avx512": 1.3},
 }
 # (dtype, direction) -> least ratio of any point of the grid.
-GRID_WORST = {("float32", "forward"): 1.0, ("float32", "backward"): 1.0, ("bfloat16", "forward"): 1.1}
+GRID_WORST = {
+    ("float32", "forward"): 1.0,
+    ("float32", "backward"): 1.0,
+    ("bfloat16", "forward"): 1.1,
+}
 DECODE_OF_COPY = 90.0
 WINDOW_OVER_FULL = 15.0
 LONG = 1024

@@ -90,9 +90,7 @@ class Task:
     def step(self) -> Tensor:
         """Loss and gradients of next-token prediction."""
         self.model.zero_grad()
-        loss = self.model(
-            self.tokens, attention_mask=self.attention_mask, labels=self.tokens
-        ).loss
+        loss = self.model(self.tokens, attention_mask=self.attention_mask, labels=self.tokens).loss
         loss.backward()
         return loss.detach()
 

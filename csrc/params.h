@@ -6,8 +6,8 @@
 
 namespace flash {
 
-/// How numbers lie in memory: as what the kernels compute in, or as 16 bits, which a kernel of float
-/// widens as it reads and rounds as it writes.
+/// How numbers lie in memory: as what the kernels compute in, or as 16 bits, which a kernel of
+/// float widens as it reads and rounds as it writes.
 enum class Storage { kNative, kBFloat16, kHalf };
 
 struct Strides {
@@ -87,7 +87,7 @@ struct BackwardParams {
   ConstRows out, grad_out;
   const void* row_max;
   const void* row_sum;
-  const void* grad_lse;                          ///< [batch, heads, queries] contiguous, or null
+  const void* grad_lse;  ///< [batch, heads, queries] contiguous, or null
   /// Likewise: what each row adds to the gradient of its slope and of its sink; null: not wanted.
   void* grad_slope_rows;
   void* grad_sink_rows;
@@ -96,8 +96,8 @@ struct BackwardParams {
   /// True: added to what is there, as several scores share an element. False: each score has its
   /// own, which is stored; what no query attends within its window is left as it is.
   bool grad_bias_adds;
-  bool grad_bias_is_double;                      ///< where it is added to; else native
-  Storage grad_bias_storage;                     ///< where it is stored
+  bool grad_bias_is_double;   ///< where it is added to; else native
+  Storage grad_bias_storage;  ///< where it is stored
   int64_t grad_bias_strides[4];
   int64_t block_size;
 };
@@ -115,8 +115,8 @@ enum class DropoutKind {
   kGeluGradient,  ///< scale gelu'(x) other
 };
 
-/// Contiguous arrays of `elements` numbers, elements first, first + 1, … of a whole. Whether an element
-/// is kept depends on the seed and its number in the whole only.
+/// Contiguous arrays of `elements` numbers, elements first, first + 1, … of a whole. Whether an
+/// element is kept depends on the seed and its number in the whole only.
 struct DropoutParams {
   DropoutKind kind;
   const void* input;

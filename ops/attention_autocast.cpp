@@ -19,8 +19,8 @@ class Lowered {
     this->query = lower(query), this->key = lower(key), this->value = lower(value);
     for (std::optional<at::Tensor>* t : {&options.bias, &options.alibi_slopes, &options.sinks}) {
       // Beside 16-bit queries float32 is as good, and keeps what it says.
-      const bool as_is = !t->has_value() || !(*t)->is_floating_point() ||
-                         is_dtype_beside(this->query, **t);
+      const bool as_is =
+          !t->has_value() || !(*t)->is_floating_point() || is_dtype_beside(this->query, **t);
       if (!as_is) *t = lower(**t);
     }
   }

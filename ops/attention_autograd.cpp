@@ -358,7 +358,8 @@ ForwardResult forward_autograd(const at::Tensor& query, const at::Tensor& key,
   }
   if (asked.tangents) {
     const ForwardTangents tangents = forward_tangents(query, key, value, options, seed);
-    out._set_fw_grad(in_dtype(tangents.out, out.scalar_type()), /*level=*/0, /*is_inplace_op=*/false);
+    out._set_fw_grad(in_dtype(tangents.out, out.scalar_type()), /*level=*/0,
+                     /*is_inplace_op=*/false);
     const at::Tensor row_sum = row_stats.select(0, 1);
     const at::Tensor of_sum = (row_sum * tangents.lse).masked_fill(row_sum == 0, 0.0);
     row_stats._set_fw_grad(at::stack({at::zeros_like(of_sum), of_sum}), /*level=*/0,

@@ -34,8 +34,8 @@ at::Tensor grad_bias_memory(const at::Tensor& bias, bool adds, bool has_window) 
   return adds || has_window ? at::zeros(bias.sizes(), options) : at::empty(bias.sizes(), options);
 }
 
-/// What the gradient of `input` is summed up in, block by block: of its layout, in float32 where it is
-/// narrower.
+/// What the gradient of `input` is summed up in, block by block: of its layout, in float32 where it
+/// is narrower.
 at::Tensor empty_sums(bool needed, const at::Tensor& input) {
   return empty_grad(needed, input, compute_dtype(input.scalar_type()));
 }
@@ -202,7 +202,12 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   if (needed[4]) d_slopes = sum_rows(*options.alibi_slopes, slope_rows);
   if (needed[5]) d_sinks = sum_rows(*options.sinks, sink_rows);
   const at::ScalarType dtype = query.scalar_type();
-  return {in_dtype(d_query, dtype), in_dtype(d_key, dtype), in_dtype(d_value, dtype), d_bias, d_slopes, d_sinks};
+  return {in_dtype(d_query, dtype),
+          in_dtype(d_key, dtype),
+          in_dtype(d_value, dtype),
+          d_bias,
+          d_slopes,
+          d_sinks};
 }
 
 at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -252,7 +257,8 @@ MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int6
   };
   const auto size = static_cast<int64_t>(at::elementSize(compute_dtype(dtype)));
   const int64_t rows = 2 * batch * heads * queries * size;
-  // The sums of the gradients of query, key and value, which are results themselves where not narrow.
+  // The sums of the gradients of query, key and value, which are results themselves where not
+  // narrow.
   const int64_t sums =
       compute_dtype(dtype) == dtype
           ? 0
@@ -261,8 +267,8 @@ MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int6
       SplitKeys::fits(forward)
           ? SplitKeys(kernels, forward, compute_dtype(dtype)).bytes()
           : scratch(kernels.forward_plan(forward), kernels.forward_scratch_bytes(forward));
-  return {rows + forward_bytes,
-          sums + scratch(kernels.backward_plan(backward), kernels.backward_scratch_bytes(backward))};
+  return {rows + forward_bytes, sums + scratch(kernels.backward_plan(backward),
+                                               kernels.backward_scratch_bytes(backward))};
 }
 
 }  // namespace flash

@@ -11,8 +11,8 @@ namespace {
 ForwardResult forward_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const CallOptions& o) {
   const Sizes s = check_attention(query, key, value, o);
-  return {empty_out(query, value, s, compute_dtype(query.scalar_type())),
-          empty_row_stats(query, s), empty_seed(query, o.dropout)};
+  return {empty_out(query, value, s, compute_dtype(query.scalar_type())), empty_row_stats(query, s),
+          empty_seed(query, o.dropout)};
 }
 
 BackwardResult backward_meta(const at::Tensor&, const std::optional<at::Tensor>&,

@@ -194,8 +194,12 @@ class Rows {
 
 /// 16-bit numbers would round each of the sums over rows.
 BackwardCallInputs widened(const BackwardCallInputs& call) {
-  return {flash::widened(call.grad_out), flash::widened(call.grad_lse), flash::widened(call.query),
-          flash::widened(call.key),      flash::widened(call.value),    flash::widened(call.options),
+  return {flash::widened(call.grad_out),
+          flash::widened(call.grad_lse),
+          flash::widened(call.query),
+          flash::widened(call.key),
+          flash::widened(call.value),
+          flash::widened(call.options),
           call.seed};
 }
 
@@ -205,8 +209,8 @@ Tensor narrowed(const Tensor& t, const std::optional<Tensor>& like) {
 
 std::array<std::optional<Tensor>, kTwiceDifferentiable> inputs_of(const BackwardCallInputs& call) {
   const CallOptions& o = call.options;
-  return {call.grad_out, call.grad_lse, call.query, call.key, call.value, o.bias, o.alibi_slopes,
-          o.sinks};
+  return {call.grad_out, call.grad_lse, call.query,     call.key,
+          call.value,    o.bias,        o.alibi_slopes, o.sinks};
 }
 
 }  // namespace

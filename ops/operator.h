@@ -28,7 +28,8 @@ LseResult call_attention_with_lse(const at::Tensor& query, const at::Tensor& key
 /// out is of `compute_dtype`: rounded to 16 bits, it would cost the gradients more than their own
 /// rounding does, as the difference of dP and rowsum(dO o O) is small where few keys are attended.
 /// row_stats [2, B, H, L] (or [2, B, L]), of `compute_dtype`, holds row_max, the largest score of
-/// each row, and row_sum, the sum of exp(score - row_max). seed is int64 [1] with dropout and [0] without.
+/// each row, and row_sum, the sum of exp(score - row_max). seed is int64 [1] with dropout and [0]
+/// without.
 using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 ForwardResult call_forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                            const CallOptions& options);

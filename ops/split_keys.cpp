@@ -112,8 +112,7 @@ ForwardParams SplitKeys::part_params(int64_t batch, int64_t first, int64_t count
   p.query = moved(params_.query, batch * params_.query.strides.batch, stored_size_);
   p.query.strides.batch = 0;
   const auto keys_of = [&](const ConstRows& rows) {
-    ConstRows part =
-        moved(rows, batch * rows.strides.batch + key * rows.strides.row, stored_size_);
+    ConstRows part = moved(rows, batch * rows.strides.batch + key * rows.strides.row, stored_size_);
     part.strides.batch = kKeysPerPart * rows.strides.row;
     return part;
   };

@@ -24,8 +24,8 @@ void check_packed(const Packed& packed, const CallOptions& options);
 /// [T, H, D] as [1, H, T, D].
 inline at::Tensor as_heads(const at::Tensor& rows) { return rows.transpose(0, 1).unsqueeze(0); }
 
-/// flash::_varlen_forward: out [Tq, H, Dv], of `compute_dtype`; row_stats [2, Tq * H], the largest score and the sum of
-/// each row, [H, L] for one sequence after the other; seed.
+/// flash::_varlen_forward: out [Tq, H, Dv], of `compute_dtype`; row_stats [2, Tq * H], the largest
+/// score and the sum of each row, [H, L] for one sequence after the other; seed.
 using VarlenForward = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 /// flash::_varlen_backward: gradients of query, key, value, alibi_slopes and sinks.

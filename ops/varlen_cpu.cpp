@@ -72,8 +72,7 @@ class Sequences {
       p.score.sinks = moved(score_.sinks, n * score_.sink_strides[0], number_size_);
     }
     if (score_.alibi_slopes != nullptr) {
-      p.score.alibi_slopes =
-          moved(score_.alibi_slopes, n * score_.slope_strides[0], number_size_);
+      p.score.alibi_slopes = moved(score_.alibi_slopes, n * score_.slope_strides[0], number_size_);
     }
     p.storage = storage_of(query_.scalar_type());
     p.query = queries_of(n, query_);

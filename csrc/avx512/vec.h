@@ -77,15 +77,13 @@ struct Vec<float> : Avx512Tiles {
     const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
     const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    const __m512i rounded =
-        _mm512_mask_mov_epi32(_mm512_add_epi32(bits, half), is_nan, quiet);
+    const __m512i rounded = _mm512_mask_mov_epi32(_mm512_add_epi32(bits, half), is_nan, quiet);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
   }
   static void store(Half* p, Reg x) {
-    _mm256_storeu_si256(
-        reinterpret_cast<__m256i*>(p),
-        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }

@@ -82,8 +82,9 @@ class BackwardBlock {
     const int64_t first = first_ + at;
     const int64_t count = tiles_.end(t) - at;
     const double keep = dropout_keep_scale(p_.score.dropout);
-    const RowView<T> query = read_rows<V>(p_.query, p_.storage, batch_, head_, first, count,
-                                          shape.head_dim, scratch_.query_rows + shape.head_dim * at);
+    const RowView<T> query =
+        read_rows<V>(p_.query, p_.storage, batch_, head_, first, count, shape.head_dim,
+                     scratch_.query_rows + shape.head_dim * at);
     const RowView<T> grad_out =
         read_rows<V>(p_.grad_out, p_.grad_out_storage, batch_, head_, first, count, shape.value_dim,
                      scratch_.grad_out_rows + shape.value_dim * at);
@@ -241,7 +242,8 @@ class BackwardBlock {
     }
     T* live = weights + j * kStride + kSkip;
     raw_scores<V, kLive>(key_at(block + j), key_rows_.stride, keys, p_.shape.head_dim,
-                         {scratch_.queries + p_.shape.head_dim * at + kSkip, kLanes}, live, kStride);
+                         {scratch_.queries + p_.shape.head_dim * at + kSkip, kLanes}, live,
+                         kStride);
     if (!limited && !changes_scores(p_.score)) {
       weigh<kLive, false>(live, keys, at + kSkip);
     } else {
@@ -341,15 +343,16 @@ class BackwardBlock {
     const Terms terms = ragged ? Terms{begins, ends} : Terms{};
     if (p_.grad_value.data != nullptr) {
       update_rows<V>({scratch_.weights, Scratch::kStride, 1},
-                     {grad_out_rows_.data, grad_out_rows_.stride}, count_, row_pointer<T>(p_.grad_value, batch_, value_head_, key),
+                     {grad_out_rows_.data, grad_out_rows_.stride}, count_,
+                     row_pointer<T>(p_.grad_value, batch_, value_head_, key),
                      p_.grad_value.strides.row, keys, p_.shape.value_dim,
                      {true, T(1), nullptr, nullptr}, terms);
     }
     if (p_.grad_key.data != nullptr) {
       update_rows<V>({scratch_.grad_scores, Scratch::kStride, 1},
-                     {query_rows_.data, query_rows_.stride}, count_, row_pointer<T>(p_.grad_key, batch_, key_head_, key),
-                     p_.grad_key.strides.row, keys, p_.shape.head_dim,
-                     {true, scale_, nullptr, nullptr}, terms);
+                     {query_rows_.data, query_rows_.stride}, count_,
+                     row_pointer<T>(p_.grad_key, batch_, key_head_, key), p_.grad_key.strides.row,
+                     keys, p_.shape.head_dim, {true, scale_, nullptr, nullptr}, terms);
     }
   }
 

@@ -45,8 +45,8 @@ inline MutableRows slope_rows(const BackwardParams& p) {
   return {p.grad_slope_rows, {p.shape.heads * p.shape.queries, p.shape.queries, 1}};
 }
 
-/// The queries of a unit in blocks of about one size, whole tiles all but the last: a small block would
-/// read and write whole rows of dK and dV for little.
+/// The queries of a unit in blocks of about one size, whole tiles all but the last: a small block
+/// would read and write whole rows of dK and dV for little.
 template <class V>
 int64_t queries_per_block(Range queries) {
   const int64_t count = max_of(1, queries.end - queries.begin);

@@ -1,11 +1,13 @@
 #pragma once
-// Forward of few queries over any number of keys, as in decoding: a step of a language model has one
-// query, and takes as long as it takes to read the keys and values from memory, if nothing else is in
-// the way. Lanes are keys here, since lanes of queries would be idle; keys and values are read once, in
-// the order of memory, a few rows ahead of which the prefetchers of a CPU then are.
+// Forward of few queries over any number of keys, as in decoding: a step of a language model has
+// one query, and takes as long as it takes to read the keys and values from memory, if nothing else
+// is in the way. Lanes are keys here, since lanes of queries would be idle; keys and values are
+// read once, in the order of memory, a few rows ahead of which the prefetchers of a CPU then are.
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "csrc/generic/exp.h"
 #include "csrc/generic/score_stage.h"
@@ -34,13 +36,10 @@ class FewQueries {
            p.shape.head_dim <= V::kLongestChain * W;
   }
 
-  static int64_t scratch_bytes(const ForwardParams& p) {
-    return FewQueries(p, nullptr).bytes_;
-  }
+  static int64_t scratch_bytes(const ForwardParams& p) { return FewQueries(p, nullptr).bytes_; }
 
   FewQueries(const ForwardParams& p, void* memory) : p_(p), count_(p.shape.queries) {
     const Shape& shape = p.shape;
-    const bool widens = p.storage != Storage::kNative;
     weights_ = static_cast<T*>(memory);
     scores_ = weights_ + W * kKeys;
     bias_ = scores_ + kKeys * W;
@@ -48,9 +47,7 @@ class FewQueries {
     max_ = sums_ + count_ * W;
     rescale_ = max_ + count_;
     queries_ = rescale_ + count_;
-    keys_ = queries_ + count_ * shape.head_dim;
-    values_ = keys_ + (widens ? kKeys * shape.head_dim : 0);
-    outs_ = values_ + (widens ? kKeys * shape.value_dim : 0);
+    outs_ = queries_ + count_ * shape.head_dim;
     const T* end = outs_ + (narrows() ? count_ * shape.value_dim : 0);
     bytes_ = (end - weights_) * static_cast<int64_t>(sizeof(T));
   }
@@ -67,8 +64,8 @@ class FewQueries {
 
   /// Of the last (batch, head): as those of a ForwardTile.
   bool is_suspect(int64_t i) const {
-    return sum_of(i) == 0 || (can_exclude(p_.score) &&
-                              has_nan<V>(out_ + i * out_stride_, 0, 1, p_.shape.value_dim));
+    return sum_of(i) == 0 ||
+           (can_exclude(p_.score) && has_nan<V>(out_ + i * out_stride_, 0, 1, p_.shape.value_dim));
   }
 
  private:
@@ -85,8 +82,8 @@ class FewQueries {
     out_ = narrows() ? outs_ : static_cast<T*>(p_.out.data) + first_out_;
     out_stride_ = narrows() ? shape.value_dim : p_.out.strides.row;
     const T scale = static_cast<T>(p_.score.scale);
-    const RowView<T> rows = read_rows<V>(p_.query, p_.storage, batch, head, 0, count_,
-                                         shape.head_dim, queries_);
+    const RowView<T> rows =
+        read_rows<V>(p_.query, p_.storage, batch, head, 0, count_, shape.head_dim, queries_);
     for (int64_t i = 0; i < count_; ++i) {
       for (int64_t c = 0; c < shape.head_dim; ++c) {
         queries_[i * shape.head_dim + c] = scale * rows.at(i)[c];
@@ -102,31 +99,51 @@ class FewQueries {
   }
 
   void step(int64_t key, int64_t keys, bool accumulate) {
-    const Shape& shape = p_.shape;
-    const RowView<T> key_rows = read_rows<V>(p_.key, p_.storage, batch_, key_head_, key, keys,
-                                             shape.head_dim, keys_);
-    // Further queries find the rows in the first-level cache.
-    Ahead ahead(p_, p_.key, shape.head_dim);
-    for (int64_t i = 0; i < count_; ++i, ahead.stop()) {
-      const T* query = queries_ + i * shape.head_dim;
-      for (int64_t j = 0; j < keys; j += W) {
-        V::store(weights_ + i * kKeys + j,
-                 row_products(query, {key_rows.at(j), key_rows.stride}, min_of(W, keys - j), ahead));
-      }
-    }
+    with_rows(p_.key, key_head_, key, [&](const auto* rows) { form_scores(rows, keys); });
     const bool limited = !stage_.ranges().is_unlimited(key, keys);
     if (limited || changes_scores(p_.score)) apply_options(key, keys, limited);
     for (int64_t i = 0; i < count_; ++i) weigh(i, keys);
-    const RowView<T> value_rows = read_rows<V>(p_.value, p_.storage, batch_, value_head_, key, keys,
-                                               shape.value_dim, values_);
-    ahead = Ahead(p_, p_.value, shape.value_dim);
+    with_rows(p_.value, value_head_, key,
+              [&](const auto* rows) { update_out(rows, keys, accumulate); });
+  }
+
+  // Calls f(row `row`) with the numbers as they are stored: they are widened in registers.
+  template <class F>
+  void with_rows(const ConstRows& rows, int64_t head, int64_t row, F&& f) const {
+    const int64_t offset = row_offset(rows, batch_, head, row);
+    if constexpr (std::is_same_v<T, float>) {
+      if (p_.storage != Storage::kNative) {
+        return with_narrow(rows.data, p_.storage, [&](const auto* p) { f(p + offset); });
+      }
+    }
+    f(static_cast<const T*>(rows.data) + offset);
+  }
+
+  template <class Stored>
+  void form_scores(const Stored* rows, int64_t keys) {
+    const int64_t stride = p_.key.strides.row;
+    // Further queries find the rows in the first-level cache.
+    Ahead ahead(stride * sizeof(Stored), p_.shape.head_dim * sizeof(Stored));
     for (int64_t i = 0; i < count_; ++i, ahead.stop()) {
-      const T rescale = accumulate ? rescale_[i] : T(0);
-      for (int64_t c = 0; c < shape.value_dim; c += kColumnVecs * W, ahead.stop()) {
-        const int64_t columns = min_of(kColumnVecs * W, shape.value_dim - c);
+      for (int64_t j = 0; j < keys; j += W) {
+        V::store(weights_ + i * kKeys + j,
+                 row_products(queries_ + i * p_.shape.head_dim, rows + j * stride, stride,
+                              min_of(W, keys - j), ahead));
+      }
+    }
+  }
+
+  template <class Stored>
+  void update_out(const Stored* rows, int64_t keys, bool accumulate) {
+    const int64_t width = p_.shape.value_dim;
+    Ahead ahead(p_.value.strides.row * sizeof(Stored), width * sizeof(Stored));
+    for (int64_t i = 0; i < count_; ++i) {
+      for (int64_t c = 0; c < width; c += kColumnVecs * W, ahead.stop()) {
+        const int64_t columns = min_of(kColumnVecs * W, width - c);
         with_vecs<kColumnVecs>(static_cast<int>(ceil_div(columns, W)), [&]<int kColumns>() {
-          add_values<kColumns>(weights_ + i * kKeys, keys, {value_rows.data + c, value_rows.stride},
-                               columns, accumulate, rescale, out_ + i * out_stride_ + c, ahead);
+          add_values<kColumns>(weights_ + i * kKeys, rows + c, keys, columns,
+                               accumulate ? rescale_ + i : nullptr, out_ + i * out_stride_ + c,
+                               ahead);
         });
       }
     }
@@ -136,42 +153,48 @@ class FewQueries {
   // prefetchers of a CPU lose sight of keys while values are read, and of values while keys are.
   class Ahead {
    public:
-    Ahead(const ForwardParams& p, const ConstRows& rows, int64_t columns) {
-      if (p.storage != Storage::kNative || columns == 0) return;  // read_rows has been there
-      constexpr int64_t kBytes = 8192;
-      const auto size = static_cast<int64_t>(sizeof(T));
-      bytes_ = columns * size;
-      distance_ = ceil_div(kBytes, bytes_) * rows.strides.row * size;
-    }
+    Ahead(size_t stride, size_t bytes)
+        : bytes_(bytes), distance_(bytes == 0 ? 0 : (kBytes + bytes - 1) / bytes * stride) {}
     void stop() { bytes_ = 0; }
-    void of(const T* row) const {
-      constexpr int64_t kLine = 64;
+    void of(const void* row) const {
       // The address may be past the end of everything, and is no pointer.
-      const auto address = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(distance_);
-      for (int64_t at = 0; at < bytes_; at += kLine) {
-        __builtin_prefetch(reinterpret_cast<const void*>(address + static_cast<uintptr_t>(at)), 0, 2);
+      const uintptr_t address = reinterpret_cast<uintptr_t>(row) + distance_;
+      for (size_t at = 0; at < bytes_; at += kLine) {
+        __builtin_prefetch(reinterpret_cast<const void*>(address + at), 0, 2);
       }
     }
 
    private:
-    int64_t bytes_ = 0, distance_ = 0;
+    static constexpr size_t kBytes = 8192, kLine = 64;
+    size_t bytes_, distance_;
   };
 
-  // The dot products of a query with each of W rows, of which `count` exist; the others give anything.
-  Reg row_products(const T* query, RowView<T> rows, int64_t count, const Ahead& ahead) const {
-    const int64_t columns = p_.shape.head_dim;
-    const typename V::Mask tail = V::first(columns % W);
+  // The first `count` numbers, and zeros.
+  static Reg load_first(const T* p, int64_t count) { return V::load(p, V::first(count)); }
+  template <class Stored>
+  static Reg load_first(const Stored* p, int64_t count) {
+    Stored numbers[W] = {};
+    for (int64_t i = 0; i < count; ++i) numbers[i] = p[i];
+    return V::load(numbers);
+  }
+
+  // The dot products of a query with each of W rows, of which `count` exist; the others give
+  // anything.
+  template <class Stored>
+  Reg row_products(const T* query, const Stored* row, int64_t stride, int64_t count,
+                   const Ahead& ahead) const {
+    const int64_t columns = p_.shape.head_dim, tail = columns % W;
     Reg sum[W];
     // In the order of memory, which is twice as fast from afar as column by column.
-    const T* row = rows.data;
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) {
       ahead.of(row);
       sum[i] = V::zero();
       int64_t c = 0;
-      for (; c + W <= columns; c += W) sum[i] = V::fma(V::load(query + c), V::load(row + c), sum[i]);
-      if (c < columns) sum[i] = V::fma(V::load(query + c, tail), V::load(row + c, tail), sum[i]);
-      row += i + 1 < count ? rows.stride : 0;
+      for (; c + W <= columns; c += W)
+        sum[i] = V::fma(V::load(query + c), V::load(row + c), sum[i]);
+      if (tail > 0) sum[i] = V::fma(load_first(query + c, tail), load_first(row + c, tail), sum[i]);
+      row += i + 1 < count ? stride : 0;
     }
     V::transpose(sum);
 #pragma GCC unroll 8
@@ -182,28 +205,30 @@ class FewQueries {
     return sum[0];
   }
 
-  // out = rescale * out + sum over j of weights[j] * rows[j], in kColumns vectors.
-  template <int kColumns>
-  void add_values(const T* weights, int64_t count, RowView<T> rows, int64_t columns, bool accumulate,
-                  T rescale, T* out, const Ahead& ahead) const {
-    const typename V::Mask last = V::first(columns - (kColumns - 1) * W);
-    const auto load = [&](const T* row, int v) {
-      return v == kColumns - 1 ? V::load(row + v * W, last) : V::load(row + v * W);
+  // out = rescale * out + sum over j of weights[j] * row j, in kColumns vectors; without `rescale`
+  // the sum alone.
+  template <int kColumns, class Stored>
+  void add_values(const T* weights, const Stored* row, int64_t count, int64_t columns,
+                  const T* rescale, T* out, const Ahead& ahead) const {
+    const int64_t tail = columns - (kColumns - 1) * W;
+    const bool whole = tail == W;
+    const auto load = [&](const auto* p, int v) {
+      return whole || v < kColumns - 1 ? V::load(p + v * W) : load_first(p + v * W, tail);
     };
     Reg sum[kColumns];
     each<kColumns>([&](int v) { sum[v] = V::zero(); });
-    for (int64_t j = 0; j < count; ++j) {
-      const T* row = rows.at(j);
+    for (int64_t j = 0; j < count; ++j, row += p_.value.strides.row) {
       ahead.of(row);
       const Reg weight = V::broadcast(weights + j);
       each<kColumns>([&](int v) { sum[v] = V::fma(weight, load(row, v), sum[v]); });
     }
-    if (accumulate) {
+    if (rescale != nullptr) {
       const Reg factor = V::broadcast(rescale);
       each<kColumns>([&](int v) { sum[v] = V::fma(factor, load(out, v), sum[v]); });
     }
     each<kColumns>([&](int v) {
-      v == kColumns - 1 ? V::store(out + v * W, sum[v], last) : V::store(out + v * W, sum[v]);
+      T* const to = out + v * W;
+      whole || v < kColumns - 1 ? V::store(to, sum[v]) : V::store(to, sum[v], V::first(tail));
     });
   }
 
@@ -274,9 +299,7 @@ class FewQueries {
   T* max_;      // [queries]
   T* rescale_;  // [queries], what a larger score leaves of the rows of out
   T* queries_;  // [queries][D], scaled
-  T* keys_;     // [kKeys][D], where stored in 16 bits
-  T* values_;   // [kKeys][Dv], likewise
-  T* outs_;     // [queries][Dv], likewise
+  T* outs_;     // [queries][Dv], where stored in 16 bits
   int64_t bytes_;
 
   int64_t batch_, key_head_, value_head_, row_, first_out_;

@@ -84,19 +84,17 @@ class ForwardTile {
     narrow_out();
   }
 
-  /// Whether some row must be computed again by `run_carefully`, and whether row `i` must: it attended
-  /// nothing, or a NaN that may belong to a key it does not attend came in as 0 * NaN.
+  /// Whether some row must be computed again by `run_carefully`, and whether row `i` must: it
+  /// attended nothing, or a NaN that may belong to a key it does not attend came in as 0 * NaN.
   bool has_suspects() const {
     for (int64_t i = 0; i < count_; ++i) {
       if (row_sum_[i] == 0) return true;
     }
-    return can_exclude(p_->score) &&
-           has_nan<V>(out_, out_stride_, count_, p_->shape.value_dim);
+    return can_exclude(p_->score) && has_nan<V>(out_, out_stride_, count_, p_->shape.value_dim);
   }
   bool is_suspect(int64_t i) const {
-    return row_sum_[i] == 0 ||
-           (can_exclude(p_->score) &&
-            has_nan<V>(out_ + i * out_stride_, 0, 1, p_->shape.value_dim));
+    return row_sum_[i] == 0 || (can_exclude(p_->score) &&
+                                has_nan<V>(out_ + i * out_stride_, 0, 1, p_->shape.value_dim));
   }
 
   /// A single row (count = 1, kVecs = 1), key by key, touching no key that it does not attend.
@@ -176,9 +174,8 @@ class ForwardTile {
     int64_t begins[kLanes], ends[kLanes];
     const bool ragged = !stage_.ranges().is_unlimited(key, keys);
     if (ragged) stage_.ranges().attended_keys(key, keys, begins, ends);
-    update_rows<V>({scores, 1, kLanes},
-                   {block_->value(key), block_->value_stride()}, keys, out_, out_stride_, count_,
-                   p_->shape.value_dim,
+    update_rows<V>({scores, 1, kLanes}, {block_->value(key), block_->value_stride()}, keys, out_,
+                   out_stride_, count_, p_->shape.value_dim,
                    {accumulate, T(1), accumulate ? rescale_ : nullptr, finish ? scale : nullptr},
                    ragged ? Terms{begins, ends} : Terms{});
   }
@@ -199,8 +196,8 @@ class ForwardTile {
     }
   }
 
-  // Scores to weights in place, 0 in the vectors that attend nothing here. The sum is added up apart,
-  // so that a long row loses less.
+  // Scores to weights in place, 0 in the vectors that attend nothing here. The sum is added up
+  // apart, so that a long row loses less.
   template <int kVecs, int kLive>
   [[gnu::noinline]] static void weigh(T* row, int64_t keys, int dead, const Reg* base, Reg* total) {
     constexpr int kLanes = kVecs * V::kWidth;
@@ -267,7 +264,8 @@ class ForwardTile {
   ScoreStage<V> stage_;
   Reg max_[kMaxVecs];
   Reg sum_[kMaxVecs];
-  alignas(64) T rescale_[kMaxLanes];  // what the last block's larger scores leave of the rows of out
+  alignas(
+      64) T rescale_[kMaxLanes];  // what the last block's larger scores leave of the rows of out
 };
 
 template <class V>

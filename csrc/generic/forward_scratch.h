@@ -1,7 +1,7 @@
 #pragma once
-// What a thread of the forward works in: packed queries of a group of tiles, a block of scores, and,
-// where tensors are stored in 16 bits, the group's block of keys and values and rows of out as numbers
-// of the kernel's own.
+// What a thread of the forward works in: packed queries of a group of tiles, a block of scores,
+// and, where tensors are stored in 16 bits, the group's block of keys and values and rows of out as
+// numbers of the kernel's own.
 
 #include <cstdint>
 
@@ -15,9 +15,10 @@ namespace {
 // Beyond this a step only costs cache: the scratch of a thread stays bounded for any block_size.
 constexpr int64_t kMaxKeysPerStep = 256;
 
-/// Keys per step. Two blocks where the sequence has many: the cost of a step (rescaling, reading and
-/// writing the rows of out) is shared by twice as many keys, and sums of 128 terms, at the default, are
-/// still short. A short sequence has few steps to save, and keeps its scratch small instead.
+/// Keys per step. Two blocks where the sequence has many: the cost of a step (rescaling, reading
+/// and writing the rows of out) is shared by twice as many keys, and sums of 128 terms, at the
+/// default, are still short. A short sequence has few steps to save, and keeps its scratch small
+/// instead.
 inline int64_t keys_per_step(const Shape& shape, int64_t block_size) {
   const int64_t block = min_of(block_size, kMaxKeysPerStep);
   const int64_t step = shape.keys > 4 * block ? min_of(2 * block, kMaxKeysPerStep) : block;
@@ -26,9 +27,10 @@ inline int64_t keys_per_step(const Shape& shape, int64_t block_size) {
 
 constexpr int64_t kMostTilesPerGroup = 4;
 
-/// Tiles that go through the keys together, step by step, so that a block of keys and values that no
-/// first-level cache holds is fetched once for all of them, and one that has to be widened is widened
-/// once. Where the nearer caches hold every key, one tile at a time does as well with less scratch.
+/// Tiles that go through the keys together, step by step, so that a block of keys and values that
+/// no first-level cache holds is fetched once for all of them, and one that has to be widened is
+/// widened once. Where the nearer caches hold every key, one tile at a time does as well with less
+/// scratch.
 template <class V>
 int64_t tiles_per_group(const ForwardParams& p) {
   constexpr int64_t kSecondLevelCache = 1024 * 1024;
@@ -66,7 +68,8 @@ struct ForwardScratch {
   }
 };
 
-/// Keys and values of one (batch, head), for steps of a block each: in place, or widened block by block.
+/// Keys and values of one (batch, head), for steps of a block each: in place, or widened block by
+/// block.
 template <class V>
 class KeyBlock {
  public:
@@ -88,9 +91,11 @@ class KeyBlock {
     first_ = is_in_place() ? 0 : -1;
   }
 
-  /// Where a step that begins at `key` ends, if no earlier. Widened blocks are at multiples of their
-  /// size, wherever a tile's keys begin, so that tiles share them.
-  int64_t end_of_step(int64_t key) const { return is_in_place() ? key + size_ : begin_of(key) + size_; }
+  /// Where a step that begins at `key` ends, if no earlier. Widened blocks are at multiples of
+  /// their size, wherever a tile's keys begin, so that tiles share them.
+  int64_t end_of_step(int64_t key) const {
+    return is_in_place() ? key + size_ : begin_of(key) + size_;
+  }
 
   /// Of two steps, one at the lesser is to be taken first.
   int64_t order(int64_t key) const { return is_in_place() ? 0 : begin_of(key); }

@@ -48,10 +48,10 @@ class ScoreStage {
                  ? T(0)
                  : static_cast<const T*>(
                        p.alibi_slopes)[batch * p.slope_strides[0] + head * p.slope_strides[1]];
-    sink_ = p.sinks == nullptr
-                ? -kInf
-                : static_cast<const T*>(
-                      p.sinks)[batch * p.sink_strides[0] + head * p.sink_strides[1]];
+    sink_ =
+        p.sinks == nullptr
+            ? -kInf
+            : static_cast<const T*>(p.sinks)[batch * p.sink_strides[0] + head * p.sink_strides[1]];
     ranges_.start(p, shape, batch, head, first, count);
   }
 

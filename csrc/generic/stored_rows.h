@@ -17,7 +17,8 @@ template <class Data, class F>
 auto with_narrow(Data* data, Storage storage, F&& f) {
   using Bytes = std::conditional_t<std::is_const_v<Data>, const BFloat16, BFloat16>;
   using Halves = std::conditional_t<std::is_const_v<Data>, const Half, Half>;
-  return storage == Storage::kBFloat16 ? f(static_cast<Bytes*>(data)) : f(static_cast<Halves*>(data));
+  return storage == Storage::kBFloat16 ? f(static_cast<Bytes*>(data))
+                                       : f(static_cast<Halves*>(data));
 }
 
 /// Number `index` of `data`.
@@ -33,7 +34,8 @@ T stored_number(const void* data, int64_t index, Storage storage) {
 
 /// out[i] = number first + i of `data`, which is not native, i < count.
 template <class V>
-void widen(const void* data, int64_t first, int64_t count, Storage storage, typename V::Scalar* out) {
+void widen(const void* data, int64_t first, int64_t count, Storage storage,
+           typename V::Scalar* out) {
   if constexpr (std::is_same_v<typename V::Scalar, float>) {
     with_narrow(data, storage, [&](const auto* p) {
       p += first;
@@ -46,7 +48,8 @@ void widen(const void* data, int64_t first, int64_t count, Storage storage, type
 
 /// The way back.
 template <class V>
-void narrow(const typename V::Scalar* row, int64_t count, Storage storage, void* data, int64_t first) {
+void narrow(const typename V::Scalar* row, int64_t count, Storage storage, void* data,
+            int64_t first) {
   if constexpr (std::is_same_v<typename V::Scalar, float>) {
     with_narrow(data, storage, [&](auto* p) {
       p += first;

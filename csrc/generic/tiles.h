@@ -42,31 +42,33 @@ class QueryTiles {
 };
 
 /// S^T tile by tile: `done(first_key, tile)` receives the finished register tile of scores of keys
-/// first_key … against kVecs vectors of lanes. `left` holds `count` rows of `depth` numbers, `packed`
-/// the other operand transposed, `depth` rows of lanes.
+/// first_key … against kVecs vectors of lanes. `left` holds `count` rows of `depth` numbers,
+/// `packed` the other operand transposed, `depth` rows of lanes.
 template <class V, int kVecs, class Done>
 [[gnu::always_inline]] inline void score_tiles(const typename V::Scalar* left, int64_t stride,
                                                int64_t count, int64_t depth,
                                                Right<typename V::Scalar> packed, Done&& done) {
-  for_row_tiles<V::score_rows(kVecs)>(count, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
-    typename V::Reg tile[kRows][kVecs];
-    clear<V>(tile);
-    multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1}, packed,
-                                         min_of(depth, V::kLongestChain), V::first(V::kWidth));
-    for (int64_t d = V::kLongestChain; d < depth; d += V::kLongestChain) {
-      typename V::Reg part[kRows][kVecs];
-      clear<V>(part);
-      multiply_add<V, kRows, kVecs, false>(
-          part, {left + j * stride + d, stride, 1}, {packed.data + d * packed.stride, packed.stride},
-          min_of(depth - d, V::kLongestChain), V::first(V::kWidth));
+  for_row_tiles<V::score_rows(kVecs)>(
+      count, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
+        typename V::Reg tile[kRows][kVecs];
+        clear<V>(tile);
+        multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1}, packed,
+                                             min_of(depth, V::kLongestChain), V::first(V::kWidth));
+        for (int64_t d = V::kLongestChain; d < depth; d += V::kLongestChain) {
+          typename V::Reg part[kRows][kVecs];
+          clear<V>(part);
+          multiply_add<V, kRows, kVecs, false>(part, {left + j * stride + d, stride, 1},
+                                               {packed.data + d * packed.stride, packed.stride},
+                                               min_of(depth - d, V::kLongestChain),
+                                               V::first(V::kWidth));
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
+          for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) tile[r][v] = V::add(tile[r][v], part[r][v]);
-      }
-    }
-    done(j, tile);
-  });
+            for (int v = 0; v < kVecs; ++v) tile[r][v] = V::add(tile[r][v], part[r][v]);
+          }
+        }
+        done(j, tile);
+      });
 }
 
 /// Raw scores s[key][lane] = scale * q k.

@@ -21,7 +21,7 @@ class KeyValueCache:
         head_dim: D, width of queries and keys.
         value_dim: Dv; None means `head_dim`.
         value_heads: Hv; None means `key_heads`.
-        dtype: float32 or float64.
+        dtype: float32, float64, bfloat16 or float16.
 
     Raises:
         ValueError: a size below 1.

@@ -58,13 +58,15 @@ def attention(
     section 3.3, and gpt-oss (arXiv:2508.10925), the sinks.
 
     Args:
-        query: [B, H, L, D] or [B, L, D], float32 or float64, any strides.
+        query: [B, H, L, D] or [B, L, D], float32, float64, bfloat16 or float16, any strides. The 16-bit
+            ones are computed in float32 and the results rounded once.
         key: [B, Hk, S, D] or [B, S, D], dtype of `query`; H is a multiple of Hk.
         value: [B, Hv, S, Dv] or [B, S, Dv], dtype of `query`; H is a multiple of Hv. Hk and Hv may
             differ, and so may D and Dv.
         bias: broadcasts to [B, H, L, S] ([B, L, S] for 3-D inputs) as in NumPy. In the dtype of
             `query` it is added to the scaled scores, and -inf excludes a key; in bool, True means
-            that the query attends the key.
+            that the query attends the key. Beside a `query` of 16 bits it may be float32, and so may
+            `alibi_slopes` and `sinks`.
         causal: a query attends the keys at positions up to its own. The queries are the last L of
             the S positions (bottom-right), unless `query_positions` says otherwise.
         query_positions: int64, broadcasts to [B, H, L] ([B, L] for 3-D inputs): the position of
@@ -96,8 +98,7 @@ def attention(
         ValueError: shapes that do not go together, a window of numbers below -1, a `softcap` that is
             negative or not finite, `dropout` outside [0, 1], `block_size` below 1, or
             FLASH_ATTENTION_ISA naming kernels that do not exist or do not run here.
-        NotImplementedError: bfloat16 or float16, or a third derivative (take `standard_attention`
-            for that).
+        NotImplementedError: a third derivative (take `standard_attention` for that).
 
     >>> q = torch.randn(1, 4, 10, 16, requires_grad=True)
     >>> k, v = torch.randn(1, 2, 30, 16), torch.randn(1, 1, 30, 8)
@@ -204,7 +205,8 @@ def varlen_attention(
     and `sinks`.
 
     Args:
-        query: [Tq, H, D], the rows of all sequences, one behind the other; float32 or float64.
+        query: [Tq, H, D], the rows of all sequences, one behind the other; dtypes as
+            `attention`.
         key: [Tk, Hk, D], dtype of `query`.
         value: [Tk, Hv, Dv], dtype of `query`.
         cu_seqlens_q: int32 or int64 [N + 1], from 0 to Tq: sequence n has the rows of query from

@@ -46,13 +46,13 @@ def attention_memory(
     """Bytes that `torch.ops.flash.attention` allocates beyond its inputs and outputs.
 
     The answer is for query [batch, heads, queries, head_dim], key of `keys` rows and value of width
-    `value_dim` in `dtype` (float32 or float64), with or without a bias and a softcap, with the
+    `value_dim` in `dtype`, with or without a bias and a softcap, with the
     kernels and the number of threads that are active now. It grows with the lengths, never with
     their product. Windows, ALiBi and sinks need nothing, but for a few numbers per row while the
     gradients of slopes and sinks are summed.
 
     Raises:
-        TypeError: `dtype` is neither float32 nor float64.
+        TypeError: `dtype` is none that `attention` takes.
         ValueError: a size is negative, or `block_size` is below 1.
     """
     usage = torch.ops.flash.attention_memory(
@@ -104,7 +104,7 @@ class FlashAttention:
         """softmax(scale * query key^T) value, exact and differentiable, in O(L) memory.
 
         Args:
-            query: [B, L, D] or [B, H, L, D], float32 or float64, any strides.
+            query: [B, L, D] or [B, H, L, D], of a dtype that `attention` takes, any strides.
             key: [B, S, D] or [B, Hk, S, D] of the same dtype; H is a multiple of Hk.
             value: [B, S, Dv] or [B, Hv, S, Dv] of the same dtype; H is a multiple of Hv.
 
@@ -210,7 +210,7 @@ class MultiHeadAttention(torch.nn.Module):
         """Attend.
 
         Args:
-            query: [B, L, d_model], float32 or float64 as the module's parameters are.
+            query: [B, L, d_model], of the dtype that the module's parameters are.
             key: [B, S, d_model].
             value: [B, S, d_model].
 

@@ -27,7 +27,7 @@ def scaled_dot_product_attention(
     mask that wants a gradient, for value of another width than query.
 
     Args:
-        query: [.., H, L, D] of two or more dimensions, float32 or float64 on the CPU.
+        query: [.., H, L, D] of two or more dimensions, floating, on the CPU.
         key: [.., Hk, S, D]; Hk is H or 1, with `enable_gqa` any divisor of H.
         value: [.., Hv, S, Dv]; Hv likewise. What stands before the heads broadcasts.
         attn_mask: broadcasts to [.., H, L, S]. bool: True = attend; floating: added to the scores,
@@ -106,8 +106,8 @@ def replace_sdpa() -> SdpaReplacement:
     From the call on, `torch.nn.functional.scaled_dot_product_attention` of CPU tensors is
     `scaled_dot_product_attention` of this module, in every thread, under whatever name it was
     imported, and so in `nn.MultiheadAttention` and `nn.TransformerEncoder`, whose own kernels for
-    inference are switched off meanwhile. What ours does not take (bfloat16 and float16, nested and
-    sparse tensors, forward-mode derivatives) goes to torch's, as before.
+    inference are switched off meanwhile. What ours does not take (nested and sparse tensors,
+    forward-mode derivatives) goes to torch's, as before.
 
     Returns:
         An object to undo it, by leaving its `with` block or by its `undo()`:

@@ -1,6 +1,6 @@
 #pragma once
-// How one instruction set reads and writes 16-bit numbers, against the conversions of csrc/storage.h.
-// Included by one file per instruction set, compiled with its flags.
+// How one instruction set reads and writes 16-bit numbers, against the conversions of
+// csrc/storage.h. Included by one file per instruction set, compiled with its flags.
 
 #include <cstdint>
 
@@ -34,7 +34,8 @@ StorageReport check_storage() {
   alignas(64) Narrow narrow[W];
   alignas(64) float wide[W];
   for (uint32_t first = 0; first < 1 << 16; first += W) {
-    for (int i = 0; i < W; ++i) narrow[i].bits = static_cast<uint16_t>(first + static_cast<uint32_t>(i));
+    for (int i = 0; i < W; ++i)
+      narrow[i].bits = static_cast<uint16_t>(first + static_cast<uint32_t>(i));
     V::store(wide, V::load(narrow));
     for (int i = 0; i < W; ++i) {
       const float expected = to_float(narrow[i]);
@@ -55,8 +56,8 @@ StorageReport check_storage() {
       for (int i = 0; i < W; ++i) {
         Narrow expected;
         round_to(wide[i], &expected);
-        const bool same = is_nan(wide[i]) ? is_nan(to_float(narrow[i]))
-                                          : narrow[i].bits == expected.bits;
+        const bool same =
+            is_nan(wide[i]) ? is_nan(to_float(narrow[i])) : narrow[i].bits == expected.bits;
         // A denormal float32 may be taken for 0, and bfloat16 can tell.
         const bool denormal = __builtin_fabsf(wide[i]) < 0x1p-126f;
         report.wrong_writes += same || denormal ? 0 : 1;

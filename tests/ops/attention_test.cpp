@@ -231,8 +231,8 @@ TEST(AttentionMemory, IsToldOfASoftcap) {
 }
 
 TEST(AttentionMemory, GrowsWithTheRowsAndNotWithTheirProduct) {
-  // Keys and values of 2,048 positions outgrow the second-level cache: from there on the scratch has
-  // its full size, and only the two numbers of a row are added.
+  // Keys and values of 2,048 positions outgrow the second-level cache: from there on the scratch
+  // has its full size, and only the two numbers of a row are added.
   const MemoryUsage small = attention_memory(1, 1, 2048, 2048, 64, 64, at::kFloat);
   const MemoryUsage large = attention_memory(1, 1, 4096, 4096, 64, 64, at::kFloat);
   EXPECT_EQ(large.forward - small.forward, 2048 * 2 * static_cast<int64_t>(sizeof(float)));

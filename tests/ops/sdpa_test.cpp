@@ -41,15 +41,16 @@ TEST_P(Sdpa, IsTorchs) {
 TEST_P(Sdpa, TakesAnyNumberOfDimensionsAndGroups) {
   const Inputs x(GetParam());
   const Tensor key = x.key.narrow(1, 0, 2), value = x.value.narrow(1, 0, 2);
-  const Tensor grouped =
-      flash::scaled_dot_product_attention(x.query, key, value, {}, 0.0, false, {}, /*enable_gqa=*/true);
+  const Tensor grouped = flash::scaled_dot_product_attention(x.query, key, value, {}, 0.0, false,
+                                                             {}, /*enable_gqa=*/true);
   EXPECT_LT(largest_difference(grouped, attention(x.query, key, value)), tolerance(GetParam()));
 
-  const Tensor flat = flash::scaled_dot_product_attention(x.query[0][0], x.key[0][0], x.value[0][0]);
+  const Tensor flat =
+      flash::scaled_dot_product_attention(x.query[0][0], x.key[0][0], x.value[0][0]);
   const Tensor whole = attention(x.query, x.key, x.value);
   EXPECT_LT(largest_difference(flat, whole[0][0]), tolerance(GetParam()));
-  const Tensor deep =
-      flash::scaled_dot_product_attention(x.query.unsqueeze(1), x.key.unsqueeze(1), x.value.unsqueeze(1));
+  const Tensor deep = flash::scaled_dot_product_attention(x.query.unsqueeze(1), x.key.unsqueeze(1),
+                                                          x.value.unsqueeze(1));
   EXPECT_LT(largest_difference(deep.squeeze(1), whole), tolerance(GetParam()));
 }
 
@@ -79,12 +80,13 @@ TEST(SdpaErrors, AreSaidInWords) {
   EXPECT_THAT(message_of<c10::ValueError>(
                   [&] { flash::scaled_dot_product_attention(x.query, x.key, x.value, mask); }),
               HasSubstr("attn_mask to broadcast to [2, 4, 19, 33], got [18, 33]"));
-  EXPECT_THAT(message_of<c10::ValueError>(
-                  [&] { flash::scaled_dot_product_attention(x.query, x.key, x.value, mask, 0.0, true); }),
+  EXPECT_THAT(message_of<c10::ValueError>([&] {
+                flash::scaled_dot_product_attention(x.query, x.key, x.value, mask, 0.0, true);
+              }),
               HasSubstr("attn_mask or is_causal, got both"));
-  EXPECT_THAT(
-      message_of<c10::ValueError>([&] { flash::scaled_dot_product_attention(x.query, x.key, shorter); }),
-      HasSubstr("one length, got 33 and 32"));
+  EXPECT_THAT(message_of<c10::ValueError>(
+                  [&] { flash::scaled_dot_product_attention(x.query, x.key, shorter); }),
+              HasSubstr("one length, got 33 and 32"));
 }
 
 /// Ours and torch's differ in the last bits: whose `at::scaled_dot_product_attention` is.
@@ -128,7 +130,8 @@ TEST(ReplaceSdpa, EndsWithAnException) {
 TEST(ReplaceSdpa, LeavesToTorchWhatItDoesNotTake) {
   const Inputs x(at::kFloat);
   const auto call = [&] {
-    const Tensor nested = at::_nested_tensor_from_tensor_list({x.key[0], x.key[1].narrow(1, 0, 20)});
+    const Tensor nested =
+        at::_nested_tensor_from_tensor_list({x.key[0], x.key[1].narrow(1, 0, 20)});
     return at::scaled_dot_product_attention(nested, nested, nested).to_padded_tensor(0);
   };
   const Tensor expected = call();

@@ -198,7 +198,9 @@ MISTAKES = {
     "key longer": Mistake(ValueError, "key", lambda a: {"key": _longer(a["key"], -2)}),
     "key wider": Mistake(ValueError, "key", lambda a: {"key": _longer(a["key"], -1)}),
     "batches": Mistake(ValueError, "batch", lambda a: {"key": _longer(a["key"], 0)}),
-    "dtypes": Mistake(TypeError, "dtype", lambda a: {"value": a["value"].to(another_dtype(a["value"].dtype))}),
+    "dtypes": Mistake(
+        TypeError, "dtype", lambda a: {"value": a["value"].to(another_dtype(a["value"].dtype))}
+    ),
     "integers": Mistake(
         TypeError, "Long", lambda a: {n: a[n].long() for n in ("query", "key", "value")}
     ),

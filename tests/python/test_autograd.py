@@ -145,5 +145,3 @@ def test_one_tensor_in_three_places() -> None:
     copies = [x.detach().clone().requires_grad_() for _ in range(3)]
     apart = torch.autograd.grad(flash_attention.attention(*copies).square().sum(), copies)
     torch.testing.assert_close(together, sum(apart), rtol=0, atol=CLOSE[torch.float64])
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import flash_attention
 import pytest
@@ -204,6 +205,33 @@ def test_export_with_dynamic_shapes() -> None:
     for shape in ((2, 7, 12), (5, 30, 12)):
         x = torch.randn(shape)
         torch.testing.assert_close(exported.module()(x), module(x))
+
+
+class CausalWithBias(torch.nn.Module):
+    """The operator between others."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        return 2 * flash_attention.attention(query, key, value, bias=bias, causal=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_compiled_ahead_of_time(tmp_path: Path) -> None:
+    """AOTInductor: a shared library of the exported program, with a batch that is left open."""
+    batch = torch.export.Dim("batch", min=1, max=64)
+    each = {0: batch}
+
+    def inputs(n: int) -> list[Tensor]:
+        return [*(torch.randn(n, 4, 9, 8) for _ in range(3)), torch.randn(9, 9)]
+
+    exported = torch.export.export(
+        CausalWithBias(), tuple(inputs(2)), dynamic_shapes=(each, each, each, None)
+    )
+    path = str(tmp_path / "attention.pt2")
+    torch._inductor.aoti_compile_and_package(exported, package_path=path)
+    ahead = torch._inductor.aoti_load_package(path)
+    for n in (2, 5):
+        given = inputs(n)
+        torch.testing.assert_close(ahead(*given), CausalWithBias()(*given))
 
 
 def test_compiled_module_trains_like_the_eager_one() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import flash_attention
 import pytest
@@ -37,6 +38,7 @@ CASES: dict[str, dict[str, str]] = {
     "ours-over-atens": {"ATEN_CPU_CAPABILITY": "default", "FLASH_ATTENTION_ISA": "avx2"},
 }
 
+HERE = Path(__file__).parent
 SUPPORTED = {isa.name: isa.supported for isa in flash_attention.build_info().isa}
 
 
@@ -126,3 +128,41 @@ def test_use_simd_false_runs_the_scalar_kernels(dtype: torch.dtype) -> None:
     assert largest_difference(simd, scalar) < CLOSE[dtype]
     if flash_attention.build_info().active == "scalar":
         assert torch.equal(simd, scalar)
+
+
+COMPARED = [
+    Spec(queries=70, keys=90, head_dim=24, bias="1H1S", causal=True, dropout=0.3),
+    Spec(queries=300, keys=300, head_dim=64, value_dim=64, window=(50, 3), alibi="H", sinks="H"),
+    Spec(queries=2, keys=3000, head_dim=33, softcap=5.0),
+]
+
+COMPARING_CHILD = """
+import sys
+import torch
+from checks import run
+from problems import make_problem
+from test_isa import COMPARED
+
+dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+torch.save([run(make_problem(s, d)).tensors() for s in COMPARED for d in dtypes], sys.argv[1])
+"""
+
+
+def test_results_across_instruction_sets(tmp_path: Path) -> None:
+    """Output, lse and gradients; with dropout, the same weights are dropped by all of them."""
+    found = {}
+    for isa, supported in SUPPORTED.items():
+        if not supported:
+            continue
+        environment = os.environ | {"FLASH_ATTENTION_ISA": isa, "PYTHONPATH": str(HERE)}
+        path = tmp_path / isa
+        command = [sys.executable, "-c", COMPARING_CHILD, str(path)]
+        subprocess.run(command, env=environment, check=True, timeout=120)
+        found[isa] = torch.load(path)
+    assert "scalar" in found
+    for isa, results in found.items():
+        for one, other in zip(results, found["scalar"], strict=True):
+            dtype = one["out"].dtype
+            for name, tensor in one.items():
+                size = max(1.0, other[name].abs().max().item())
+                assert largest_difference(tensor, other[name]) <= CLOSE[dtype] * size, (isa, name)

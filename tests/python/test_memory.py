@@ -105,7 +105,12 @@ def test_a_bias_takes_a_tile_a_thread_more(dtype: torch.dtype, bias: dict[str, o
 @pytest.mark.parametrize("block_size", [1, 64, 10**9])
 @pytest.mark.parametrize(
     "option",
-    [{"window": (30, 5)}, {"window": (0, 0)}, {"softcap": 3.0}, {"window": (9, -1), "softcap": 3.0}],
+    [
+        {"window": (30, 5)},
+        {"window": (0, 0)},
+        {"softcap": 3.0},
+        {"window": (9, -1), "softcap": 3.0},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)

@@ -50,11 +50,17 @@ def test_lengths(queries: int, keys: int, causal: bool, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("width", [1, 3, 8, 15, 16, 17, 31, 33, 64, 65, 128, 257])
 def test_widths(width: int, dtype: torch.dtype) -> None:
     for value_dim in (1, 5, width):
-        check(make_problem(Spec(1, 2, queries=33, keys=65, head_dim=width, value_dim=value_dim), dtype))
+        check(
+            make_problem(
+                Spec(1, 2, queries=33, keys=65, head_dim=width, value_dim=value_dim), dtype
+            )
+        )
 
 
 @narrow
-@pytest.mark.parametrize("options", [{}, {"window": (700, 100)}, {"mask": "LS"}, {"sinks": "H"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"window": (700, 100)}, {"mask": "LS"}, {"sinks": "H"}], ids=str
+)
 def test_several_tiles_and_blocks(options: dict[str, Any], dtype: torch.dtype) -> None:
     check(make_problem(Spec(1, 2, queries=700, keys=1100, causal=True, **options), dtype))
 
@@ -95,7 +101,9 @@ def test_results_are_rounded_to_the_nearest_even(dtype: torch.dtype) -> None:
     numbers = numbers[numbers.float().abs() < 1e4]
     numbers = numbers[(numbers.float().abs() > 2.0**-100) | (numbers == 0)]
     pair = numbers[torch.randint(len(numbers), (1, 1, 2, 40_000), generator=generator)]
-    out = flash_attention.attention(torch.zeros(1, 1, 1, 4, dtype=dtype), torch.zeros(1, 1, 2, 4, dtype=dtype), pair)
+    out = flash_attention.attention(
+        torch.zeros(1, 1, 1, 4, dtype=dtype), torch.zeros(1, 1, 2, 4, dtype=dtype), pair
+    )
     expected = (pair[:, :, :1].float() * 0.5 + pair[:, :, 1:].float() * 0.5).to(dtype)
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
@@ -122,7 +130,9 @@ def test_a_masked_nan_stays_away_and_another_shows(dtype: torch.dtype) -> None:
 
 @narrow
 @pytest.mark.parametrize("shape", ["BHLS", "S"])
-def test_a_bias_may_be_float32_and_has_its_gradient_in_float32(shape: str, dtype: torch.dtype) -> None:
+def test_a_bias_may_be_float32_and_has_its_gradient_in_float32(
+    shape: str, dtype: torch.dtype
+) -> None:
     problem = make_problem(Spec(bias=shape, alibi="H", sinks="BH"), dtype)
     wide = ("bias", "alibi_slopes", "sinks")
     leaves = {n: t.detach().float() if n in wide else t.detach() for n, t in problem.inputs.items()}
@@ -220,7 +230,9 @@ def test_packed_sequences_and_a_cache(dtype: torch.dtype) -> None:
 def test_compiled_and_checked(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(bias="1H1S", sinks="H"), dtype)
     leaves = problem.leaves()
-    torch.library.opcheck(torch.ops.flash.attention.default, tuple(leaves[n] for n in ("query", "key", "value")))
+    torch.library.opcheck(
+        torch.ops.flash.attention.default, tuple(leaves[n] for n in ("query", "key", "value"))
+    )
     compiled = torch.compile(flash_attention.attention, fullgraph=True, dynamic=True)
     out = compiled(**leaves)
     grads = torch.autograd.grad(out, list(leaves.values()), problem.grad_out)

@@ -98,17 +98,13 @@ def test_attention_memory_is_told_of_options(has_bias: bool, has_softcap: bool) 
         "bias": torch.zeros(500) if has_bias else None,
         "softcap": 2.0 if has_softcap else 0.0,
     }
-    usage = attention_memory(
-        2, 3, 300, 500, 40, 40, has_bias=has_bias, has_softcap=has_softcap
-    )
+    usage = attention_memory(2, 3, 300, 500, 40, 40, has_bias=has_bias, has_softcap=has_softcap)
     with torch.no_grad():
         forward = peak_beyond_result(lambda: flash_attention.attention(query, key, key, **options))
     assert forward == usage.forward
     out = flash_attention.attention(query, key, key, **options)
     grad = torch.ones_like(out)
-    backward = peak_beyond_result(
-        lambda: torch.autograd.grad(out, query, grad, retain_graph=True)
-    )
+    backward = peak_beyond_result(lambda: torch.autograd.grad(out, query, grad, retain_graph=True))
     assert backward == usage.backward
 
 

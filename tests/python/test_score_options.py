@@ -160,7 +160,9 @@ def test_a_key_outside_of_every_window_never_leaks(dtype: torch.dtype, side: str
 
 @pytest.mark.parametrize("bias", ["BHLS", "LS", "S", "L1"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_the_gradient_of_a_bias_is_zero_outside_of_the_window(dtype: torch.dtype, bias: str) -> None:
+def test_the_gradient_of_a_bias_is_zero_outside_of_the_window(
+    dtype: torch.dtype, bias: str
+) -> None:
     spec = Spec(2, 2, queries=130, keys=141, bias=bias, window=(20, 3), alibi="BH", softcap=2.0)
     check(make_problem(spec, dtype))
 
@@ -259,9 +261,7 @@ def test_a_cap_far_above_the_scores_is_none(dtype: torch.dtype, cap: float) -> N
     assert 10.0**3 / (3 * 1e6**2) < 1e-9
     for name, tensor in expected.tensors().items():
         tolerance = max(CLOSE[dtype], 1e-9 if cap == 1e6 else 0.0)
-        torch.testing.assert_close(
-            actual.tensors()[name], tensor, rtol=0, atol=tolerance, msg=name
-        )
+        torch.testing.assert_close(actual.tensors()[name], tensor, rtol=0, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("cap", [1e-30, 1e-39, 1e-320])

@@ -331,7 +331,7 @@ def test_exported_with_an_open_length(name: str) -> None:
         inputs = [torch.randn(2, 3, queries, 8), *qkv()[1:]]
         torch.testing.assert_close(module(*inputs), torchs(*inputs, is_causal=True))
         with replace_sdpa():
-            assert runs_ours(lambda: module(*inputs))
+            assert runs_ours(lambda given=inputs: module(*given))
 
 
 def test_operators_sees_what_runs_inside() -> None:

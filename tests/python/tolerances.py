@@ -93,6 +93,7 @@ def model_float32(gap: float) -> float:
     """What a float32 output may be off by where the original's is off by `gap`."""
     return max(MODEL_FLOAT32_TIMES_ORIGINAL * gap, MODEL_FLOAT32_AT_LEAST)
 
+
 # scaled_dot_product_attention in float32 against torch's in float64: at most twice the error of
 # torch's own float32, for the reason above, or one rounding of the largest score times the largest
 # number that comes in or out. A rounding of a score s is a relative error of |s| 2**-24 of its

@@ -30,7 +30,7 @@ class FLASH_API FlashAttention {
   explicit FlashAttention(FlashAttentionConfig config = {});
 
   /// Attention of query [B, L, D] or [B, H, L, D] over key [.., S, D] and value [.., S, Dv];
-  /// returns [B, L, Dv] or [B, H, L, Dv]. float32 or float64. Differentiable. This is a plain
+  /// returns [B, L, Dv] or [B, H, L, Dv]. Dtypes as `attention`. Differentiable. This is a plain
   /// object without a training mode: dropout is applied whenever it is above 0, so build a second
   /// object without it for evaluation. Throws what `flash::attention` throws; the config is checked
   /// here, too.

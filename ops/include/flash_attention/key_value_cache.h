@@ -21,8 +21,8 @@ namespace flash {
 /// refused while gradients are recorded.
 class FLASH_API KeyValueCache {
  public:
-  /// value_dim: that of the keys unless given; value_heads likewise. float32 or float64.
-  /// Throws c10::ValueError or c10::TypeError naming what was expected.
+  /// value_dim: that of the keys unless given; value_heads likewise. dtype: one that `attention`
+  /// takes. Throws c10::ValueError or c10::TypeError naming what was expected.
   KeyValueCache(int64_t batch, int64_t key_heads, int64_t capacity, int64_t head_dim,
                 std::optional<int64_t> value_dim = {}, std::optional<int64_t> value_heads = {},
                 at::ScalarType dtype = at::kFloat);

@@ -61,7 +61,9 @@ struct AttentionOptions {
 /// matrix.
 ///
 /// query [B, H, L, D] or [B, L, D]; key [B, Hk, S, D]; value [B, Hv, S, Dv], with H a multiple of
-/// Hk and of Hv. float32 or float64, one dtype, any strides. Returns [B, H, L, Dv] (or [B, L, Dv]).
+/// Hk and of Hv. float32, float64, bfloat16 or float16, one dtype, any strides; the 16-bit ones are
+/// computed in float32, which bias, alibi_slopes and sinks beside them may be of. Returns
+/// [B, H, L, Dv] (or [B, L, Dv]).
 /// A query with nothing to attend gives zeros. Differentiable twice, and in forward mode, in query,
 /// key, value, bias, alibi_slopes and sinks.
 /// Throws c10::TypeError, c10::ValueError or c10::NotImplementedError naming what was expected.
@@ -69,8 +71,8 @@ FLASH_API at::Tensor attention(const at::Tensor& query, const at::Tensor& key,
                                const at::Tensor& value, const AttentionOptions& options = {});
 
 /// As `attention`, and also lse [B, H, L] (or [B, L]): the logarithm of each row's sum of
-/// exponentials, that of its sink among them, -inf where a query has nothing to attend.
-/// Differentiable through both outputs.
+/// exponentials, float32 for 16-bit inputs, that of its sink among them, -inf where a query has
+/// nothing to attend. Differentiable through both outputs.
 FLASH_API std::tuple<at::Tensor, at::Tensor> attention_with_lse(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const AttentionOptions& options = {});
@@ -101,8 +103,9 @@ struct MemoryUsage {
 /// `has_bias` adds the tile of a bias or a mask, a part of the scratch, and `has_softcap` one for
 /// the backward. Copies are not in it: of an input whose last dimension is not contiguous, of a
 /// grad_out like that, and of alibi_slopes and sinks of 16 bits, in float32; nor out in float32,
-/// which a recorded call of 16-bit inputs keeps for its gradients; nor what gradients of other inputs are summed up in: the float64 sums of a
-/// broadcast bias, twice its size, and a few numbers per row for alibi_slopes and for sinks.
+/// which a recorded call of 16-bit inputs keeps for its gradients; nor what gradients of other
+/// inputs are summed up in: the float64 sums of a broadcast bias, twice its size, and a few numbers
+/// per row for alibi_slopes and for sinks.
 FLASH_API MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
                                        int64_t head_dim, int64_t value_dim, at::ScalarType dtype,
                                        int64_t block_size = 64, bool use_simd = true,

@@ -13,7 +13,7 @@ namespace flash {
 /// flash::attention: exact, in O(N) memory whatever the arguments are.
 ///
 /// query [.., H, L, D], key [.., Hk, S, D], value [.., Hv, S, Dv] of two or more dimensions,
-/// float32 or float64 on the CPU; what stands before H broadcasts. Hk and Hv are H or 1; with
+/// floating, on the CPU; what stands before H broadcasts. Hk and Hv are H or 1; with
 /// `enable_gqa` any divisor of H. attn_mask broadcasts to [.., H, L, S]: bool, True = attend, or
 /// floating, added to the scores and differentiable. `is_causal` aligns the mask at the top left:
 /// query i attends keys 0 … i. `dropout_p` drops whenever it is above 0, in training or not.
@@ -31,8 +31,7 @@ FLASH_API at::Tensor scaled_dot_product_attention(const at::Tensor& query, const
 
 /// While one of these lives, at::scaled_dot_product_attention of CPU tensors is the function above,
 /// in every thread of the process: from C++, from Python, inside modules. What that does not take
-/// (bfloat16 and float16, nested and sparse tensors, forward-mode derivatives) goes to torch's, as
-/// before.
+/// (nested and sparse tensors, forward-mode derivatives) goes to torch's, as before.
 class FLASH_API ReplaceSdpa {
  public:
   ReplaceSdpa();

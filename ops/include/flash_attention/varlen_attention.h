@@ -9,7 +9,7 @@ namespace flash {
 
 /// flash::attention of each of N sequences with itself or its own keys.
 ///
-/// query [Tq, H, D], key [Tk, Hk, D], value [Tk, Hv, Dv], float32 or float64: the rows of all
+/// query [Tq, H, D], key [Tk, Hk, D], value [Tk, Hv, Dv], dtypes as `attention`: the rows of all
 /// sequences, those of sequence n being rows cu_seqlens_q[n] … cu_seqlens_q[n + 1] - 1 of query and
 /// cu_seqlens_k[n] … cu_seqlens_k[n + 1] - 1 of key and value. Both int32 or int64 [N + 1] on the
 /// CPU, from 0 to Tq and Tk, never falling; a sequence may be empty. Returns [Tq, H, Dv].
