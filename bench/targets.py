@@ -189,6 +189,7 @@ def thread_lines(record: Record, isa: str) -> Iterator[Line]:
 
 def decode_lines(record: Record, isa: str) -> Iterator[Line]:
     """One query over a long cache, as a share of what a copy gets of the memory."""
+    one_core = record.runs[isa]["usable_cores"] < 2
     for head_dim in points.DECODE_HEAD_DIMS:
         found = [
             r
@@ -196,8 +197,8 @@ def decode_lines(record: Record, isa: str) -> Iterator[Line]:
             if r.point.head_dim == head_dim and r.point.dtype == "float32"
         ]
         figure = 100 * found[0].times_as_fast("copy") if found else None
-        what = f"decode, one query, {points.DECODE_KEYS} keys, D {head_dim}: bandwidth of a copy's"
-        yield Line(isa, what, figure, DECODE_OF_COPY, unit="%", note="2 threads")
+        what = f"decode, one query, {points.DECODE_KEYS} keys, two threads, D {head_dim}: share of a copy's bandwidth"
+        yield Line(isa, what, figure, DECODE_OF_COPY, unit="%", note="one core" if one_core else "")
 
 
 def window_lines(record: Record, isa: str) -> Iterator[Line]:
