@@ -159,7 +159,7 @@ def window(point: Point) -> dict[str, Call]:
 
 
 def decode(point: Point) -> dict[str, Call]:
-    """One query over all keys, torch's, and a copy that reads and writes as many bytes as they have."""
+    """One query over all keys, torch's, and a copy that moves as many bytes as they have."""
     _, key, value = plain_inputs(point)
     query = torch.randn(point.batch, point.heads, 1, point.head_dim, dtype=key.dtype)
     # Half of the bytes, as they are read and written. Not zeros, which would be one page of memory.

@@ -105,8 +105,8 @@ class Record:
     def merged(self, newer: Record, group: str = "") -> Record:
         """This record with the instruction sets and models that `newer` has taken from there.
 
-        Of a run of some points alone, those of `group`, only these are taken; where and how the others
-        were measured stays what it was.
+        Of a run of some points alone, those of `group`, only these are taken; where and how the
+        others were measured stays what it was.
         """
         measured = {(result.isa, result.point) for result in newer.results}
         kept = [

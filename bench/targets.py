@@ -197,7 +197,7 @@ def decode_lines(record: Record, isa: str) -> Iterator[Line]:
             if r.point.head_dim == head_dim and r.point.dtype == "float32"
         ]
         figure = 100 * found[0].times_as_fast("copy") if found else None
-        what = f"decode, one query, {points.DECODE_KEYS} keys, two threads, D {head_dim}: share of a copy's bandwidth"
+        what = f"decode, {points.DECODE_KEYS} keys, D {head_dim}, two threads: share of a copy"
         yield Line(isa, what, figure, DECODE_OF_COPY, unit="%", note="one core" if one_core else "")
 
 

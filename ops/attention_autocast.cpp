@@ -5,35 +5,31 @@
 #include <flash_attention/ops.h>
 #include <torch/library.h>
 
+#include "ops/lowered.h"
 #include "ops/operator.h"
 
 namespace flash {
 namespace {
 
-/// As autocast sees it: float64 stays, and so does a call that holds some.
-class Lowered {
- public:
-  Lowered(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-          const CallOptions& o)
-      : options(o) {
-    this->query = lower(query), this->key = lower(key), this->value = lower(value);
-    for (std::optional<at::Tensor>* t : {&options.bias, &options.alibi_slopes, &options.sinks}) {
-      // Beside 16-bit queries float32 is as good, and keeps what it says.
-      const bool as_is =
-          !t->has_value() || !(*t)->is_floating_point() || is_dtype_beside(this->query, **t);
-      if (!as_is) *t = lower(**t);
-    }
-  }
+at::Tensor lower(const at::Tensor& t) {
+  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), t,
+                                   c10::DeviceType::CPU);
+}
 
-  at::Tensor query, key, value;
-  CallOptions options;
+}  // namespace
 
- private:
-  static at::Tensor lower(const at::Tensor& t) {
-    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), t,
-                                     c10::DeviceType::CPU);
+Lowered::Lowered(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                 const CallOptions& options)
+    : query(lower(query)), key(lower(key)), value(lower(value)), options(options) {
+  for (std::optional<at::Tensor>* t :
+       {&this->options.bias, &this->options.alibi_slopes, &this->options.sinks}) {
+    const bool as_is =
+        !t->has_value() || !(*t)->is_floating_point() || is_dtype_beside(this->query, **t);
+    if (!as_is) *t = lower(**t);
   }
-};
+}
+
+namespace {
 
 at::Tensor attention_autocast(const at::Tensor& query, const at::Tensor& key,
                               const at::Tensor& value, const CallOptions& options) {

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/lowered.h"
 #include "ops/operator.h"
 #include "ops/refused_derivative.h"
 #include "ops/varlen.h"
@@ -161,6 +162,15 @@ Tensor varlen_autograd(const Tensor& query, const Tensor& key, const Tensor& val
   return call({query, key, value, cu_seqlens_q, cu_seqlens_k}, o);
 }
 
+Tensor varlen_autocast(const Tensor& query, const Tensor& key, const Tensor& value,
+                       const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                       const CallOptions& o) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  const Lowered lowered(query, key, value, o);
+  return call({lowered.query, lowered.key, lowered.value, cu_seqlens_q, cu_seqlens_k},
+              lowered.options);
+}
+
 }  // namespace
 
 void check_packed(const Packed& p, const CallOptions& options) {
@@ -225,4 +235,8 @@ TORCH_LIBRARY_IMPL(flash, Meta, m) {
 
 TORCH_LIBRARY_IMPL(flash, Autograd, m) {
   m.impl("varlen_attention", flash::VarlenCall<at::Tensor>::call<flash::varlen_autograd>);
+}
+
+TORCH_LIBRARY_IMPL(flash, AutocastCPU, m) {
+  m.impl("varlen_attention", flash::VarlenCall<at::Tensor>::call<flash::varlen_autocast>);
 }

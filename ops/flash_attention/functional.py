@@ -58,15 +58,15 @@ def attention(
     section 3.3, and gpt-oss (arXiv:2508.10925), the sinks.
 
     Args:
-        query: [B, H, L, D] or [B, L, D], float32, float64, bfloat16 or float16, any strides. The 16-bit
-            ones are computed in float32 and the results rounded once.
+        query: [B, H, L, D] or [B, L, D], float32, float64, bfloat16 or float16, any strides. The
+            16-bit ones are computed in float32 and the results rounded once.
         key: [B, Hk, S, D] or [B, S, D], dtype of `query`; H is a multiple of Hk.
         value: [B, Hv, S, Dv] or [B, S, Dv], dtype of `query`; H is a multiple of Hv. Hk and Hv may
             differ, and so may D and Dv.
         bias: broadcasts to [B, H, L, S] ([B, L, S] for 3-D inputs) as in NumPy. In the dtype of
             `query` it is added to the scaled scores, and -inf excludes a key; in bool, True means
-            that the query attends the key. Beside a `query` of 16 bits it may be float32, and so may
-            `alibi_slopes` and `sinks`.
+            that the query attends the key. Beside a `query` of 16 bits it may be float32, and so
+            may `alibi_slopes` and `sinks`.
         causal: a query attends the keys at positions up to its own. The queries are the last L of
             the S positions (bottom-right), unless `query_positions` says otherwise.
         query_positions: int64, broadcasts to [B, H, L] ([B, L] for 3-D inputs): the position of

@@ -100,6 +100,19 @@ def test_the_drop_in_does_the_same_as_torchs() -> None:
     torch.testing.assert_close(ours.float(), torchs.float(), rtol=0.02, atol=0.02)
 
 
+def test_packed_sequences() -> None:
+    query, key, value = (torch.randn(9, 2, 8) for _ in range(3))
+    starts = torch.tensor([0, 4, 9])
+    sinks = torch.randn(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = flash_attention.varlen_attention(
+            query, key.bfloat16(), value, starts, starts, sinks=sinks
+        )
+    lowered = [t.bfloat16() for t in (query, key, value)]
+    expected = flash_attention.varlen_attention(*lowered, starts, starts, sinks=sinks)
+    assert out.dtype == torch.bfloat16 and torch.equal(out, expected)
+
+
 def test_a_layer_trains_under_autocast() -> None:
     layer = torch.nn.Linear(8, 24)
     x = torch.randn(2, 10, 8)

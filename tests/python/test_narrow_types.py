@@ -26,8 +26,8 @@ def test_every_option(dtype: torch.dtype, spec: Spec) -> None:
     check(make_problem(spec, dtype))
 
 
-# A third of the pairs of options, with one of the two dtypes in turns: the arithmetic is float32's, of
-# which all are tested.
+# A third of the pairs of options, with one of the two dtypes in turns: the arithmetic is float32's,
+# of which all are tested.
 @pytest.mark.parametrize(
     ("spec", "dtype"),
     [(spec, NARROW[i % 2]) for i, spec in enumerate(list(PAIRS.values())[::3])],

@@ -36,9 +36,9 @@ UNIT_ROUNDOFF = {
     torch.float64: 2.0**-53,
 }
 
-# bfloat16 and float16 are computed in float32 and rounded once, as torch's math path does: each number
-# may be off by that rounding, and by FLOAT32_ROUNDING_UNITS_LARGEST. What float16 has below its least
-# normal number is spaced by 2^-24.
+# bfloat16 and float16 are computed in float32 and rounded once, as torch's math path does: each
+# number may be off by that rounding, and by FLOAT32_ROUNDING_UNITS_LARGEST. What float16 has below
+# its least normal number is spaced by 2^-24.
 NARROW_ABSOLUTE = {torch.bfloat16: 0.0, torch.float16: 2.0**-25}
 
 # standard_attention against attention on values of order 1: both are within FLOAT64_ABSOLUTE of the
