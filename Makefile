@@ -73,9 +73,10 @@ stress: build build/sanitized/build.ninja
 	echo "== The exponential of every float"; \
 	build/tests/csrc_test --gtest_brief=1 --gtest_also_run_disabled_tests \
 	  --gtest_filter='*EveryFloat'; \
+	echo "== Sanitized C++ tests of the kernels"; \
+	build/sanitized/tests/csrc_test --gtest_brief=1; \
 	for isa in $(ISAS); do \
-	  echo "== Sanitized C++ tests, FLASH_ATTENTION_ISA=$$isa"; \
-	  FLASH_ATTENTION_ISA=$$isa build/sanitized/tests/csrc_test --gtest_brief=1; \
+	  echo "== Sanitized C++ tests of the operator, FLASH_ATTENTION_ISA=$$isa"; \
 	  FLASH_ATTENTION_ISA=$$isa ASAN_OPTIONS=detect_leaks=0 \
 	    build/sanitized/tests/ops_test --gtest_brief=1; \
 	done; \
@@ -127,7 +128,7 @@ $(ORIGINALS_READY): $(ORIGINALS_REQUIREMENTS) | $(VENV_READY)
 # --- build ----------------------------------------------------------------------------------------
 
 build/sanitized/build.ninja: $(VENV_READY)
-	cmake -S . -B build/sanitized -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	cmake -S . -B build/sanitized -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" \
 	  -DFLASH_ATTENTION_SANITIZE=address,undefined \
 	  -DCMAKE_PREFIX_PATH="$$($(VENV) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
 	@touch $@
