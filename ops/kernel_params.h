@@ -21,6 +21,10 @@ void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, in
 
 /// How numbers of this dtype are stored for the kernels.
 Storage storage_of(at::ScalarType dtype);
+/// Bytes of a number so stored, where a native one has `native`.
+inline int64_t stored_size(Storage storage, int64_t native) {
+  return storage == Storage::kNative ? native : 2;
+}
 
 /// `options` with slopes and sinks in the kernels' own numbers, which `score_params` wants.
 CallOptions with_native_numbers(const CallOptions& options);

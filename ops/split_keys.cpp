@@ -46,7 +46,7 @@ SplitKeys::SplitKeys(const TypedKernels& kernels, const ForwardParams& params, a
       params_(params),
       dtype_(dtype),
       size_(static_cast<int64_t>(c10::elementSize(dtype))),
-      stored_size_(params.storage == Storage::kNative ? size_ : 2),
+      stored_size_(stored_size(params.storage, size_)),
       whole_parts_(params.shape.keys / kKeysPerPart) {
   ForwardParams whole = params, last = params;
   whole.out_storage = last.out_storage = Storage::kNative;
@@ -134,8 +134,8 @@ ForwardParams SplitKeys::part_params(int64_t batch, int64_t first, int64_t count
   score.position_strides[1] = given ? s.queries : 0;
   score.position_strides[2] = 1;
   if (score.bias != nullptr) {
-    const int64_t number = score.bias_storage == Storage::kNative ? size_ : 2;
-    const int64_t size = score.bias_kind == BiasKind::kBoolean ? 1 : number;
+    const int64_t size =
+        score.bias_kind == BiasKind::kBoolean ? 1 : stored_size(score.bias_storage, size_);
     score.bias =
         moved(score.bias, batch * score.bias_strides[0] + key * score.bias_strides[3], size);
     score.bias_strides[0] = kKeysPerPart * score.bias_strides[3];

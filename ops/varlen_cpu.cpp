@@ -135,15 +135,15 @@ void run_all(const std::vector<WorkPlan>& plans, const Takes& takes, const Run& 
   });
 }
 
-VarlenForward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
-                          const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-                          const CallOptions& o) {
+VarlenForward forward_into(at::ScalarType out_dtype, const Tensor& query, const Tensor& key,
+                           const Tensor& value, const Tensor& cu_seqlens_q,
+                           const Tensor& cu_seqlens_k, const CallOptions& o) {
   const int64_t drawn = o.dropout > 0 ? draw_seed() : 0;
   const Sequences sequences({query, key, value, cu_seqlens_q, cu_seqlens_k}, o, drawn);
   const TypedKernels& kernels = kernels_of(kVarlenOp, query.scalar_type(), o.use_simd);
   const Shape& s = sequences.shape();
   const at::ScalarType dtype = compute_dtype(query.scalar_type());
-  const Tensor out = allocate({sequences.rows(), s.heads, s.value_dim}, query, dtype);
+  const Tensor out = allocate({sequences.rows(), s.heads, s.value_dim}, query, out_dtype);
   const Tensor row_stats = allocate({2, sequences.rows() * s.heads}, query, dtype);
   const Tensor seed = empty_seed(query, o.dropout);
   if (o.dropout > 0) *seed.mutable_data_ptr<int64_t>() = drawn;
@@ -171,10 +171,17 @@ VarlenForward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& 
   return {out, row_stats, seed};
 }
 
+VarlenForward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
+                          const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                          const CallOptions& o) {
+  return forward_into(compute_dtype(query.scalar_type()), query, key, value, cu_seqlens_q,
+                      cu_seqlens_k, o);
+}
+
 Tensor output_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
                   const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, const CallOptions& o) {
-  return in_dtype(std::get<0>(forward_cpu(query, key, value, cu_seqlens_q, cu_seqlens_k, o)),
-                  query.scalar_type());
+  return std::get<0>(
+      forward_into(query.scalar_type(), query, key, value, cu_seqlens_q, cu_seqlens_k, o));
 }
 
 /// From what each row adds, [H, L] for each sequence, to the shape of `numbers`.

@@ -35,11 +35,9 @@ class BiasGradient {
   }
 
  private:
-  template <class Sum>
-  Sum* place(int64_t query, int64_t key) const {
+  int64_t offset_of(int64_t query, int64_t key) const {
     const int64_t* to = p_.grad_bias_strides;
-    return static_cast<Sum*>(p_.grad_bias) + batch_ * to[0] + head_ * to[1] + query * to[2] +
-           key * to[3];
+    return batch_ * to[0] + head_ * to[1] + query * to[2] + key * to[3];
   }
 
   // Summed over whatever the bias broadcasts over, before it is added.
@@ -47,7 +45,7 @@ class BiasGradient {
   void add_as(int64_t query, int64_t queries, int64_t key, int64_t keys, const T* grad_scores,
               int64_t stride) const {
     const int64_t* to = p_.grad_bias_strides;
-    Sum* grad = place<Sum>(query, key);
+    Sum* grad = static_cast<Sum*>(p_.grad_bias) + offset_of(query, key);
     if (to[2] == 0) {
       for (int64_t j = 0; j < keys; ++j) {
         Sum sum = 0;
@@ -72,17 +70,9 @@ class BiasGradient {
 
   void store(int64_t query, int64_t queries, int64_t key, int64_t keys, const T* grad_scores,
              int64_t stride) const {
-    const int64_t* to = p_.grad_bias_strides;
-    const auto store_at = [&](auto* first) {
-      store_as(first + batch_ * to[0] + head_ * to[1] + query * to[2] + key * to[3], queries, keys,
-               grad_scores, stride);
-    };
-    if constexpr (std::is_same_v<T, float>) {
-      if (p_.grad_bias_storage != Storage::kNative) {
-        return with_narrow(p_.grad_bias, p_.grad_bias_storage, store_at);
-      }
-    }
-    store_at(static_cast<T*>(p_.grad_bias));
+    with_stored<T>(p_.grad_bias, p_.grad_bias_storage, [&](auto* first) {
+      store_as(first + offset_of(query, key), queries, keys, grad_scores, stride);
+    });
   }
 
   // dS, transposed in registers where rows are contiguous.
@@ -107,7 +97,7 @@ class BiasGradient {
           if (width == W) {  // a masked store is microcode on some CPUs
             V::store(row, block[r]);
           } else {
-            store_first(row, block[r], width);
+            store_first<V>(row, block[r], width);
           }
         }
       }
@@ -116,16 +106,6 @@ class BiasGradient {
       Stored* row = grad + i * to[2];
       for (int64_t j = 0; j < keys; ++j) put(grad_scores[j * stride + i], row + j * to[3]);
     }
-  }
-
-  static void store_first(T* row, Reg numbers, int64_t count) {
-    V::store(row, numbers, V::first(count));
-  }
-  template <class Stored>
-  static void store_first(Stored* row, Reg numbers, int64_t count) {
-    alignas(64) T lanes[V::kWidth];
-    V::store(lanes, numbers);
-    for (int64_t i = 0; i < count; ++i) round_to(lanes[i], row + i);
   }
 
   static void put(T number, T* to) { *to = number; }

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 
 #include "csrc/generic/exp.h"
 #include "csrc/generic/score_stage.h"
@@ -111,12 +110,7 @@ class FewQueries {
   template <class F>
   void with_rows(const ConstRows& rows, int64_t head, int64_t row, F&& f) const {
     const int64_t offset = row_offset(rows, batch_, head, row);
-    if constexpr (std::is_same_v<T, float>) {
-      if (p_.storage != Storage::kNative) {
-        return with_narrow(rows.data, p_.storage, [&](const auto* p) { f(p + offset); });
-      }
-    }
-    f(static_cast<const T*>(rows.data) + offset);
+    with_stored<T>(rows.data, p_.storage, [&](const auto* p) { f(p + offset); });
   }
 
   template <class Stored>
@@ -169,15 +163,6 @@ class FewQueries {
     size_t bytes_, distance_;
   };
 
-  // The first `count` numbers, and zeros.
-  static Reg load_first(const T* p, int64_t count) { return V::load(p, V::first(count)); }
-  template <class Stored>
-  static Reg load_first(const Stored* p, int64_t count) {
-    Stored numbers[W] = {};
-    for (int64_t i = 0; i < count; ++i) numbers[i] = p[i];
-    return V::load(numbers);
-  }
-
   // The dot products of a query with each of W rows, of which `count` exist; the others give
   // anything.
   template <class Stored>
@@ -193,16 +178,11 @@ class FewQueries {
       int64_t c = 0;
       for (; c + W <= columns; c += W)
         sum[i] = V::fma(V::load(query + c), V::load(row + c), sum[i]);
-      if (tail > 0) sum[i] = V::fma(load_first(query + c, tail), load_first(row + c, tail), sum[i]);
+      if (tail > 0)
+        sum[i] = V::fma(load_first<V>(query + c, tail), load_first<V>(row + c, tail), sum[i]);
       row += i + 1 < count ? stride : 0;
     }
-    V::transpose(sum);
-#pragma GCC unroll 8
-    for (int half = W / 2; half > 0; half /= 2) {
-#pragma GCC unroll 16
-      for (int i = 0; i < half; ++i) sum[i] = V::add(sum[i], sum[i + half]);
-    }
-    return sum[0];
+    return sums_across<V>(sum);
   }
 
   // out = rescale * out + sum over j of weights[j] * row j, in kColumns vectors; without `rescale`
@@ -213,7 +193,7 @@ class FewQueries {
     const int64_t tail = columns - (kColumns - 1) * W;
     const bool whole = tail == W;
     const auto load = [&](const auto* p, int v) {
-      return whole || v < kColumns - 1 ? V::load(p + v * W) : load_first(p + v * W, tail);
+      return whole || v < kColumns - 1 ? V::load(p + v * W) : load_first<V>(p + v * W, tail);
     };
     Reg sum[kColumns];
     each<kColumns>([&](int v) { sum[v] = V::zero(); });
@@ -228,7 +208,7 @@ class FewQueries {
     }
     each<kColumns>([&](int v) {
       T* const to = out + v * W;
-      whole || v < kColumns - 1 ? V::store(to, sum[v]) : V::store(to, sum[v], V::first(tail));
+      whole || v < kColumns - 1 ? V::store(to, sum[v]) : store_first<V>(to, sum[v], tail);
     });
   }
 

@@ -296,9 +296,9 @@ void run_row_carefully(const ForwardParams& p, int64_t batch, int64_t head, int6
 /// As `forward` below, where FewQueries does it.
 template <class V>
 void forward_few(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
+  FewQueries<V> few(p, memory);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
     const int64_t batch = unit / p.shape.heads, head = unit % p.shape.heads;
-    FewQueries<V> few(p, memory);
     few.run(batch, head);
     // What is found out before the scratch is used for something else.
     bool suspects[V::kWidth];

@@ -21,15 +21,50 @@ auto with_narrow(Data* data, Storage storage, F&& f) {
                                        : f(static_cast<Halves*>(data));
 }
 
+/// Calls f(pointer to a number) with `data` as what `storage` says; native is T.
+template <class T, class Data, class F>
+auto with_stored(Data* data, Storage storage, F&& f) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (storage != Storage::kNative) return with_narrow(data, storage, f);
+  }
+  using Native = std::conditional_t<std::is_const_v<Data>, const T, T>;
+  return f(static_cast<Native*>(data));
+}
+
 /// Number `index` of `data`.
 template <class T>
 T stored_number(const void* data, int64_t index, Storage storage) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (storage != Storage::kNative) {
-      return with_narrow(data, storage, [&](const auto* p) { return to_float(p[index]); });
+  return with_stored<T>(data, storage, [&](const auto* p) {
+    if constexpr (std::is_same_v<decltype(p), const T*>) {
+      return p[index];
+    } else {
+      return to_float(p[index]);
     }
+  });
+}
+
+/// The first `count` numbers of a register and zeros, from memory that ends behind them.
+template <class V, class Stored>
+typename V::Reg load_first(const Stored* p, int64_t count) {
+  if constexpr (std::is_same_v<Stored, typename V::Scalar>) {
+    return V::load(p, V::first(count));
+  } else {
+    Stored numbers[V::kWidth] = {};
+    for (int64_t i = 0; i < count; ++i) numbers[i] = p[i];
+    return V::load(numbers);
   }
-  return static_cast<const T*>(data)[index];
+}
+
+/// The way back.
+template <class V, class Stored>
+void store_first(Stored* p, typename V::Reg numbers, int64_t count) {
+  if constexpr (std::is_same_v<Stored, typename V::Scalar>) {
+    V::store(p, numbers, V::first(count));
+  } else {
+    Stored rounded[V::kWidth];
+    V::store(rounded, numbers);
+    for (int64_t i = 0; i < count; ++i) p[i] = rounded[i];
+  }
 }
 
 /// out[i] = number first + i of `data`, which is not native, i < count.

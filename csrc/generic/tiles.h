@@ -109,6 +109,18 @@ template <class V, int kVecs>
                         });
 }
 
+/// Lane i: the sum across register i.
+template <class V>
+[[gnu::always_inline]] inline typename V::Reg sums_across(typename V::Reg (&rows)[V::kWidth]) {
+  V::transpose(rows);
+#pragma GCC unroll 8
+  for (int half = V::kWidth / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) rows[i] = V::add(rows[i], rows[i + half]);
+  }
+  return rows[0];
+}
+
 /// Row by row the dot product of two matrices, of W rows of which `count` exist; 0 for the others.
 template <class V>
 typename V::Reg row_dots(const typename V::Scalar* a, int64_t a_stride, const typename V::Scalar* b,
@@ -129,14 +141,7 @@ typename V::Reg row_dots(const typename V::Scalar* a, int64_t a_stride, const ty
       row[i] = V::add(row[i], part);
     }
   }
-  // The sums across the registers, W of them at once.
-  V::transpose(row);
-#pragma GCC unroll 8
-  for (int step = W / 2; step > 0; step /= 2) {
-#pragma GCC unroll 16
-    for (int i = 0; i < step; ++i) row[i] = V::add(row[i], row[i + step]);
-  }
-  return row[0];
+  return sums_across<V>(row);
 }
 
 /// Whether rows of numbers hold a NaN.
