@@ -42,7 +42,8 @@ struct Doubles {
 #endif
 
 // x -> x * 0.999 + 0.001 on every chain, `steps` times. It tends to 1, so that no value becomes
-// infinite or denormal, which some CPUs are slow on. The sum keeps the compiler from leaving it out.
+// infinite or denormal, which some CPUs are slow on. The sum keeps the compiler from leaving it
+// out.
 template <class Lanes>
 double chains(int64_t steps) {
   const typename Lanes::Vector factor = Lanes::set(0.999);

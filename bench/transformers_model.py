@@ -169,7 +169,8 @@ def main() -> None:
                 ours, torchs = times(call, args.rounds)
                 ratios.append(f"{torchs / ours:.2f}x ({1e3 * torchs:.1f} -> {1e3 * ours:.1f} ms)")
             print(
-                f"| {name} | {length} | {logits:.0e} | {gradients:.0e} | {ratios[0]} | {ratios[1]} |",
+                f"| {name} | {length} | {logits:.0e} | {gradients:.0e} "
+                f"| {ratios[0]} | {ratios[1]} |",
                 flush=True,
             )
     print(f"\nMeasured: {measure.describe(measure.machine())}.")

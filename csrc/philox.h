@@ -21,7 +21,8 @@ inline PhiloxKey philox_key(uint64_t seed) {
 }
 
 /// Counters of philox, kWidth of them: 32-bit numbers, each in the low half of 64 bits, so that a
-/// product has room. What is above is never read. This is one; an instruction set has its own in vec.h.
+/// product has room. What is above is never read. This is one; an instruction set has its own in
+/// vec.h.
 struct ScalarCounters {
   using Reg = uint64_t;
   static constexpr int kWidth = 1;
@@ -37,8 +38,8 @@ struct ScalarCounters {
   }
 };
 
-/// Ten rounds; the four numbers of each counter are replaced by random ones. kSide registers go side by
-/// side, since a round is a chain of some seven cycles.
+/// Ten rounds; the four numbers of each counter are replaced by random ones. kSide registers go
+/// side by side, since a round is a chain of some seven cycles.
 template <class C, int kSide>
 inline void philox(PhiloxKey key, typename C::Reg (&counter)[kSide][4]) {
   using Reg = typename C::Reg;
@@ -89,9 +90,9 @@ inline void dropout_words(PhiloxKey key, int64_t batch_head, int64_t first_query
   }
 }
 
-/// Random words for elements 64 * block … + 63 of a flat array: sixteen counters of four words each.
-/// Words 0 and 1 of counter n belong to elements 2 n and 2 n + 1, words 2 and 3 to 32 + 2 n and
-/// 33 + 2 n: an order that leaves every word in its lane, whatever the width of a register.
+/// Random words for elements 64 * block … + 63 of a flat array: sixteen counters of four words
+/// each. Words 0 and 1 of counter n belong to elements 2 n and 2 n + 1, words 2 and 3 to 32 + 2 n
+/// and 33 + 2 n: an order that leaves every word in its lane, whatever the width of a register.
 template <class C>
 inline void element_words(PhiloxKey key, uint64_t block, uint32_t (&word)[64]) {
   constexpr int kCounters = 16, kSide = 2;

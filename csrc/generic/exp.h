@@ -6,14 +6,13 @@
 namespace flash {
 namespace {
 
-/// Applies `step` to each of N independent registers. Everything here goes through N of them side by
-/// side: one exponential is a chain of some 45 cycles, too long for a core to find the next one
+/// Applies `step` to each of N independent registers. Everything here goes through N of them side
+/// by side: one exponential is a chain of some 45 cycles, too long for a core to find the next one
 /// behind it.
 template <int N, class F>
 [[gnu::always_inline]] inline void each(F&& step) {
-  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
-    (step(kIndex), ...);
-  }(std::make_integer_sequence<int, N>());
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>)
+      __attribute__((always_inline)) { (step(kIndex), ...); }(std::make_integer_sequence<int, N>());
 }
 
 /// Calls f.operator()<rows>(first_row) for groups of V::kExpRows rows and then row by row. So many
@@ -26,8 +25,8 @@ template <class V, class F>
 }
 
 /// The numbers of an exponential: log2(e), the clamp, and the coefficients of a polynomial for 2^f
-/// from f^1 up. They make the largest relative error as small as it can be with a value of exactly 1
-/// at 0: for |f| <= 1/2, or for 0 <= f < 1 where V splits an exponent downwards.
+/// from f^1 up. They make the largest relative error as small as it can be with a value of exactly
+/// 1 at 0: for |f| <= 1/2, or for 0 <= f < 1 where V splits an exponent downwards.
 template <class T, bool kDown>
 struct ExpNumbers;
 template <>
@@ -51,9 +50,9 @@ struct ExpNumbers<double, false> {
 template <>
 struct ExpNumbers<double, true> {
   double log2_e = 1.4426950408889634, clamp = -1023;
-  double c[11] = {0.69314718055994593,    0.2402265069590633,     0.055504108665602253,
-                  0.0096181290995507956,  0.0013333558629566755,  0.0001540351230962866,
-                  1.5253175055562796e-05, 1.320836728895114e-06,  1.0253212435721934e-07,
+  double c[11] = {0.69314718055994593,    0.2402265069590633,    0.055504108665602253,
+                  0.0096181290995507956,  0.0013333558629566755, 0.0001540351230962866,
+                  1.5253175055562796e-05, 1.320836728895114e-06, 1.0253212435721934e-07,
                   6.5595293227705284e-09, 6.2634661422960210e-10};
 };
 
@@ -89,8 +88,8 @@ template <class V, int N>
   each<N>([&](int i) { f[i] = p[i]; });
 }
 
-/// x to 2^x for x <= 0. Exactly 0 for x <= the clamp (a masked score is -inf); NaN stays NaN; results
-/// below the smallest normal number are flushed to 0 by the kernels' floating-point mode.
+/// x to 2^x for x <= 0. Exactly 0 for x <= the clamp (a masked score is -inf); NaN stays NaN;
+/// results below the smallest normal number are flushed to 0 by the kernels' floating-point mode.
 /// x = n + f with n an integer: a polynomial gives 2^f, and n goes to the exponent. Within 2.1 ulp
 /// in float (degree 5) and 1.6 ulp in double (degree 11) where n is the nearest integer, within 3.1
 /// and 2.3 where it is the one below; in float, the worst of all floats.

@@ -2,9 +2,9 @@
 // Forward of few queries over any number of keys, as in decoding: a step of a language model has
 // one query, and takes as long as it takes to read the keys and values from memory, if nothing else
 // is in the way. Lanes are keys here, since lanes of queries would be idle; keys and values are
-// read once, in the order of memory, a few rows ahead of which the prefetchers of a CPU then are.
+// read once, in the order of memory, which the prefetchers of a CPU then see ahead of it.
 
-#include <cstddef>
+#include <atomic>
 #include <cstdint>
 #include <limits>
 
@@ -22,16 +22,25 @@ class FewQueries {
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
   static constexpr int W = V::kWidth;
-  /// Keys per step: so few that a step's keys are near when its values have been read.
-  static constexpr int kKeys = 64;
-  static constexpr int kVecs = kKeys / W;
-  static constexpr int kColumnVecs = 8;
+  /// Keys per step, whose values are read when all of them have been: so many that the prefetchers
+  /// of a CPU rarely change from keys to values and back.
+  static constexpr int kKeys = 1024;
+  /// Keys per call of the score stage.
+  static constexpr int kBlock = 64;
+  static constexpr int kVecs = kBlock / W;
+  /// Rows of values that all queries and columns take before the next, which are then read from the
+  /// first-level cache again. Each gets a sum of its own: one over all keys would round more.
+  static constexpr int kRows = 32;
+  /// Vectors of a row of out that are summed at once. Rows read to their end are read up to twice
+  /// as fast as in two parts, which is worth that AVX2 keeps three of 16 sums outside its
+  /// registers.
+  static constexpr int kColumnVecs = 16;
 
   /// A dot product for each score costs less than a tile of lanes of which half are idle. Without
   /// dropout, whose random words come for lanes of queries. A few keys are no work either way: they
   /// get sums in the order of the backward, so that the weight of an only key is 1 there, too.
   static bool fits(const ForwardParams& p) {
-    return W > 1 && p.shape.queries <= W / 2 && p.shape.keys >= kKeys && p.score.dropout == 0 &&
+    return W > 1 && p.shape.queries <= W / 2 && p.shape.keys >= kBlock && p.score.dropout == 0 &&
            p.shape.head_dim <= V::kLongestChain * W;
   }
 
@@ -40,9 +49,9 @@ class FewQueries {
   FewQueries(const ForwardParams& p, void* memory) : p_(p), count_(p.shape.queries) {
     const Shape& shape = p.shape;
     weights_ = static_cast<T*>(memory);
-    scores_ = weights_ + W * kKeys;
-    bias_ = scores_ + kKeys * W;
-    sums_ = bias_ + kKeys * W;
+    scores_ = weights_ + count_ * kKeys;
+    bias_ = scores_ + kBlock * W;
+    sums_ = bias_ + kBlock * W;
     max_ = sums_ + count_ * W;
     rescale_ = max_ + count_;
     queries_ = rescale_ + count_;
@@ -98,12 +107,22 @@ class FewQueries {
   }
 
   void step(int64_t key, int64_t keys, bool accumulate) {
-    with_rows(p_.key, key_head_, key, [&](const auto* rows) { form_scores(rows, keys); });
-    const bool limited = !stage_.ranges().is_unlimited(key, keys);
-    if (limited || changes_scores(p_.score)) apply_options(key, keys, limited);
+    for (int64_t j = 0; j < keys; j += kBlock) {
+      const int64_t count = min_of(kBlock, keys - j);
+      with_rows(p_.key, key_head_, key + j,
+                [&](const auto* rows) { form_scores(rows, count, weights(0, j)); });
+      const bool limited = !stage_.ranges().is_unlimited(key + j, count);
+      if (limited || changes_scores(p_.score))
+        apply_options(key + j, count, limited, weights(0, j));
+    }
     for (int64_t i = 0; i < count_; ++i) weigh(i, keys);
-    with_rows(p_.value, value_head_, key,
-              [&](const auto* rows) { update_out(rows, keys, accumulate); });
+    for (int64_t i = 0; i < count_; ++i) rescale_out(i, accumulate);
+    with_rows(p_.value, value_head_, key, [&](const auto* rows) { update_out(rows, keys); });
+  }
+
+  // Those of query i from key j of the step on, up to the end of its block.
+  T* weights(int64_t i, int64_t j) const {
+    return weights_ + (j / kBlock * count_ + i) * kBlock + j % kBlock;
   }
 
   // Calls f(row `row`) with the numbers as they are stored: they are widened in registers.
@@ -114,124 +133,117 @@ class FewQueries {
   }
 
   template <class Stored>
-  void form_scores(const Stored* rows, int64_t keys) {
+  void form_scores(const Stored* rows, int64_t keys, T* scores) const {
     const int64_t stride = p_.key.strides.row;
-    // Further queries find the rows in the first-level cache.
-    Ahead ahead(stride * sizeof(Stored), p_.shape.head_dim * sizeof(Stored));
-    for (int64_t i = 0; i < count_; ++i, ahead.stop()) {
+    for (int64_t i = 0; i < count_; ++i) {
       for (int64_t j = 0; j < keys; j += W) {
-        V::store(weights_ + i * kKeys + j,
+        V::store(scores + i * kBlock + j,
                  row_products(queries_ + i * p_.shape.head_dim, rows + j * stride, stride,
-                              min_of(W, keys - j), ahead));
+                              min_of(W, keys - j)));
       }
     }
+  }
+
+  void rescale_out(int64_t i, bool accumulate) {
+    T* const out = out_ + i * out_stride_;
+    for (int64_t c = 0; c < p_.shape.value_dim; ++c)
+      out[c] = accumulate ? rescale_[i] * out[c] : T(0);
   }
 
   template <class Stored>
-  void update_out(const Stored* rows, int64_t keys, bool accumulate) {
-    const int64_t width = p_.shape.value_dim;
-    Ahead ahead(p_.value.strides.row * sizeof(Stored), width * sizeof(Stored));
-    for (int64_t i = 0; i < count_; ++i) {
-      for (int64_t c = 0; c < width; c += kColumnVecs * W, ahead.stop()) {
-        const int64_t columns = min_of(kColumnVecs * W, width - c);
-        with_vecs<kColumnVecs>(static_cast<int>(ceil_div(columns, W)), [&]<int kColumns>() {
-          add_values<kColumns>(weights_ + i * kKeys, rows + c, keys, columns,
-                               accumulate ? rescale_ + i : nullptr, out_ + i * out_stride_ + c,
-                               ahead);
-        });
+  void update_out(const Stored* rows, int64_t keys) const {
+    const int64_t width = p_.shape.value_dim, stride = p_.value.strides.row;
+    for (int64_t j = 0; j < keys; j += kRows, rows += kRows * stride) {
+      for (int64_t i = 0; i < count_; ++i) {
+        for (int64_t c = 0; c < width; c += kColumnVecs * W) {
+          const int64_t columns = min_of(kColumnVecs * W, width - c);
+          const int64_t count = min_of(kRows, keys - j);
+          with_vecs<kColumnVecs>(static_cast<int>(ceil_div(columns, W)), [&]<int kVecs>() {
+            T* const out = out_ + i * out_stride_ + c;
+            columns == kVecs* W
+                ? add_values<kVecs, W>(weights(i, j), rows + c, count, columns, out)
+                : add_values<kVecs, 0>(weights(i, j), rows + c, count, columns, out);
+          });
+        }
       }
     }
   }
 
-  // Asks for the row that lies kBytes further on than one that is read, a row at a time. The
-  // prefetchers of a CPU lose sight of keys while values are read, and of values while keys are.
-  class Ahead {
-   public:
-    Ahead(size_t stride, size_t bytes)
-        : bytes_(bytes), distance_(bytes == 0 ? 0 : (kBytes + bytes - 1) / bytes * stride) {}
-    void stop() { bytes_ = 0; }
-    void of(const void* row) const {
-      // The address may be past the end of everything, and is no pointer.
-      const uintptr_t address = reinterpret_cast<uintptr_t>(row) + distance_;
-      for (size_t at = 0; at < bytes_; at += kLine) {
-        __builtin_prefetch(reinterpret_cast<const void*>(address + at), 0, 2);
+  // out += sum over j of weights[j] * row j, in kVecs vectors, the last of which has kLast numbers,
+  // or as many as `columns` leave it where that is 0.
+  // The fences keep the compiler from reading a row in another order than that of memory: it would
+  // begin with the sums that do not fit its registers, and get the rows a fifth slower from afar.
+  template <int kVecs, int kLast, class Stored>
+  [[gnu::always_inline]] void add_values(const T* weights, const Stored* row, int64_t count,
+                                         int64_t columns, T* out) const {
+    const int64_t last = kLast > 0 ? kLast : columns - (kVecs - 1) * W;
+    const int64_t stride = p_.value.strides.row;
+    Reg sum[kVecs];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) sum[v] = V::zero();
+    for (int64_t j = 0; j < count; ++j, row += stride) {
+      const Reg weight = V::broadcast(weights + j);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs - 1; ++v) {
+        sum[v] = V::fma(weight, V::load(row + v * W), sum[v]);
+        std::atomic_signal_fence(std::memory_order_acq_rel);
       }
+      sum[kVecs - 1] =
+          V::fma(weight, load_up_to<kLast>(row + (kVecs - 1) * W, last), sum[kVecs - 1]);
     }
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs - 1; ++v) V::store(out + v * W, V::add(V::load(out + v * W), sum[v]));
+    out += (kVecs - 1) * W;
+    const Reg total = V::add(load_up_to<kLast>(out, last), sum[kVecs - 1]);
+    kLast == W ? V::store(out, total) : store_first<V>(out, total, last);
+  }
 
-   private:
-    static constexpr size_t kBytes = 8192, kLine = 64;
-    size_t bytes_, distance_;
-  };
+  template <int kLast, class Stored>
+  static Reg load_up_to(const Stored* p, int64_t last) {
+    return kLast == W ? V::load(p) : load_first<V>(p, last);
+  }
 
   // The dot products of a query with each of W rows, of which `count` exist; the others give
   // anything.
+  // Not inlined: GCC 12 would then take its loops for seldom ones, and compile them for size.
   template <class Stored>
-  Reg row_products(const T* query, const Stored* row, int64_t stride, int64_t count,
-                   const Ahead& ahead) const {
+  [[gnu::noinline]] Reg row_products(const T* query, const Stored* row, int64_t stride,
+                                     int64_t count) const {
     const int64_t columns = p_.shape.head_dim, tail = columns % W;
     Reg sum[W];
     // In the order of memory, which is twice as fast from afar as column by column.
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) {
-      ahead.of(row);
-      sum[i] = V::zero();
+      Reg total = V::zero();
       int64_t c = 0;
-      for (; c + W <= columns; c += W)
-        sum[i] = V::fma(V::load(query + c), V::load(row + c), sum[i]);
-      if (tail > 0)
-        sum[i] = V::fma(load_first<V>(query + c, tail), load_first<V>(row + c, tail), sum[i]);
+      for (; c + W <= columns; c += W) total = V::fma(V::load(query + c), V::load(row + c), total);
+      if (tail > 0) {
+        total = V::fma(load_first<V>(query + c, tail), load_first<V>(row + c, tail), total);
+      }
+      sum[i] = total;
       row += i + 1 < count ? stride : 0;
     }
     return sums_across<V>(sum);
   }
 
-  // out = rescale * out + sum over j of weights[j] * row j, in kColumns vectors; without `rescale`
-  // the sum alone.
-  template <int kColumns, class Stored>
-  void add_values(const T* weights, const Stored* row, int64_t count, int64_t columns,
-                  const T* rescale, T* out, const Ahead& ahead) const {
-    const int64_t tail = columns - (kColumns - 1) * W;
-    const bool whole = tail == W;
-    const auto load = [&](const auto* p, int v) {
-      return whole || v < kColumns - 1 ? V::load(p + v * W) : load_first<V>(p + v * W, tail);
-    };
-    Reg sum[kColumns];
-    each<kColumns>([&](int v) { sum[v] = V::zero(); });
-    for (int64_t j = 0; j < count; ++j, row += p_.value.strides.row) {
-      ahead.of(row);
-      const Reg weight = V::broadcast(weights + j);
-      each<kColumns>([&](int v) { sum[v] = V::fma(weight, load(row, v), sum[v]); });
-    }
-    if (rescale != nullptr) {
-      const Reg factor = V::broadcast(rescale);
-      each<kColumns>([&](int v) { sum[v] = V::fma(factor, load(out, v), sum[v]); });
-    }
-    each<kColumns>([&](int v) {
-      T* const to = out + v * W;
-      whole || v < kColumns - 1 ? V::store(to, sum[v]) : store_first<V>(to, sum[v], tail);
-    });
-  }
-
   // The stage has queries as its lanes: over to it and back.
-  void apply_options(int64_t key, int64_t keys, bool limited) {
-    pack_transposed<V, W>(weights_, kKeys, count_, keys, T(1), scores_);
+  void apply_options(int64_t key, int64_t keys, bool limited, T* scores) {
+    pack_transposed<V, W>(scores, kBlock, count_, keys, T(1), scores_);
     Reg unused[1] = {V::zero()};
     stage_.template start_block<1>(key, keys);
     stage_.template apply<1, 1>(scores_, W, key, 0, keys, limited, unused);
-    pack_transposed<V, kKeys>(scores_, W, keys, count_, T(1), weights_);
+    pack_transposed<V, kBlock>(scores_, W, keys, count_, T(1), scores);
   }
 
-  // Scores of one query to weights, in place; 0 past `keys`.
+  // Scores of one query to weights, in place; 0 past `keys` to the end of the block.
   void weigh(int64_t i, int64_t keys) {
     constexpr T kMinusInf = -std::numeric_limits<T>::infinity();
-    T* const row = weights_ + i * kKeys;
-    for (int64_t j = keys; j < kKeys; ++j) row[j] = kMinusInf;
-    Reg weight[kVecs];
+    for (int64_t j = keys; j % kBlock != 0; ++j) *weights(i, j) = kMinusInf;
     Reg top = V::broadcast(max_[i]);
-    each<kVecs>([&](int v) {
-      weight[v] = V::load(row + v * W);
-      top = V::max(weight[v], top);
-    });
+    for (int64_t j = 0; j < keys; j += kBlock) {
+      const T* const block = weights(i, j);
+      each<kVecs>([&](int v) { top = V::max(V::load(block + v * W), top); });
+    }
     alignas(64) T lanes[W];
     V::store(lanes, top);
     T max = max_[i];
@@ -240,13 +252,17 @@ class FewQueries {
     const T base = max == kMinusInf ? T(0) : max;
     Reg factor[1] = {V::broadcast(max_[i] - base)};
     exp<V>(factor);
-    each<kVecs>([&](int v) { weight[v] = V::sub(weight[v], V::broadcast(base)); });
-    exp<V>(weight);
     Reg sum = V::mul(V::load(sums_ + i * W), factor[0]);
-    each<kVecs>([&](int v) {
-      V::store(row + v * W, weight[v]);
-      sum = V::add(sum, weight[v]);
-    });
+    for (int64_t j = 0; j < keys; j += kBlock) {
+      T* const block = weights(i, j);
+      Reg weight[kVecs];
+      each<kVecs>([&](int v) { weight[v] = V::sub(V::load(block + v * W), V::broadcast(base)); });
+      exp<V>(weight);
+      each<kVecs>([&](int v) {
+        V::store(block + v * W, weight[v]);
+        sum = V::add(sum, weight[v]);
+      });
+    }
     V::store(sums_ + i * W, sum);
     V::store(lanes, factor[0]);
     rescale_[i] = lanes[0];
@@ -272,9 +288,9 @@ class FewQueries {
 
   const ForwardParams& p_;
   const int64_t count_;
-  T* weights_;  // [W][kKeys], of which the first `count_` rows count
-  T* scores_;   // [kKeys][W]
-  T* bias_;     // [kKeys][W]
+  T* weights_;  // [kKeys / kBlock][queries][kBlock], scores at first
+  T* scores_;   // [kBlock][W]
+  T* bias_;     // [kBlock][W]
   T* sums_;     // [queries][W], of the keys of each lane
   T* max_;      // [queries]
   T* rescale_;  // [queries], what a larger score leaves of the rows of out

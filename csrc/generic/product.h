@@ -94,10 +94,10 @@ template <int kRows, class F>
 /// What happens to rows of output as a product is added to them.
 template <class T>
 struct RowUpdate {
-  bool accumulate;   ///< add to what is there; else replace it
-  T weight;          ///< multiplies the product; with `rescale` it must be 1
-  const T* rescale;  ///< per row, multiplies what is there; null: 1
-  const T* finish;   ///< per row, multiplies the result; null: 1
+  bool accumulate;        ///< add to what is there; else replace it
+  T weight;               ///< multiplies the product; with `rescale` it must be 1
+  const T* rescale;       ///< per row, multiplies what is there; null: 1
+  const T* finish;        ///< per row, multiplies the result; null: 1
   bool prefetch = false;  ///< whether the rows of output are likely in no cache
 };
 
@@ -128,8 +128,8 @@ template <class V, int kRows, int kVecs, bool kTail>
   }
 }
 
-/// Which terms of the sum a row takes, [begin, end); the others are zeros. Null: from the first, to the
-/// last.
+/// Which terms of the sum a row takes, [begin, end); the others are zeros. Null: from the first, to
+/// the last.
 struct Terms {
   const int64_t* begin = nullptr;
   const int64_t* end = nullptr;
@@ -152,9 +152,11 @@ struct Terms {
 };
 
 template <class V, int kRows, int kVecs, bool kTail>
-[[gnu::always_inline]] inline void update_tile(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
-                                   int64_t depth, typename V::Scalar* out, int64_t stride,
-                                   RowUpdate<typename V::Scalar> update, typename V::Mask tail) {
+[[gnu::always_inline]] inline void update_tile(Left<typename V::Scalar> a,
+                                               Right<typename V::Scalar> x, int64_t depth,
+                                               typename V::Scalar* out, int64_t stride,
+                                               RowUpdate<typename V::Scalar> update,
+                                               typename V::Mask tail) {
   using Reg = typename V::Reg;
   // The product starts from zero and what is there is added last: see V::kLongestChain.
   Reg tile[kRows][kVecs];
@@ -194,10 +196,10 @@ template <class V, int kRows, int kVecs, bool kTail>
 
 // Not a call per tile: that alone would cost 50 cycles, an eighth of a tile.
 template <class V, int kVecs, bool kTail>
-[[gnu::noinline]] void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
-                           typename V::Scalar* out, int64_t stride, int64_t rows,
-                           RowUpdate<typename V::Scalar> update, Terms terms,
-                           typename V::Mask tail) {
+[[gnu::noinline]] void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
+                                      int64_t depth, typename V::Scalar* out, int64_t stride,
+                                      int64_t rows, RowUpdate<typename V::Scalar> update,
+                                      Terms terms, typename V::Mask tail) {
   for_row_tiles<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
     const RowUpdate<typename V::Scalar> here = {
         update.accumulate, update.weight, update.rescale == nullptr ? nullptr : update.rescale + r,
@@ -239,11 +241,10 @@ void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_
   const int64_t tail = rest % W;
   with_vecs<kMost>(static_cast<int>(ceil_div(rest, W)), [&]<int kVecs>() {
     if (tail == 0) {
-      update_columns<V, kVecs, false>(a, last, depth, out + c, stride, rows, update, terms,
-                                      all);
+      update_columns<V, kVecs, false>(a, last, depth, out + c, stride, rows, update, terms, all);
     } else {
-      update_columns<V, kVecs, true>(a, last, depth, out + c, stride, rows, update,
-                                     terms, V::first(tail));
+      update_columns<V, kVecs, true>(a, last, depth, out + c, stride, rows, update, terms,
+                                     V::first(tail));
     }
   });
 }
@@ -255,8 +256,8 @@ void pack_transposed(const typename V::Scalar* rows, int64_t stride, int64_t cou
                      typename V::Scalar factor, typename V::Scalar* out) {
   constexpr int W = V::kWidth;
   const typename V::Reg scale = V::broadcast(factor);
-  // Along W rows to their end, then the next W: rows a power of two apart share cache sets, and so many
-  // of them fit, while all rows would evict each line before its second half is read.
+  // Along W rows to their end, then the next W: rows a power of two apart share cache sets, and so
+  // many of them fit, while all rows would evict each line before its second half is read.
   for (int lane = 0; lane < kLanes; lane += W) {
     for (int64_t c = 0; c < columns; c += W) {
       const int64_t width = min_of(W, columns - c);

@@ -41,7 +41,7 @@ def attention(
     block_size: int = 64,
     use_simd: bool = True,
 ) -> Tensor:
-    """softmax(softcap(scale * query key^T) + alibi + bias) value, without forming the [L, S] matrix.
+    """softmax(softcap(scale * query key^T) + alibi + bias) value, without ever forming [L, S].
 
     Exact, in O(L + S) memory, forward and backward; differentiable in `query`, `key`, `value`,
     `alibi_slopes`, `sinks` and a floating `bias`, twice, and in forward mode; `torch.vmap` makes
@@ -95,8 +95,8 @@ def attention(
     Raises:
         TypeError: the dtypes differ, or are not floating; a bias, slopes, sinks or positions of the
             wrong dtype.
-        ValueError: shapes that do not go together, a window of numbers below -1, a `softcap` that is
-            negative or not finite, `dropout` outside [0, 1], `block_size` below 1, or
+        ValueError: shapes that do not go together, a window of numbers below -1, a `softcap` that
+            is negative or not finite, `dropout` outside [0, 1], `block_size` below 1, or
             FLASH_ATTENTION_ISA naming kernels that do not exist or do not run here.
         NotImplementedError: a third derivative (take `standard_attention` for that).
 
@@ -325,7 +325,7 @@ def dropout_mask(batch: int, heads: int, queries: int, keys: int, dropout: float
 
 @torch.library.register_fake("flash::dropout_mask")
 def _dropout_mask_fake(batch: int, heads: int, queries: int, keys: int, dropout: float) -> Tensor:
-    """The shape alone, for torch.compile: without a tensor argument no Meta kernel is ever asked."""
+    """The shape alone, for torch.compile: without a tensor argument no Meta kernel is asked."""
     return torch.empty(batch, heads, queries, keys, dtype=torch.bool)
 
 

@@ -8,7 +8,10 @@
 int main() {
   torch::manual_seed(1);
   flash::models::PatchTST model(flash::models::PatchTSTOptions(/*h=*/4, /*input_size=*/32)
-                                    .hidden_size(32).n_heads(4).encoder_layers(1).dropout(0)
+                                    .hidden_size(32)
+                                    .n_heads(4)
+                                    .encoder_layers(1)
+                                    .dropout(0)
                                     .use_flash_attention(true));
   torch::optim::Adam optimizer(model->parameters(), /*lr=*/1e-2);
   const auto past = torch::randn({8, 32, 1});

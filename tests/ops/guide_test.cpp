@@ -234,9 +234,7 @@ TEST(MultiHeadAttention, RejectsAWidthThatTheHeadsDoNotDivide) {
 TEST(MultiHeadAttention, NamesTheInputOfTheWrongShape) {
   MultiHeadAttention module(MultiHeadAttentionConfig{.d_model = 8, .num_heads = 2});
   const auto good = torch::randn({2, 5, 8});
-  EXPECT_EQ(value_error([&] {
-              module->forward(good, torch::randn({2, 5, 9}), good);
-            }),
+  EXPECT_EQ(value_error([&] { module->forward(good, torch::randn({2, 5, 9}), good); }),
             "flash::MultiHeadAttention: expected key as [batch, length, 8], got [2, 5, 9]");
   EXPECT_THAT(value_error([&] { module->forward(good[0], good, good); }), HasSubstr("query"));
   EXPECT_THAT(value_error([&] { module->forward(good, good, good.narrow(1, 0, 3)); }),

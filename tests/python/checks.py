@@ -92,8 +92,9 @@ class Judge:
             return None
         worst = excess.argmax()
         return (
-            f"{name}: {actual.flatten()[worst].item():.6g} for {expected.flatten()[worst].item():.6g}"
-            f", further than one rounding to {dtype} and {absolute:.3g}"
+            f"{name}: {actual.flatten()[worst].item():.6g} for "
+            f"{expected.flatten()[worst].item():.6g}, further than one rounding to {dtype} "
+            f"and {absolute:.3g}"
         )
 
     def complaint(self, name: str, actual: Tensor) -> str | None:

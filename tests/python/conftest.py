@@ -1,4 +1,4 @@
-"""Shared set-up: the compiled package must import, and no test may leave torch's global state changed."""
+"""Set-up of all tests: the compiled package imports, and torch's global state stays as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures a call: the number of threads it runs on, and the bytes it takes from torch's allocator."""
+"""Measures a call: the threads it runs on, and the bytes it takes from torch's allocator."""
 
 from __future__ import annotations
 

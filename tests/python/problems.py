@@ -1,4 +1,4 @@
-"""Attention problems for the tests: a description (`Spec`) and the tensors made from it (`Problem`)."""
+"""Attention problems: a description (`Spec`) and the tensors made from it (`Problem`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class Spec:
-    """What to test. `bias`, `mask`, `alibi` and `sinks` name axes: "1H1S" is [1, heads, 1, keys]."""
+    """What to test. `bias`, `mask`, `alibi`, `sinks` name axes: "1H1S" is [1, heads, 1, keys]."""
 
     batch: int = 2
     heads: int = 4
@@ -65,7 +65,8 @@ class Problem:
     """Inputs, options and output gradients of one call.
 
     inputs: query, key, value and, where the spec has them, bias, alibi_slopes and sinks, in the
-    order of the operator. options: the other keyword arguments. differentiable: the inputs that get a gradient.
+    order of the operator. options: the other keyword arguments. differentiable: the inputs that
+    get a gradient.
     """
 
     inputs: dict[str, Tensor]
@@ -237,7 +238,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "causal-positions-BHL": {"causal": True, "positions": "BHL"},
         "positions-alone": {"positions": "L"},
     },
-    # 19 queries are at 14 to 32 of 33 keys: a window on either side, both, a diagonal, more than all.
+    # 19 queries are at 14 to 32 of 33 keys: a window left, right, both, a diagonal, more than all.
     "window": {
         "window-left": {"window": (6, -1)},
         "window-right": {"window": (-1, 3)},

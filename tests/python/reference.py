@@ -1,4 +1,4 @@
-"""Attention written from its definition, in plain torch operations: the truth the operator is held to.
+"""Attention written from its definition in plain torch: the truth the operator is held to.
 
     scores = cap(scale * query key^T) - slope * |position - key| + bias,   cap(s) = c tanh(s / c)
     weights = softmax(scores)      over the keys that may be attended, and a sink without a value
@@ -236,15 +236,16 @@ class Size:
 def rounding_model(problem: Problem) -> dict[str, Size]:
     """Expected error of each result, in units of one rounding, to first order.
 
-    Every product, exponential and output is off by one relative rounding, independently, so errors
-    add in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units. The slope of the loss in a
-    score is a difference of two dot products of Dv terms, whose partial sums round too: 2 units
-    each. With one key (or one that outweighs the rest) they are equal, and those roundings are all
-    that is left. Weights, and products with them, are added up one after another, up to 128 at a time:
-    the sum of n equal ones meets the roundings of n partial sums, n / 3 squares of that of the whole,
-    and a rounding that is spread evenly is a third of a unit, squared. The error of a row's sum is
-    one for all of its weights, and so for the output, too. The slope of a cap, 1 - tanh^2, is off by the roundings of tanh^2 and by what the
-    error of the product moves it.
+    Every product, exponential and output is off by one relative rounding, independently, so
+    errors add in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units. The slope of
+    the loss in a score is a difference of two dot products of Dv terms, whose partial sums
+    round too: 2 units each. With one key (or one that outweighs the rest) they are equal, and
+    those roundings are all that is left. Weights, and products with them, are added up one
+    after another, up to 128 at a time: the sum of n equal ones meets the roundings of n partial
+    sums, n / 3 squares of that of the whole, and a rounding that is spread evenly is a third of
+    a unit, squared. The error of a row's sum is one for all of its weights, and so for the
+    output, too. The slope of a cap, 1 - tanh^2, is off by the roundings of tanh^2 and by what
+    the error of the product moves it.
     """
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     options = problem.options

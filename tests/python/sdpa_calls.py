@@ -22,7 +22,7 @@ OURS = "flash::attention"
 
 
 def operators(call: Callable[[], object]) -> set[str]:
-    """The names of all operators that ran in `call`, those inside others and below autograd, too."""
+    """The names of all operators that ran in `call`, those inside others and below autograd too."""
     with torch.autograd.profiler.profile() as profile:
         call()
     return {event.name for event in profile.function_events}

@@ -26,7 +26,7 @@ def cast(problem: Problem, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def test_inputs_become_what_autocast_asks_for(
     option: dict[str, Any], dtype: torch.dtype, op: str
 ) -> None:
-    """Query, key and value; a bias, slopes and sinks in float32 stay, as nothing is gained by it."""
+    """Query, key and value; a bias, slopes and sinks in float32 stay: nothing would be gained."""
     problem = make_problem(Spec(causal=True, **option), torch.float32)
     main = ("query", "key", "value")
     lowered = {n: t.to(dtype) if n in main else t for n, t in problem.inputs.items()}

@@ -101,7 +101,7 @@ def test_gradients_of_out_and_lse_add_up(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_any_layout_of_the_output_gradient(dtype: torch.dtype) -> None:
-    """An expanded scalar (from sum), a transpose and a strided view give what a copy of them gives."""
+    """An expanded scalar (from sum), a transpose and a strided view give what a copy gives."""
     problem = make_problem(Spec(), dtype)
     gradients = {
         "expanded": torch.ones((), dtype=dtype).expand_as(problem.grad_out),

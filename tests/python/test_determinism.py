@@ -78,8 +78,8 @@ def test_from_run_to_run(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_a_batch_is_its_elements(dtype: torch.dtype) -> None:
-    """What else is in the batch changes no bit of a sequence's result, and its gradients by rounding
-    alone: how a backward is cut for many cores depends on how many sequences there are."""
+    """What else is in the batch changes no bit of a sequence's result, and its gradients by
+    rounding alone: how a backward is cut for many cores depends on how many sequences there are."""
     problem = make_problem(replace(BASE, causal=True), dtype)
     together = run(problem)
     for b in range(BASE.batch):

@@ -1,4 +1,4 @@
-"""Dropout: the mask, its statistics, its independence of everything but the seed, and the seed itself."""
+"""Dropout: the mask, its statistics, what it depends on (the seed alone), and the seed itself."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_seeds_differ_and_repeat() -> None:
 
 
 def test_mask_of_a_corner_is_the_corner_of_the_mask() -> None:
-    """The mask is a function of (seed, b, h, i, j): a longer sequence keeps what a shorter one had."""
+    """The mask is a function of (seed, b, h, i, j): a longer sequence keeps what a shorter had."""
     large = mask_after_seed(5, 1, 1, 90, 110, 0.5)
     assert torch.equal(mask_after_seed(5, 1, 1, 37, 41, 0.5), large[:, :, :37, :41])
 

@@ -72,7 +72,7 @@ def test_keys_visible_only_in_the_last_block(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["query", "key", "value", "bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_bad_numbers_spread_as_in_the_definition(dtype: torch.dtype, name: str, bad: float) -> None:
-    """NaN exactly where softmax(q k^T + bias) v, written out, has NaN; all else within tolerance."""
+    """NaN exactly where softmax(q k^T + bias) v, written out, has it; all else within tolerance."""
     problem = make_problem(replace(BASE, bias="1HLS"), dtype)
     problem.inputs[name][0, 1, 3, 2] = bad
     inputs = {n: t.double() for n, t in problem.inputs.items()}
@@ -131,7 +131,7 @@ def masked_key_problems(dtype: torch.dtype) -> dict[str, tuple[Problem, slice]]:
 def test_a_masked_key_never_leaks(
     dtype: torch.dtype, means: str, bad: float, block_size: int
 ) -> None:
-    """Bad numbers in key and value that nobody attends: the same results, and zero gradients there."""
+    """Bad numbers in keys and values that nobody attends: same results, zero gradients there."""
     problem, hidden = masked_key_problems(dtype)[means]
     problem.options["block_size"] = block_size
     clean = run(problem)
@@ -183,7 +183,7 @@ def test_nan_in_a_mixed_mask_touches_its_rows_alone(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("factor", [1e2, 1e4, 1e15])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_huge_logits_pick_the_largest(dtype: torch.dtype, factor: float) -> None:
-    """One weight is 1 and the rest 0, whatever the size: no overflow, no NaN, forward or backward."""
+    """One weight is 1 and the rest 0, whatever the size: no overflow or NaN, in both directions."""
     problem = make_problem(BASE, dtype)
     problem.inputs["query"] *= factor
     scores = problem.inputs["query"] @ problem.inputs["key"].mT / math.sqrt(8)

@@ -149,7 +149,7 @@ def test_dropout_takes_a_seed_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_two_numbers_a_row_and_scratch_that_does_not_grow(dtype: torch.dtype) -> None:
-    """Doubling L doubles only the row statistics; doubling S alone changes nothing in the forward."""
+    """Doubling L doubles the row statistics alone; doubling S changes nothing in the forward."""
     size = torch.empty((), dtype=compute_dtype(dtype)).element_size()
     for queries, keys in itertools.product((2048, 4096), repeat=2):
         usage = flash_attention.attention_memory(1, 8, queries, keys, 64, 64, dtype)

@@ -134,7 +134,7 @@ def test_top_left_causal_by_positions() -> None:
 
 
 def test_decoding_with_a_cache_sees_every_past_key() -> None:
-    """Causal attention of all positions at once equals one query at a time over the growing cache."""
+    """Causal attention of all positions equals one query at a time over the growing cache."""
     problem = make_problem(Spec(queries=20, keys=20, causal=True), torch.float64)
     query, key, value = (problem.inputs[n] for n in ("query", "key", "value"))
     together = flash_attention.attention(query, key, value, causal=True)

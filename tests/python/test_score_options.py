@@ -1,4 +1,4 @@
-"""Windows, ALiBi slopes, softcaps and sinks at their limits: huge numbers, NaN, nothing to attend."""
+"""Windows, ALiBi slopes, softcaps, sinks at their limits: huge numbers, NaN, nothing to attend."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_positions_of_any_size(
 def test_a_bad_key_reaches_its_window_alone(
     dtype: torch.dtype, bad: float, option: dict[str, Any], block_size: int
 ) -> None:
-    """Rows that attend the key show NaN; their neighbours, and keys that those do not attend, not."""
+    """Rows that attend the key show NaN; neighbours, and keys that those do not attend, not."""
     left, right, at, length = 6, 3, 70, 150
     spec = Spec(1, 2, queries=length, keys=length, window=(left, right), block_size=block_size)
     problem = make_problem(replace(spec, **option), dtype)
@@ -254,7 +254,7 @@ def test_a_cap_on_infinite_scores(dtype: torch.dtype, sign: int) -> None:
 @pytest.mark.parametrize("cap", [1e6, 1e30, 1e38, 1e39, 1e300])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_a_cap_far_above_the_scores_is_none(dtype: torch.dtype, cap: float) -> None:
-    """Beyond the largest float, too, where neither the cap nor its inverse is a number of float32."""
+    """Beyond the largest float too, where neither the cap nor its inverse is a float32."""
     expected = run(make_problem(BASE, dtype))
     actual = run(make_problem(replace(BASE, softcap=cap), dtype))
     # The third term of the tangent's series is what a cap of 1e6 takes from scores of up to 10.

@@ -1,4 +1,4 @@
-"""torch's own attention modules under `replace_sdpa`: the same outputs and gradients, by our kernels."""
+"""torch's attention modules under `replace_sdpa`: the same outputs and gradients, our kernels."""
 
 from __future__ import annotations
 

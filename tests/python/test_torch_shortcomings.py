@@ -56,7 +56,7 @@ def with_bias(problem: Problem, bias: torch.Tensor) -> Problem:
 @pytest.mark.parametrize("keys", [5, 64, 130, 1024])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_a_fill_that_absorbs_the_scores(dtype: torch.dtype, keys: int, fill: float | str) -> None:
-    """Every weight of such a row is 1/S, its output the mean of V, its gradients those of a mean."""
+    """Each weight of such a row is 1/S, its output the mean of V, its gradients those of a mean."""
     fill = torch.finfo(dtype).min if fill == "finfo.min" else fill
     spec = Spec(1, 2, queries=6, keys=keys, bias="LS", scale=1e-12 if fill == -1e9 else None)
     bias = torch.zeros(6, keys)
@@ -77,7 +77,7 @@ def test_a_fill_that_absorbs_the_scores(dtype: torch.dtype, keys: int, fill: flo
 @pytest.mark.parametrize("keys", [5, 64, 130, 1024])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_a_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: float) -> None:
-    """Saving only m + log(l) would lose log(l) in m, and make the gradients up to S times too large.
+    """Saving only m + log(l) would lose log(l) in m: gradients up to S times too large.
 
     The shift itself rounds the logits by shift * unit roundoff; no result may be further off than a
     few times that. float32 is not tried at 1e9, where nothing of the logits is left.
@@ -184,5 +184,5 @@ def peak_increases() -> dict[str, int]:
     ],
 )
 def test_no_matrix_of_scores_is_held(peak_increases: dict[str, int], scenario: str) -> None:
-    """134 MB would show a matrix in float32; an eighth of that would show one of bits for each head."""
+    """134 MB would show a matrix in float32; an eighth of that one of bits for each head."""
     assert peak_increases[scenario] < peak_increases["matrix"] / 8

@@ -55,13 +55,13 @@ CLOSE = {
 # with other cuts of its sums.
 SECOND_FLOAT64_RELATIVE = 1e-11
 
-# The fuzzer draws ten thousand calls on each instruction set, of which the unluckiest is further off
-# than that of a few hundred, and gradients of slopes sum up to a hundred distances of a hundred. An
-# error of form is above 1e-6 in float64, in which half of the calls are.
+# The fuzzer draws ten thousand calls on each instruction set, of which the unluckiest is further
+# off than that of a few hundred, and gradients of slopes sum up to a hundred distances of a
+# hundred. An error of form is above 1e-6 in float64, in which half of the calls are.
 FUZZED_SLACK = 10.0
 
-# The fuzzer's calls with NaN and infinities, where the model of rounding has no meaning: scores reach
-# some tens there, which multiply the rounding of a weight. A NaN out of place is no number at all.
+# The fuzzer's calls with NaN and infinities, where the model of rounding has no meaning: scores
+# reach some tens there, which multiply the rounding of a weight. A NaN out of place is no number.
 FUZZED_BAD_TIMES_CLOSE = 50.0
 
 # Flash against standard attention in float64, values of order 1: the integration guide's figure.
