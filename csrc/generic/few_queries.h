@@ -32,8 +32,7 @@ class FewQueries {
   /// first-level cache again. Each gets a sum of its own: one over all keys would round more.
   static constexpr int kRows = 32;
   /// Vectors of a row of out that are summed at once. Rows read to their end are read up to twice
-  /// as fast as in two parts, which is worth that AVX2 keeps three of 16 sums outside its
-  /// registers.
+  /// as fast as in two parts, which is worth that AVX2 keeps two of 16 sums outside its registers.
   static constexpr int kColumnVecs = 16;
 
   /// A dot product for each score costs less than a tile of lanes of which half are idle. Without
@@ -115,8 +114,10 @@ class FewQueries {
       if (limited || changes_scores(p_.score))
         apply_options(key + j, count, limited, weights(0, j));
     }
-    for (int64_t i = 0; i < count_; ++i) weigh(i, keys);
-    for (int64_t i = 0; i < count_; ++i) rescale_out(i, accumulate);
+    for (int64_t i = 0; i < count_; ++i) {
+      weigh(i, keys);
+      rescale_out(i, accumulate);
+    }
     with_rows(p_.value, value_head_, key, [&](const auto* rows) { update_out(rows, keys); });
   }
 
@@ -154,53 +155,53 @@ class FewQueries {
   void update_out(const Stored* rows, int64_t keys) const {
     const int64_t width = p_.shape.value_dim, stride = p_.value.strides.row;
     for (int64_t j = 0; j < keys; j += kRows, rows += kRows * stride) {
+      const int64_t count = min_of(kRows, keys - j);
       for (int64_t i = 0; i < count_; ++i) {
         for (int64_t c = 0; c < width; c += kColumnVecs * W) {
           const int64_t columns = min_of(kColumnVecs * W, width - c);
-          const int64_t count = min_of(kRows, keys - j);
-          with_vecs<kColumnVecs>(static_cast<int>(ceil_div(columns, W)), [&]<int kVecs>() {
+          with_vecs<kColumnVecs>(static_cast<int>(ceil_div(columns, W)), [&]<int kColumns>() {
             T* const out = out_ + i * out_stride_ + c;
-            columns == kVecs* W
-                ? add_values<kVecs, W>(weights(i, j), rows + c, count, columns, out)
-                : add_values<kVecs, 0>(weights(i, j), rows + c, count, columns, out);
+            const bool whole = columns == W * kColumns;
+            whole ? add_values<kColumns, true>(weights(i, j), rows + c, count, columns, out)
+                  : add_values<kColumns, false>(weights(i, j), rows + c, count, columns, out);
           });
         }
       }
     }
   }
 
-  // out += sum over j of weights[j] * row j, in kVecs vectors, the last of which has kLast numbers,
-  // or as many as `columns` leave it where that is 0.
+  // out += sum over j of weights[j] * row j, in kColumns vectors, the last of which is full or not.
   // The fences keep the compiler from reading a row in another order than that of memory: it would
   // begin with the sums that do not fit its registers, and get the rows a fifth slower from afar.
-  template <int kVecs, int kLast, class Stored>
+  template <int kColumns, bool kWhole, class Stored>
   [[gnu::always_inline]] void add_values(const T* weights, const Stored* row, int64_t count,
                                          int64_t columns, T* out) const {
-    const int64_t last = kLast > 0 ? kLast : columns - (kVecs - 1) * W;
+    const int64_t last = columns - (kColumns - 1) * W;
     const int64_t stride = p_.value.strides.row;
-    Reg sum[kVecs];
+    Reg sum[kColumns];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) sum[v] = V::zero();
+    for (int v = 0; v < kColumns; ++v) sum[v] = V::zero();
     for (int64_t j = 0; j < count; ++j, row += stride) {
       const Reg weight = V::broadcast(weights + j);
 #pragma GCC unroll 16
-      for (int v = 0; v < kVecs - 1; ++v) {
+      for (int v = 0; v < kColumns - 1; ++v) {
         sum[v] = V::fma(weight, V::load(row + v * W), sum[v]);
         std::atomic_signal_fence(std::memory_order_acq_rel);
       }
-      sum[kVecs - 1] =
-          V::fma(weight, load_up_to<kLast>(row + (kVecs - 1) * W, last), sum[kVecs - 1]);
+      sum[kColumns - 1] =
+          V::fma(weight, load_up_to<kWhole>(row + (kColumns - 1) * W, last), sum[kColumns - 1]);
     }
 #pragma GCC unroll 16
-    for (int v = 0; v < kVecs - 1; ++v) V::store(out + v * W, V::add(V::load(out + v * W), sum[v]));
-    out += (kVecs - 1) * W;
-    const Reg total = V::add(load_up_to<kLast>(out, last), sum[kVecs - 1]);
-    kLast == W ? V::store(out, total) : store_first<V>(out, total, last);
+    for (int v = 0; v < kColumns - 1; ++v)
+      V::store(out + v * W, V::add(V::load(out + v * W), sum[v]));
+    out += (kColumns - 1) * W;
+    const Reg total = V::add(load_up_to<kWhole>(out, last), sum[kColumns - 1]);
+    kWhole ? V::store(out, total) : store_first<V>(out, total, last);
   }
 
-  template <int kLast, class Stored>
+  template <bool kWhole, class Stored>
   static Reg load_up_to(const Stored* p, int64_t last) {
-    return kLast == W ? V::load(p) : load_first<V>(p, last);
+    return kWhole ? V::load(p) : load_first<V>(p, last);
   }
 
   // The dot products of a query with each of W rows, of which `count` exist; the others give
