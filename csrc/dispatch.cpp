@@ -1,5 +1,6 @@
 // Chooses a kernel table. Compiled with baseline flags only: it runs before the CPU is known.
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <string_view>
@@ -66,10 +67,20 @@ const KernelTable& choose_kernels(const char* flash_attention_isa,
   return kScalarKernels;
 }
 
-const KernelTable& active_kernels() {
-  static const KernelTable& table =
-      choose_kernels(std::getenv("FLASH_ATTENTION_ISA"), std::getenv("ATEN_CPU_CAPABILITY"));
+namespace {
+
+std::atomic<const KernelTable*>& active() {
+  static std::atomic<const KernelTable*> table =
+      &choose_kernels(std::getenv("FLASH_ATTENTION_ISA"), std::getenv("ATEN_CPU_CAPABILITY"));
   return table;
+}
+
+}  // namespace
+
+const KernelTable& active_kernels() { return *active().load(std::memory_order_acquire); }
+
+const KernelTable& use_kernels(const char* name) {
+  return *active().exchange(&choose_kernels(name, nullptr), std::memory_order_acq_rel);
 }
 
 }  // namespace flash

@@ -63,6 +63,10 @@ const std::vector<const KernelTable*>& all_kernels();
 /// Throws std::invalid_argument if FLASH_ATTENTION_ISA is unknown or not supported here.
 const KernelTable& active_kernels();
 
+/// Makes the table of this name the active one from the next call of a kernel on, so that one
+/// process can test all of them. Returns the one that was active. Throws as `active_kernels`.
+const KernelTable& use_kernels(const char* name);
+
 /// The choice behind `active_kernels`, for tests: the two variables as given, null where unset.
 const KernelTable& choose_kernels(const char* flash_attention_isa, const char* aten_cpu_capability);
 

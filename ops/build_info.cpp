@@ -33,7 +33,22 @@ std::string build_info() {
   return json.str();
 }
 
+// For tests: the kernels of the given name from here on, in all threads. Returns the name of those
+// that were active.
+std::string use_isa(const std::string& name) {
+  TORCH_CHECK_VALUE(!name.empty(),
+                    "flash::_use_isa: expected the name of an instruction set, got an empty one");
+  try {
+    return use_kernels(name.c_str()).name;
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, "flash::_use_isa: ", error.what());
+  }
+}
+
 }  // namespace
 }  // namespace flash
 
-TORCH_LIBRARY_FRAGMENT(flash, m) { m.def("_build_info() -> str", flash::build_info); }
+TORCH_LIBRARY_FRAGMENT(flash, m) {
+  m.def("_build_info() -> str", flash::build_info);
+  m.def("_use_isa(str name) -> str", flash::use_isa);
+}
