@@ -238,11 +238,6 @@ Answer run(const KernelTable& table, const Problem<T>& p, bool one_by_one = fals
       kernels.backward(backward, step, begin, end, scratch.get());
     });
   }
-  if (kernels.backward_needs_finish(backward)) {
-    over_units(plan.units, [&](int64_t begin, int64_t end) {
-      kernels.backward_finish(backward, begin, end, scratch.get());
-    });
-  }
   const auto as_double = [](const std::vector<T>& x) {
     return std::vector<double>(x.begin(), x.end());
   };
