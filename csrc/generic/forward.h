@@ -141,8 +141,9 @@ class ForwardTile {
     if (ragged) stage_.ranges().attended_keys(key, keys, begins, ends);
     const Right<T> values = {block_->value(key), block_->value_stride()};
     Factors factors = Factors::kAll;
-    if (!stage_.is_unmasked(key, keys) &&
-        !all_finite<V>(values.data, values.stride, keys, p_->shape.value_dim)) {
+    const auto [first, last] = stage_.unmasked_keys(key, keys);
+    if (!block_->values_are_finite(key, first) ||
+        !block_->values_are_finite(key + last, keys - last)) {
       stage_.template mark_masked<kVecs>(scores, kLanes, key, keys);
       factors = Factors::kUnmasked;
     }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "csrc/generic/key_ranges.h"
 #include "csrc/generic/stored_rows.h"
 #include "csrc/generic/tiles.h"
 #include "csrc/params.h"
@@ -81,9 +82,11 @@ class KeyBlock {
   /// Also to be called when the scratch has been used for something else.
   void start(int64_t batch, int64_t head) {
     const Shape& shape = p_.shape;
+    const int64_t value_head = head / (shape.heads / shape.value_heads);
+    if (batch != batch_ || value_head != value_head_) finite_ = {0, 0};
     batch_ = batch;
     key_head_ = head / (shape.heads / shape.key_heads);
-    value_head_ = head / (shape.heads / shape.value_heads);
+    value_head_ = value_head;
     if (is_in_place()) {
       keys_ = {row_pointer<T>(p_.key, batch, key_head_, 0), p_.key.strides.row};
       values_ = {row_pointer<T>(p_.value, batch, value_head_, 0), p_.value.strides.row};
@@ -112,6 +115,17 @@ class KeyBlock {
                            shape.value_dim, scratch_.values);
   }
 
+  /// Whether the values of these keys, of the step that was sought, hold neither NaN nor Inf.
+  bool values_are_finite(int64_t key, int64_t count) {
+    const Range range = {key, key + count};
+    if (count == 0 || (range.begin >= finite_.begin && range.end <= finite_.end)) return true;
+    if (!all_finite<V>(value(key), value_stride(), count, p_.shape.value_dim)) return false;
+    const bool adjoins = range.begin <= finite_.end && range.end >= finite_.begin;
+    finite_ = adjoins ? Range{min_of(range.begin, finite_.begin), max_of(range.end, finite_.end)}
+                      : range;
+    return true;
+  }
+
   const T* key(int64_t key) const { return keys_.at(key - first_); }
   const T* value(int64_t key) const { return values_.at(key - first_); }
   int64_t key_stride() const { return keys_.stride; }
@@ -125,7 +139,8 @@ class KeyBlock {
   const ForwardScratch<V>& scratch_;
   const int64_t size_;
   int64_t batch_ = 0, key_head_ = 0, value_head_ = 0;
-  int64_t first_ = -1;  // the key that the first of the rows belongs to
+  int64_t first_ = -1;     // the key that the first of the rows belongs to
+  Range finite_ = {0, 0};  // keys of this head whose values are known to be finite
   RowView<T> keys_ = {}, values_ = {};
 };
 

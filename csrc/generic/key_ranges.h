@@ -10,6 +10,12 @@
 namespace flash {
 namespace {
 
+struct Range {
+  int64_t begin;
+  int64_t end;
+  bool empty() const { return begin >= end; }
+};
+
 /// The most keys that one query attends, but for the bias.
 inline int64_t most_attended(const ScoreParams& p, int64_t keys) {
   if (p.window_left < 0 || p.window_right < 0) return keys;
@@ -81,6 +87,12 @@ class KeyRanges {
   /// Whether every query of the tile may attend all of keys [key, key + count), but for the bias.
   bool is_unlimited(int64_t key, int64_t count) const {
     return key >= full_begin_ && key + count <= full_end_;
+  }
+
+  /// Those of keys [key, key + count) that every query of the tile may attend, counted from `key`.
+  Range unlimited_keys(int64_t key, int64_t count) const {
+    const int64_t begin = clamp(full_begin_ - key, 0, count);
+    return {begin, clamp(full_end_ - key, begin, count)};
   }
 
   /// Cuts keys [key, key + count), of which some query attends the last, where the limits change

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "csrc/generic/key_ranges.h"
 #include "csrc/generic/product.h"
 #include "csrc/params.h"
 
@@ -24,12 +25,6 @@ inline int64_t greatest_common_divisor(int64_t a, int64_t b) {
   }
   return a;
 }
-
-struct Range {
-  int64_t begin;
-  int64_t end;
-  bool empty() const { return begin >= end; }
-};
 
 class Partition {
  public:

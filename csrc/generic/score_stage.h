@@ -127,10 +127,15 @@ class ScoreStage {
     return false;
   }
 
-  /// Whether every query of the tile attends all of keys [key, key + count), as far as is known
-  /// without a look at the bias.
+  /// Of keys [key, key + count) those that every query of the tile attends, as far as is known
+  /// without a look at the bias, counted from `key`.
+  Range unmasked_keys(int64_t key, int64_t count) const {
+    if (params_->bias_kind != BiasKind::kNone) return {count, count};
+    return ranges_.unlimited_keys(key, count);
+  }
   bool is_unmasked(int64_t key, int64_t count) const {
-    return params_->bias_kind == BiasKind::kNone && ranges_.is_unlimited(key, count);
+    const Range keys = unmasked_keys(key, count);
+    return keys.begin == 0 && keys.end == count;
   }
 
   /// Makes -0 of the masked ones of x[key][lane], and +0 of other zeros, of which Factors::kUnmasked
