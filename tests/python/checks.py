@@ -128,15 +128,19 @@ class Judge:
         )
 
 
+    def assert_close(self, tensors: dict[str, Tensor]) -> None:
+        """Holds each of the named results to the truth."""
+        complaints = [self.complaint(name, tensor) for name, tensor in tensors.items()]
+        failures = [c for c in complaints if c is not None]
+        assert not failures, f"{self.problem.spec}\n" + "\n".join(failures)
+
+
 def assert_close_to_truth(
     actual: Result, problem: Problem, *, skip_lse: bool = False, slack: float = 1.0
 ) -> None:
     """Holds every tensor of `actual` to the float64 truth."""
-    judge = Judge(problem, slack)
     tensors = {n: t for n, t in actual.tensors().items() if not (skip_lse and n == "lse")}
-    complaints = [judge.complaint(name, tensor) for name, tensor in tensors.items()]
-    failures = [c for c in complaints if c is not None]
-    assert not failures, f"{problem.spec}\n" + "\n".join(failures)
+    Judge(problem, slack).assert_close(tensors)
 
 
 def check(problem: Problem, slack: float = 1.0) -> None:
