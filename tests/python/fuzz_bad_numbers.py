@@ -1,9 +1,10 @@
 """NaN and infinite numbers in a call, and what the definition makes of them, forward and backward.
 
 A pair of a query and a key that it may not attend contributes nothing, whatever their tensors hold.
-One that it may attend contributes by IEEE arithmetic. The definition leaves one thing open: a weight
-that underflows is 0 or a small number, of which 0 times an infinity is NaN and a small number times
-it is not. Such pairs may show as NaN or not.
+One that it may attend contributes by IEEE arithmetic. Two things are left open, and may show as NaN
+or not: a weight that underflows is 0 or a small number, of which 0 times an infinity is NaN and a
+small number times it is not; and a score that is -inf without a bias of -inf is as that of a pair
+that may not attend, though in a row of NaN its weight would be NaN.
 """
 
 from __future__ import annotations
@@ -111,10 +112,11 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
         scores = scores.masked_fill(empty, 0.0)
     every_weight = torch.softmax(scores, -1)
     weight = every_weight[..., : pairs.size(-1)]
-    certain = pairs & ~(weight < LEAST_WEIGHT)
-    lse = log_sum_exp(scores)
-    if "sinks" not in inputs:
-        lse = lse.masked_fill(empty.squeeze(-1), -math.inf)
+    certain = pairs & ~(weight < LEAST_WEIGHT) & (parts.final != -math.inf)
+    # Of a row that attends nothing the sink alone is the sum, however large.
+    nothing = torch.full((), -math.inf, dtype=torch.float64)
+    alone = scores[..., -1] if "sinks" in inputs else nothing
+    lse = torch.where(empty.squeeze(-1), alone, log_sum_exp(scores))
 
     out = attended_product(weight, weight, pairs, certain, value)
     grad_out = with_heads(problem.grad_out.double())
@@ -132,9 +134,9 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
     found = {
         "out": out,
         "dq": attended_product(dproduct, perhaps_dproduct, pairs, certain, every_key),
-        "dk": attended_product(
-            dproduct.mT, perhaps_dproduct.mT, pairs.mT, certain.mT, query
-        ).map(lambda x: group_sum(x, key)),
+        "dk": attended_product(dproduct.mT, perhaps_dproduct.mT, pairs.mT, certain.mT, query).map(
+            lambda x: group_sum(x, key)
+        ),
         "dv": attended_product(weight.mT, weight.mT, pairs.mT, certain.mT, grad_out).map(
             lambda x: group_sum(x, inputs["value"])
         ),
@@ -156,7 +158,7 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
         sinks = inputs["sinks"].shape
         sink = every_weight[..., -1:]
         rows, perhaps_rows = (-sink * delta for delta in deltas)
-        sure = rows.isnan() & ~(sink < LEAST_WEIGHT)
+        sure = rows.isnan() & ~(sink < LEAST_WEIGHT) & ~empty
         found["dsinks"] = Expected(rows.nan_to_num(0, 0, 0), sure, perhaps_rows.isnan()).map(
             lambda x: x.sum((-2, -1)).sum_to_size(sinks)
         )
@@ -186,7 +188,9 @@ def complaint(name: str, actual: Tensor, expected: Expected, dtype: torch.dtype)
     allowed = FUZZED_BAD_TIMES_CLOSE * CLOSE[compute_dtype(dtype)] * size
     if is_rounded:
         allowed = allowed + UNIT_ROUNDOFF[dtype] * truth.abs() + NARROW_ABSOLUTE[dtype]
-    excess = ((found - truth).abs() - allowed).masked_fill(found == truth, -1.0).nan_to_num(math.inf)
+    excess = (
+        ((found - truth).abs() - allowed).masked_fill(found == truth, -1.0).nan_to_num(math.inf)
+    )
     if excess.max() <= 0:
         return None
     worst = excess.argmax()

@@ -39,8 +39,9 @@ LENGTHS = (
 WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 80, 96, 128, 129)
 # Around the parts of 1,024 keys that decoding cuts, of which there are none below two.
 DECODED_KEYS = (64, 65, 127, 200, 1023, 1024, 1025, 2047, 2048, 2049, 3071, 3073, 4100)
-# Elements of the scores times the width: keeps a case in milliseconds.
-MOST_WORK = 3_000_000
+# Elements of the scores, and these times the width: keeps a case in milliseconds.
+MOST_SCORES = 70_000
+MOST_WORK = 1_500_000
 
 
 def maybe(draw: random.Random, probability: float, value: Any, otherwise: Any = None) -> Any:
@@ -98,8 +99,8 @@ def draw_heads(draw: random.Random) -> dict[str, int]:
     return {"heads": heads, "key_heads": key_heads, "value_heads": value_heads, "rank": rank}
 
 
-def draw_spec(draw: random.Random, most_work: int = MOST_WORK) -> Spec:
-    """Lengths around every tile and block."""
+def draw_spec(draw: random.Random, share: float = 1.0) -> Spec:
+    """Lengths around every tile and block; `share`: of the work that a case may take."""
     spec = Spec(
         **draw_heads(draw),
         batch=draw.choice([1, 1, 2, 3]),
@@ -109,7 +110,7 @@ def draw_spec(draw: random.Random, most_work: int = MOST_WORK) -> Spec:
         value_dim=draw.choice(WIDTHS),
         **draw_options(draw),
     )
-    while _work(spec) > most_work:
+    while _excess(spec) > share:
         spec = replace(spec, queries=spec.queries // 2 + 1, keys=spec.keys // 2 + 1)
     return spec
 
@@ -125,13 +126,14 @@ def draw_decoding(draw: random.Random) -> Spec:
         value_dim=draw.choice((*WIDTHS, 255, 257, 300)),
         **draw_options(draw),
     )
-    while _work(spec) > MOST_WORK:
-        spec = replace(
-            spec, head_dim=spec.head_dim // 2 + 1, value_dim=spec.value_dim // 2 + 1, batch=1
-        )
+    while _excess(spec) > 1:
+        one = {"batch": 1, "heads": 1, "key_heads": 1, "value_heads": 1}
+        narrower = {"head_dim": spec.head_dim // 2 + 1, "value_dim": spec.value_dim // 2 + 1}
+        spec = replace(spec, **(one if spec.batch * spec.heads > 1 else narrower))
     return spec
 
 
-def _work(spec: Spec) -> int:
+def _excess(spec: Spec) -> float:
+    """The work of a case beside the most that it may take."""
     scores = spec.batch * spec.heads * spec.queries * spec.keys
-    return scores * (spec.head_dim + spec.value_dim)
+    return max(scores / MOST_SCORES, scores * (spec.head_dim + spec.value_dim) / MOST_WORK)

@@ -74,5 +74,3 @@ def check_mistake(problem: Problem, mistake: Mistake) -> None:
         assert text.startswith("flash::attention: expected") and mistake.word in text, text
         return
     raise AssertionError(f"expected {mistake.error.__name__} naming {mistake.word}, got a result")
-
-
