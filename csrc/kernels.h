@@ -25,14 +25,13 @@ struct TypedKernels {
   int64_t (*forward_scratch_bytes)(const ForwardParams&);
   void (*forward)(const ForwardParams&, int64_t unit_begin, int64_t unit_end, void* scratch);
 
+  /// Whether a query attends some key, masks and windows considered.
+  bool (*attends_any)(const ForwardParams&, int64_t batch, int64_t head, int64_t query);
+
   WorkPlan (*backward_plan)(const BackwardParams&);
   int64_t (*backward_scratch_bytes)(const BackwardParams&);
   void (*backward)(const BackwardParams&, int64_t step, int64_t unit_begin, int64_t unit_end,
                    void* scratch);
-  /// Whether `backward_finish` must run over all units after the last step.
-  bool (*backward_needs_finish)(const BackwardParams&);
-  void (*backward_finish)(const BackwardParams&, int64_t unit_begin, int64_t unit_end,
-                          void* scratch);
 
   // One step each, and no scratch.
   WorkPlan (*dropout_plan)(const DropoutParams&);

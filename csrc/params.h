@@ -76,6 +76,9 @@ struct ForwardParams {
   void* row_max;  ///< native [batch, heads, queries]: the largest score
   void* row_sum;  ///< native [batch, heads, queries]: sum of exp(score - row_max)
   int64_t block_size;
+  /// The keys are a part of all keys. A row none of whose weights is above 0 then gives 0; else it
+  /// is NaN if it attends a key, since the softmax of nothing but -inf is.
+  bool is_part;
 };
 
 struct BackwardParams {

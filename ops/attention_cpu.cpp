@@ -73,25 +73,18 @@ class Forward {
     const at::ScalarType dtype = compute_dtype(out.scalar_type());
     const int64_t stats_bytes = out_rows() * static_cast<int64_t>(c10::elementSize(dtype));
     const Schedule schedule(plan_);
-    const int64_t scratch_bytes = kernels_.forward_scratch_bytes(params_);
-    const Scratch scratch(splits ? 0 : scratch_bytes, schedule.threads,
+    const Scratch scratch(splits ? 0 : kernels_.forward_scratch_bytes(params_), schedule.threads,
                           row_stats == nullptr ? 2 * stats_bytes : 0);
     if (row_stats == nullptr) row_stats = scratch.shared();
     params_.row_max = row_stats;
     params_.row_sum = static_cast<uint8_t*>(row_stats) + stats_bytes;
-    if (!splits) {
-      run_in_one_piece(schedule, scratch);
-    } else if (!SplitKeys(kernels_, params_, dtype).run()) {
-      run_in_one_piece(schedule, Scratch(scratch_bytes, schedule.threads));
-    }
-  }
-
- private:
-  void run_in_one_piece(const Schedule& schedule, const Scratch& scratch) {
+    if (splits) return SplitKeys(kernels_, params_, dtype).run();
     at::parallel_for(0, plan_.units, schedule.grain, [&](int64_t begin, int64_t end) {
       kernels_.forward(params_, begin, end, scratch.of_this_thread());
     });
   }
+
+ private:
   int64_t out_rows() const {
     return params_.shape.batch * params_.shape.heads * params_.shape.queries;
   }
@@ -191,11 +184,6 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   for (int64_t step = 0; step < plan.steps; ++step) {
     at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
       kernels.backward(p, step, begin, end, scratch.of_this_thread());
-    });
-  }
-  if (kernels.backward_needs_finish(p)) {
-    at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
-      kernels.backward_finish(p, begin, end, scratch.of_this_thread());
     });
   }
   if (needed[3]) d_bias = in_dtype(d_bias, o.bias->scalar_type());

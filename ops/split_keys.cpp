@@ -106,6 +106,7 @@ ForwardParams SplitKeys::part_params(int64_t batch, int64_t first, int64_t count
                                      const Memory& memory) const {
   const int64_t key = first * kKeysPerPart;
   ForwardParams p = params_;
+  p.is_part = true;
   p.shape.batch = count;
   p.shape.keys = std::min(kKeysPerPart, params_.shape.keys - key);
   const Shape& s = p.shape;
@@ -148,7 +149,7 @@ ForwardParams SplitKeys::part_params(int64_t batch, int64_t first, int64_t count
   return p;
 }
 
-bool SplitKeys::run() const {
+void SplitKeys::run() const {
   const Shape& s = params_.shape;
   const int64_t per_batch = whole_plan_.units + last_plan_.units;
   const WorkPlan all = {s.batch * per_batch, 1, whole_plan_.flops_per_unit};
@@ -174,8 +175,7 @@ bool SplitKeys::run() const {
       begin += count;
     }
   });
-  return AT_DISPATCH_FLOATING_TYPES(dtype_, "flash::attention",
-                                    [&] { return merge<scalar_t>(memory); });
+  AT_DISPATCH_FLOATING_TYPES(dtype_, "flash::attention", [&] { merge<scalar_t>(memory); });
 }
 
 /// Writes a row of the result.
@@ -197,7 +197,7 @@ void SplitKeys::store(const std::vector<T>& row, int64_t at) const {
 
 /// out = sum_c w_c out_c / sum_c w_c with w_c = sum_c e^(max_c - max), the sink among them.
 template <class T>
-bool SplitKeys::merge(const Memory& memory) const {
+void SplitKeys::merge(const Memory& memory) const {
   constexpr T kMinusInf = -std::numeric_limits<T>::infinity();
   const Shape& s = params_.shape;
   const ScoreParams& score = params_.score;
@@ -227,7 +227,10 @@ bool SplitKeys::merge(const Memory& memory) const {
         const T* const of_part = outs + at(part) * s.value_dim;
         for (size_t c = 0; c < out.size(); ++c) out[c] += weight * of_part[c];
       }
-      if (std::isnan(sum)) return false;
+      // As in one piece: the softmax of scores that are all -inf is NaN, that of no score is 0.
+      if (sum == 0 && kernels_.attends_any(params_, b, head, row % s.queries)) {
+        sum = std::numeric_limits<T>::quiet_NaN();
+      }
       static_cast<T*>(params_.row_max)[b * rows + row] = max;
       static_cast<T*>(params_.row_sum)[b * rows + row] = sum;
       const T factor = sum == 0 ? T(0) : T(1) / sum;
@@ -236,7 +239,6 @@ bool SplitKeys::merge(const Memory& memory) const {
                      row % s.queries * params_.out.strides.row);
     }
   }
-  return true;
 }
 
 }  // namespace flash

@@ -27,10 +27,8 @@ class SplitKeys {
   /// Bytes that `run` allocates.
   int64_t bytes() const;
 
-  /// As `kernels.forward` over all units. False where a sum came out as NaN, and the results have
-  /// to be computed over again in one piece: a part of which every score overflows to -inf is NaN
-  /// by itself, and 0 in the whole.
-  bool run() const;
+  /// As `kernels.forward` over all units.
+  void run() const;
 
  private:
   struct Memory;
@@ -43,7 +41,7 @@ class SplitKeys {
   ForwardParams part_params(int64_t batch, int64_t first, int64_t count,
                             const Memory& memory) const;
   template <class T>
-  bool merge(const Memory& memory) const;
+  void merge(const Memory& memory) const;
   template <class T>
   void store(const std::vector<T>& row, int64_t at) const;
 

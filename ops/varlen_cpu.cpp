@@ -252,11 +252,6 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
           kernels.backward(of(n), step, begin, end, scratch.of_this_thread());
         });
   }
-  run_all(
-      plans, [&](int64_t n) { return kernels.backward_needs_finish(of(n)); },
-      [&](int64_t n, int64_t begin, int64_t end) {
-        kernels.backward_finish(of(n), begin, end, scratch.of_this_thread());
-      });
   const at::ScalarType dtype = query.scalar_type();
   return {in_dtype(d_query, dtype), in_dtype(d_key, dtype), in_dtype(d_value, dtype),
           needed[3] ? sum_rows(*o.alibi_slopes, slope_rows, sequences) : allocate({0}, query),

@@ -107,6 +107,11 @@ struct Vec<float> : Avx2Tiles {
   static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  /// `c` where `a` is -0, whatever `b` is, else `a * b + c`.
+  static Reg fma_unless_minus_zero(Reg a, Reg b, Reg c) {
+    const __m256i skip = _mm256_cmpeq_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(1 << 31));
+    return _mm256_fmadd_ps(a, _mm256_andnot_ps(_mm256_castsi256_ps(skip), b), c);
+  }
   /// The larger; `b` where either is NaN.
   static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
   static Reg abs(Reg x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
@@ -187,6 +192,11 @@ struct Vec<double> : Avx2Tiles {
   static Reg mul(Reg a, Reg b) { return _mm256_mul_pd(a, b); }
   static Reg div(Reg a, Reg b) { return _mm256_div_pd(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
+  static Reg fma_unless_minus_zero(Reg a, Reg b, Reg c) {
+    const __m256i minus_zero = _mm256_castpd_si256(_mm256_set1_pd(-0.0));
+    const __m256i skip = _mm256_cmpeq_epi64(_mm256_castpd_si256(a), minus_zero);
+    return _mm256_fmadd_pd(a, _mm256_andnot_pd(_mm256_castsi256_pd(skip), b), c);
+  }
   static Reg max(Reg a, Reg b) { return _mm256_max_pd(a, b); }
   static Reg abs(Reg x) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), x); }
   static Reg if_less(Reg a, Reg b, Reg x, Reg y) {

@@ -91,6 +91,11 @@ struct Vec<float> : Avx512Tiles {
   static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg fma_unless_minus_zero(Reg a, Reg b, Reg c) {
+    const __m512i minus_zero = _mm512_castps_si512(_mm512_set1_ps(-0.0f));
+    const Mask keep = _mm512_cmpneq_epi32_mask(_mm512_castps_si512(a), minus_zero);
+    return _mm512_mask3_fmadd_ps(a, b, c, keep);
+  }
   static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
   static Reg abs(Reg x) { return _mm512_abs_ps(x); }
   static Reg if_less(Reg a, Reg b, Reg x, Reg y) {
@@ -168,6 +173,11 @@ struct Vec<double> : Avx512Tiles {
   static Reg mul(Reg a, Reg b) { return _mm512_mul_pd(a, b); }
   static Reg div(Reg a, Reg b) { return _mm512_div_pd(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
+  static Reg fma_unless_minus_zero(Reg a, Reg b, Reg c) {
+    const __m512i minus_zero = _mm512_castpd_si512(_mm512_set1_pd(-0.0));
+    const Mask keep = _mm512_cmpneq_epi64_mask(_mm512_castpd_si512(a), minus_zero);
+    return _mm512_mask3_fmadd_pd(a, b, c, keep);
+  }
   static Reg max(Reg a, Reg b) { return _mm512_max_pd(a, b); }
   static Reg abs(Reg x) { return _mm512_abs_pd(x); }
   static Reg if_less(Reg a, Reg b, Reg x, Reg y) {

@@ -60,11 +60,11 @@ class BackwardBlock {
     }
   }
 
-  /// Whether the one query of this block may not attend `key`.
-  bool excludes(int64_t key) const { return stages_[0].excludes(0, key); }
-
+ private:
   void step(int64_t key, int64_t keys) {
     read_keys(key, keys);
+    keys_are_finite_ = is_unmasked(key, keys) || p_.grad_query.data == nullptr ||
+                       all_finite<V>(key_rows_.data, key_rows_.stride, keys, p_.shape.head_dim);
     for (int64_t t = 0; t < tiles_.count(); ++t) {
       with_vecs<V::kScoreVecs>(tiles_.vecs(t),
                                [&]<int kVecs>() { tile_step<kVecs>(t, key, keys); });
@@ -72,7 +72,23 @@ class BackwardBlock {
     update_key_rows(key, keys);
   }
 
- private:
+  // Whether every query of the block attends all of these keys, as far as is known without a bias.
+  bool is_unmasked(int64_t key, int64_t keys) const {
+    for (int64_t t = 0; t < tiles_.count(); ++t) {
+      if (!stages_[t].is_unmasked(key, keys)) return false;
+    }
+    return true;
+  }
+
+  // Whether masked entries of P and dS have to be marked, since what they are multiplied with holds
+  // NaN or Inf.
+  bool marks_masked() const {
+    return !(keys_are_finite_ && queries_are_finite_ && grad_out_is_finite_);
+  }
+  static Factors factors(bool are_finite) {
+    return are_finite ? Factors::kAll : Factors::kUnmasked;
+  }
+
   // Packs Q and dO of a tile, and gathers what a lane needs: row_max, 1 / row_sum, delta.
   template <int kVecs>
   void prepare(int64_t t) {
@@ -89,6 +105,10 @@ class BackwardBlock {
         read_rows<V>(p_.grad_out, p_.grad_out_storage, batch_, head_, first, count, shape.value_dim,
                      scratch_.grad_out_rows + shape.value_dim * at);
     if (t == 0) query_rows_ = query, grad_out_rows_ = grad_out;
+    if (can_exclude(p_.score)) {
+      queries_are_finite_ &= all_finite<V>(query.data, query.stride, count, shape.head_dim);
+      grad_out_is_finite_ &= all_finite<V>(grad_out.data, grad_out.stride, count, shape.value_dim);
+    }
     pack_transposed<V, kLanes>(query.data, query.stride, count, shape.head_dim, scale_,
                                scratch_.queries + shape.head_dim * at);
     pack_transposed<V, kLanes>(grad_out.data, grad_out.stride, count, shape.value_dim,
@@ -104,11 +124,12 @@ class BackwardBlock {
       const typename V::Mask mask = V::first(rows);
       const auto read = [&](const T* p) { return V::load(p + lane, mask); };
       const Reg max = read(saved_max), sum = read(saved_sum);
-      // rowsum(dO o O) - dlse
+      // rowsum(dO o O) - dlse. Summed as dP is: where a row attends one key only, dS is 0.
       const RowView<T> out = read_rows<V>(p_.out, p_.out_storage, batch_, head_, first + lane, rows,
                                           shape.value_dim, scratch_.value_rows);
-      Reg delta = row_dots<V>(grad_out.at(lane), grad_out.stride, out.data, out.stride, rows,
-                              shape.value_dim);
+      Reg delta = row_dots<V>(out.data, out.stride, rows, shape.value_dim,
+                              {scratch_.grad_out + shape.value_dim * at + lane, kLanes});
+      if (keep != 1) delta = V::mul(delta, V::broadcast(static_cast<T>(keep > 0 ? 1 / keep : 0)));
       if (grad_lse != nullptr) delta = V::sub(delta, read(grad_lse));
       const Reg base = V::if_equal(max, minus_inf, V::zero(), max);
       const Reg inverse = V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
@@ -133,8 +154,9 @@ class BackwardBlock {
     const int64_t last = max_of(first, min_of(stage.ranges().key_end() - key, keys));
     T* weights = scratch_.weights + tiles_.begin(t);
     T* grad_scores = scratch_.grad_scores + tiles_.begin(t);
-    clear<kVecs>(0, first, weights, grad_scores);
-    clear<kVecs>(last, keys, weights, grad_scores);
+    const Reg nothing = V::broadcast(marks_masked() ? -T(0) : T(0));
+    fill<kVecs>(0, first, nothing, weights, grad_scores);
+    fill<kVecs>(last, keys, nothing, weights, grad_scores);
     if (first == last) return;
     attend<kVecs>(t, key + first, last - first, weights + first * Scratch::kStride,
                   grad_scores + first * Scratch::kStride);
@@ -186,23 +208,29 @@ class BackwardBlock {
             multiply<kLive>(grad_scores + offset, slope_of_cap + offset, n);
           });
     }
+    if (marks_masked()) {
+      stage.template mark_masked<kVecs>(weights, Scratch::kStride, key, keys);
+      stage.template mark_masked<kVecs>(grad_scores, Scratch::kStride, key, keys);
+    }
     if (p_.grad_query.data == nullptr) return;
     int64_t begins[kVecs * V::kWidth], ends[kVecs * V::kWidth];
     const bool ragged = !stage.ranges().is_unlimited(key, keys);
     if (ragged) stage.ranges().attended_keys(key, keys, begins, ends);
-    update_rows<V>({grad_scores, 1, Scratch::kStride}, {key_at(key), key_rows_.stride}, keys,
+    update_rows<V>(factors(keys_are_finite_), {grad_scores, 1, Scratch::kStride},
+                   {key_at(key), key_rows_.stride}, keys,
                    row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
                    p_.grad_query.strides.row, count, p_.shape.head_dim,
                    {true, scale_, nullptr, nullptr}, ragged ? Terms{begins, ends} : Terms{});
   }
 
-  // x *= factor for kVecs vectors of `keys` rows.
+  // x *= factor for kVecs vectors of `keys` rows; 0 stays so, whatever the factor of a masked one.
   template <int kVecs>
   static void multiply(T* x, const T* factor, int64_t keys) {
     for (int64_t j = 0; j < keys; ++j, x += Scratch::kStride, factor += Scratch::kStride) {
       each<kVecs>([&](int v) {
         T* at = x + v * V::kWidth;
-        V::store(at, V::mul(V::load(at), V::load(factor + v * V::kWidth)));
+        const Reg y = V::load(at);
+        V::store(at, V::if_equal(y, V::zero(), y, V::mul(y, V::load(factor + v * V::kWidth))));
       });
     }
   }
@@ -212,14 +240,14 @@ class BackwardBlock {
     return (batch_ * p_.shape.heads + head_) * p_.shape.queries + query;
   }
 
-  // Zeroes kVecs vectors of P and dS for keys j … end - 1.
+  // Fills kVecs vectors of P and dS for keys j … end - 1.
   template <int kVecs>
-  static void clear(int64_t j, int64_t end, T* weights, T* grad_scores) {
+  static void fill(int64_t j, int64_t end, Reg x, T* weights, T* grad_scores) {
     for (; j < end; ++j) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
-        V::store(weights + j * Scratch::kStride + v * V::kWidth, V::zero());
-        V::store(grad_scores + j * Scratch::kStride + v * V::kWidth, V::zero());
+        V::store(weights + j * Scratch::kStride + v * V::kWidth, x);
+        V::store(grad_scores + j * Scratch::kStride + v * V::kWidth, x);
       }
     }
   }
@@ -342,14 +370,14 @@ class BackwardBlock {
     if (ragged) attending_queries(key, keys, begins, ends);
     const Terms terms = ragged ? Terms{begins, ends} : Terms{};
     if (p_.grad_value.data != nullptr) {
-      update_rows<V>({scratch_.weights, Scratch::kStride, 1},
+      update_rows<V>(factors(grad_out_is_finite_), {scratch_.weights, Scratch::kStride, 1},
                      {grad_out_rows_.data, grad_out_rows_.stride}, count_,
                      row_pointer<T>(p_.grad_value, batch_, value_head_, key),
                      p_.grad_value.strides.row, keys, p_.shape.value_dim,
                      {true, T(1), nullptr, nullptr}, terms);
     }
     if (p_.grad_key.data != nullptr) {
-      update_rows<V>({scratch_.grad_scores, Scratch::kStride, 1},
+      update_rows<V>(factors(queries_are_finite_), {scratch_.grad_scores, Scratch::kStride, 1},
                      {query_rows_.data, query_rows_.stride}, count_,
                      row_pointer<T>(p_.grad_key, batch_, key_head_, key), p_.grad_key.strides.row,
                      keys, p_.shape.head_dim, {true, scale_, nullptr, nullptr}, terms);
@@ -387,6 +415,8 @@ class BackwardBlock {
   RowView<T> query_rows_ = {}, grad_out_rows_ = {};  // of the block
   RowView<T> key_rows_ = {}, value_rows_ = {};       // of a step, whose first key is:
   int64_t first_key_ = 0;
+  bool queries_are_finite_ = true, grad_out_is_finite_ = true;  // of the block
+  bool keys_are_finite_ = true;                                 // of a step
   ScoreStage<V> stages_[kBlockTiles];
 };
 

@@ -1,5 +1,5 @@
 #pragma once
-// The backward over all units of a problem, and the pass that finishes its rows.
+// The backward over all units of a problem.
 
 #include <cstdint>
 
@@ -96,87 +96,6 @@ void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t
           BackwardBlock<V>(p, scratch, batch, head, block).run(keys);
         }
       }
-    }
-  }
-}
-
-/// Where nothing is masked, a NaN belongs to every row that holds one.
-inline bool backward_needs_finish(const BackwardParams& p) { return can_exclude(p.score); }
-
-template <class T>
-bool all_nan(const T* row, int64_t columns) {
-  for (int64_t c = 0; c < columns; ++c) {
-    if (row[c] == row[c]) return false;
-  }
-  return true;
-}
-
-/// dQ of a row that holds NaN, again, touching no key that the query does not attend.
-template <class V>
-void redo_query_row(const BackwardParams& p, const BackwardScratch<V>& scratch, int64_t batch,
-                    int64_t head, int64_t query) {
-  BackwardParams only = p;
-  only.grad_key.data = only.grad_value.data = nullptr;
-  only.grad_bias = only.grad_slope_rows = only.grad_sink_rows = nullptr;
-  clear_rows<typename V::Scalar>(p.grad_query, batch, {head, head + 1}, {query, query + 1},
-                                 p.shape.head_dim);
-  const auto* sum = row_pointer<typename V::Scalar>(p.grad_query, batch, head, query);
-  BackwardBlock<V> row(only, scratch, batch, head, {query, query + 1});
-  for (int64_t key = 0; key < p.shape.keys && !all_nan(sum, p.shape.head_dim); ++key) {
-    if (!row.excludes(key)) row.step(key, 1);
-  }
-}
-
-/// dK or dV of one row that holds NaN, again, from the queries that attend the key alone.
-template <class V>
-void redo_key_row(const BackwardParams& p, const BackwardScratch<V>& scratch, bool is_key,
-                  int64_t batch, int64_t head, int64_t key) {
-  BackwardParams only = p;
-  only.grad_query.data = only.grad_bias = only.grad_slope_rows = only.grad_sink_rows = nullptr;
-  (is_key ? only.grad_value : only.grad_key).data = nullptr;
-  const MutableRows& rows = is_key ? p.grad_key : p.grad_value;
-  const int64_t columns = is_key ? p.shape.head_dim : p.shape.value_dim;
-  clear_rows<typename V::Scalar>(rows, batch, {head, head + 1}, {key, key + 1}, columns);
-  const auto* sum = row_pointer<typename V::Scalar>(rows, batch, head, key);
-  const int64_t group = p.shape.heads / (is_key ? p.shape.key_heads : p.shape.value_heads);
-  for (int64_t query_head = head * group; query_head < (head + 1) * group; ++query_head) {
-    for (int64_t query = 0; query < p.shape.queries && !all_nan(sum, columns); ++query) {
-      BackwardBlock<V> row(only, scratch, batch, query_head, {query, query + 1});
-      if (!row.excludes(key)) row.step(key, 1);
-    }
-  }
-}
-
-template <class V, class Redo>
-void redo_rows(const MutableRows& rows, int64_t batch, Range heads, Range range, int64_t columns,
-               Redo&& redo) {
-  if (rows.data == nullptr) return;
-  for (int64_t head = heads.begin; head < heads.end; ++head) {
-    const auto* first = row_pointer<typename V::Scalar>(rows, batch, head, range.begin);
-    if (!has_nan<V>(first, rows.strides.row, range.end - range.begin, columns)) continue;
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      const auto* row = row_pointer<typename V::Scalar>(rows, batch, head, i);
-      if (has_nan<V>(row, 0, 1, columns)) redo(head, i);
-    }
-  }
-}
-
-/// Computes again the rows that hold NaN in a problem with masks: 0 * NaN of a masked pair may have
-/// come in.
-template <class V>
-void backward_finish(const BackwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
-  const Partition parts = partition<V>(p);
-  const BackwardScratch<V> scratch(p, memory);
-  for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
-    const Range batches = parts.batches(unit);
-    const Range keys = parts.keys(unit, 0);
-    for (int64_t b = batches.begin; b < batches.end; ++b) {
-      redo_rows<V>(p.grad_query, b, parts.heads(unit), parts.queries(unit), p.shape.head_dim,
-                   [&](int64_t head, int64_t i) { redo_query_row(p, scratch, b, head, i); });
-      redo_rows<V>(p.grad_key, b, parts.key_heads(unit), keys, p.shape.head_dim,
-                   [&](int64_t head, int64_t i) { redo_key_row(p, scratch, true, b, head, i); });
-      redo_rows<V>(p.grad_value, b, parts.value_heads(unit), keys, p.shape.value_dim,
-                   [&](int64_t head, int64_t i) { redo_key_row(p, scratch, false, b, head, i); });
     }
   }
 }

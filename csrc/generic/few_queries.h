@@ -69,15 +69,8 @@ class FewQueries {
     finish();
   }
 
-  /// Of the last (batch, head): as those of a ForwardTile.
-  bool is_suspect(int64_t i) const {
-    return sum_of(i) == 0 ||
-           (can_exclude(p_.score) && has_nan<V>(out_ + i * out_stride_, 0, 1, p_.shape.value_dim));
-  }
-
  private:
   bool narrows() const { return p_.out_storage != Storage::kNative; }
-  T sum_of(int64_t i) const { return static_cast<const T*>(p_.row_sum)[row_ + i]; }
 
   void start(int64_t batch, int64_t head) {
     const Shape& shape = p_.shape;
@@ -97,6 +90,7 @@ class FewQueries {
       }
     }
     stage_.start(p_.score, shape, batch, head, 0, count_, bias_);
+    values_seem_finite_ = true;
     // As if the sink, with weight e^0, had been the first key.
     const bool has_sink = !(stage_.sink() == -std::numeric_limits<T>::infinity());
     for (int64_t i = 0; i < count_; ++i) {
@@ -118,7 +112,7 @@ class FewQueries {
       weigh(i, keys);
       rescale_out(i, accumulate);
     }
-    with_rows(p_.value, value_head_, key, [&](const auto* rows) { update_out(rows, keys); });
+    with_rows(p_.value, value_head_, key, [&](const auto* rows) { update_out(rows, key, keys); });
   }
 
   // Those of query i from key j of the step on, up to the end of its block.
@@ -152,30 +146,85 @@ class FewQueries {
   }
 
   template <class Stored>
-  void update_out(const Stored* rows, int64_t keys) const {
+  void update_out(const Stored* rows, int64_t key, int64_t keys) {
     const int64_t width = p_.shape.value_dim, stride = p_.value.strides.row;
+    int64_t marked = 0;  // keys of the step whose masked weights are marked
     for (int64_t j = 0; j < keys; j += kRows, rows += kRows * stride) {
       const int64_t count = min_of(kRows, keys - j);
+      const bool is_unmasked = stage_.is_unmasked(key + j, count);
       for (int64_t i = 0; i < count_; ++i) {
-        for (int64_t c = 0; c < width; c += kColumnVecs * W) {
-          const int64_t columns = min_of(kColumnVecs * W, width - c);
-          with_vecs<kColumnVecs>(static_cast<int>(ceil_div(columns, W)), [&]<int kColumns>() {
-            T* const out = out_ + i * out_stride_ + c;
+        for_columns<kColumnVecs>(width, [&]<int kColumns>(int64_t c, int64_t columns) {
+          T* const out = out_ + i * out_stride_ + c;
+          if (is_unmasked || values_seem_finite_) {
             const bool whole = columns == W * kColumns;
-            whole ? add_values<kColumns, true>(weights(i, j), rows + c, count, columns, out)
-                  : add_values<kColumns, false>(weights(i, j), rows + c, count, columns, out);
-          });
-        }
+            const bool added = whole
+                                   ? add_values<kColumns, true>(weights(i, j), rows + c, count,
+                                                                columns, out, is_unmasked)
+                                   : add_values<kColumns, false>(weights(i, j), rows + c, count,
+                                                                 columns, out, is_unmasked);
+            if (added) return;
+            values_seem_finite_ = false;
+          }
+          for (; marked < j + count; marked += kBlock) {
+            mark_masked(key + marked, min_of(kBlock, keys - marked), weights(0, marked));
+          }
+          add_unmasked_values(weights(i, j), rows + c, count, columns, out);
+        });
       }
     }
   }
 
+  // Calls f.operator()<vectors>(first column, columns) for at most kMost vectors of columns a time.
+  template <int kMost, class F>
+  static void for_columns(int64_t width, F&& f) {
+    for (int64_t c = 0; c < width; c += kMost * W) {
+      const int64_t columns = min_of(kMost * W, width - c);
+      with_vecs<kMost>(static_cast<int>(ceil_div(columns, W)),
+                       [&]<int kColumns>() { f.template operator()<kColumns>(c, columns); });
+    }
+  }
+
+  // out += sum over j of weights[j] * row j without the masked ones, which are marked.
+  template <class Stored>
+  void add_unmasked_values(const T* weights, const Stored* rows, int64_t count, int64_t columns,
+                           T* out) const {
+    constexpr int kVecsAtOnce = 4;
+    for_columns<kVecsAtOnce>(columns, [&]<int kColumns>(int64_t c, int64_t width) {
+      const int64_t last = width - (kColumns - 1) * W;
+      const Stored* row = rows + c;
+      Reg sum[kColumns];
+      each<kColumns>([&](int v) { sum[v] = V::zero(); });
+      for (int64_t j = 0; j < count; ++j, row += p_.value.strides.row) {
+        const Reg weight = V::broadcast(weights + j);
+        each<kColumns>([&](int v) {
+          const bool whole = v < kColumns - 1 || last == W;
+          const Reg value = whole ? V::load(row + v * W) : load_first<V>(row + v * W, last);
+          sum[v] = V::fma_unless_minus_zero(weight, value, sum[v]);
+        });
+      }
+      add_to<kColumns, false>(sum, last, out + c);
+    });
+  }
+
+  // out += sum, of whose last vector `last` numbers exist.
+  template <int kColumns, bool kWhole>
+  [[gnu::always_inline]] static void add_to(const Reg (&sum)[kColumns], int64_t last, T* out) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kColumns - 1; ++v)
+      V::store(out + v * W, V::add(V::load(out + v * W), sum[v]));
+    out += (kColumns - 1) * W;
+    const Reg total = V::add(load_up_to<kWhole>(out, last), sum[kColumns - 1]);
+    kWhole ? V::store(out, total) : store_first<V>(out, total, last);
+  }
+
   // out += sum over j of weights[j] * row j, in kColumns vectors, the last of which is full or not.
+  // Unless they are taken `as_they_are`, nothing is added where a sum is not finite, by a masked
+  // key's 0 * NaN perhaps, and false returned.
   // The fences keep the compiler from reading a row in another order than that of memory: it would
   // begin with the sums that do not fit its registers, and get the rows a fifth slower from afar.
   template <int kColumns, bool kWhole, class Stored>
-  [[gnu::always_inline]] void add_values(const T* weights, const Stored* row, int64_t count,
-                                         int64_t columns, T* out) const {
+  [[gnu::always_inline]] bool add_values(const T* weights, const Stored* row, int64_t count,
+                                         int64_t columns, T* out, bool as_they_are) const {
     const int64_t last = columns - (kColumns - 1) * W;
     const int64_t stride = p_.value.strides.row;
     Reg sum[kColumns];
@@ -191,12 +240,14 @@ class FewQueries {
       sum[kColumns - 1] =
           V::fma(weight, load_up_to<kWhole>(row + (kColumns - 1) * W, last), sum[kColumns - 1]);
     }
+    if (!as_they_are) {
+      Reg nothing = V::zero();  // unless a sum is NaN or infinite
 #pragma GCC unroll 16
-    for (int v = 0; v < kColumns - 1; ++v)
-      V::store(out + v * W, V::add(V::load(out + v * W), sum[v]));
-    out += (kColumns - 1) * W;
-    const Reg total = V::add(load_up_to<kWhole>(out, last), sum[kColumns - 1]);
-    kWhole ? V::store(out, total) : store_first<V>(out, total, last);
+      for (int v = 0; v < kColumns; ++v) nothing = V::fma(sum[v], V::zero(), nothing);
+      if (!is_zero<V>(nothing)) return false;
+    }
+    add_to<kColumns, kWhole>(sum, last, out);
+    return true;
   }
 
   template <bool kWhole, class Stored>
@@ -234,6 +285,14 @@ class FewQueries {
     stage_.template start_block<1>(key, keys);
     stage_.template apply<1, 1>(scores_, W, key, 0, keys, limited, unused);
     pack_transposed<V, kBlock>(scores_, W, keys, count_, T(1), scores);
+  }
+
+  // The same way for a block of weights.
+  void mark_masked(int64_t key, int64_t keys, T* weights) {
+    pack_transposed<V, W>(weights, kBlock, count_, keys, T(1), scores_);
+    stage_.template start_block<1>(key, keys);
+    stage_.template mark_masked<1>(scores_, W, key, keys);
+    pack_transposed<V, kBlock>(scores_, W, keys, count_, T(1), weights);
   }
 
   // Scores of one query to weights, in place; 0 past `keys` to the end of the block.
@@ -279,8 +338,15 @@ class FewQueries {
       static_cast<T*>(p_.row_max)[row_ + i] = max_[i];
       static_cast<T*>(p_.row_sum)[row_ + i] = sum;
       T* const out = out_ + i * out_stride_;
+      // As ForwardTile::finish_empty_row.
+      const bool is_nan = sum == 0 && !p_.is_part && stage_.attends_any(i);
+      if (is_nan) {
+        sum = std::numeric_limits<T>::quiet_NaN();
+        static_cast<T*>(p_.row_sum)[row_ + i] = sum;
+      }
+      const bool is_empty = !attends || sum == 0;
       const T factor = T(1) / sum;
-      for (int64_t c = 0; c < columns; ++c) out[c] = attends ? out[c] * factor : T(0);
+      for (int64_t c = 0; c < columns; ++c) out[c] = is_empty ? T(0) : out[c] * factor;
       if (narrows()) {
         narrow<V>(out, columns, p_.out_storage, p_.out.data, first_out_ + i * p_.out.strides.row);
       }
@@ -302,6 +368,7 @@ class FewQueries {
   int64_t batch_, key_head_, value_head_, row_, first_out_;
   T* out_;
   int64_t out_stride_;
+  bool values_seem_finite_;  // no sum of this (batch, head) was NaN or infinite so far
   ScoreStage<V> stage_;
 };
 

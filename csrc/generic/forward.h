@@ -80,45 +80,10 @@ class ForwardTile {
   template <int kVecs>
   void finish() {
     store_statistics<kVecs>();
-    if (stage_.ranges().key_begin() == stage_.ranges().key_end()) clear_out();
-    narrow_out();
-  }
-
-  /// Whether some row must be computed again by `run_carefully`, and whether row `i` must: it
-  /// attended nothing, or a NaN that may belong to a key it does not attend came in as 0 * NaN.
-  bool has_suspects() const {
+    const bool has_keys = stage_.ranges().key_begin() < stage_.ranges().key_end();
     for (int64_t i = 0; i < count_; ++i) {
-      if (row_sum_[i] == 0) return true;
+      if (!has_keys || row_sum_[i] == 0) finish_empty_row(i);
     }
-    return can_exclude(p_->score) && has_nan<V>(out_, out_stride_, count_, p_->shape.value_dim);
-  }
-  bool is_suspect(int64_t i) const {
-    return row_sum_[i] == 0 || (can_exclude(p_->score) &&
-                                has_nan<V>(out_ + i * out_stride_, 0, 1, p_->shape.value_dim));
-  }
-
-  /// A single row (count = 1, kVecs = 1), key by key, touching no key that it does not attend.
-  void run_carefully() {
-    bool attended = false;
-    clear_out();
-    for (int64_t key = stage_.ranges().key_begin(); key < stage_.ranges().key_end(); ++key) {
-      if (stage_.excludes(0, key)) continue;
-      weigh_block<1>(key, 1);
-      update_out<1>(key, 1, attended, false);
-      attended = true;
-      store_statistics<1>();
-      // The row is divided by its sum: it is NaN whatever follows.
-      if (row_sum_[0] != row_sum_[0]) break;
-    }
-    if (!attended) {
-      store_statistics<1>();
-      narrow_out();
-      return;
-    }
-    // Every score was -inf, by an Inf or an overflow: the softmax of that is NaN, not nothing.
-    if (row_sum_[0] == 0) row_sum_[0] = std::numeric_limits<T>::quiet_NaN();
-    const T finish = finish_scale() / row_sum_[0];
-    for (int64_t c = 0; c < p_->shape.value_dim; ++c) out_[c] *= finish;
     narrow_out();
   }
 
@@ -174,8 +139,15 @@ class ForwardTile {
     int64_t begins[kLanes], ends[kLanes];
     const bool ragged = !stage_.ranges().is_unlimited(key, keys);
     if (ragged) stage_.ranges().attended_keys(key, keys, begins, ends);
-    update_rows<V>({scores, 1, kLanes}, {block_->value(key), block_->value_stride()}, keys, out_,
-                   out_stride_, count_, p_->shape.value_dim,
+    const Right<T> values = {block_->value(key), block_->value_stride()};
+    Factors factors = Factors::kAll;
+    if (!stage_.is_unmasked(key, keys) &&
+        !all_finite<V>(values.data, values.stride, keys, p_->shape.value_dim)) {
+      stage_.template mark_masked<kVecs>(scores, kLanes, key, keys);
+      factors = Factors::kUnmasked;
+    }
+    update_rows<V>(factors, {scores, 1, kLanes}, values, keys, out_, out_stride_, count_,
+                   p_->shape.value_dim,
                    {accumulate, T(1), accumulate ? rescale_ : nullptr, finish ? scale : nullptr},
                    ragged ? Terms{begins, ends} : Terms{});
   }
@@ -233,9 +205,13 @@ class ForwardTile {
     }
   }
 
-  void clear_out() {
-    for (int64_t i = 0; i < count_; ++i) {
-      for (int64_t c = 0; c < p_->shape.value_dim; ++c) out_[i * out_stride_ + c] = T(0);
+  // A row without a weight above 0. It may attend keys all the same, with scores of -inf by an Inf
+  // or an overflow: the softmax of these is NaN, not nothing.
+  void finish_empty_row(int64_t i) {
+    const bool is_nan = row_sum_[i] == 0 && !p_->is_part && stage_.attends_any(i);
+    if (is_nan) row_sum_[i] = std::numeric_limits<T>::quiet_NaN();
+    for (int64_t c = 0; c < p_->shape.value_dim; ++c) {
+      out_[i * out_stride_ + c] = is_nan ? row_sum_[i] : T(0);
     }
   }
 
@@ -284,31 +260,21 @@ int64_t forward_scratch_bytes(const ForwardParams& p) {
   return round_up(max_of(tiles, few), 64);
 }
 
-/// A row over again, with scratch that nothing else needs any more.
-template <class V>
-void run_row_carefully(const ForwardParams& p, int64_t batch, int64_t head, int64_t row,
-                       const ForwardScratch<V>& scratch, KeyBlock<V>& block, int64_t slot) {
-  ForwardTile<V> tile;
-  tile.template start<1>(p, batch, head, row, 1, scratch, block, slot);
-  tile.run_carefully();
-}
-
 /// As `forward` below, where FewQueries does it.
 template <class V>
 void forward_few(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
   FewQueries<V> few(p, memory);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
-    const int64_t batch = unit / p.shape.heads, head = unit % p.shape.heads;
-    few.run(batch, head);
-    // What is found out before the scratch is used for something else.
-    bool suspects[V::kWidth];
-    for (int64_t i = 0; i < p.shape.queries; ++i) suspects[i] = few.is_suspect(i);
-    const ForwardScratch<V> scratch(p, memory);
-    KeyBlock<V> block(p, scratch);
-    for (int64_t i = 0; i < p.shape.queries; ++i) {
-      if (suspects[i]) run_row_carefully(p, batch, head, i, scratch, block, 0);
-    }
+    few.run(unit / p.shape.heads, unit % p.shape.heads);
   }
+}
+
+/// Whether a query attends some key: for whoever merges results of parts of the keys.
+template <class V>
+bool attends_any(const ForwardParams& p, int64_t batch, int64_t head, int64_t query) {
+  ScoreStage<V> stage;
+  stage.start(p.score, p.shape, batch, head, query, 1, nullptr);
+  return stage.attends_any(0);
 }
 
 /// Units unit_begin … unit_end - 1, a group at a time. Tiles of a group share nothing but what they
@@ -353,16 +319,7 @@ void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void*
       });
       order = next;
     }
-    for_tiles([&]<int kVecs>(int64_t slot) {
-      group[slot].template finish<kVecs>();
-      if (!group[slot].has_suspects()) return;
-      const int64_t begin = tiles.begin(tile_at(slot));
-      for (int64_t i = 0; begin + i < tiles.end(tile_at(slot)); ++i) {
-        if (!group[slot].is_suspect(i)) continue;
-        // In the tile's memory, of which only the rows behind this one are still looked at.
-        run_row_carefully(p, batch, head, begin + i, scratch, block, slot);
-      }
-    });
+    for_tiles([&]<int kVecs>(int64_t slot) { group[slot].template finish<kVecs>(); });
     unit += size;
   }
 }

@@ -129,5 +129,36 @@ class KeyRanges {
   int64_t vector_end_[V::kScoreVecs];  // the largest limit of a vector of lanes
 };
 
+/// The first key that each lane attends and the one behind its last, counted from the first of
+/// `count` keys: small integers, exact in V's numbers however long the sequence is.
+template <class V, int kVecs>
+class LaneLimits {
+ public:
+  using T = typename V::Scalar;
+  using Reg = typename V::Reg;
+
+  LaneLimits(const int64_t* starts, const int64_t* limits, int64_t key, int64_t count) {
+    alignas(64) T relative[2][kVecs * V::kWidth];
+    for (int i = 0; i < kVecs * V::kWidth; ++i) {
+      relative[0][i] = static_cast<T>(clamp(starts[i] - key, 0, count));
+      relative[1][i] = static_cast<T>(clamp(limits[i] - key, 0, count));
+    }
+    for (int v = 0; v < kVecs; ++v) {
+      start_[v] = V::load(relative[0] + v * V::kWidth);
+      limit_[v] = V::load(relative[1] + v * V::kWidth);
+    }
+  }
+
+  /// x of key j in the lanes of vector v that attend it, else `otherwise`.
+  Reg select(int64_t j, int v, Reg x, Reg otherwise) const {
+    const Reg position = V::broadcast(static_cast<T>(j));
+    x = V::if_less(position, limit_[v], x, otherwise);
+    return V::if_less(position, start_[v], otherwise, x);
+  }
+
+ private:
+  Reg start_[kVecs], limit_[kVecs];
+};
+
 }  // namespace
 }  // namespace flash

@@ -46,9 +46,13 @@ template <class V, int kRows, int kVecs>
   }
 }
 
+/// Which factors a product takes. A masked weight is 0, but 0 * NaN is NaN: where x may hold NaN or
+/// Inf, masked factors are marked as -0 (ScoreStage::mark_masked), and their terms are left out.
+enum class Factors { kAll, kUnmasked };
+
 /// Adds a product of `depth` terms to a tile held in registers. The last vector of a row is read
 /// through `tail` if kTail, since memory may end right behind it.
-template <class V, int kRows, int kVecs, bool kTail>
+template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors::kAll>
 [[gnu::always_inline]] inline void multiply_add(typename V::Reg (&tile)[kRows][kVecs],
                                                 Left<typename V::Scalar> a,
                                                 Right<typename V::Scalar> x, int64_t depth,
@@ -66,7 +70,11 @@ template <class V, int kRows, int kVecs, bool kTail>
     for (int r = 0; r < kRows; ++r) {
       const typename V::Reg factor = V::broadcast(left + r * a.row);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::fma(factor, row[v], tile[r][v]);
+      for (int v = 0; v < kVecs; ++v) {
+        tile[r][v] = kFactors == Factors::kAll
+                         ? V::fma(factor, row[v], tile[r][v])
+                         : V::fma_unless_minus_zero(factor, row[v], tile[r][v]);
+      }
     }
     left += a.step;
     right += x.stride;
@@ -151,7 +159,7 @@ struct Terms {
   }
 };
 
-template <class V, int kRows, int kVecs, bool kTail>
+template <class V, int kRows, int kVecs, bool kTail, Factors kFactors>
 [[gnu::always_inline]] inline void update_tile(Left<typename V::Scalar> a,
                                                Right<typename V::Scalar> x, int64_t depth,
                                                typename V::Scalar* out, int64_t stride,
@@ -168,7 +176,7 @@ template <class V, int kRows, int kVecs, bool kTail>
       }
     }
   }
-  multiply_add<V, kRows, kVecs, kTail>(tile, a, x, depth, tail);
+  multiply_add<V, kRows, kVecs, kTail, kFactors>(tile, a, x, depth, tail);
   if (update.accumulate) {
     add_rows<V, kRows, kVecs, kTail>(tile, out, stride, update, tail);
   }
@@ -195,7 +203,7 @@ template <class V, int kRows, int kVecs, bool kTail>
 }
 
 // Not a call per tile: that alone would cost 50 cycles, an eighth of a tile.
-template <class V, int kVecs, bool kTail>
+template <class V, int kVecs, bool kTail, Factors kFactors>
 [[gnu::noinline]] void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
                                       int64_t depth, typename V::Scalar* out, int64_t stride,
                                       int64_t rows, RowUpdate<typename V::Scalar> update,
@@ -206,7 +214,7 @@ template <class V, int kVecs, bool kTail>
         update.finish == nullptr ? nullptr : update.finish + r, update.prefetch};
     int64_t first = 0, last = depth;
     terms.from_row(r).template cover<kRows>(&first, &last);
-    update_tile<V, kRows, kVecs, kTail>({a.data + r * a.row + first * a.step, a.row, a.step},
+    update_tile<V, kRows, kVecs, kTail, kFactors>({a.data + r * a.row + first * a.step, a.row, a.step},
                                         {x.data + first * x.stride, x.stride}, last - first,
                                         out + r * stride, stride, here, tail);
   });
@@ -223,7 +231,7 @@ template <int kVecs, class F>
 
 /// out[rows][columns] = update(out, a x), row-major in place, any number of rows and columns. The
 /// depth is a block of keys or of queries: chains are as long as that.
-template <class V>
+template <class V, Factors kFactors = Factors::kAll>
 void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
                  typename V::Scalar* out, int64_t stride, int64_t rows, int64_t columns,
                  RowUpdate<typename V::Scalar> update, Terms terms = {}) {
@@ -232,7 +240,7 @@ void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_
   const typename V::Mask all = V::first(W);
   int64_t c = 0;
   for (; c + kMost * W <= columns; c += kMost * W) {
-    update_columns<V, kMost, false>(a, {x.data + c, x.stride}, depth, out + c, stride, rows, update,
+    update_columns<V, kMost, false, kFactors>(a, {x.data + c, x.stride}, depth, out + c, stride, rows, update,
                                     terms, all);
   }
   const int64_t rest = columns - c;
@@ -241,12 +249,24 @@ void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_
   const int64_t tail = rest % W;
   with_vecs<kMost>(static_cast<int>(ceil_div(rest, W)), [&]<int kVecs>() {
     if (tail == 0) {
-      update_columns<V, kVecs, false>(a, last, depth, out + c, stride, rows, update, terms, all);
+      update_columns<V, kVecs, false, kFactors>(a, last, depth, out + c, stride, rows, update, terms, all);
     } else {
-      update_columns<V, kVecs, true>(a, last, depth, out + c, stride, rows, update, terms,
+      update_columns<V, kVecs, true, kFactors>(a, last, depth, out + c, stride, rows, update, terms,
                                      V::first(tail));
     }
   });
+}
+
+/// `update_rows` with the factors that are known at run time only.
+template <class V>
+void update_rows(Factors factors, Left<typename V::Scalar> a, Right<typename V::Scalar> x,
+                 int64_t depth, typename V::Scalar* out, int64_t stride, int64_t rows,
+                 int64_t columns, RowUpdate<typename V::Scalar> update, Terms terms = {}) {
+  if (factors == Factors::kAll) {
+    update_rows<V>(a, x, depth, out, stride, rows, columns, update, terms);
+  } else {
+    update_rows<V, Factors::kUnmasked>(a, x, depth, out, stride, rows, columns, update, terms);
+  }
 }
 
 /// out[c][r] = factor * rows[r][c] for `count` rows of `columns` numbers; out has rows of kLanes

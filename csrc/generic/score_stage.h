@@ -1,8 +1,8 @@
 #pragma once
 // Everything that happens to a score between the product and the softmax, and to a weight after it:
-// softcap, ALiBi, bias, boolean mask, window, dropout. A new option is added here, to `apply` and
-// `excludes` (to KeyRanges if it leaves out whole ranges of keys), and to ScoreParams; the tile
-// loops do not change.
+// softcap, ALiBi, bias, boolean mask, window, dropout. A new option is added here, to `apply` (to
+// `mark_masked` and `attends_any` if it can mask a key, to KeyRanges if it leaves out whole ranges
+// of keys), and to ScoreParams; the tile loops do not change.
 
 #include <cstdint>
 #include <limits>
@@ -17,7 +17,7 @@
 namespace flash {
 namespace {
 
-/// Whether some query may be kept from some key: then NaN of a masked key must be looked for.
+/// Whether some query may be kept from some key.
 inline bool can_exclude(const ScoreParams& p) {
   return p.window_left >= 0 || p.window_right >= 0 || p.bias_kind != BiasKind::kNone;
 }
@@ -116,20 +116,41 @@ class ScoreStage {
     for (int64_t i = 0; i < count_; ++i) rows[i] -= lanes[i];
   }
 
-  /// Whether the query of `lane` may not attend `key`.
-  bool excludes(int64_t lane, int64_t key) const {
-    if (key < ranges_.starts()[lane] || key >= ranges_.limits()[lane]) return true;
-    const int64_t at =
-        bias_offset_ + lane * params_->bias_strides[2] + key * params_->bias_strides[3];
-    switch (params_->bias_kind) {
-      case BiasKind::kAdditive:
-        return stored_number<T>(params_->bias, at, params_->bias_storage) == -kInf;
-      case BiasKind::kBoolean:
-        return !static_cast<const bool*>(params_->bias)[at];
-      case BiasKind::kNone:
-        break;
+  /// Whether the query of `lane` may attend some key.
+  bool attends_any(int64_t lane) const {
+    const int64_t begin = ranges_.starts()[lane], end = ranges_.limits()[lane];
+    if (params_->bias_kind == BiasKind::kNone) return begin < end;
+    constexpr int64_t kChunk = 64;  // without a branch inside, so that its loop is vectorised
+    for (int64_t key = begin; key < end; key += kChunk) {
+      if (attends_some(lane, key, min_of(kChunk, end - key))) return true;
     }
     return false;
+  }
+
+  /// Whether every query of the tile attends all of keys [key, key + count), as far as is known
+  /// without a look at the bias.
+  bool is_unmasked(int64_t key, int64_t count) const {
+    return params_->bias_kind == BiasKind::kNone && ranges_.is_unlimited(key, count);
+  }
+
+  /// Makes -0 of the masked ones of x[key][lane], and +0 of other zeros, of which Factors::kUnmasked
+  /// then tells them apart. Of keys that `start_block` was told from `key` on.
+  template <int kVecs>
+  [[gnu::noinline]] void mark_masked(T* x, int64_t stride, int64_t key, int64_t count) const {
+    constexpr int W = V::kWidth;
+    const bool has_bias = params_->bias_kind != BiasKind::kNone;
+    const Reg minus_zero = V::broadcast(-T(0)), minus_inf = V::broadcast(-kInf);
+    const LaneLimits<V, kVecs> lanes(ranges_.starts(), ranges_.limits(), key, count);
+    for (int64_t j = 0; j < count; ++j, x += stride) {
+      for (int v = 0; v < kVecs; ++v) {
+        Reg y = V::add(V::load(x + v * W), V::zero());
+        if (has_bias) {
+          const Reg bias = V::load(bias_tile_ + (j * kVecs + v) * W);
+          y = V::if_equal(bias, minus_inf, minus_zero, y);
+        }
+        V::store(x + v * W, lanes.select(j, v, y, minus_zero));
+      }
+    }
   }
 
   bool has_dropout() const { return params_->dropout > 0; }
@@ -156,6 +177,31 @@ class ScoreStage {
 
  private:
   static constexpr T kInf = std::numeric_limits<T>::infinity();
+
+  // Of `count` keys in one row of the bias, not looking at limits.
+  bool attends_some(int64_t lane, int64_t key, int64_t count) const {
+    const int64_t column = params_->bias_strides[3];
+    const int64_t at = bias_offset_ + lane * params_->bias_strides[2] + key * column;
+    const auto any = [&](int64_t step, auto&& attends) {
+      bool found = false;
+      for (int64_t k = 0; k < count; ++k) found |= attends(at + k * step);
+      return found;
+    };
+    const auto look = [&](auto&& attends) {
+      return column == 1 ? any(1, attends) : any(column, attends);
+    };
+    if (params_->bias_kind == BiasKind::kBoolean) {
+      return look([mask = static_cast<const bool*>(params_->bias)](int64_t i) { return mask[i]; });
+    }
+    if (params_->bias_storage == Storage::kNative) {
+      return look([bias = static_cast<const T*>(params_->bias)](int64_t i) {
+        return bias[i] != -kInf;
+      });
+    }
+    return look([&](int64_t i) {
+      return stored_number<T>(params_->bias, i, params_->bias_storage) != -kInf;
+    });
+  }
 
   // bias_tile[key][lane] = bias of the lane's query, with 0 and -inf for True and False.
   template <int kVecs>
@@ -270,20 +316,10 @@ class ScoreStage {
                        Reg* max) {
     constexpr int W = V::kWidth;
     const Reg minus_inf = V::broadcast(-kInf);
-    // Limits counted from `key` are small integers, exact in T however long the sequence is.
-    alignas(64) T relative[2][kVecs * W];
-    for (int i = 0; i < kVecs * W; ++i) {
-      relative[0][i] = static_cast<T>(clamp(starts[i] - key, 0, count));
-      relative[1][i] = static_cast<T>(clamp(limits[i] - key, 0, count));
-    }
-    Reg start[kVecs], limit[kVecs], top[kVecs];
-    for (int v = 0; v < kVecs; ++v) {
-      start[v] = V::load(relative[0] + v * W);
-      limit[v] = V::load(relative[1] + v * W);
-      top[v] = max[v];
-    }
+    const LaneLimits<V, kVecs> lanes(starts, limits, key, count);
+    Reg top[kVecs];
+    for (int v = 0; v < kVecs; ++v) top[v] = max[v];
     for (int64_t j = 0; j < count; ++j) {
-      const Reg position = V::broadcast(static_cast<T>(j));
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
         Reg x = V::load(s + j * stride + v * W);
@@ -291,10 +327,7 @@ class ScoreStage {
           const Reg b = V::load(bias + j * bias_stride + v * W);
           x = V::if_equal(b, minus_inf, minus_inf, V::add(x, b));
         }
-        if constexpr (kLimit) {
-          x = V::if_less(position, limit[v], x, minus_inf);
-          x = V::if_less(position, start[v], minus_inf, x);
-        }
+        if constexpr (kLimit) x = lanes.select(j, v, x, minus_inf);
         V::store(s + j * stride + v * W, x);
         top[v] = V::max(x, top[v]);
       }

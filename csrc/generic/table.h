@@ -22,17 +22,13 @@ constexpr TypedKernels typed_kernels() {
     const FlushDenormals flush;
     forward<V>(p, begin, end, scratch);
   };
+  k.attends_any = attends_any<V>;
   k.backward_plan = backward_plan<V>;
   k.backward_scratch_bytes = backward_scratch_bytes<V>;
   k.backward = [](const BackwardParams& p, int64_t step, int64_t begin, int64_t end,
                   void* scratch) {
     const FlushDenormals flush;
     backward<V>(p, step, begin, end, scratch);
-  };
-  k.backward_needs_finish = backward_needs_finish;
-  k.backward_finish = [](const BackwardParams& p, int64_t begin, int64_t end, void* scratch) {
-    const FlushDenormals flush;
-    backward_finish<V>(p, begin, end, scratch);
   };
   k.dropout_plan = dropout_plan;
   k.dropout = dropout<V>;

@@ -121,33 +121,51 @@ template <class V>
   return rows[0];
 }
 
-/// Row by row the dot product of two matrices, of W rows of which `count` exist; 0 for the others.
+/// Lane i: the dot product of row i of `rows`, of which `count` exist, with column i of `packed`,
+/// summed as `score_tiles` sums: equal terms give equal bits.
 template <class V>
-typename V::Reg row_dots(const typename V::Scalar* a, int64_t a_stride, const typename V::Scalar* b,
-                         int64_t b_stride, int64_t count, int64_t columns) {
+typename V::Reg row_dots(const typename V::Scalar* rows, int64_t stride, int64_t count,
+                         int64_t columns, Right<typename V::Scalar> packed) {
   using Reg = typename V::Reg;
   constexpr int W = V::kWidth;
-  const typename V::Mask tail = V::first(columns % W);
-  Reg row[W];
-  for (int i = 0; i < W; ++i, a += a_stride, b += b_stride) {
-    row[i] = V::zero();
-    if (i >= count) continue;
-    for (int64_t c = 0; c < columns;) {
-      Reg part = V::zero();
-      const int64_t end = min_of(columns, c + V::kLongestChain * W);
-      for (; c + W <= end; c += W) part = V::fma(V::load(a + c), V::load(b + c), part);
-      if (c < end) part = V::fma(V::load(a + c, tail), V::load(b + c, tail), part);
-      c = end;
-      row[i] = V::add(row[i], part);
+  static_assert(V::kLongestChain % W == 0);
+  Reg sum = V::zero(), part = V::zero();
+  for (int64_t c = 0; c < columns; c += W) {
+    const int64_t width = min_of(W, columns - c);
+    const typename V::Mask mask = V::first(width);
+    Reg block[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      const typename V::Scalar* row = rows + i * stride + c;
+      block[i] = i >= count ? V::zero() : width == W ? V::load(row) : V::load(row, mask);
     }
+    V::transpose(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      if (i < width) part = V::fma(block[i], V::load(packed.data + (c + i) * packed.stride), part);
+    }
+    if ((c + width) % V::kLongestChain != 0 && c + width < columns) continue;
+    sum = c < V::kLongestChain ? part : V::add(sum, part);
+    part = V::zero();
   }
-  return sums_across<V>(row);
+  return sum;
 }
 
-/// Whether rows of numbers hold a NaN.
+/// Whether every lane is 0.
 template <class V>
-bool has_nan(const typename V::Scalar* rows, int64_t stride, int64_t count, int64_t columns) {
-  // x * 0 is 0 for finite numbers and NaN for the rest; an Inf is looked at again one by one.
+bool is_zero(typename V::Reg x) {
+  alignas(64) typename V::Scalar lanes[V::kWidth];
+  V::store(lanes, x);
+  bool zero = true;
+  for (int i = 0; i < V::kWidth; ++i) zero &= lanes[i] == 0;
+  return zero;
+}
+
+/// Whether no number of these rows is NaN or infinite.
+template <class V>
+[[gnu::noinline]] bool all_finite(const typename V::Scalar* rows, int64_t stride, int64_t count,
+                                  int64_t columns) {
+  // x * 0 is 0 for finite numbers and NaN for the rest.
   constexpr int kChains = 4;  // independent sums, or each addition would wait for the one before
   const int64_t last = columns % V::kWidth;
   const typename V::Mask tail = V::first(last);
@@ -166,17 +184,7 @@ bool has_nan(const typename V::Scalar* rows, int64_t stride, int64_t count, int6
     }
   }
   const typename V::Reg sum = V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3]));
-  alignas(64) typename V::Scalar lanes[V::kWidth];
-  V::store(lanes, sum);
-  bool suspect = false;
-  for (int i = 0; i < V::kWidth; ++i) suspect |= lanes[i] != 0;
-  if (!suspect) return false;
-  for (int64_t r = 0; r < count; ++r) {
-    for (int64_t c = 0; c < columns; ++c) {
-      if (rows[r * stride + c] != rows[r * stride + c]) return true;
-    }
-  }
-  return false;
+  return is_zero<V>(sum);
 }
 
 }  // namespace

@@ -47,6 +47,9 @@ struct Vec {
   static Reg div(Reg a, Reg b) { return a / b; }
   // Two roundings: std::fma without the instruction is a library call, fifty times slower.
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
+  static Reg fma_unless_minus_zero(Reg a, Reg b, Reg c) {
+    return a == T(0) && __builtin_signbit(a) ? c : a * b + c;
+  }
   static Reg max(Reg a, Reg b) { return a > b ? a : b; }
   static Reg abs(Reg x) { return __builtin_signbit(x) ? -x : x; }
   static Reg if_less(Reg a, Reg b, Reg x, Reg y) { return a < b ? x : y; }

@@ -272,11 +272,6 @@ class KernelRun {
         kernels_.backward(p, step, begin, end, scratch);
       });
     }
-    if (kernels_.backward_needs_finish(p)) {
-      over_units(plan.units, [&](int64_t begin, int64_t end) {
-        kernels_.backward_finish(p, begin, end, scratch);
-      });
-    }
     a.dq = arrays_.read("grad_query", p.grad_query, query_, Storage::kNative);
     a.dk = arrays_.read("grad_key", p.grad_key, key_, Storage::kNative);
     a.dv = arrays_.read("grad_value", p.grad_value, value_, Storage::kNative);

@@ -14,7 +14,7 @@ import flash_attention
 import torch
 from checks import Judge, largest_difference
 from fuzz_draws import WIDTHS, axes, draw_heads, draw_spec, maybe, window
-from problems import NARROW, Problem, Spec, compute_dtype, make_problem
+from problems import NARROW, Problem, compute_dtype, make_problem
 from reference import NAMES, attention
 from sdpa_calls import Call, Truth, assert_close_to_truth
 from tolerances import (

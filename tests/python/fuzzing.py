@@ -5,7 +5,7 @@
 
 A case is a function of its number. Its truth is computed once, and the kernels of every instruction
 set of this CPU take turns on it. The kinds are those of `KINDS`: valid calls of every entry point,
-whose results and gradients are compared; calls with NaN or infinite numbers, of which must come what
+whose results and gradients are compared; calls with NaN or infinite numbers, which must give what
 the definition makes of them; and mistakes, which must be refused in words.
 """
 

@@ -1,4 +1,4 @@
-"""A few hundred of the fuzzer's cases, on every instruction set; `make stress` runs ten thousand."""
+"""A few hundred of the fuzzer's cases; `make stress` runs ten thousand."""
 
 from __future__ import annotations
 

@@ -1,0 +1,137 @@
+// NaN and infinities: where they show, where they must not, and what they may cost.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tests/csrc/isa.h"
+#include "tests/csrc/run.h"
+
+namespace flash {
+namespace {
+
+using testing::Answer;
+using testing::Options;
+using testing::Problem;
+using testing::supported_kernels;
+
+class BadNumbersOnEveryIsa : public ::testing::TestWithParam<const KernelTable*> {};
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+// As in attention_test.cpp, for up to 150 keys.
+template <class T>
+constexpr double kTolerance = 64 * 16 * static_cast<double>(std::numeric_limits<T>::epsilon());
+
+// `any_kind`: whether an infinity will do for a NaN and the other way round.
+void expect_same(const std::vector<double>& got, const std::vector<double>& expected,
+                 double tolerance, const char* name, bool any_kind) {
+  ASSERT_EQ(got.size(), expected.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (any_kind && !std::isfinite(expected[i])) {
+      ASSERT_FALSE(std::isfinite(got[i])) << name << "[" << i << "] = " << got[i];
+    } else if (std::isnan(expected[i])) {
+      ASSERT_TRUE(std::isnan(got[i])) << name << "[" << i << "] = " << got[i];
+    } else if (std::isinf(expected[i])) {
+      ASSERT_EQ(got[i], expected[i]) << name << "[" << i << "]";
+    } else {
+      ASSERT_NEAR(got[i], expected[i], tolerance) << name << "[" << i << "]";
+    }
+  }
+}
+
+const Shape kShapes[] = {
+    {1, 1, 1, 1, 60, 60, 8, 8},
+    {1, 2, 1, 2, 33, 70, 24, 40},
+    {1, 1, 1, 1, 130, 150, 17, 9},
+    {1, 1, 1, 1, 3, 100, 16, 33},  // few queries
+};
+const Options kMasks[] = {
+    {.causal = true},
+    {.left = 9, .right = 4},
+    {.causal = true, .block_size = 16},
+    {.causal = true, .dropout = 0.3},
+    {.left = 20, .right = 3, .softcap = 3, .slopes = true, .sinks = 1},
+};
+
+enum class Input { kQuery, kKey, kValue, kGradOut };
+
+// A masked pair counts for nothing whatever its numbers are; every other one counts. Left open: of
+// a NaN weight that dropout drops, whether it is 0 or NaN; and which of Inf and NaN an infinite
+// gradient becomes, which depends on the order in which delta is summed.
+template <class T>
+void expect_definition(const KernelTable& table, Input input, double bad) {
+  for (const Shape& shape : kShapes) {
+    for (const Options& options : kMasks) {
+      const bool is_weight = input == Input::kQuery || input == Input::kKey;
+      if (is_weight && options.dropout > 0) continue;
+      Problem<T> problem(shape, options);
+      std::vector<T>& x = input == Input::kQuery   ? problem.q
+                          : input == Input::kKey   ? problem.k
+                          : input == Input::kValue ? problem.v
+                                                   : problem.grad_out;
+      x[x.size() / 2] = x[x.size() / 3] = static_cast<T>(bad);
+      SCOPED_TRACE(::testing::Message() << "queries " << shape.queries << " causal "
+                                        << options.causal << " left " << options.left
+                                        << " dropout " << options.dropout << " bad " << bad
+                                        << " input " << static_cast<int>(input));
+      const bool any_kind = input == Input::kGradOut && std::isinf(bad);
+      const Answer expected = testing::reference(problem);
+      const Answer got = testing::run(table, problem);
+      expect_same(got.out, expected.out, kTolerance<T>, "out", any_kind);
+      expect_same(got.dv, expected.dv, kTolerance<T>, "dv", any_kind);
+      expect_same(got.dq, expected.dq, kTolerance<T>, "dq", any_kind);
+      expect_same(got.dk, expected.dk, kTolerance<T>, "dk", any_kind);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(BadNumbersOnEveryIsa, NanQuery) {
+  expect_definition<float>(*GetParam(), Input::kQuery, kNan);
+  expect_definition<double>(*GetParam(), Input::kQuery, kNan);
+}
+TEST_P(BadNumbersOnEveryIsa, NanKey) {
+  expect_definition<float>(*GetParam(), Input::kKey, kNan);
+  expect_definition<double>(*GetParam(), Input::kKey, kNan);
+}
+TEST_P(BadNumbersOnEveryIsa, NanValue) {
+  expect_definition<float>(*GetParam(), Input::kValue, kNan);
+  expect_definition<double>(*GetParam(), Input::kValue, kNan);
+}
+TEST_P(BadNumbersOnEveryIsa, NanGradient) {
+  expect_definition<float>(*GetParam(), Input::kGradOut, kNan);
+  expect_definition<double>(*GetParam(), Input::kGradOut, kNan);
+}
+TEST_P(BadNumbersOnEveryIsa, InfiniteValue) {
+  expect_definition<float>(*GetParam(), Input::kValue, kInf);
+  expect_definition<double>(*GetParam(), Input::kValue, -kInf);
+}
+TEST_P(BadNumbersOnEveryIsa, InfiniteGradient) {
+  expect_definition<float>(*GetParam(), Input::kGradOut, kInf);
+  expect_definition<double>(*GetParam(), Input::kGradOut, -kInf);
+}
+
+// Scores of -inf alone have a softmax of NaN; a row without a key has none, and gives zeros.
+TEST_P(BadNumbersOnEveryIsa, ScoresOfMinusInfinityAreNotNothing) {
+  for (const int64_t queries : {3, 60}) {
+    Problem<float> problem({1, 1, 1, 1, queries, 70, 8, 8}, {});
+    for (float& x : problem.k) x = std::abs(x) + 1;
+    for (int64_t d = 0; d < 8; ++d) problem.q[8 + d] = -std::numeric_limits<float>::infinity();
+    const Answer got = testing::run(*GetParam(), problem);
+    for (int64_t d = 0; d < 8; ++d) {
+      EXPECT_TRUE(std::isfinite(got.out[d])) << d;
+      EXPECT_TRUE(std::isnan(got.out[8 + d])) << d;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, BadNumbersOnEveryIsa, ::testing::ValuesIn(supported_kernels()),
+                         [](const auto& info) { return std::string(info.param->name); });
+
+}  // namespace
+}  // namespace flash
