@@ -68,7 +68,7 @@ test: build
 
 # LeakSanitizer does not know what libtorch keeps until the end on purpose.
 stress: build build/sanitized/build.ninja
-	cmake --build build/sanitized --parallel $(JOBS) --target csrc_test ops_test
+	cmake --build build/sanitized --parallel $(JOBS) --target csrc_test ops_test models_test
 	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
 	echo "== The exponential of every float"; \
 	build/tests/csrc_test --gtest_brief=1 --gtest_also_run_disabled_tests \
@@ -76,14 +76,14 @@ stress: build build/sanitized/build.ninja
 	echo "== Sanitized C++ tests of the kernels"; \
 	build/sanitized/tests/csrc_test --gtest_brief=1; \
 	for isa in $(ISAS); do \
-	  echo "== Sanitized C++ tests of the operator, FLASH_ATTENTION_ISA=$$isa"; \
-	  FLASH_ATTENTION_ISA=$$isa ASAN_OPTIONS=detect_leaks=0 \
-	    build/sanitized/tests/ops_test --gtest_brief=1; \
+	  echo "== Sanitized C++ tests of the operator and of the models, FLASH_ATTENTION_ISA=$$isa"; \
+	  for layer in ops models; do \
+	    FLASH_ATTENTION_ISA=$$isa ASAN_OPTIONS=detect_leaks=0 \
+	      build/sanitized/tests/$${layer}_test --gtest_brief=1; \
+	  done; \
 	done; \
-	for isa in $(ISAS); do \
-	  echo "== Drawn calls, FLASH_ATTENTION_ISA=$$isa"; \
-	  FLASH_ATTENTION_ISA=$$isa $(VENV) tests/python/fuzzing.py --cases $(CASES); \
-	done
+	echo "== Drawn calls, on every instruction set in turn"; \
+	$(VENV) tests/python/fuzzing.py --cases $(CASES)
 
 build: $(PACKAGE_READY)
 

@@ -5,29 +5,32 @@
 
 #include <string>
 
+#include "tests/csrc/closeness.h"
 #include "tests/csrc/isa.h"
-#include "tests/csrc/problem.h"
+#include "tests/csrc/run.h"
 
 namespace flash {
 namespace {
 
 using testing::Answer;
+using testing::largest_difference;
+using testing::Layout;
 using testing::Options;
+using testing::Positions;
 using testing::Problem;
 using testing::supported_kernels;
-
-class AttentionOnEveryIsa : public ::testing::TestWithParam<const KernelTable*> {};
 
 const Shape kShapes[] = {
     {1, 1, 1, 1, 1, 1, 1, 1},      {2, 2, 2, 2, 7, 9, 3, 5},      {1, 4, 2, 1, 33, 65, 40, 24},
     {1, 1, 1, 1, 97, 130, 16, 33}, {1, 2, 1, 2, 130, 64, 65, 16}, {1, 1, 1, 1, 257, 200, 8, 8},
 };
+constexpr BiasKind kAdditive = BiasKind::kAdditive, kBoolean = BiasKind::kBoolean;
 const Options kOptions[] = {
     {},
     {.causal = true},
-    {.bias = true},
+    {.bias = kAdditive},
     {.dropout = 0.4},
-    {.causal = true, .dropout = 0.2, .bias = true, .block_size = 10},
+    {.causal = true, .dropout = 0.2, .bias = kAdditive, .block_size = 10},
     {.block_size = 1},
     {.left = 5, .right = 20},
     {.left = 0, .right = 0},
@@ -35,62 +38,58 @@ const Options kOptions[] = {
     {.block_size = 16, .right = 3},
     {.softcap = 0.8},
     {.slopes = true},
-    {.sinks = true},
+    {.sinks = 1},
+    {.bias = kBoolean},
+    {.causal = true, .bias = kBoolean, .bias_of_keys = true, .grad_lse = true},
+    {.bias = kAdditive, .bias_of_keys = true, .layout = Layout::kGaps},
+    {.bias = kAdditive, .left = 20, .right = 7, .layout = Layout::kHeadsInside},
+    {.causal = true, .positions = Positions::kRandom, .grad_lse = true},
+    {.left = 30, .right = 10, .slopes = true, .positions = Positions::kRandom},
+    {.sinks = 1, .positions = Positions::kRandom, .grad_lse = true, .layout = Layout::kGaps},
+    {.sinks = 1000, .grad_lse = true},
+    {.causal = true, .sinks = 1, .positions = Positions::kBeforeEveryKey, .grad_lse = true},
+    {.causal = true, .bias = kAdditive, .positions = Positions::kBeforeEveryKey},
     {.dropout = 0.2,
-     .bias = true,
+     .bias = kAdditive,
      .block_size = 24,
      .left = 30,
      .right = 9,
      .softcap = 2,
      .slopes = true,
-     .sinks = true},
+     .sinks = 1},
 };
 
-double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double worst = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    worst = std::max(worst, std::isfinite(a[i]) ? std::abs(a[i] - b[i]) : HUGE_VAL);
+template <class T>
+void expect_definition(const Shape& shape, const Options& options) {
+  const Problem<T> problem(shape, options);
+  const Answer expected = testing::reference(problem);
+  for (const KernelTable* table : supported_kernels()) {
+    SCOPED_TRACE(table->name + (": " + testing::describe(shape, options)));
+    testing::expect_close<T>(testing::run(*table, problem), expected, options);
   }
-  return worst;
 }
 
-// Sums of up to 257 products of standard normals: their rounding stays under 64 units in the last
-// place of a result of size up to 16, forward and backward.
 template <class T>
-constexpr double kTolerance = 64 * 16 * static_cast<double>(std::numeric_limits<T>::epsilon());
-
-// A row's part of a slope's gradient is a sum of dS times distances of up to 257 keys, of which
-// ALiBi leaves weight to the nearest tens: their rounding is that many times that of dS.
-template <class T>
-constexpr double kSlopeTolerance = 32 * kTolerance<T>;
-
-template <class T>
-void expect_reference(const KernelTable& table) {
+void expect_definition_of_all(Storage storage = Storage::kNative) {
   for (const Shape& shape : kShapes) {
-    for (const Options& options : kOptions) {
-      SCOPED_TRACE(::testing::Message()
-                   << "queries " << shape.queries << " keys " << shape.keys << " causal "
-                   << options.causal << " dropout " << options.dropout << " bias " << options.bias
-                   << " block " << options.block_size << " window " << options.left << " "
-                   << options.right << " softcap " << options.softcap << " slopes "
-                   << options.slopes << " sinks " << options.sinks);
-      const Problem<T> problem(shape, options);
-      const Answer expected = testing::reference(problem);
-      const Answer got = testing::run(table, problem);
-      EXPECT_LE(largest_difference(got.out, expected.out), kTolerance<T>);
-      EXPECT_LE(largest_difference(got.dq, expected.dq), kTolerance<T>);
-      EXPECT_LE(largest_difference(got.dk, expected.dk), kTolerance<T>);
-      EXPECT_LE(largest_difference(got.dv, expected.dv), kTolerance<T>);
-      EXPECT_LE(largest_difference(got.dbias, expected.dbias), kTolerance<T>);
-      EXPECT_LE(largest_difference(got.dslopes, expected.dslopes), kSlopeTolerance<T>);
-      EXPECT_LE(largest_difference(got.dsinks, expected.dsinks), kTolerance<T>);
+    for (Options options : kOptions) {
+      options.storage = storage;
+      options.narrow_out = storage != Storage::kNative && shape.queries % 2 == 1;
+      expect_definition<T>(shape, options);
     }
   }
 }
 
-TEST_P(AttentionOnEveryIsa, FloatIsTheDefinition) { expect_reference<float>(*GetParam()); }
-TEST_P(AttentionOnEveryIsa, DoubleIsTheDefinition) { expect_reference<double>(*GetParam()); }
+TEST(Attention, FloatIsTheDefinition) { expect_definition_of_all<float>(); }
+TEST(Attention, DoubleIsTheDefinition) { expect_definition_of_all<double>(); }
+TEST(Attention, BFloat16IsTheDefinition) { expect_definition_of_all<float>(Storage::kBFloat16); }
+TEST(Attention, HalfIsTheDefinition) { expect_definition_of_all<float>(Storage::kHalf); }
+
+// What a masked key or a window changes about a result that is compared with another one: numbers
+// of order 1 in float.
+constexpr double kSameFloat = 1e-5, kSameDouble = 1e-14;
+
+class AttentionOnEveryIsa : public ::testing::TestWithParam<const KernelTable*> {};
 
 TEST_P(AttentionOnEveryIsa, GivesTheSameBitsHoweverUnitsAreSpread) {
   const Problem<float> problem({1, 2, 2, 1, 500, 300, 32, 32}, {.causal = true, .dropout = 0.1});
@@ -125,8 +124,8 @@ TEST_P(AttentionOnEveryIsa, AMaskedKeysNanReachesNoOtherRow) {
     for (int64_t d = 0; d < kWidth; ++d) {
       const int64_t at = i * kWidth + d;
       if (i < kBad) {
-        EXPECT_NEAR(got.out[at], clean.out[at], kTolerance<float>) << i;
-        EXPECT_NEAR(got.dq[at], clean.dq[at], kTolerance<float>) << i;
+        EXPECT_NEAR(got.out[at], clean.out[at], kSameFloat) << i;
+        EXPECT_NEAR(got.dq[at], clean.dq[at], kSameFloat) << i;
       } else {
         EXPECT_TRUE(std::isnan(got.out[at])) << i;
         EXPECT_TRUE(std::isnan(got.dq[at])) << i;
@@ -138,7 +137,7 @@ TEST_P(AttentionOnEveryIsa, AMaskedKeysNanReachesNoOtherRow) {
 TEST_P(AttentionOnEveryIsa, ANanOutsideOfTheWindowReachesNoRow) {
   constexpr int64_t kLength = 150, kWidth = 8, kBad = 70, kLeft = 9, kRight = 4;
   const Options options = {
-      .left = kLeft, .right = kRight, .softcap = 3, .slopes = true, .sinks = true};
+      .left = kLeft, .right = kRight, .softcap = 3, .slopes = true, .sinks = 1};
   Problem<float> problem({1, 1, 1, 1, kLength, kLength, kWidth, kWidth}, options);
   const Answer clean = testing::run(*GetParam(), problem);
   for (int64_t d = 0; d < kWidth; ++d) {
@@ -153,8 +152,8 @@ TEST_P(AttentionOnEveryIsa, ANanOutsideOfTheWindowReachesNoRow) {
         EXPECT_TRUE(std::isnan(got.out[at])) << i;
         EXPECT_TRUE(std::isnan(got.dq[at])) << i;
       } else {
-        EXPECT_NEAR(got.out[at], clean.out[at], kTolerance<float>) << i;
-        EXPECT_NEAR(got.dq[at], clean.dq[at], kTolerance<float>) << i;
+        EXPECT_NEAR(got.out[at], clean.out[at], kSameFloat) << i;
+        EXPECT_NEAR(got.dq[at], clean.dq[at], kSameFloat) << i;
       }
     }
     EXPECT_EQ(std::isnan(got.dslopes[i]), attends) << i;
@@ -170,8 +169,8 @@ TEST_P(AttentionOnEveryIsa, WindowsAndPositionsOfAnySize) {
     for (const Options& options :
          {Options{.left = huge}, Options{.right = huge}, Options{.left = huge, .right = huge}}) {
       const Answer got = testing::run(*GetParam(), Problem<double>(shape, options));
-      EXPECT_LE(largest_difference(got.out, everything.out), kTolerance<double>) << huge;
-      EXPECT_LE(largest_difference(got.dk, everything.dk), kTolerance<double>) << huge;
+      EXPECT_LE(largest_difference(got.out, everything.out), kSameDouble) << huge;
+      EXPECT_LE(largest_difference(got.dk, everything.dk), kSameDouble) << huge;
     }
   }
 }

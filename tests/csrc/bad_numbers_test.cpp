@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "tests/csrc/isa.h"
-#include "tests/csrc/problem.h"
+#include "tests/csrc/run.h"
 
 namespace flash {
 namespace {
@@ -55,7 +55,7 @@ const Options kMasks[] = {
     {.left = 9, .right = 4},
     {.causal = true, .block_size = 16},
     {.causal = true, .dropout = 0.3},
-    {.left = 20, .right = 3, .softcap = 3, .slopes = true, .sinks = true},
+    {.left = 20, .right = 3, .softcap = 3, .slopes = true, .sinks = 1},
 };
 
 enum class Input { kQuery, kKey, kValue, kGradOut };

@@ -9,11 +9,14 @@
 
 #include "csrc/philox.h"
 #include "tests/csrc/isa.h"
+#include "tests/csrc/memory.h"
 
 namespace flash {
 namespace {
 
+using testing::Memory;
 using testing::normal;
+using testing::Place;
 using testing::typed;
 
 constexpr uint64_t kSeed = 0x123456789abcdefull;
@@ -21,14 +24,16 @@ constexpr uint64_t kSeed = 0x123456789abcdefull;
 template <class T>
 std::vector<T> run(const KernelTable& table, DropoutKind kind, double dropout,
                    const std::vector<T>& input, const std::vector<T>& other,
-                   bool one_by_one = false) {
-  std::vector<T> out(input.size(), std::numeric_limits<T>::quiet_NaN());
+                   bool one_by_one = false, Place place = Place::kHeap) {
+  Memory memory(place);
+  const auto size = static_cast<int64_t>(input.size());
+  T* out = memory.array<T>("out", size);
   DropoutParams p = {};
   p.kind = kind;
-  p.input = input.data();
-  p.other = other.data();
-  p.out = out.data();
-  p.elements = static_cast<int64_t>(input.size());
+  p.input = memory.copy("input", input);
+  p.other = memory.copy("other", other);
+  p.out = out;
+  p.elements = size;
   p.dropout = dropout;
   p.seed = kSeed;
   const WorkPlan plan = typed<T>(table).dropout_plan(p);
@@ -39,7 +44,7 @@ std::vector<T> run(const KernelTable& table, DropoutKind kind, double dropout,
   } else {
     typed<T>(table).dropout(p, 0, plan.units);
   }
-  return out;
+  return std::vector<T>(out, out + size);
 }
 
 /// Whether element i is kept, by the definition in csrc/philox.h, one counter at a time.
@@ -108,6 +113,31 @@ void expect_definition(const KernelTable& table) {
 
 TEST_P(DropoutOnEveryIsa, FloatIsTheDefinition) { expect_definition<float>(*GetParam()); }
 TEST_P(DropoutOnEveryIsa, DoubleIsTheDefinition) { expect_definition<double>(*GetParam()); }
+
+template <class T>
+void expect_no_touch(const KernelTable& table, int64_t size) {
+  const std::vector<T> x = normal<T>(size, 1), other = normal<T>(size, 2);
+  for (const DropoutKind kind : kKinds) {
+    const std::string text = table.name + (": kind " + std::to_string(static_cast<int>(kind))) +
+                             " size " + std::to_string(size);
+    testing::describe_guarded_call(text.c_str());
+    const std::vector<T> expected = run<T>(table, kind, 0.3, x, other);
+    for (const Place place : {Place::kAfterGuard, Place::kBeforeGuard}) {
+      ASSERT_EQ(run<T>(table, kind, 0.3, x, other, /*one_by_one=*/false, place), expected) << text;
+    }
+  }
+}
+
+TEST_P(DropoutOnEveryIsa, TouchesNothingBesideItsArrays) {
+  for (int64_t size = 0; size <= 200; ++size) {
+    expect_no_touch<float>(*GetParam(), size);
+    expect_no_touch<double>(*GetParam(), size);
+  }
+  for (const int64_t size : {1023, 1024, 1025, 3000}) {
+    expect_no_touch<float>(*GetParam(), size);
+    expect_no_touch<double>(*GetParam(), size);
+  }
+}
 
 TEST_P(DropoutOnEveryIsa, GivesTheActivationBesideItsGradientAndContinuesAWhole) {
   constexpr int64_t kFirst = 3 * kDropoutBlock;

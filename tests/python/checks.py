@@ -11,6 +11,7 @@ import torch
 from problems import NARROW, Problem, compute_dtype
 from reference import NAMES, Result, Size, definition, differentiate, rounding_model
 from tolerances import (
+    CLOSE,
     FEWEST_FOR_RMS,
     FLOAT32_ROUNDING_UNITS_LARGEST,
     FLOAT32_ROUNDING_UNITS_RMS,
@@ -60,6 +61,19 @@ def size_of_error(actual: Tensor, expected: Tensor) -> Size:
     # The root mean square of a few numbers is as much luck as their largest: it says nothing more.
     rms = math.sqrt((difference**2).mean().item()) if difference.numel() >= FEWEST_FOR_RMS else 0.0
     return Size(rms, difference.max().item())
+
+
+def assert_rounded(actual: Tensor, exact: Tensor) -> None:
+    """`actual` is `exact` up to the errors of float32, rounded once to its own 16-bit type."""
+    assert actual.dtype in NARROW and actual.shape == exact.shape
+    expected = exact.double()
+    size = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+    single = CLOSE[torch.float32] * size + NARROW_ABSOLUTE[actual.dtype]
+    allowed = UNIT_ROUNDOFF[actual.dtype] * (expected.abs() + single) + single
+    excess = differences(actual, expected) - allowed
+    assert (excess <= 0).all(), (
+        f"{excess.max().item():.3g} too far, where {size:.3g} is the largest"
+    )
 
 
 class Judge:
@@ -127,16 +141,19 @@ class Judge:
             f" math path's {largest / 2:.3g} or the rounding floor {largest_floor:.3g}"
         )
 
+    def assert_close(self, tensors: dict[str, Tensor]) -> None:
+        """Holds each of the named results to the truth."""
+        complaints = [self.complaint(name, tensor) for name, tensor in tensors.items()]
+        failures = [c for c in complaints if c is not None]
+        assert not failures, f"{self.problem.spec}\n" + "\n".join(failures)
+
 
 def assert_close_to_truth(
     actual: Result, problem: Problem, *, skip_lse: bool = False, slack: float = 1.0
 ) -> None:
     """Holds every tensor of `actual` to the float64 truth."""
-    judge = Judge(problem, slack)
     tensors = {n: t for n, t in actual.tensors().items() if not (skip_lse and n == "lse")}
-    complaints = [judge.complaint(name, tensor) for name, tensor in tensors.items()]
-    failures = [c for c in complaints if c is not None]
-    assert not failures, f"{problem.spec}\n" + "\n".join(failures)
+    Judge(problem, slack).assert_close(tensors)
 
 
 def check(problem: Problem, slack: float = 1.0) -> None:

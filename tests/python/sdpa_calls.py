@@ -76,16 +76,29 @@ def largest(*tensors: Tensor) -> float:
     return max((t.detach().abs().max().item() for t in tensors if t.numel()), default=0.0)
 
 
-def assert_close_to_torch(call: Call, function: Callable[..., Tensor]) -> None:
-    """Output and gradients of `function` are torch's in float64, up to rounding."""
+@dataclass
+class Truth:
+    """torch's results of a call in float64, and in the dtype of the call."""
+
+    exact: dict[str, Tensor]
+    beside: dict[str, Tensor]
+
+    @staticmethod
+    def of(call: Call) -> Truth:
+        torchs = F.scaled_dot_product_attention
+        return Truth(call.to(torch.float64).results(torchs), call.results(torchs))
+
+
+def assert_close_to_truth(
+    call: Call, function: Callable[..., Tensor], truth: Truth, slack: float = 1.0
+) -> None:
+    """Output and gradients of `function` are the truth, up to rounding times `slack`."""
     dtype = call.query.dtype
-    torchs = F.scaled_dot_product_attention
-    truth, actual = call.to(torch.float64).results(torchs), call.results(function)
-    beside = call.results(torchs)
+    actual = call.results(function)
     inputs = (call.query, call.key, call.value)
     score = largest(call.query) * largest(call.key) * call.query.size(-1) ** 0.5
-    assert actual.keys() == truth.keys()
-    for name, expected in truth.items():
+    assert actual.keys() == truth.exact.keys()
+    for name, expected in truth.exact.items():
         assert actual[name].shape == expected.shape, name
         assert actual[name].dtype == dtype, name
         error = largest(actual[name].double() - expected)
@@ -97,7 +110,11 @@ def assert_close_to_torch(call: Call, function: Callable[..., Tensor]) -> None:
             floor = SDPA_FLOAT32_SCORE_ROUNDINGS * single * max(1.0, score) * size
             if dtype in NARROW:  # and a rounding of the result, by up to that of its largest number
                 floor += UNIT_ROUNDOFF[dtype] * largest(expected) + NARROW_ABSOLUTE[dtype]
-            allowed = max(
-                floor, SDPA_FLOAT32_TIMES_TORCH * largest(beside[name].double() - expected)
-            )
-        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+            beside = largest(truth.beside[name].double() - expected)
+            allowed = max(floor, SDPA_FLOAT32_TIMES_TORCH * beside)
+        assert error <= slack * allowed, f"{name}: error {error:.3g}, allowed {slack * allowed:.3g}"
+
+
+def assert_close_to_torch(call: Call, function: Callable[..., Tensor]) -> None:
+    """Output and gradients of `function` are torch's in float64, up to rounding."""
+    assert_close_to_truth(call, function, Truth.of(call))

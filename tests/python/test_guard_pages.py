@@ -1,16 +1,22 @@
-"""No byte past the end of a tensor is read: each ends where an unreadable page begins."""
+"""No byte beside a tensor is read: each begins where an unreadable page ends, then ends where one
+begins, and neither changes a bit of a result.
+
+Outputs, gradients and scratch lie between such pages in csrc_test, at every length and width.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import flash_attention
 import pytest
 import torch
+from instruction_sets import kernels_of, supported
 from problems import DTYPES, NARROW, Problem, Spec, dtype_name, make_problem
-from tolerances import CLOSE
+from torch import Tensor
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
@@ -19,27 +25,34 @@ LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 FAILED = ctypes.c_void_p(-1).value
 
+every_dtype = pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
+Place = Callable[[Tensor], Tensor]
+
 
 class GuardedMemory:
-    """Copies tensors to the very end of pages of their own, followed by one that faults."""
+    """Copies tensors into pages of their own, between two that fault."""
 
     def __init__(self) -> None:
         self.mappings: list[tuple[int, int]] = []
 
-    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor`, contiguous, in memory that ends at a guard page."""
+    def copy(self, tensor: Tensor, at_end: bool) -> Tensor:
+        """`tensor`, contiguous, ending at a guard page or beginning behind one."""
         size = tensor.numel() * tensor.element_size()
         pages = -(-size // mmap.PAGESIZE)
-        total = (pages + 1) * mmap.PAGESIZE
+        total = (pages + 2) * mmap.PAGESIZE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        address = LIBC.mmap(None, total, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        address = LIBC.mmap(None, total, 0, flags, -1, 0)
         assert address != FAILED, ctypes.get_errno()
         self.mappings.append((address, total))
-        guard = address + pages * mmap.PAGESIZE
-        assert LIBC.mprotect(guard, mmap.PAGESIZE, 0) == 0, ctypes.get_errno()
-        buffer = (ctypes.c_char * size).from_address(guard - size)
-        guarded = torch.frombuffer(buffer, dtype=tensor.dtype).view(tensor.shape)
-        return guarded.copy_(tensor)
+        first = address + mmap.PAGESIZE
+        readable = mmap.PROT_READ | mmap.PROT_WRITE
+        if size > 0:
+            assert LIBC.mprotect(first, pages * mmap.PAGESIZE, readable) == 0, ctypes.get_errno()
+        begin = first + pages * mmap.PAGESIZE - size if at_end else first
+        buffer = (ctypes.c_char * size).from_address(begin)
+        if size == 0:
+            return tensor.clone()
+        return torch.frombuffer(buffer, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
 
     def release(self) -> None:
         for address, total in self.mappings:
@@ -54,42 +67,64 @@ def memory() -> Iterator[GuardedMemory]:
     guarded.release()
 
 
-def forward_and_backward(problem: Problem) -> list[torch.Tensor]:
-    """out and the gradients, in memory of their own."""
-    leaves = problem.leaves()
-    torch.manual_seed(0)
-    out = flash_attention.attention(**leaves, **problem.options)
-    grads = torch.autograd.grad(out, [leaves[n] for n in problem.differentiable], problem.grad_out)
-    return [out.detach(), *grads]
+def assert_reads_stay_inside(call: Callable[[Place], list[Tensor]], memory: GuardedMemory) -> None:
+    """`call` puts each tensor that it hands over where it is told to."""
+    for isa in supported():
+        with kernels_of(isa):
+            expected = call(lambda t: t)
+            for at_end in (False, True):
+                actual = call(lambda t, at_end=at_end: memory.copy(t, at_end))
+                memory_of_results = [t.clone() for t in actual]
+                memory.release()
+                for one, other in zip(memory_of_results, expected, strict=True):
+                    assert torch.equal(one, other), isa
 
 
-def assert_reads_stay_inside(problem: Problem, memory: GuardedMemory) -> None:
-    expected = forward_and_backward(problem)
-    problem.inputs = {name: memory.copy(t) for name, t in problem.inputs.items()}
-    problem.grad_out = memory.copy(problem.grad_out)
-    if "query_positions" in problem.options:
-        problem.options["query_positions"] = memory.copy(problem.options["query_positions"])
-    for actual, wanted in zip(forward_and_backward(problem), expected, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=0, atol=CLOSE[problem.dtype])
+def forward_and_backward(problem: Problem) -> Callable[[Place], list[Tensor]]:
+    """out and lse, their gradients, and out of a call that records nothing."""
+
+    def call(place: Place) -> list[Tensor]:
+        options = dict(problem.options)
+        if "query_positions" in options:
+            options["query_positions"] = place(options["query_positions"])
+        leaves = {n: place(t.detach()) for n, t in problem.inputs.items()}
+        leaves = {n: t.requires_grad_(n in problem.differentiable) for n, t in leaves.items()}
+        torch.manual_seed(0)
+        results = flash_attention.attention_with_lse(**leaves, **options)
+        grads = torch.autograd.grad(
+            results,
+            [leaves[n] for n in problem.differentiable],
+            (place(problem.grad_out), place(problem.grad_lse)),
+        )
+        torch.manual_seed(0)
+        with torch.no_grad():
+            out = flash_attention.attention(**leaves, **options)
+        return [*(t.detach() for t in results), *grads, out]
+
+    return call
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 31, 33, 63, 65])
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
-def test_every_width(dtype: torch.dtype, width: int, memory: GuardedMemory) -> None:
-    for value_dim in {width, 1, 6, 13}:
-        spec = Spec(1, 1, queries=7, keys=11, head_dim=width, value_dim=value_dim)
-        assert_reads_stay_inside(make_problem(spec, dtype), memory)
+def check(spec: Spec, dtype: torch.dtype, memory: GuardedMemory) -> None:
+    assert_reads_stay_inside(forward_and_backward(make_problem(spec, dtype)), memory)
 
 
-@pytest.mark.parametrize("keys", [1, 2, 3, 4, 5, 7, 8, 9, 15, 17, 24, 25, 31, 63, 65, 129])
-@pytest.mark.parametrize("queries", [1, 5, 8, 23, 25, 97])
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
-def test_every_length(dtype: torch.dtype, queries: int, keys: int, memory: GuardedMemory) -> None:
-    spec = Spec(1, 1, queries=queries, keys=keys, head_dim=5, value_dim=3)
-    assert_reads_stay_inside(make_problem(spec, dtype), memory)
+@every_dtype
+def test_every_width(dtype: torch.dtype, memory: GuardedMemory) -> None:
+    for width in (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 31, 33, 63, 65):
+        for value_dim in {width, 1, 6, 13}:
+            spec = Spec(1, 1, queries=7, keys=11, head_dim=width, value_dim=value_dim)
+            check(spec, dtype, memory)
 
 
-OPTIONS = {
+@every_dtype
+def test_every_length(dtype: torch.dtype, memory: GuardedMemory) -> None:
+    for queries in (1, 5, 8, 23, 25, 97):
+        for keys in (1, 2, 3, 4, 5, 7, 8, 9, 15, 17, 24, 25, 31, 63, 65, 129):
+            spec = Spec(1, 1, queries=queries, keys=keys, head_dim=5, value_dim=3)
+            check(spec, dtype, memory)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
     "causal": {"causal": True},
     "positions": {"causal": True, "positions": "L"},
     "bias-LS": {"bias": "LS"},
@@ -114,14 +149,75 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("lengths", [(7, 9), (33, 65), (100, 131)], ids=str)
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
-def test_every_option(
-    dtype: torch.dtype,
-    option: dict[str, object],
-    lengths: tuple[int, int],
-    memory: GuardedMemory,
-) -> None:
-    spec = Spec(1, 2, queries=lengths[0], keys=lengths[1], head_dim=9, value_dim=7, **option)
-    assert_reads_stay_inside(make_problem(spec, dtype), memory)
+@every_dtype
+def test_every_option(dtype: torch.dtype, option: dict[str, Any], memory: GuardedMemory) -> None:
+    for queries, keys in ((7, 9), (33, 65), (100, 131)):
+        spec = Spec(1, 2, queries=queries, keys=keys, head_dim=9, value_dim=7, **option)
+        check(spec, dtype, memory)
+
+
+@pytest.mark.parametrize("option", [{}, *OPTIONS.values()], ids=["plain", *OPTIONS])
+@every_dtype
+def test_decoding(dtype: torch.dtype, option: dict[str, Any], memory: GuardedMemory) -> None:
+    """Of keys that are cut into parts."""
+    for queries, keys in ((1, 2048), (8, 2049), (3, 3073)):
+        spec = Spec(1, 2, queries=queries, keys=keys, head_dim=9, value_dim=17, **option)
+        check(spec, dtype, memory)
+
+
+def random(*shape: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@every_dtype
+def test_packed_sequences(dtype: torch.dtype, memory: GuardedMemory) -> None:
+    queries, keys = torch.tensor([0, 5, 5, 6, 39]), torch.tensor([0, 9, 12, 12, 45])
+    inputs = [random(39, 4, 9, dtype=dtype), random(45, 2, 9, dtype=dtype)]
+    inputs += [random(45, 1, 7, dtype=dtype), random(4, 4, dtype=dtype).abs()]
+    inputs += [random(4, dtype=dtype)]
+    grad_out = random(39, 4, 7, dtype=dtype)
+
+    def call(place: Place) -> list[Tensor]:
+        leaves = [place(t).requires_grad_() for t in inputs]
+        out = flash_attention.varlen_attention(
+            *leaves[:3], place(queries), place(keys), causal=True, alibi_slopes=leaves[3],
+            sinks=leaves[4],
+        )  # fmt: skip
+        return [out.detach(), *torch.autograd.grad(out, leaves, place(grad_out))]
+
+    assert_reads_stay_inside(call, memory)
+
+
+@every_dtype
+def test_the_cache(dtype: torch.dtype, memory: GuardedMemory) -> None:
+    def call(place: Place) -> list[Tensor]:
+        cache = flash_attention.KeyValueCache(2, 2, 2100, 9, value_dim=7, dtype=dtype)
+        found = []
+        for positions, counts in ((2060, [2060, 70]), (1, [1, 1]), (3, [0, 3])):
+            parts = random(2, 2, positions, 9, dtype=dtype), random(2, 2, positions, 7, dtype=dtype)
+            given = place(torch.tensor(counts))
+            cache.append(place(parts[0]), place(parts[1]), given)
+            if positions < 8:
+                query = random(2, 4, positions, 9, dtype=dtype)
+                out = cache.attention(place(query), given, sinks=place(random(4, dtype=dtype)))
+                # Rows past the counts mean nothing.
+                found += [out[b, :, :n] for b, n in enumerate(counts)]
+        return found
+
+    assert_reads_stay_inside(call, memory)
+
+
+@every_dtype
+def test_the_drop_in(dtype: torch.dtype, memory: GuardedMemory) -> None:
+    query, key = random(2, 4, 7, 9, dtype=dtype), random(2, 2, 11, 9, dtype=dtype)
+    value, mask = random(2, 2, 11, 7, dtype=dtype), random(4, 1, 11, dtype=dtype)
+
+    def call(place: Place) -> list[Tensor]:
+        leaves = [place(t).requires_grad_() for t in (query, key, value, mask)]
+        out = flash_attention.scaled_dot_product_attention(*leaves, enable_gqa=True)
+        grad = place(random(2, 4, 7, 7, dtype=dtype))
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+    assert_reads_stay_inside(call, memory)

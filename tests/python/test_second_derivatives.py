@@ -9,7 +9,7 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
-from measuring import peak_beyond_result
+from measuring import peak_beyond_result, threads
 from problems import Problem, Spec, make_problem
 from tolerances import SECOND_FLOAT64_RELATIVE
 from torch import Tensor
@@ -231,7 +231,9 @@ def test_second_derivatives_hold_no_matrix_of_scores() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_same_bits_with_any_number_of_threads(dropout: float) -> None:
-    problem = make_problem(replace(LONG, dropout=dropout, causal=True), torch.float32)
+    # Units of work for eight threads, in the first derivatives and in the second.
+    spec = replace(LONG, queries=400, keys=300, dropout=dropout, causal=True)
+    problem = make_problem(spec, torch.float32)
     of = call(problem, flash_attention.attention)
 
     def second() -> list[Tensor]:
@@ -239,7 +241,9 @@ def test_same_bits_with_any_number_of_threads(dropout: float) -> None:
         first = torch.autograd.grad(of(*inputs).square().sum(), inputs, create_graph=True)
         return list(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
 
-    expected = second()
-    for _ in range(3):
-        for found, once in zip(second(), expected, strict=True):
-            assert torch.equal(found, once)
+    with threads(1):
+        expected = second()
+    for count in (2, 3, 8):
+        with threads(count):
+            for found, once in zip(second(), expected, strict=True):
+                assert torch.equal(found, once), count

@@ -6,8 +6,9 @@ from typing import Any
 
 import flash_attention
 import pytest
+import reference
 import torch
-from checks import Judge
+from checks import Judge, largest_difference
 from flash_attention import varlen_attention
 from measuring import threads
 from problems import DTYPES, Problem, Spec, dtype_name
@@ -176,15 +177,42 @@ def test_dropout_follows_the_seed_and_differs_between_sequences() -> None:
     assert (found > 0).double().mean().item() == pytest.approx(0.5, abs=0.06)
 
 
-def test_dropout_drops_the_same_in_the_backward() -> None:
-    inputs = packed(torch.float64)
-    torch.manual_seed(9)
-    out = call(inputs, dropout=0.4)
-    (grad,) = torch.autograd.grad(out.sum(), inputs["value"])
-    torch.manual_seed(9)
-    shifted = dict(inputs, value=inputs["value"] + 1e-3)
-    change = (call(shifted, dropout=0.4).sum() - out.sum()) / 1e-3
-    torch.testing.assert_close(change, grad.sum(), rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize("options", [{}, {"causal": True, "softcap": 1.5}], ids=["plain", "more"])
+def test_dropout_is_of_one_mask_forward_and_backward(options: dict[str, Any]) -> None:
+    """Values that are rows of the identity show the weights, and which of them are dropped."""
+    length, dropout = 40, 0.4
+    cut = starts((length, length))
+    generator = torch.Generator().manual_seed(4)
+    inputs = {
+        name: torch.randn(2 * length, 2, WIDTH, generator=generator, dtype=torch.float64)
+        for name in ("query", "key", "value")
+    }
+    grad = torch.randn(2 * length, 2, WIDTH, generator=generator, dtype=torch.float64)
+
+    def call_of(**changes: Tensor) -> Tensor:
+        torch.manual_seed(9)
+        arguments = dict(inputs, **changes) | options
+        return varlen_attention(**arguments, cu_seqlens_q=cut, cu_seqlens_k=cut, dropout=dropout)
+
+    identity = torch.eye(length, dtype=torch.float64).repeat(2, 1).unsqueeze(1)
+    keep = call_of(value=identity.expand(-1, 2, -1)) != 0
+    inputs = {name: x.requires_grad_() for name, x in inputs.items()}
+    out = call_of()
+    found = [out, *torch.autograd.grad(out, list(inputs.values()), grad)]
+    expected = torch.cat(
+        [
+            reference.attention(
+                {n: x[rows].transpose(0, 1).unsqueeze(0) for n, x in inputs.items()},
+                keep=keep[rows].transpose(0, 1).unsqueeze(0),
+                dropout=dropout,
+                **options,
+            )[0][0].transpose(0, 1)
+            for rows in (slice(0, length), slice(length, None))
+        ]
+    )
+    wanted = [expected, *torch.autograd.grad(expected, list(inputs.values()), grad)]
+    for name, one, other in zip(["out", *inputs], found, wanted, strict=True):
+        assert largest_difference(one, other) < 10 * CLOSE[torch.float64], name
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())

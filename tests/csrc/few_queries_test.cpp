@@ -1,0 +1,128 @@
+// Few queries over many keys, as in decoding, against the definition: kernels of their own take as
+// many queries as half a vector has lanes, and at least 64 keys.
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "tests/csrc/closeness.h"
+#include "tests/csrc/isa.h"
+#include "tests/csrc/run.h"
+
+namespace flash {
+namespace {
+
+using testing::Answer;
+using testing::Directions;
+using testing::Layout;
+using testing::Options;
+using testing::Positions;
+using testing::Problem;
+using testing::supported_kernels;
+
+// Around the keys of a call of the score stage (64), of a sum of values (32) and of a step (1024).
+constexpr int64_t kKeys[] = {63,  64,  65,  79,   95,   96,   97,   127,  128,  129, 159,
+                             200, 255, 257, 1023, 1024, 1025, 1055, 1087, 1089, 2047};
+// Around vectors of 2 to 16 numbers, and around as many of them as are summed at once: 16.
+constexpr int64_t kWidths[] = {1,   2,   3,   4,   5,   7,   8,   9,   12,  15,  16,  17,
+                               24,  31,  32,  33,  48,  63,  64,  65,  80,  96,  127, 128,
+                               129, 160, 200, 255, 256, 257, 272, 300, 511, 512, 513};
+
+constexpr BiasKind kAdditive = BiasKind::kAdditive, kBoolean = BiasKind::kBoolean;
+const Options kOptions[] = {
+    {.causal = true},
+    {.causal = true, .left = 100},
+    {.left = 70, .right = 3},
+    {.bias = kAdditive},
+    {.causal = true, .bias = kAdditive, .bias_of_keys = true},
+    {.bias = kBoolean},
+    {.bias = kBoolean, .sinks = 1, .bias_of_keys = true},
+    {.slopes = true},
+    {.softcap = 0.8},
+    {.sinks = 1, .layout = Layout::kGaps},
+    {.causal = true, .positions = Positions::kRandom, .layout = Layout::kHeadsInside},
+    {.left = 40, .right = 90, .slopes = true, .positions = Positions::kRandom},
+    {.causal = true, .block_size = 7, .sinks = 1, .grad_lse = true},
+    {.sinks = 1000, .grad_lse = true},
+    {.causal = true, .sinks = 1, .positions = Positions::kBeforeEveryKey},
+    {.causal = true, .positions = Positions::kBeforeEveryKey},
+    {.bias = kAdditive, .left = 500, .right = 9, .softcap = 2, .slopes = true, .sinks = 1},
+};
+
+template <class T>
+void expect_definition(const Shape& shape, const Options& options, Directions directions) {
+  const Problem<T> problem(shape, options);
+  const Answer expected = testing::reference(problem, directions);
+  for (const KernelTable* table : supported_kernels()) {
+    SCOPED_TRACE(table->name + (": " + testing::describe(shape, options)));
+    testing::Memory memory;
+    const Answer got = testing::run_in(memory, *table, problem, directions);
+    testing::expect_close<T>(got, expected, options, directions);
+  }
+}
+
+Shape shape_of(int64_t queries, int64_t keys, int64_t head_dim, int64_t value_dim) {
+  return {1, 2, 1, 2, queries, keys, head_dim, value_dim};
+}
+
+template <class T>
+void expect_every_length() {
+  size_t width = 0;
+  for (int64_t queries = 1; queries <= 9; ++queries) {
+    for (const int64_t keys : kKeys) {
+      const int64_t head_dim = kWidths[width++ % 24], value_dim = kWidths[5 * width % 24];
+      expect_definition<T>(shape_of(queries, keys, head_dim, value_dim), {.causal = keys % 2 == 0},
+                           keys < 300 ? Directions::kBoth : Directions::kForward);
+    }
+  }
+}
+TEST(FewQueries, OfEveryNumberOverKeysOfEveryNumberInFloat) { expect_every_length<float>(); }
+TEST(FewQueries, OfEveryNumberOverKeysOfEveryNumberInDouble) { expect_every_length<double>(); }
+
+template <class T>
+void expect_every_width(Storage storage = Storage::kNative) {
+  int64_t queries = 0;
+  for (const int64_t width : kWidths) {
+    for (const int64_t other : {int64_t{5}, int64_t{33}}) {
+      const Options options = {.storage = storage, .narrow_out = storage != Storage::kNative};
+      queries = queries % 8 + 1;
+      expect_definition<T>(shape_of(queries, 75, width, other), options, Directions::kForward);
+      expect_definition<T>(shape_of(queries, 131, other, width), options, Directions::kForward);
+    }
+  }
+}
+TEST(FewQueries, OfEveryWidthInFloat) { expect_every_width<float>(); }
+TEST(FewQueries, OfEveryWidthInDouble) { expect_every_width<double>(); }
+TEST(FewQueries, OfEveryWidthInBFloat16) { expect_every_width<float>(Storage::kBFloat16); }
+TEST(FewQueries, OfEveryWidthInHalf) { expect_every_width<float>(Storage::kHalf); }
+
+// Up to the widest head that the dot product of a row takes, and beyond: 64 vectors.
+TEST(FewQueries, OfTheWidestHeads) {
+  for (const int64_t width : {256, 257, 512, 513, 1024, 1025}) {
+    expect_definition<float>(shape_of(2, 70, width, 3), {}, Directions::kForward);
+    expect_definition<double>(shape_of(2, 70, width, 3), {}, Directions::kForward);
+  }
+}
+
+template <class T>
+void expect_every_option(Storage storage = Storage::kNative) {
+  size_t width = 0;
+  for (Options options : kOptions) {
+    options.storage = storage;
+    for (const int64_t queries : {1, 2, 3, 4, 7, 8}) {
+      for (const int64_t keys : {66, 640, 1100}) {
+        options.narrow_out = storage != Storage::kNative && queries % 2 == 0;
+        const int64_t head_dim = kWidths[width++ % 20], value_dim = kWidths[7 * width % 20];
+        expect_definition<T>(shape_of(queries, keys, head_dim, value_dim), options,
+                             keys < 300 ? Directions::kBoth : Directions::kForward);
+      }
+    }
+  }
+}
+TEST(FewQueries, WithEveryOptionInFloat) { expect_every_option<float>(); }
+TEST(FewQueries, WithEveryOptionInDouble) { expect_every_option<double>(); }
+TEST(FewQueries, WithEveryOptionInBFloat16) { expect_every_option<float>(Storage::kBFloat16); }
+TEST(FewQueries, WithEveryOptionInHalf) { expect_every_option<float>(Storage::kHalf); }
+
+}  // namespace
+}  // namespace flash

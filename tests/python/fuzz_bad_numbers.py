@@ -1,0 +1,209 @@
+"""NaN and infinite numbers in a call, and what the definition makes of them, forward and backward.
+
+A pair of a query and a key that it may not attend contributes nothing, whatever their tensors hold.
+One that it may attend contributes by IEEE arithmetic. Two things are left open, and may show as NaN
+or not: a weight that underflows is 0 or a small number, of which 0 times an infinity is NaN and a
+small number times it is not; and a score that is -inf without a bias of -inf is as that of a pair
+that may not attend, though in a row of NaN its weight would be NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flash_attention
+import torch
+from checks import run
+from problems import NARROW, Problem, compute_dtype
+from reference import (
+    NAMES,
+    group_sum,
+    log_sum_exp,
+    scores_and_values,
+    with_heads,
+    with_sink,
+)
+from tolerances import CLOSE, FUZZED_BAD_TIMES_CLOSE, NARROW_ABSOLUTE, UNIT_ROUNDOFF
+from torch import Tensor
+
+# A float32 weight may have underflown below this.
+LEAST_WEIGHT = 1e-30
+
+
+def poison(problem: Problem, draw: random.Random) -> None:
+    """Puts NaN or an infinity into some places of one tensor."""
+    tensors = dict(problem.inputs, grad_out=problem.grad_out, grad_lse=problem.grad_lse)
+    names = [n for n, t in tensors.items() if t.is_floating_point() and t.numel()]
+    name = draw.choice(names)
+    # The weight of an infinite number may underflow: left out.
+    finite_weights = name in ("query", "key", "bias", "alibi_slopes", "sinks")
+    bad = draw.choice([math.nan, math.inf, -math.inf]) if finite_weights else math.nan
+    own = tensors[name].clone(memory_format=torch.contiguous_format)
+    flat = own.view(-1) if draw.random() < 0.8 or own.dim() == 0 else own.flatten(0, -2)
+    for _ in range(draw.choice([1, 1, 3])):
+        flat[draw.randrange(flat.size(0))] = bad
+    if name in problem.inputs:
+        problem.inputs[name] = own
+    else:
+        setattr(problem, name, own)
+
+
+@dataclass
+class Expected:
+    """A result: its numbers where it has some, where it must be NaN, and where it may be."""
+
+    numbers: Tensor
+    certain: Tensor
+    possible: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Expected:
+        """The same of a sum over elements, of which one NaN makes NaN."""
+        certain = function(self.certain.double()) > 0
+        possible = function(self.possible.double()) > 0
+        return Expected(function(self.numbers), certain, possible)
+
+
+def pattern(weight: Tensor, pairs: Tensor, other: Tensor) -> Tensor:
+    """Where the sum over `pairs` of weight[.., n, m] * other[.., m, d] is NaN."""
+    nan_weight = (pairs & weight.isnan()).any(-1, keepdim=True)
+    # An infinity times anything but a NaN: of 0 NaN, and of nothing else that occurs here.
+    nan_other = pairs.double() @ other.isnan().double() > 0
+    zero_times_infinity = (pairs & (weight == 0)).double() @ other.isinf().double() > 0
+    return nan_weight | nan_other | zero_times_infinity
+
+
+def attended_product(
+    weight: Tensor, perhaps: Tensor, pairs: Tensor, certain: Tensor, other: Tensor
+) -> Expected:
+    """The sum over `pairs` of weight[.., n, m] * other[.., m, d].
+
+    `perhaps` is `weight` with a NaN wherever one may come, and `certain` the pairs whose weight is
+    far from an underflow.
+    """
+    numbers = weight.masked_fill(~pairs, 0).nan_to_num(0, 0, 0) @ other.nan_to_num(0, 0, 0)
+    nonzero = (pairs & weight.isfinite() & (weight != 0)).double() @ other.isinf().double() > 0
+    possible = pattern(perhaps, pairs, other) | nonzero
+    return Expected(numbers, pattern(weight, certain, other), possible)
+
+
+def definition_of_bad(problem: Problem) -> dict[str, Expected]:
+    """out, lse and every gradient, in float64."""
+    inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
+    options = problem.options
+    query, key = with_heads(inputs["query"]), with_heads(inputs["key"])
+    scale = options["scale"]
+    scale = 1.0 / math.sqrt(query.size(-1)) if scale is None else scale
+    parts = scores_and_values(
+        inputs,
+        causal=options["causal"],
+        query_positions=options.get("query_positions"),
+        window=options["window"],
+        softcap=options["softcap"],
+        scale=scale,
+    )
+    pairs, value = parts.allowed, parts.value
+    every_key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
+    scores = with_sink(parts.final, inputs.get("sinks"))
+    empty = ~pairs.any(-1, keepdim=True)
+    if "sinks" not in inputs:
+        scores = scores.masked_fill(empty, 0.0)
+    every_weight = torch.softmax(scores, -1)
+    weight = every_weight[..., : pairs.size(-1)]
+    certain = pairs & ~(weight < LEAST_WEIGHT) & (parts.final != -math.inf)
+    # Of a row that attends nothing the sink alone is the sum, however large.
+    nothing = torch.full((), -math.inf, dtype=torch.float64)
+    alone = scores[..., -1] if "sinks" in inputs else nothing
+    lse = torch.where(empty.squeeze(-1), alone, log_sum_exp(scores))
+
+    out = attended_product(weight, weight, pairs, certain, value)
+    grad_out = with_heads(problem.grad_out.double())
+    grad_lse = problem.grad_lse.double().view(*weight.shape[:3], 1)
+    by_weight = grad_out @ value.mT
+
+    def delta_with(nan: Tensor) -> Tensor:
+        delta = (grad_out * out.numbers.masked_fill(nan, math.nan)).sum(-1, keepdim=True)
+        return delta.masked_fill(empty, 0.0) - grad_lse
+
+    slope_of_cap = 1.0 - parts.tangent**2 if options["softcap"] > 0 else torch.ones(())
+    deltas = [delta_with(out.certain), delta_with(out.possible)]
+    dscore, perhaps = (weight * (by_weight - delta) for delta in deltas)
+    dproduct, perhaps_dproduct = (scale * x * slope_of_cap for x in (dscore, perhaps))
+    found = {
+        "out": out,
+        "dq": attended_product(dproduct, perhaps_dproduct, pairs, certain, every_key),
+        "dk": attended_product(dproduct.mT, perhaps_dproduct.mT, pairs.mT, certain.mT, query).map(
+            lambda x: group_sum(x, key)
+        ),
+        "dv": attended_product(weight.mT, weight.mT, pairs.mT, certain.mT, grad_out).map(
+            lambda x: group_sum(x, inputs["value"])
+        ),
+    }
+    each = Expected(
+        dscore.masked_fill(~pairs, 0).nan_to_num(0, 0, 0),
+        certain & dscore.isnan(),
+        pairs & perhaps.isnan(),
+    )
+    if "bias" in problem.differentiable:
+        three = inputs["query"].dim() == 3
+        shape = inputs["bias"].shape
+        found["dbias"] = each.map(lambda x: (x.squeeze(1) if three else x).sum_to_size(shape))
+    if "alibi_slopes" in problem.differentiable:
+        slopes = inputs["alibi_slopes"].shape
+        distances = Expected(-each.numbers * parts.distance, each.certain, each.possible)
+        found["dslopes"] = distances.map(lambda x: x.sum((-2, -1)).sum_to_size(slopes))
+    if "sinks" in problem.differentiable:
+        sinks = inputs["sinks"].shape
+        sink = every_weight[..., -1:]
+        rows, perhaps_rows = (-sink * delta for delta in deltas)
+        sure = rows.isnan() & ~(sink < LEAST_WEIGHT) & ~empty
+        found["dsinks"] = Expected(rows.nan_to_num(0, 0, 0), sure, perhaps_rows.isnan()).map(
+            lambda x: x.sum((-2, -1)).sum_to_size(sinks)
+        )
+    if inputs["query"].dim() == 3:
+        for name in ("out", "dq", "dk", "dv"):
+            found[name] = found[name].map(lambda x: x.squeeze(1))
+        lse = lse.squeeze(1)
+    found["lse"] = Expected(lse, lse.isnan(), lse.isnan())
+    wanted = {"out", "lse", *(NAMES[n] for n in problem.differentiable)}
+    return {name: result for name, result in found.items() if name in wanted}
+
+
+def complaint(name: str, actual: Tensor, expected: Expected, dtype: torch.dtype) -> str | None:
+    """What is wrong with one result, or None."""
+    is_rounded = dtype in NARROW and name != "lse"
+    assert actual.shape == expected.numbers.shape, (name, actual.shape, expected.numbers.shape)
+    bad = actual.isnan()
+    leaks, lost = bad & ~expected.possible, expected.certain & ~bad
+    if leaks.any() or lost.any():
+        return f"{name}: NaN at {leaks.sum()} places where none belongs, none at {lost.sum()}"
+    judged = ~expected.possible & ~bad
+    found, truth = actual[judged].double(), expected.numbers[judged]
+    if found.numel() == 0 or torch.equal(found, truth):
+        return None
+    finite = truth[truth.isfinite()].abs()
+    size = max(1.0, finite.max().item()) if finite.numel() else 1.0
+    allowed = FUZZED_BAD_TIMES_CLOSE * CLOSE[compute_dtype(dtype)] * size
+    if is_rounded:
+        allowed = allowed + UNIT_ROUNDOFF[dtype] * truth.abs() + NARROW_ABSOLUTE[dtype]
+    excess = (
+        ((found - truth).abs() - allowed).masked_fill(found == truth, -1.0).nan_to_num(math.inf)
+    )
+    if excess.max() <= 0:
+        return None
+    worst = excess.argmax()
+    return f"{name}: {found[worst].item():.6g} for {truth[worst].item():.6g}"
+
+
+def check_bad_numbers(problem: Problem, expected: dict[str, Expected]) -> None:
+    """Forward and backward, and the forward that records nothing."""
+    tensors = run(problem).tensors()
+    assert tensors.keys() == expected.keys()
+    results = list(tensors.items())
+    with torch.no_grad():
+        results.append(("out", flash_attention.attention(**problem.inputs, **problem.options)))
+    complaints = [complaint(n, t, expected[n], problem.dtype) for n, t in results]
+    failures = [c for c in complaints if c is not None]
+    assert not failures, f"{problem.spec}\n" + "\n".join(failures)
