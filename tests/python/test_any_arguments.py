@@ -1,0 +1,368 @@
+"""Every operator that Python can reach, the private ones, too, refuses what its kernels could not read.
+
+Each tensor of a valid call in turn gets every wrong size, dtype, device and layout; each number its
+extremes. A kernel that believed a wrong size would read or write past the end of a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import flash_attention
+import pytest
+import torch
+from isolated import isolated
+from torch import Tensor
+
+# No size is one more or less than another that would do in its place, or than 1, which broadcasts.
+BATCH, HEADS, KEY_HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 3, 12, 6, 4, 7, 5, 8
+SEQUENCES, PACKED_QUERIES, PACKED_KEYS = 3, 9, 11
+
+Arguments = dict[str, Any]
+Change = tuple[str, str, Any]  # the argument, what is done to it, the new value
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def inputs() -> Arguments:
+    return {
+        "query": zeros(BATCH, HEADS, QUERIES, WIDTH),
+        "key": zeros(BATCH, KEY_HEADS, KEYS, WIDTH),
+        "value": zeros(BATCH, HEADS, KEYS, VALUE_WIDTH),
+    }
+
+
+def options() -> Arguments:
+    return {
+        "bias": zeros(BATCH, HEADS, QUERIES, KEYS),
+        "causal": True,
+        "query_positions": zeros(BATCH, HEADS, QUERIES, dtype=torch.int64),
+        "window": [3, 1],
+        "alibi_slopes": zeros(BATCH, HEADS),
+        "softcap": 2.0,
+        "sinks": zeros(BATCH, HEADS),
+        "scale": 0.5,
+        "dropout": 0.25,
+    }
+
+
+def kernel_options() -> Arguments:
+    return options() | {"block_size": 64, "use_simd": True}
+
+
+def saved() -> Arguments:
+    return {
+        "out": zeros(BATCH, HEADS, QUERIES, VALUE_WIDTH),
+        "row_stats": zeros(2, BATCH, HEADS, QUERIES),
+        "seed": zeros(1, dtype=torch.int64),
+    }
+
+
+def backward() -> Arguments:
+    grads = {
+        "grad_out": zeros(BATCH, HEADS, QUERIES, VALUE_WIDTH),
+        "grad_lse": zeros(BATCH, HEADS, QUERIES),
+    }
+    return grads | inputs() | saved() | kernel_options() | {"needed": [True] * 6}
+
+
+def packed_inputs() -> Arguments:
+    return {
+        "query": zeros(PACKED_QUERIES, HEADS, WIDTH),
+        "key": zeros(PACKED_KEYS, KEY_HEADS, WIDTH),
+        "value": zeros(PACKED_KEYS, HEADS, VALUE_WIDTH),
+        "cu_seqlens_q": torch.tensor([0, 2, 5, PACKED_QUERIES]),
+        "cu_seqlens_k": torch.tensor([0, 0, 4, PACKED_KEYS]),
+    }
+
+
+def packed_options() -> Arguments:
+    numbers = {n: zeros(SEQUENCES, HEADS) for n in ("alibi_slopes", "sinks")}
+    return kernel_options() | {"bias": None, "query_positions": None} | numbers
+
+
+def packed_backward() -> Arguments:
+    saved_rows = {
+        "out": zeros(PACKED_QUERIES, HEADS, VALUE_WIDTH),
+        "row_stats": zeros(2, PACKED_QUERIES * HEADS),
+        "seed": zeros(1, dtype=torch.int64),
+    }
+    grad = {"grad_out": zeros(PACKED_QUERIES, HEADS, VALUE_WIDTH)}
+    return grad | packed_inputs() | saved_rows | packed_options() | {"needed": [True] * 5}
+
+
+def sdpa() -> Arguments:
+    mask = {"attn_mask": zeros(BATCH, HEADS, QUERIES, KEYS)}
+    return inputs() | mask | {"dropout_p": 0.25, "scale": 0.5, "enable_gqa": True}
+
+
+VALUE_WIDTHS = {f"value {change}" for change in ("3 + 1", "3 - 1", "3 = 0")}
+PACKED_VALUE_WIDTHS = {f"value {change}" for change in ("2 + 1", "2 - 1", "2 = 0")}
+BROADCASTS = {f"{name} drop" for name in ("bias", "query_positions", "alibi_slopes", "sinks")}
+ABSENT = {f"{name} None" for name in ("bias", "query_positions", "alibi_slopes", "sinks")}
+OFFSETS = {"cu_seqlens_q int32", "cu_seqlens_k int32"}
+
+
+@dataclass
+class Operator:
+    """How to call it, and the changes after which it may be called as well."""
+
+    valid: Callable[[], Arguments]
+    allowed: set[str] = field(default_factory=set)
+
+
+FORWARD = VALUE_WIDTHS | BROADCASTS | ABSENT | {"bias bool"}
+PACKED_NUMBERS = {"alibi_slopes drop", "sinks drop"}
+PACKED = PACKED_VALUE_WIDTHS | PACKED_NUMBERS | ABSENT | OFFSETS
+OPERATORS: dict[str, Operator] = {
+    "attention": Operator(lambda: inputs() | kernel_options(), FORWARD),
+    "attention_with_lse": Operator(lambda: inputs() | kernel_options(), FORWARD),
+    "_forward": Operator(lambda: inputs() | kernel_options(), FORWARD),
+    "standard_attention": Operator(lambda: inputs() | options(), FORWARD),
+    "_backward": Operator(backward, BROADCASTS | {"grad_lse None", "query_positions None"}),
+    "varlen_attention": Operator(lambda: packed_inputs() | packed_options(), PACKED),
+    "_varlen_forward": Operator(lambda: packed_inputs() | packed_options(), PACKED),
+    "_varlen_backward": Operator(packed_backward, PACKED_NUMBERS | OFFSETS),
+    # Its dimensions broadcast, and a mask of any floating dtype will do.
+    "scaled_dot_product_attention": Operator(
+        sdpa,
+        VALUE_WIDTHS
+        | {f"{name} {change}" for name in sdpa() for change in ("drop", "add")}
+        | {f"attn_mask {change}" for change in ("None", "bool", "float64", "float16")},
+    ),
+}
+
+DTYPES = (torch.float64, torch.float16, torch.int32, torch.int64, torch.bool, torch.complex64)
+
+
+def resized(tensor: Tensor) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every dimension a little longer, shorter and empty; one dimension more and one less."""
+    shape = tuple(tensor.shape)
+    for d, n in enumerate(shape):
+        for change, size in (("+ 1", n + 1), ("- 1", n - 1), ("= 0", 0)):
+            yield f"{d} {change}", (*shape[:d], size, *shape[d + 1 :])
+    yield "add", (1, *shape)
+    yield "drop", shape[1:]
+
+
+def changes_of_tensors(arguments: Arguments) -> Iterator[Change]:
+    for name, tensor in arguments.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        for change, shape in resized(tensor):
+            yield name, change, tensor.new_zeros(shape)
+        for dtype in DTYPES:
+            if dtype != tensor.dtype:
+                yield name, str(dtype).removeprefix("torch."), tensor.to(dtype)
+        yield name, "device", tensor.new_zeros(tensor.shape, device="meta")
+        yield name, "sparse", tensor.to_sparse()
+        yield name, "shrunk", shrunk(tensor)
+        yield name, "None", None
+
+
+def shrunk(tensor: Tensor) -> Tensor:
+    """A tensor whose storage was resized under it, as those who free parameters early do."""
+    copy = tensor.clone()
+    copy.untyped_storage().resize_(copy.untyped_storage().nbytes() - 1)
+    return copy
+
+
+EXTREMES: dict[str, list[Any]] = {
+    "causal": [False],
+    "window": [[-1, -1], [2**63 - 1] * 2, [-(2**63), 0], [0, 2**63 - 1], [1], [1, 2, 3], None],
+    "softcap": [0.0, 5e-324, 1e308, -1.0, math.inf, math.nan],
+    "scale": [None, 0.0, 5e-324, 1e308, math.inf, -math.inf, math.nan],
+    "dropout": [0.0, 5e-324, 1.0, 1.5, -1.0, math.inf, math.nan],
+    "dropout_p": [0.0, 5e-324, 1.0, 1.5, -1.0, math.inf, math.nan],
+    "block_size": [1, 0, -1, 2**63 - 1, -(2**63)],
+    "use_simd": [False],
+    "needed": [[False] * 6, [False] * 5, [], True],
+    "enable_gqa": [False],
+}
+
+
+def changes_of_numbers(arguments: Arguments) -> Iterator[Change]:
+    for name in arguments.keys() & EXTREMES.keys():
+        for value in EXTREMES[name]:
+            yield name, str(value), value
+
+
+def call(operator: str, arguments: Arguments) -> Exception | None:
+    """What it raises."""
+    try:
+        getattr(torch.ops.flash, operator)(**arguments)
+    except Exception as error:
+        return error
+    return None
+
+
+def complaints(operator: str, device: str) -> list[str]:
+    """Wrong tensors that were taken, or refused in words of somebody else."""
+    valid, allowed = OPERATORS[operator].valid(), OPERATORS[operator].allowed
+    found = []
+    for name, change, value in changes_of_tensors(valid):
+        arguments = valid | {name: value}
+        if device == "meta":
+            if change in ("device", "shrunk", "sparse"):
+                continue  # of the CPU alone
+            arguments = {
+                n: x.to("meta") if isinstance(x, Tensor) else x for n, x in arguments.items()
+            }
+        label = f"{name} {change}"
+        if label in allowed:
+            continue
+        error = call(operator, arguments)
+        if error is None:
+            found.append(f"{label}: taken")
+        elif change == "sparse" and isinstance(error, NotImplementedError):
+            pass  # of the dispatcher
+        elif type(error) not in (TypeError, ValueError) or not str(error).startswith("flash::"):
+            found.append(f"{label}: {type(error).__name__}: {str(error).splitlines()[0]}")
+    return found
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_wrong_tensor_is_refused(operator: str, device: str) -> None:
+    assert isolated(lambda: complaints(operator, device)) == []
+
+
+def survive(operator: str) -> None:
+    """One number at its extreme, or any two changes at once: an answer or an error."""
+    valid = OPERATORS[operator].valid()
+    numbers = list(changes_of_numbers(valid))
+    for name, _, value in numbers:
+        call(operator, valid | {name: value})
+    every = [*changes_of_tensors(valid), *numbers]
+    draw = random.Random(0)
+    for _ in range(300):
+        (one, _, value), (other, _, another) = draw.sample(every, 2)
+        call(operator, valid | {one: value, other: another})
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_any_numbers_and_any_two_changes_end_in_an_answer_or_an_error(operator: str) -> None:
+    isolated(lambda: survive(operator))
+
+
+def test_valid_calls_are_taken_and_no_operator_is_forgotten() -> None:
+    for name, operator in OPERATORS.items():
+        getattr(torch.ops.flash, name)(**operator.valid())
+    with_tensors = {
+        schema.name.removeprefix("flash::")
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("flash::")
+        and any(str(a.type) in ("Tensor", "Optional[Tensor]") for a in schema.arguments)
+    }
+    assert with_tensors == OPERATORS.keys()
+
+
+@pytest.mark.parametrize("needed", range(3, 6))
+def test_a_gradient_of_what_is_not_there_is_refused(needed: int) -> None:
+    arguments = backward() | {"bias": None, "alibi_slopes": None, "sinks": None}
+    arguments["needed"] = [n == needed for n in range(6)]
+    name = ("bias", "alibi_slopes", "sinks")[needed - 3]
+    with pytest.raises(ValueError, match=f"flash::_backward: expected {name}, whose gradient is ne"):
+        torch.ops.flash._backward(**arguments)
+
+
+def test_a_gradient_of_a_mask_is_refused() -> None:
+    arguments = backward() | {"bias": zeros(QUERIES, KEYS, dtype=torch.bool)}
+    with pytest.raises(TypeError, match="bias, whose gradient is needed, of a floating dtype, got"):
+        torch.ops.flash._backward(**arguments)
+
+
+def test_a_refused_packed_call_leaves_the_generator_alone() -> None:
+    arguments = packed_inputs() | {"dropout": 0.5}
+    torch.manual_seed(5)
+    with pytest.raises(ValueError, match="never to fall"):
+        torch.ops.flash.varlen_attention(
+            **arguments | {"cu_seqlens_q": torch.tensor([0, 5, 2, PACKED_QUERIES])}
+        )
+    after = torch.rand(())
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(()))
+
+
+class Cache:
+    """A cache with room, of which one method is called."""
+
+    def __init__(self) -> None:
+        self.cache = flash_attention.KeyValueCache(
+            BATCH, KEY_HEADS, 20, WIDTH, value_dim=VALUE_WIDTH, value_heads=KEY_HEADS
+        )
+        key, value = zeros(BATCH, KEY_HEADS, 6, WIDTH), zeros(BATCH, KEY_HEADS, 6, VALUE_WIDTH)
+        self.cache.append(key, value)
+
+    def call(self, method: str, arguments: Arguments) -> Exception | None:
+        try:
+            getattr(self.cache, method)(**arguments)
+        except Exception as error:
+            return error
+        return None
+
+
+def appended() -> Arguments:
+    return {
+        "key": zeros(BATCH, KEY_HEADS, 4, WIDTH),
+        "value": zeros(BATCH, KEY_HEADS, 4, VALUE_WIDTH),
+        "counts": torch.tensor([4, 0, 2]),
+    }
+
+
+def attended() -> Arguments:
+    return {
+        "query": zeros(BATCH, HEADS, QUERIES, WIDTH),
+        "counts": torch.tensor([4, 0, 2]),
+        "bias": zeros(BATCH, HEADS, QUERIES, 6),
+        "alibi_slopes": zeros(BATCH, HEADS),
+        "sinks": zeros(BATCH, HEADS),
+    }
+
+
+METHODS = {
+    "append": Operator(appended, {"counts None"}),
+    "attention": Operator(
+        attended, BROADCASTS | ABSENT | {"bias bool", "counts None"} | {"query 1 = 0"}
+    ),
+}
+
+
+def complaints_of_the_cache(method: str) -> list[str]:
+    found = []
+    valid, allowed = METHODS[method].valid(), METHODS[method].allowed
+    for name, change, value in changes_of_tensors(valid):
+        cache = Cache()
+        before = cache.cache.lengths
+        error = cache.call(method, valid | {name: value})
+        label = f"{name} {change}"
+        if error is None and label not in allowed:
+            found.append(f"{label}: taken")
+        if error is not None and label in allowed:
+            found.append(f"{label}: {error}")
+        if error is not None and not torch.equal(cache.cache.lengths, before):
+            found.append(f"{label}: refused, but appended")
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cache_refuses_every_wrong_tensor(method: str) -> None:
+    assert Cache().call(method, METHODS[method].valid()) is None
+    assert isolated(lambda: complaints_of_the_cache(method)) == []
+
+
+def test_a_replacement_that_is_not_in_force_is_not_undone() -> None:
+    with pytest.raises(ValueError, match="_replace_sdpa: expected a replacement in force, got none"):
+        torch.ops.flash._replace_sdpa(False)
+    query = torch.randn(1, 1, 4, 8)
+    with flash_attention.replace_sdpa():  # it counts from none, not from one too few
+        expected = flash_attention.scaled_dot_product_attention(query, query, query)
+        assert torch.equal(
+            torch.nn.functional.scaled_dot_product_attention(query, query, query), expected
+        )
