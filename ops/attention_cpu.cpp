@@ -46,7 +46,7 @@ class Forward {
  public:
   Forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
           const CallOptions& o)
-      : sizes_(checked(query, key, value, o)),
+      : sizes_(check_attention(query, key, value, o)),
         options_(with_native_numbers(o)),
         kernels_(kernels_for(query.scalar_type(), o.use_simd)),
         query_(rows_contiguous(query)),
@@ -88,12 +88,6 @@ class Forward {
   }
 
  private:
-  static Sizes checked(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                       const CallOptions& o) {
-    const Sizes sizes = check_attention(query, key, value, o);
-    check_memory({query, key, value, o.bias, o.query_positions, o.alibi_slopes, o.sinks});
-    return sizes;
-  }
   void run_in_one_piece(const Schedule& schedule, const Scratch& scratch) {
     at::parallel_for(0, plan_.units, schedule.grain, [&](int64_t begin, int64_t end) {
       kernels_.forward(params_, begin, end, scratch.of_this_thread());
@@ -153,8 +147,6 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
                             const at::Tensor& seed, const CallOptions& options, Needed needed) {
   const Sizes sizes = check_backward(grad_out, grad_lse, query, key, value, {out, row_stats, seed},
                                      options, needed);
-  check_memory({grad_out, grad_lse, query, key, value, out, row_stats, seed, options.bias,
-                options.query_positions, options.alibi_slopes, options.sinks});
   const CallOptions o = with_native_numbers(options);
   const TypedKernels& kernels = kernels_for(query.scalar_type(), o.use_simd);
   const at::Tensor q = rows_contiguous(query);

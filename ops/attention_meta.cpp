@@ -21,7 +21,8 @@ BackwardResult backward_meta(const at::Tensor& grad_out, const std::optional<at:
                              const at::Tensor& value, const at::Tensor& out,
                              const at::Tensor& row_stats, const at::Tensor& seed,
                              const CallOptions& o, Needed needed) {
-  check_backward(grad_out, grad_lse, query, key, value, {out, row_stats, seed}, o, needed);
+  check_backward(grad_out, grad_lse, query, key, value, {out, row_stats, seed}, o, needed,
+                 Gradients::kTraced);
   const auto like = [&](size_t i, const std::optional<at::Tensor>& input) {
     return needed[i] ? at::empty_symint(input->sym_sizes(), input->options())
                      : allocate({0}, query);

@@ -30,8 +30,9 @@ class Mapped {
       see(*t);
   }
 
-  /// Whether the call has a mapped tensor at all.
+  /// Whether the call has a mapped tensor at all; whether this is one.
   bool any() const { return count_ >= 0; }
+  bool has(const Tensor& t) const { return at::functorch::isBatchedAtLevel(t, level_); }
 
   void check_randomness(double dropout) const {
     if (dropout == 0) return;
@@ -56,8 +57,10 @@ class Mapped {
     if (!t.has_value()) return t;
     const int64_t missing = std::max<int64_t>(0, rank - t->dim());
     const bool is_shared = missing > 0 || t->size(0) == 1;
-    if (!at::functorch::isBatchedAtLevel(*t, level_) && is_shared && !own) return t;
+    if (!has(*t) && is_shared && !own) return t;
     Tensor all = with_mapped(*t, 0);
+    // The gradient of one of 16 bits may be a sum over the batch, which is rounded once.
+    if (own) all = widened(all);
     for (int64_t i = 0; i < missing; ++i) all = all.unsqueeze(1);
     auto sizes = all.sizes().vec();
     sizes[1] = batch_;
@@ -69,14 +72,15 @@ class Mapped {
     return batched(t.unflatten(front, {count_, batch_}), front);
   }
 
-  /// The way back for the gradient of an option of shape `sizes`.
-  Tensor split_gradient(const Tensor& gradient, at::IntArrayRef sizes, int64_t rank) const {
+  /// The way back for the gradient of `option`.
+  Tensor split_gradient(const Tensor& gradient, const Tensor& option, int64_t rank) const {
+    const at::IntArrayRef sizes = option.sizes();
     Tensor each = gradient.unflatten(0, {count_, batch_});
     const bool has_batch = static_cast<int64_t>(sizes.size()) == rank && sizes[0] != 1;
     if (!has_batch) each = each.sum(1, /*keepdim=*/true);
     std::vector<int64_t> target = {count_};
     target.insert(target.end(), sizes.begin(), sizes.end());
-    return batched(each.reshape(target), 0);
+    return batched(in_dtype(each.reshape(target), option.scalar_type()), 0);
   }
 
  private:
@@ -162,6 +166,9 @@ BackwardResult backward_vmap(const Tensor& grad_out, const OptionalTensor& grad_
   const ForwardResult saved(out, row_stats, seed);
   check_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
   const Mapped mapped(query, {grad_out, grad_lse, query, key, value, out, row_stats}, options);
+  TORCH_CHECK_NOT_IMPLEMENTED(!mapped.has(seed),
+                              "flash::_backward: expected one seed for all calls of a torch.vmap, "
+                              "got one for each, which is not implemented");
   if (!mapped.any()) {
     return call_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
   }
@@ -173,7 +180,7 @@ BackwardResult backward_vmap(const Tensor& grad_out, const OptionalTensor& grad_
       {mapped.merge(out), mapped.merge(row_stats, 1), seed}, o, needed);
   const auto back = [&](size_t i, const Tensor& g) { return needed[i] ? mapped.split(g) : g; };
   const auto option = [&](size_t i, const Tensor& g, const OptionalTensor& input, int64_t rank) {
-    return needed[i] ? mapped.split_gradient(g, input->sizes(), rank) : g;
+    return needed[i] ? mapped.split_gradient(g, *input, rank) : g;
   };
   return {
       back(0, d_query),

@@ -1,5 +1,5 @@
-// A process that forks: the threads of OpenMP stay with the parent. The child inherits the record of
-// them, and its first parallel region would wait for them for good, here or in an operator of
+// A process that forks: the threads of OpenMP stay with the parent. The child inherits the record
+// of them, and its first parallel region would wait for them for good, here or in an operator of
 // torch. So they are let go before each fork. Parent and child start new ones when they next need
 // some, which costs tens of microseconds.
 

@@ -1,6 +1,5 @@
 #include "ops/kernel_params.h"
 
-#include <ATen/EmptyTensor.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -33,17 +32,6 @@ Shape shape_of(const Sizes& s) {
                     " rows, got batch ", shape.batch, ", heads ", shape.heads, ", length ",
                     shape.queries);
   return shape;
-}
-
-void check_memory(std::initializer_list<TensorOrNone> tensors) {
-  for (const auto [t] : tensors) {
-    if (t == nullptr) continue;
-    const size_t needed = at::detail::computeStorageNbytes(
-        t->sizes(), t->strides(), t->element_size(), static_cast<size_t>(t->storage_offset()));
-    TORCH_CHECK_VALUE(needed <= t->storage().nbytes(), "flash::attention: expected ", needed,
-                      " bytes of storage for a tensor of shape ", t->sizes(), ", got ",
-                      t->storage().nbytes(), "; it was resized under the tensor");
-  }
 }
 
 void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, int64_t* strides) {

@@ -4,8 +4,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <initializer_list>
-#include <optional>
 
 #include "csrc/params.h"
 #include "ops/operator.h"
@@ -18,17 +16,6 @@ MutableRows mutable_rows_of(const at::Tensor& t);
 
 /// Throws c10::ValueError where the numbers that are kept of each row could not be counted.
 Shape shape_of(const Sizes& sizes);
-
-/// A tensor, or none: what is optional or undefined.
-struct TensorOrNone {
-  TensorOrNone(const at::Tensor& t) : tensor(t.defined() ? &t : nullptr) {}
-  TensorOrNone(const std::optional<at::Tensor>& t) : tensor(t.has_value() ? &*t : nullptr) {}
-  const at::Tensor* tensor;
-};
-
-/// Throws c10::ValueError if the storage of one of the tensors has been made smaller than the
-/// tensor, as UntypedStorage.resize_ does.
-void check_memory(std::initializer_list<TensorOrNone> tensors);
 
 /// Writes the strides of `t` broadcast to `rank` dimensions: 0 where it broadcasts.
 void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, int64_t* strides);

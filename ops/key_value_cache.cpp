@@ -5,18 +5,20 @@
 #include <torch/library.h>
 
 #include "ops/checks.h"
+#include "ops/memory_checks.h"
 
 namespace flash {
 namespace {
 
 constexpr char kName[] = "flash::KeyValueCache";
 
-/// Dense, and where the cache is.
+/// Dense, where the cache is, and with memory.
 void check_place(const char* name, const at::Tensor& t, const at::Tensor& cache) {
   TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, kName, ": expected ", name,
                               " as a dense tensor, got the layout ", t.layout());
   TORCH_CHECK_VALUE(t.device() == cache.device(), kName, ": expected ", name, " on ",
                     cache.device(), ", got it on ", t.device());
+  check_memory({t});
 }
 
 void check_part(const char* name, const at::Tensor& part, const at::Tensor& cache) {

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "ops/memory_checks.h"
 #include "ops/operator.h"
 
 namespace flash {
@@ -66,10 +67,15 @@ void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value,
                                   (!attn_mask.has_value() || is_dense(*attn_mask)),
                               "flash::scaled_dot_product_attention: expected dense tensors, got a "
                               "sparse or a nested one");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !query.is_quantized() && !key.is_quantized() && !value.is_quantized(),
+      "flash::scaled_dot_product_attention: expected floating tensors, got a quantized one; call "
+      ".dequantize() on it");
   TORCH_CHECK_VALUE(query.dim() >= 2 && key.dim() >= 2 && value.dim() >= 2,
                     "flash::scaled_dot_product_attention: expected query, key and value of two or "
                     "more dimensions, got ",
                     query.sym_sizes(), ", ", key.sym_sizes(), " and ", value.sym_sizes());
+  check_memory({query, key, value, attn_mask});
 }
 
 /// A number of heads that those of query can share.

@@ -14,6 +14,7 @@
 
 #include "ops/backward_checks.h"
 #include "ops/lowered.h"
+#include "ops/memory_checks.h"
 #include "ops/operator.h"
 #include "ops/refused_derivative.h"
 #include "ops/varlen.h"
@@ -91,7 +92,7 @@ VarlenBackward backward_meta(const Tensor& grad_out, const Tensor& query, const 
                              const Tensor& cu_seqlens_k, const Tensor& out, const Tensor& row_stats,
                              const Tensor& seed, const CallOptions& o, VarlenNeeded needed) {
   check_packed_backward(grad_out, {query, key, value, cu_seqlens_q, cu_seqlens_k},
-                        {out, row_stats, seed}, o, needed);
+                        {out, row_stats, seed}, o, needed, Gradients::kTraced);
   const auto like = [&](size_t i, const std::optional<Tensor>& input) {
     return needed[i] ? allocate(input->sym_sizes(), *input) : allocate({0}, query);
   };
@@ -207,6 +208,8 @@ Tensor varlen_autocast(const Tensor& query, const Tensor& key, const Tensor& val
 
 void check_packed(const Packed& p, const CallOptions& options) {
   const auto& [query, key, value, cu_seqlens_q, cu_seqlens_k] = p;
+  check_memory(
+      {query, key, value, cu_seqlens_q, cu_seqlens_k, options.alibi_slopes, options.sinks});
   TORCH_CHECK_NOT_IMPLEMENTED(
       !options.bias.has_value() && !options.query_positions.has_value(), kVarlenOp,
       ": expected neither bias nor query_positions, which packed sequences have no place for; call "

@@ -35,12 +35,10 @@ std::vector<int64_t> offsets_of(const char* name, const Tensor& offsets, int64_t
 /// The sequences of one call, and what the kernels are told of all of them.
 class Sequences {
  public:
-  /// Of a call that has been checked, but for the memory of its tensors and the values of its
-  /// offsets. The seed of its dropout is `saved_seed`, or drawn if there is none.
-  Sequences(const Packed& packed, const CallOptions& options, const Tensor* saved_seed) {
-    check_memory({packed.query, packed.key, packed.value, packed.cu_seqlens_q, packed.cu_seqlens_k,
-                  options.alibi_slopes, options.sinks});
-    options_ = with_native_numbers(options);
+  /// Of a call that has been checked, but for the values of its offsets. The seed of its dropout is
+  /// `saved_seed`, or drawn if there is none.
+  Sequences(const Packed& packed, const CallOptions& options, const Tensor* saved_seed)
+      : options_(with_native_numbers(options)) {
     query_ = rows_contiguous(packed.query);
     key_ = rows_contiguous(packed.key);
     value_ = rows_contiguous(packed.value);
@@ -214,7 +212,6 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
                             const Tensor& seed, const CallOptions& o, VarlenNeeded needed) {
   const Packed packed = {query, key, value, cu_seqlens_q, cu_seqlens_k};
   check_packed_backward(grad_out, packed, {out, row_stats, seed}, o, needed);
-  check_memory({grad_out, out, row_stats, seed});
   const Sequences sequences(packed, o, &seed);
   const TypedKernels& kernels = kernels_of(kVarlenOp, query.scalar_type(), o.use_simd);
   // As the forward made them, unless somebody else calls.

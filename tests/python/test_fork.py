@@ -6,6 +6,7 @@ OpenMP's threads stay with the parent. A child that took them for its own would 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -130,6 +131,24 @@ def test_a_child_of_the_child() -> None:
         found = isolated(child)
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, torch.from_numpy(other))
+
+
+def test_forked_by_a_thread_of_python() -> None:
+    """The threads that are lost are those of the thread that forks; each has its own."""
+    found: list[Any] = []
+
+    def fork() -> None:
+        attention_and_gradients()
+        found.extend(isolated(lambda: lists(attention_and_gradients())))
+
+    with threads(2):
+        expected = attention_and_gradients()
+        beside = threading.Thread(target=fork)
+        beside.start()
+        beside.join()
+        again = attention_and_gradients()
+    for one, other, after in zip(expected, found, again, strict=True):
+        assert torch.equal(one, torch.from_numpy(other)) and torch.equal(one, after)
 
 
 def test_a_parent_on_one_thread() -> None:

@@ -21,7 +21,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "offset": lambda x: torch.cat([x.new_full((1,), torch.nan), x.flatten()])[1:].view(x.shape),
     "expanded-batch": lambda x: x[:1].expand(x.shape),
     "expanded-heads": lambda x: x[:, :1].expand(x.shape),
-    "expanded-rows": lambda x: x[:, :, :1].expand(x.shape),
+    "expanded-rows": lambda x: x.narrow(min(2, x.dim() - 1), 0, 1).expand(x.shape),
     "one-element": lambda x: x.flatten()[0].expand(x.shape),
 }
 
@@ -35,11 +35,8 @@ SPECS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_gradients_of_both_outputs(
-    dtype: torch.dtype, spec: Spec, layout: Callable[[Tensor], Tensor]
-) -> None:
-    problem = make_problem(spec, dtype)
+def test_gradients_of_both_outputs(spec: Spec, layout: Callable[[Tensor], Tensor]) -> None:
+    problem = make_problem(spec, torch.float64)
     problem.grad_out, problem.grad_lse = layout(problem.grad_out), layout(problem.grad_lse)
     leaves = problem.leaves()
     out, lse = flash_attention.attention_with_lse(**leaves, **problem.options)
