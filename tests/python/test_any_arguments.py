@@ -1,4 +1,4 @@
-"""Every operator that Python can reach, the private ones, too, refuses what its kernels could not read.
+"""Every operator that Python can reach, private or not, refuses what its kernels could not read.
 
 Each tensor of a valid call in turn gets every wrong size, dtype, device and layout; each number its
 extremes. A kernel that believed a wrong size would read or write past the end of a tensor.
@@ -17,17 +17,11 @@ import pytest
 import torch
 from isolated import isolated
 from torch import Tensor
+from wrong_tensors import Arguments, Change, changes_of_tensors, zeros
 
 # No size is one more or less than another that would do in its place, or than 1, which broadcasts.
 BATCH, HEADS, KEY_HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 3, 12, 6, 4, 7, 5, 8
 SEQUENCES, PACKED_QUERIES, PACKED_KEYS = 3, 9, 11
-
-Arguments = dict[str, Any]
-Change = tuple[str, str, Any]  # the argument, what is done to it, the new value
-
-
-def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.zeros(shape, dtype=dtype)
 
 
 def inputs() -> Arguments:
@@ -130,17 +124,13 @@ OPERATORS: dict[str, Operator] = {
     "attention_with_lse": Operator(lambda: inputs() | kernel_options(), FORWARD),
     "_forward": Operator(lambda: inputs() | kernel_options(), FORWARD),
     # Some operators of torch take a sparse one.
-    "standard_attention": Operator(
-        lambda: inputs() | options(), FORWARD | {"alibi_slopes sparse"}
-    ),
+    "standard_attention": Operator(lambda: inputs() | options(), FORWARD | {"alibi_slopes sparse"}),
     "_backward": Operator(
         backward, BROADCASTS | {"grad_lse None", "query_positions None"}, TRACED_GRADIENTS
     ),
     "varlen_attention": Operator(lambda: packed_inputs() | packed_options(), PACKED, PACKED_META),
     "_varlen_forward": Operator(lambda: packed_inputs() | packed_options(), PACKED, PACKED_META),
-    "_varlen_backward": Operator(
-        packed_backward, PACKED_NUMBERS | OFFSETS, TRACED_GRADIENTS
-    ),
+    "_varlen_backward": Operator(packed_backward, PACKED_NUMBERS | OFFSETS, TRACED_GRADIENTS),
     # Its dimensions broadcast, and a mask of any floating dtype will do.
     "scaled_dot_product_attention": Operator(
         sdpa,
@@ -149,41 +139,6 @@ OPERATORS: dict[str, Operator] = {
         | {f"attn_mask {change}" for change in ("None", "bool", "float64", "float16")},
     ),
 }
-
-DTYPES = (torch.float64, torch.float16, torch.int32, torch.int64, torch.bool, torch.complex64)
-
-
-def resized(tensor: Tensor) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every dimension a little longer, shorter and empty; one dimension more and one less."""
-    shape = tuple(tensor.shape)
-    for d, n in enumerate(shape):
-        for change, size in (("+ 1", n + 1), ("- 1", n - 1), ("= 0", 0)):
-            yield f"{d} {change}", (*shape[:d], size, *shape[d + 1 :])
-    yield "add", (1, *shape)
-    yield "drop", shape[1:]
-
-
-def changes_of_tensors(arguments: Arguments) -> Iterator[Change]:
-    for name, tensor in arguments.items():
-        if not isinstance(tensor, Tensor):
-            continue
-        for change, shape in resized(tensor):
-            yield name, change, tensor.new_zeros(shape)
-        for dtype in DTYPES:
-            if dtype != tensor.dtype:
-                yield name, str(dtype).removeprefix("torch."), tensor.to(dtype)
-        yield name, "device", tensor.new_zeros(tensor.shape, device="meta")
-        yield name, "sparse", tensor.to_sparse()
-        yield name, "shrunk", shrunk(tensor)
-        yield name, "None", None
-
-
-def shrunk(tensor: Tensor) -> Tensor:
-    """A tensor whose storage was resized under it, as those who free parameters early do."""
-    copy = tensor.clone()
-    copy.untyped_storage().resize_(copy.untyped_storage().nbytes() - 1)
-    return copy
-
 
 EXTREMES: dict[str, list[Any]] = {
     "causal": [False],
@@ -281,7 +236,9 @@ def test_a_gradient_of_what_is_not_there_is_refused(needed: int) -> None:
     arguments = backward() | {"bias": None, "alibi_slopes": None, "sinks": None}
     arguments["needed"] = [n == needed for n in range(6)]
     name = ("bias", "alibi_slopes", "sinks")[needed - 3]
-    with pytest.raises(ValueError, match=f"flash::_backward: expected {name}, whose gradient is ne"):
+    with pytest.raises(
+        ValueError, match=f"flash::_backward: expected {name}, whose gradient is ne"
+    ):
         torch.ops.flash._backward(**arguments)
 
 
@@ -346,73 +303,10 @@ def test_a_mapped_seed_is_refused() -> None:
         torch.vmap(lambda s: torch.ops.flash._backward(**arguments, seed=s))(seeds)
 
 
-class Cache:
-    """A cache with room, of which one method is called."""
-
-    def __init__(self) -> None:
-        self.cache = flash_attention.KeyValueCache(
-            BATCH, KEY_HEADS, 20, WIDTH, value_dim=VALUE_WIDTH, value_heads=KEY_HEADS
-        )
-        key, value = zeros(BATCH, KEY_HEADS, 6, WIDTH), zeros(BATCH, KEY_HEADS, 6, VALUE_WIDTH)
-        self.cache.append(key, value)
-
-    def call(self, method: str, arguments: Arguments) -> Exception | None:
-        try:
-            getattr(self.cache, method)(**arguments)
-        except Exception as error:
-            return error
-        return None
-
-
-def appended() -> Arguments:
-    return {
-        "key": zeros(BATCH, KEY_HEADS, 4, WIDTH),
-        "value": zeros(BATCH, KEY_HEADS, 4, VALUE_WIDTH),
-        "counts": torch.tensor([4, 0, 2]),
-    }
-
-
-def attended() -> Arguments:
-    return {
-        "query": zeros(BATCH, HEADS, QUERIES, WIDTH),
-        "counts": torch.tensor([4, 0, 2]),
-        "bias": zeros(BATCH, HEADS, QUERIES, 6),
-        "alibi_slopes": zeros(BATCH, HEADS),
-        "sinks": zeros(BATCH, HEADS),
-    }
-
-
-METHODS = {
-    "append": Operator(appended, {"counts None"}),
-    "attention": Operator(attended, BROADCASTS | ABSENT | {"bias bool", "counts None"}),
-}
-
-
-def complaints_of_the_cache(method: str) -> list[str]:
-    found = []
-    valid, allowed = METHODS[method].valid(), METHODS[method].allowed
-    for name, change, value in changes_of_tensors(valid):
-        cache = Cache()
-        before = cache.cache.lengths
-        error = cache.call(method, valid | {name: value})
-        label = f"{name} {change}"
-        if error is None and label not in allowed:
-            found.append(f"{label}: taken")
-        if error is not None and label in allowed:
-            found.append(f"{label}: {error}")
-        if error is not None and not torch.equal(cache.cache.lengths, before):
-            found.append(f"{label}: refused, but appended")
-    return found
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_cache_refuses_every_wrong_tensor(method: str) -> None:
-    assert Cache().call(method, METHODS[method].valid()) is None
-    assert isolated(lambda: complaints_of_the_cache(method)) == []
-
-
 def test_a_replacement_that_is_not_in_force_is_not_undone() -> None:
-    with pytest.raises(ValueError, match="_replace_sdpa: expected a replacement in force, got none"):
+    with pytest.raises(
+        ValueError, match="_replace_sdpa: expected a replacement in force, got none"
+    ):
         torch.ops.flash._replace_sdpa(False)
     query = torch.randn(1, 1, 4, 8)
     with flash_attention.replace_sdpa():  # it counts from none, not from one too few

@@ -72,8 +72,7 @@ def test_counts_say_which_queries_are_the_last(lengths: list[int], counts: list[
     assert cache.lengths.tolist() == [n + m for n, m in zip(lengths, counts, strict=True)]
     keys = [torch.cat([key[b, :, :n], more[b, :, : counts[b]]], 1) for b, n in enumerate(lengths)]
     values = [
-        torch.cat([value[b, :, :n], its_value[b, :, : counts[b]]], 1)
-        for b, n in enumerate(lengths)
+        torch.cat([value[b, :, :n], its_value[b, :, : counts[b]]], 1) for b, n in enumerate(lengths)
     ]
     found = cache.attention(query, torch.tensor(counts))
     assert_attends(found, query, keys, values, counts)
@@ -88,12 +87,9 @@ def test_counts_after_which_all_are_equally_long() -> None:
     assert cache.lengths.tolist() == [9, 9, 9]
     keys = [torch.cat([key[b, :, :n], more[b, :, : counts[b]]], 1) for b, n in enumerate(lengths)]
     values = [
-        torch.cat([value[b, :, :n], its_value[b, :, : counts[b]]], 1)
-        for b, n in enumerate(lengths)
+        torch.cat([value[b, :, :n], its_value[b, :, : counts[b]]], 1) for b, n in enumerate(lengths)
     ]
-    assert_attends(
-        cache.attention(query, torch.tensor(counts)), query, keys, values, counts
-    )
+    assert_attends(cache.attention(query, torch.tensor(counts)), query, keys, values, counts)
 
 
 def test_counts_of_any_layout() -> None:

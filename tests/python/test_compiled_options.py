@@ -1,4 +1,4 @@
-"""Compiled autograd keeps calls of different options apart: what it traced of one is not the other."""
+"""Compiled autograd keeps calls apart by their options: a trace of one is not taken for another."""
 
 from __future__ import annotations
 

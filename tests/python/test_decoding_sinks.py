@@ -1,4 +1,4 @@
-"""Sinks where the keys are cut into parts for the threads: each counts once, and may be the largest."""
+"""Sinks where the keys are split over the threads: each counts once, and may be the largest."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def test_sinks_far_from_the_scores(
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=CLOSE[dtype])
     # A number as large as the sink is rounded to its own spacing.
     rounding = 4 * UNIT_ROUNDOFF[dtype]
-    torch.testing.assert_close(
-        lse.double(), every.logsumexp(-1), rtol=rounding, atol=CLOSE[dtype]
-    )
+    torch.testing.assert_close(lse.double(), every.logsumexp(-1), rtol=rounding, atol=CLOSE[dtype])
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)

@@ -59,9 +59,9 @@ def test_packed_sequences_draw_one_after_the_other() -> None:
     out = flash_attention.varlen_attention(*leaves, *starts, dropout=0.5)
     (found,) = torch.autograd.grad(out.sum(), leaves[2])
     torch.manual_seed(2)
-    seed = torch.ops.flash._varlen_forward(
-        *(x.detach() for x in leaves), *starts, dropout=0.5
-    )[2].item()
+    seed = torch.ops.flash._varlen_forward(*(x.detach() for x in leaves), *starts, dropout=0.5)[
+        2
+    ].item()
     parts = zip(leaves[0].split(lengths), leaves[1].split(keys), leaves[2].split(keys), strict=True)
     for n, rows in enumerate(parts):
         inputs = [x.detach().transpose(0, 1)[None] for x in rows]

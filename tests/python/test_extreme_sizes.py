@@ -116,7 +116,9 @@ def test_memory_of_the_largest_grows_with_the_size(large: str, dtype: torch.dtyp
         assert larger.forward >= smaller.forward and larger.backward >= smaller.backward
 
 
-@pytest.mark.parametrize("shape", [(2**40, 2**20, 1, 0), (2**20, 2**40, 3, 0), (0, 1, 2**50, 7)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2**40, 2**20, 1, 0), (2**20, 2**40, 3, 0), (0, 1, 2**50, 7)], ids=str
+)
 def test_a_mask_without_elements(shape: tuple[int, ...]) -> None:
     assert isolated(lambda: flash_attention.dropout_mask(*shape, 0.5).shape) == shape
 
@@ -175,9 +177,7 @@ def assert_as_defined(**options: Any) -> None:
     found = results(flash_attention.attention, **options)
     expected = results(flash_attention.standard_attention, **options)
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(
-            one, other, rtol=0, atol=CLOSE[torch.float64], equal_nan=True
-        )
+        torch.testing.assert_close(one, other, rtol=0, atol=CLOSE[torch.float64], equal_nan=True)
 
 
 LIMITS: dict[str, dict[str, Any]] = {

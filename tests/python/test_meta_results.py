@@ -1,4 +1,4 @@
-"""Meta tensors give what the CPU gives, but for the numbers: shapes, dtypes, strides, everywhere."""
+"""Meta tensors give the shapes, dtypes and strides that the CPU gives, from every operator."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def test_packed_sequences(dtype: torch.dtype) -> None:
     shapes = {"query": (9, 4, 8), "key": (11, 2, 8), "value": (11, 4, 6)}
     arguments: dict[str, Any] = {n: torch.randn(s).to(dtype) for n, s in shapes.items()}
     arguments |= {"cu_seqlens_q": torch.tensor([0, 4, 9]), "cu_seqlens_k": torch.tensor([0, 5, 11])}
-    arguments |= {"alibi_slopes": torch.ones(4, dtype=dtype), "sinks": torch.ones(2, 4, dtype=dtype)}
+    arguments |= {
+        "alibi_slopes": torch.ones(4, dtype=dtype),
+        "sinks": torch.ones(2, 4, dtype=dtype),
+    }
     for name in ("varlen_attention", "_varlen_forward"):
         call = getattr(torch.ops.flash, name)
         assert described(call(**arguments)) == described(call(**on_meta(arguments)))

@@ -1,4 +1,4 @@
-"""Gradients that reach the backward in any layout: transposed, expanded, strided, of one element."""
+"""Gradients that reach the backward in any layout: transposed, expanded, strided, one element."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def test_gradients_of_both_outputs(spec: Spec, layout: Callable[[Tensor], Tensor
     leaves = problem.leaves()
     out, lse = flash_attention.attention_with_lse(**leaves, **problem.options)
     values = torch.autograd.grad(
-        (out, lse), [leaves[n] for n in problem.differentiable], (problem.grad_out, problem.grad_lse)
+        (out, lse),
+        [leaves[n] for n in problem.differentiable],
+        (problem.grad_out, problem.grad_lse),
     )
     grads = {NAMES[n]: v for n, v in zip(problem.differentiable, values, strict=True)}
     assert_close_to_truth(Result(out.detach(), lse.detach(), grads), problem)

@@ -67,7 +67,9 @@ def test_no_calls(options: dict[str, tuple[int, ...]], batch: int) -> None:
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_calls_of_batch_zero(options: dict[str, tuple[int, ...]]) -> None:
     """The gradients of what has no batch are zeros, and so are sums of nothing."""
-    named = {n: of_shape(n, s, 3, 0).requires_grad_(n != "query_positions") for n, s in options.items()}
+    named = {
+        n: of_shape(n, s, 3, 0).requires_grad_(n != "query_positions") for n, s in options.items()
+    }
     query, key, value = (of_shape(n, (-1, *s), 3, 0).requires_grad_() for n, s in SIZES.items())
 
     def call(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> Tensor:
@@ -99,7 +101,9 @@ def test_some_not_mapped() -> None:
 
     def call() -> Any:
         mapped = torch.zeros(0, *query.shape)
-        return torch.vmap(flash_attention.attention, in_dims=(0, None, None))(mapped, key, value).shape
+        return torch.vmap(flash_attention.attention, in_dims=(0, None, None))(
+            mapped, key, value
+        ).shape
 
     assert isolated(call) == (0, BATCH, HEADS, QUERIES, VALUE_WIDTH)
 
