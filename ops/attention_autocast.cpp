@@ -6,12 +6,14 @@
 #include <torch/library.h>
 
 #include "ops/lowered.h"
+#include "ops/memory_checks.h"
 #include "ops/operator.h"
 
 namespace flash {
 namespace {
 
 at::Tensor lower(const at::Tensor& t) {
+  check_memory({t});
   return at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), t,
                                    c10::DeviceType::CPU);
 }

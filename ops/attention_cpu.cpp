@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "csrc/kernels.h"
+#include "ops/backward_checks.h"
 #include "ops/kernel_call.h"
 #include "ops/kernel_params.h"
 #include "ops/operator.h"
@@ -117,12 +118,24 @@ at::Tensor sum_rows(const at::Tensor& numbers, const at::Tensor& rows) {
   return sums.to(numbers.scalar_type());
 }
 
+void run(const TypedKernels& kernels, const BackwardParams& p) {
+  const WorkPlan plan = kernels.backward_plan(p);
+  const Schedule schedule(plan);
+  const Scratch scratch(kernels.backward_scratch_bytes(p), schedule.threads);
+  for (int64_t step = 0; step < plan.steps; ++step) {
+    at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
+      kernels.backward(p, step, begin, end, scratch.of_this_thread());
+    });
+  }
+}
+
 BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
                             const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const at::Tensor& out, const at::Tensor& row_stats,
                             const at::Tensor& seed, const CallOptions& options, Needed needed) {
+  const Sizes sizes = check_backward(grad_out, grad_lse, query, key, value, {out, row_stats, seed},
+                                     options, needed);
   const CallOptions o = with_native_numbers(options);
-  const Sizes sizes = check_attention(query, key, value, options);
   const TypedKernels& kernels = kernels_for(query.scalar_type(), o.use_simd);
   const at::Tensor q = rows_contiguous(query);
   const at::Tensor k = rows_contiguous(key);
@@ -178,13 +191,12 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   }
   p.block_size = o.block_size;
 
-  const WorkPlan plan = kernels.backward_plan(p);
-  const Schedule schedule(plan);
-  const Scratch scratch(kernels.backward_scratch_bytes(p), schedule.threads);
-  for (int64_t step = 0; step < plan.steps; ++step) {
-    at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
-      kernels.backward(p, step, begin, end, scratch.of_this_thread());
-    });
+  if (stats.numel() > 0) {
+    run(kernels, p);
+  } else {
+    // No query at all. Beside none, the other dimensions may be of any size: they take no memory,
+    // but the steps and units of a plan would be counted by them.
+    for (const at::Tensor& sums : {d_key, d_value, d_bias}) sums.zero_();
   }
   if (needed[3]) d_bias = in_dtype(d_bias, o.bias->scalar_type());
   if (needed[4]) d_slopes = sum_rows(*options.alibi_slopes, slope_rows);
@@ -215,6 +227,18 @@ LseResult attention_with_lse_cpu(const at::Tensor& query, const at::Tensor& key,
   return {out, log_sum_exp(row_stats)};
 }
 
+/// Throws unless a tensor of these sizes fits into an address space, a size of 0 counted as 1:
+/// nothing that is computed from them overflows then.
+void check_addressable(at::IntArrayRef sizes, at::ScalarType dtype) {
+  constexpr double kAddressable = 1LL << 47;  // bytes, of a process on x86-64
+  double bytes = static_cast<double>(at::elementSize(dtype));
+  for (const int64_t size : sizes) bytes *= static_cast<double>(std::max<int64_t>(size, 1));
+  TORCH_CHECK_VALUE(bytes <= kAddressable,
+                    "flash::attention_memory: expected tensors of at most 2^47 bytes, got the "
+                    "largest sizes [batch, heads, length, width] = ",
+                    sizes, " of ", dtype);
+}
+
 }  // namespace
 
 MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
@@ -225,6 +249,7 @@ MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int6
       "flash::attention_memory: expected sizes of at least 0, got batch ", batch, ", heads ", heads,
       ", queries ", queries, ", keys ", keys, ", head_dim ", head_dim, ", value_dim ", value_dim);
   check_floating("flash::attention_memory", "query", dtype);
+  check_addressable({batch, heads, std::max(queries, keys), std::max(head_dim, value_dim)}, dtype);
   TORCH_CHECK_VALUE(block_size >= 1,
                     "flash::attention_memory: expected block_size of at least 1, got ", block_size);
   const TypedKernels& kernels = kernels_for(dtype, use_simd);

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "ops/backward_checks.h"
 #include "ops/operator.h"
 
 namespace flash {
@@ -15,10 +16,13 @@ ForwardResult forward_meta(const at::Tensor& query, const at::Tensor& key, const
           empty_seed(query, o.dropout)};
 }
 
-BackwardResult backward_meta(const at::Tensor&, const std::optional<at::Tensor>&,
+BackwardResult backward_meta(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
                              const at::Tensor& query, const at::Tensor& key,
-                             const at::Tensor& value, const at::Tensor&, const at::Tensor&,
-                             const at::Tensor&, const CallOptions& o, Needed needed) {
+                             const at::Tensor& value, const at::Tensor& out,
+                             const at::Tensor& row_stats, const at::Tensor& seed,
+                             const CallOptions& o, Needed needed) {
+  check_backward(grad_out, grad_lse, query, key, value, {out, row_stats, seed}, o, needed,
+                 Gradients::kTraced);
   const auto like = [&](size_t i, const std::optional<at::Tensor>& input) {
     return needed[i] ? at::empty_symint(input->sym_sizes(), input->options())
                      : allocate({0}, query);

@@ -7,6 +7,7 @@
 #include <ATen/functorch/VmapInterpreter.h>
 #include <torch/library.h>
 
+#include "ops/backward_checks.h"
 #include "ops/operator.h"
 
 namespace flash {
@@ -18,7 +19,9 @@ using OptionalTensor = std::optional<Tensor>;
 /// The vmap that is being worked off, and how the tensors of a call are brought together for it.
 class Mapped {
  public:
-  Mapped(std::initializer_list<OptionalTensor> tensors, const CallOptions& o) {
+  /// `query` is one of `tensors`, of a call that has been checked.
+  Mapped(const Tensor& query, std::initializer_list<OptionalTensor> tensors, const CallOptions& o)
+      : batch_(query.size(0)) {
     const auto layer = at::functorch::maybeCurrentDynamicLayer();
     level_ = layer->layerId();
     randomness_ = at::functorch::VmapInterpreterPtr(&layer->interpreter()).randomness();
@@ -27,8 +30,9 @@ class Mapped {
       see(*t);
   }
 
-  /// Whether the call has a mapped tensor at all.
+  /// Whether the call has a mapped tensor at all; whether this is one.
   bool any() const { return count_ >= 0; }
+  bool has(const Tensor& t) const { return at::functorch::isBatchedAtLevel(t, level_); }
 
   void check_randomness(double dropout) const {
     if (dropout == 0) return;
@@ -49,31 +53,34 @@ class Mapped {
   /// An option that broadcasts: its `rank` dimensions, the first of which is 1 or `batch`, or
   /// fewer. It is left alone where it serves all N calls alike, unless each wants a gradient of its
   /// own.
-  OptionalTensor merge(const OptionalTensor& t, int64_t rank, int64_t batch, bool own) const {
+  OptionalTensor merge(const OptionalTensor& t, int64_t rank, bool own) const {
     if (!t.has_value()) return t;
     const int64_t missing = std::max<int64_t>(0, rank - t->dim());
     const bool is_shared = missing > 0 || t->size(0) == 1;
-    if (!at::functorch::isBatchedAtLevel(*t, level_) && is_shared && !own) return t;
+    if (!has(*t) && is_shared && !own) return t;
     Tensor all = with_mapped(*t, 0);
+    // The gradient of one of 16 bits may be a sum over the batch, which is rounded once.
+    if (own) all = widened(all);
     for (int64_t i = 0; i < missing; ++i) all = all.unsqueeze(1);
     auto sizes = all.sizes().vec();
-    sizes[1] = batch;
+    sizes[1] = batch_;
     return all.expand(sizes).flatten(0, 1);
   }
 
   /// The way back for a result.
   Tensor split(const Tensor& t, int64_t front = 0) const {
-    return batched(t.unflatten(front, {count_, t.size(front) / count_}), front);
+    return batched(t.unflatten(front, {count_, batch_}), front);
   }
 
-  /// The way back for the gradient of an option of shape `sizes`.
-  Tensor split_gradient(const Tensor& gradient, at::IntArrayRef sizes, int64_t rank) const {
-    Tensor each = gradient.unflatten(0, {count_, gradient.size(0) / count_});
+  /// The way back for the gradient of `option`.
+  Tensor split_gradient(const Tensor& gradient, const Tensor& option, int64_t rank) const {
+    const at::IntArrayRef sizes = option.sizes();
+    Tensor each = gradient.unflatten(0, {count_, batch_});
     const bool has_batch = static_cast<int64_t>(sizes.size()) == rank && sizes[0] != 1;
     if (!has_batch) each = each.sum(1, /*keepdim=*/true);
     std::vector<int64_t> target = {count_};
     target.insert(target.end(), sizes.begin(), sizes.end());
-    return batched(each.reshape(target), 0);
+    return batched(in_dtype(each.reshape(target), option.scalar_type()), 0);
   }
 
  private:
@@ -96,27 +103,29 @@ class Mapped {
   }
 
   int64_t level_;
+  int64_t batch_;  // of one of the calls
   int64_t count_ = -1;
   at::functorch::RandomnessType randomness_;
 };
 
 CallOptions merge_options(const Mapped& mapped, const Tensor& query, const CallOptions& options,
                           const Needed& own = {}) {
-  const int64_t rank = query.dim(), batch = query.size(0);
+  const int64_t rank = query.dim();
   CallOptions o = options;
   // A bias may have the head dimension even where query has none.
   const int64_t bias_rank = o.bias.has_value() ? std::max(rank, o.bias->dim()) : rank;
-  o.bias = mapped.merge(o.bias, bias_rank, batch, own[3]);
-  o.query_positions = mapped.merge(o.query_positions, rank - 1, batch, false);
-  o.alibi_slopes = mapped.merge(o.alibi_slopes, 2, batch, own[4]);
-  o.sinks = mapped.merge(o.sinks, 2, batch, own[5]);
+  o.bias = mapped.merge(o.bias, bias_rank, own[3]);
+  o.query_positions = mapped.merge(o.query_positions, rank - 1, false);
+  o.alibi_slopes = mapped.merge(o.alibi_slopes, 2, own[4]);
+  o.sinks = mapped.merge(o.sinks, 2, own[5]);
   return o;
 }
 
 Tensor attention_vmap(const Tensor& query, const Tensor& key, const Tensor& value,
                       const CallOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
-  const Mapped mapped({query, key, value}, options);
+  check_attention(query, key, value, options);
+  const Mapped mapped(query, {query, key, value}, options);
   if (!mapped.any()) return call_attention(query, key, value, options);
   mapped.check_randomness(options.dropout);
   return mapped.split(call_attention(mapped.merge(query), mapped.merge(key), mapped.merge(value),
@@ -126,7 +135,8 @@ Tensor attention_vmap(const Tensor& query, const Tensor& key, const Tensor& valu
 LseResult attention_with_lse_vmap(const Tensor& query, const Tensor& key, const Tensor& value,
                                   const CallOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
-  const Mapped mapped({query, key, value}, options);
+  check_attention(query, key, value, options);
+  const Mapped mapped(query, {query, key, value}, options);
   if (!mapped.any()) return call_attention_with_lse(query, key, value, options);
   mapped.check_randomness(options.dropout);
   const auto [out, lse] =
@@ -138,7 +148,8 @@ LseResult attention_with_lse_vmap(const Tensor& query, const Tensor& key, const 
 ForwardResult forward_vmap(const Tensor& query, const Tensor& key, const Tensor& value,
                            const CallOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
-  const Mapped mapped({query, key, value}, options);
+  check_attention(query, key, value, options);
+  const Mapped mapped(query, {query, key, value}, options);
   if (!mapped.any()) return call_forward(query, key, value, options);
   mapped.check_randomness(options.dropout);
   const auto [out, row_stats, seed] =
@@ -152,8 +163,12 @@ BackwardResult backward_vmap(const Tensor& grad_out, const OptionalTensor& grad_
                              const Tensor& out, const Tensor& row_stats, const Tensor& seed,
                              const CallOptions& options, Needed needed) {
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
-  const Mapped mapped({grad_out, grad_lse, query, key, value, out, row_stats}, options);
   const ForwardResult saved(out, row_stats, seed);
+  check_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
+  const Mapped mapped(query, {grad_out, grad_lse, query, key, value, out, row_stats}, options);
+  TORCH_CHECK_NOT_IMPLEMENTED(!mapped.has(seed),
+                              "flash::_backward: expected one seed for all calls of a torch.vmap, "
+                              "got one for each, which is not implemented");
   if (!mapped.any()) {
     return call_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
   }
@@ -165,7 +180,7 @@ BackwardResult backward_vmap(const Tensor& grad_out, const OptionalTensor& grad_
       {mapped.merge(out), mapped.merge(row_stats, 1), seed}, o, needed);
   const auto back = [&](size_t i, const Tensor& g) { return needed[i] ? mapped.split(g) : g; };
   const auto option = [&](size_t i, const Tensor& g, const OptionalTensor& input, int64_t rank) {
-    return needed[i] ? mapped.split_gradient(g, input->sizes(), rank) : g;
+    return needed[i] ? mapped.split_gradient(g, *input, rank) : g;
   };
   return {
       back(0, d_query),

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <string>
 
+#include "ops/memory_checks.h"
+
 namespace flash {
 namespace {
 
@@ -124,6 +126,7 @@ void check_dropout(double dropout) {
 
 Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                       const CallOptions& o) {
+  check_memory({query, key, value, o.bias, o.query_positions, o.alibi_slopes, o.sinks});
   const int64_t dim = query.dim();
   TORCH_CHECK_VALUE((dim == 3 || dim == 4) && key.dim() == dim && value.dim() == dim,
                     "flash::attention: expected query, key and value all as [batch, heads, length, "

@@ -24,6 +24,7 @@ at::Tensor dropout_mask_from_seed(int64_t batch, int64_t heads, int64_t first, i
                                   int64_t keys, double dropout, int64_t seed) {
   // Not through the dispatcher, which inside a transform of functorch would wrap it.
   at::Tensor mask = at::detail::empty_cpu({batch, heads, queries, keys}, at::kBool);
+  if (mask.numel() == 0) return mask;  // of any number of rows
   bool* kept = mask.mutable_data_ptr<bool>();
   const PhiloxKey key = philox_key(static_cast<uint64_t>(seed));
   const uint32_t threshold = dropout_threshold(dropout);

@@ -1,5 +1,7 @@
 #include "ops/kernel_params.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -19,8 +21,17 @@ MutableRows mutable_rows_of(const at::Tensor& t) { return {t.mutable_data_ptr(),
 
 Shape shape_of(const Sizes& s) {
   const auto size = [](const c10::SymInt& n) { return n.expect_int(); };
-  return {size(s.batch),   size(s.heads), size(s.key_heads), size(s.value_heads),
-          size(s.queries), size(s.keys),  size(s.head_dim),  size(s.value_dim)};
+  const Shape shape = {size(s.batch),   size(s.heads), size(s.key_heads), size(s.value_heads),
+                       size(s.queries), size(s.keys),  size(s.head_dim),  size(s.value_dim)};
+  // Without columns a tensor of any number of rows takes no memory, but what is kept of a row does.
+  constexpr int64_t kMostRows = std::numeric_limits<int64_t>::max() / (2 * sizeof(double));
+  int64_t rows;
+  const bool fits = !__builtin_mul_overflow(shape.batch, shape.heads, &rows) &&
+                    !__builtin_mul_overflow(rows, shape.queries, &rows) && rows <= kMostRows;
+  TORCH_CHECK_VALUE(fits, "flash::attention: expected query of at most ", kMostRows,
+                    " rows, got batch ", shape.batch, ", heads ", shape.heads, ", length ",
+                    shape.queries);
+  return shape;
 }
 
 void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, int64_t* strides) {

@@ -14,6 +14,7 @@ namespace flash {
 ConstRows rows_of(const at::Tensor& t);
 MutableRows mutable_rows_of(const at::Tensor& t);
 
+/// Throws c10::ValueError where the numbers that are kept of each row could not be counted.
 Shape shape_of(const Sizes& sizes);
 
 /// Writes the strides of `t` broadcast to `rank` dimensions: 0 where it broadcasts.

@@ -5,11 +5,21 @@
 #include <torch/library.h>
 
 #include "ops/checks.h"
+#include "ops/memory_checks.h"
 
 namespace flash {
 namespace {
 
 constexpr char kName[] = "flash::KeyValueCache";
+
+/// Dense, where the cache is, and with memory.
+void check_place(const char* name, const at::Tensor& t, const at::Tensor& cache) {
+  TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, kName, ": expected ", name,
+                              " as a dense tensor, got the layout ", t.layout());
+  TORCH_CHECK_VALUE(t.device() == cache.device(), kName, ": expected ", name, " on ",
+                    cache.device(), ", got it on ", t.device());
+  check_memory({t});
+}
 
 void check_part(const char* name, const at::Tensor& part, const at::Tensor& cache) {
   const bool fits = part.dim() == 4 && part.size(0) == cache.size(0) &&
@@ -18,8 +28,7 @@ void check_part(const char* name, const at::Tensor& part, const at::Tensor& cach
                     ", positions, ", cache.size(3), "], got ", part.sizes());
   TORCH_CHECK_TYPE(part.scalar_type() == cache.scalar_type(), kName, ": expected ", name,
                    " of dtype ", cache.scalar_type(), " as the cache, got ", part.scalar_type());
-  TORCH_CHECK_VALUE(part.device() == cache.device(), kName, ": expected ", name, " on ",
-                    cache.device(), ", got it on ", part.device());
+  check_place(name, part, cache);
   TORCH_CHECK_NOT_IMPLEMENTED(
       !(at::GradMode::is_enabled() && part.requires_grad()), kName, ": expected ", name,
       " without a gradient, which a cache written in place has not; call it in torch.no_grad()");
@@ -33,6 +42,7 @@ at::Tensor checked_counts(const std::optional<at::Tensor>& counts, const at::Ten
                    ": expected counts of dtype int64, got ", counts->scalar_type());
   TORCH_CHECK_VALUE(counts->sizes() == lengths.sizes(), kName, ": expected counts ",
                     lengths.sizes(), ", one per sequence, got ", counts->sizes());
+  check_place("counts", *counts, lengths);
   if (counts->numel() > 0) {
     const auto least = counts->min().item<int64_t>(), most = counts->max().item<int64_t>();
     TORCH_CHECK_VALUE(least >= 0 && most <= positions, kName, ": expected counts from 0 to the ",

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "ops/memory_checks.h"
 #include "ops/operator.h"
 
 namespace flash {
@@ -66,10 +67,15 @@ void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value,
                                   (!attn_mask.has_value() || is_dense(*attn_mask)),
                               "flash::scaled_dot_product_attention: expected dense tensors, got a "
                               "sparse or a nested one");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !query.is_quantized() && !key.is_quantized() && !value.is_quantized(),
+      "flash::scaled_dot_product_attention: expected floating tensors, got a quantized one; call "
+      ".dequantize() on it");
   TORCH_CHECK_VALUE(query.dim() >= 2 && key.dim() >= 2 && value.dim() >= 2,
                     "flash::scaled_dot_product_attention: expected query, key and value of two or "
                     "more dimensions, got ",
                     query.sym_sizes(), ", ", key.sym_sizes(), " and ", value.sym_sizes());
+  check_memory({query, key, value, attn_mask});
 }
 
 /// A number of heads that those of query can share.
@@ -172,7 +178,13 @@ class Replacement {
     std::call_once(registered_, [this] { register_kernels(); });
     ++users_;
   }
-  void remove() { --users_; }
+  /// False if there is nobody to remove.
+  bool remove() {
+    int64_t users = users_;
+    while (users > 0 && !users_.compare_exchange_weak(users, users - 1)) {
+    }
+    return users > 0;
+  }
   bool is_in_force() const { return users_ > 0; }
 
  private:
@@ -201,6 +213,12 @@ Tensor compute_or_leave_to_torch(const Tensor& query, const Tensor& key, const T
   }
   return at::native::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p,
                                                   is_causal, scale, enable_gqa);
+}
+
+void replace_sdpa(bool on) {
+  if (on) return replacement().add();
+  TORCH_CHECK_VALUE(replacement().remove(),
+                    "flash::_replace_sdpa: expected a replacement in force, got none to undo");
 }
 
 // Once and for good: other threads may be inside the dispatcher's entry when one of them has had
@@ -238,6 +256,10 @@ TORCH_LIBRARY_FRAGMENT(flash, m) {
       "Tensor? attn_mask=None, float dropout_p=0.0, bool is_causal=False, *, float? scale=None, "
       "bool enable_gqa=False) -> Tensor",
       flash::compute);
-  m.def("_replace_sdpa(bool on) -> ()",
-        [](bool on) { on ? flash::replacement().add() : flash::replacement().remove(); });
+  m.def("_replace_sdpa(bool on) -> ()", flash::replace_sdpa);
+}
+
+// torch.vmap decomposes it likewise: its parts have batching rules.
+TORCH_LIBRARY_IMPL(flash, FuncTorchBatchedDecomposition, m) {
+  m.impl("scaled_dot_product_attention", flash::compute);
 }

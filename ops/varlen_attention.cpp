@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/functorch/DynamicLayer.h>
 #include <flash_attention/varlen_attention.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -11,7 +12,9 @@
 #include <string>
 #include <vector>
 
+#include "ops/backward_checks.h"
 #include "ops/lowered.h"
+#include "ops/memory_checks.h"
 #include "ops/operator.h"
 #include "ops/refused_derivative.h"
 #include "ops/varlen.h"
@@ -28,6 +31,9 @@ c10::TypedOperatorHandle<Signature> find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+constexpr char kNotImplemented[] =
+    "which is not implemented; call flash::attention for each sequence";
+
 Tensor call(const Packed& p, const CallOptions& options) {
   static const auto op = find<VarlenCall<Tensor>::Signature>("flash::varlen_attention");
   return with_unpacked(options, [&](const auto&... each) {
@@ -35,13 +41,19 @@ Tensor call(const Packed& p, const CallOptions& options) {
   });
 }
 
-void check_offsets(const char* name, const Tensor& offsets) {
+void check_device(const char* name, const Tensor& t, const Tensor& query) {
+  TORCH_CHECK_VALUE(t.device() == query.device(), kVarlenOp, ": expected ", name,
+                    " on the device of query, ", query.device(), ", got it on ", t.device());
+}
+
+void check_offsets(const char* name, const Tensor& offsets, const Tensor& query) {
   TORCH_CHECK_TYPE(offsets.scalar_type() == at::kInt || offsets.scalar_type() == at::kLong,
                    kVarlenOp, ": expected ", name, " of dtype int32 or int64, got ",
                    offsets.scalar_type());
   TORCH_CHECK_VALUE(offsets.dim() == 1, kVarlenOp, ": expected ", name,
                     " [sequences + 1], where each begins and the last one ends, got ",
                     offsets.sym_sizes());
+  check_device(name, offsets, query);
 }
 
 void check_numbers(const char* name, const std::optional<Tensor>& numbers, const Tensor& query,
@@ -56,6 +68,7 @@ void check_numbers(const char* name, const std::optional<Tensor>& numbers, const
                     numbers->sym_sizes());
   TORCH_CHECK_TYPE(is_dtype_beside(query, *numbers), kVarlenOp, ": expected ", name, " of dtype ",
                    dtypes_beside(query), " got ", numbers->scalar_type());
+  check_device(name, *numbers, query);
 }
 
 VarlenForward forward_meta(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -74,10 +87,12 @@ Tensor output_meta(const Tensor& query, const Tensor& key, const Tensor& value,
                   query.scalar_type());
 }
 
-VarlenBackward backward_meta(const Tensor&, const Tensor& query, const Tensor& key,
-                             const Tensor& value, const Tensor&, const Tensor&, const Tensor&,
-                             const Tensor&, const Tensor&, const CallOptions& o,
-                             VarlenNeeded needed) {
+VarlenBackward backward_meta(const Tensor& grad_out, const Tensor& query, const Tensor& key,
+                             const Tensor& value, const Tensor& cu_seqlens_q,
+                             const Tensor& cu_seqlens_k, const Tensor& out, const Tensor& row_stats,
+                             const Tensor& seed, const CallOptions& o, VarlenNeeded needed) {
+  check_packed_backward(grad_out, {query, key, value, cu_seqlens_q, cu_seqlens_k},
+                        {out, row_stats, seed}, o, needed, Gradients::kTraced);
   const auto like = [&](size_t i, const std::optional<Tensor>& input) {
     return needed[i] ? allocate(input->sym_sizes(), *input) : allocate({0}, query);
   };
@@ -150,16 +165,34 @@ class VarlenFunction : public torch::autograd::Function<VarlenFunction> {
   }
 };
 
+bool has_tangent(const std::optional<Tensor>& t) {
+  return t.has_value() && t->_fw_grad(/*level=*/0).defined();
+}
+
 Tensor varlen_autograd(const Tensor& query, const Tensor& key, const Tensor& value,
                        const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
                        const CallOptions& o) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!has_tangent(query) && !has_tangent(key) && !has_tangent(value) &&
+                                  !has_tangent(o.alibi_slopes) && !has_tangent(o.sinks),
+                              kVarlenOp, ": expected tensors without tangents, got forward mode, ",
+                              kNotImplemented);
   if (at::GradMode::is_enabled() &&
       torch::autograd::compute_requires_grad(query, key, value, o.alibi_slopes, o.sinks)) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!at::functorch::maybeCurrentDynamicLayer().has_value(), kVarlenOp,
+                                ": expected torch.autograd, got a transform of torch.func, ",
+                                kNotImplemented);
     return VarlenFunction::apply(query, key, value, cu_seqlens_q, cu_seqlens_k, o.alibi_slopes,
                                  o.sinks, o);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
   return call({query, key, value, cu_seqlens_q, cu_seqlens_k}, o);
+}
+
+// Torch would call it in a loop, behind a warning.
+void refuse_vmap(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(),
+                              ": expected tensors that are not mapped, got torch.vmap, ",
+                              kNotImplemented);
 }
 
 Tensor varlen_autocast(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -175,6 +208,8 @@ Tensor varlen_autocast(const Tensor& query, const Tensor& key, const Tensor& val
 
 void check_packed(const Packed& p, const CallOptions& options) {
   const auto& [query, key, value, cu_seqlens_q, cu_seqlens_k] = p;
+  check_memory(
+      {query, key, value, cu_seqlens_q, cu_seqlens_k, options.alibi_slopes, options.sinks});
   TORCH_CHECK_NOT_IMPLEMENTED(
       !options.bias.has_value() && !options.query_positions.has_value(), kVarlenOp,
       ": expected neither bias nor query_positions, which packed sequences have no place for; call "
@@ -188,8 +223,8 @@ void check_packed(const Packed& p, const CallOptions& options) {
   CallOptions o = options;
   o.alibi_slopes.reset(), o.sinks.reset();
   check_attention(as_heads(query), as_heads(key), as_heads(value), o);
-  check_offsets("cu_seqlens_q", cu_seqlens_q);
-  check_offsets("cu_seqlens_k", cu_seqlens_k);
+  check_offsets("cu_seqlens_q", cu_seqlens_q, query);
+  check_offsets("cu_seqlens_k", cu_seqlens_k, query);
   TORCH_CHECK_VALUE(
       cu_seqlens_q.sym_size(0) == cu_seqlens_k.sym_size(0) && cu_seqlens_q.sym_size(0) >= 1,
       kVarlenOp, ": expected cu_seqlens_q and cu_seqlens_k of one number of sequences, got ",
@@ -235,6 +270,12 @@ TORCH_LIBRARY_IMPL(flash, Meta, m) {
 
 TORCH_LIBRARY_IMPL(flash, Autograd, m) {
   m.impl("varlen_attention", flash::VarlenCall<at::Tensor>::call<flash::varlen_autograd>);
+}
+
+TORCH_LIBRARY_IMPL(flash, FuncTorchBatched, m) {
+  for (const char* name : {"varlen_attention", "_varlen_forward", "_varlen_backward"}) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&flash::refuse_vmap>());
+  }
 }
 
 TORCH_LIBRARY_IMPL(flash, AutocastCPU, m) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "ops/backward_checks.h"
 #include "ops/kernel_call.h"
 #include "ops/kernel_params.h"
 #include "ops/operator.h"
@@ -18,8 +19,6 @@ namespace {
 using at::Tensor;
 
 std::vector<int64_t> offsets_of(const char* name, const Tensor& offsets, int64_t rows) {
-  TORCH_CHECK_VALUE(offsets.device().is_cpu(), kVarlenOp, ": expected ", name,
-                    " on the CPU, got it on ", offsets.device());
   const Tensor wide = offsets.to(at::kLong).contiguous();
   const auto* const data = wide.const_data_ptr<int64_t>();
   std::vector<int64_t> found(data, data + wide.numel());
@@ -36,9 +35,10 @@ std::vector<int64_t> offsets_of(const char* name, const Tensor& offsets, int64_t
 /// The sequences of one call, and what the kernels are told of all of them.
 class Sequences {
  public:
-  Sequences(const Packed& packed, const CallOptions& options, int64_t seed)
+  /// Of a call that has been checked, but for the values of its offsets. The seed of its dropout is
+  /// `saved_seed`, or drawn if there is none.
+  Sequences(const Packed& packed, const CallOptions& options, const Tensor* saved_seed)
       : options_(with_native_numbers(options)) {
-    check_packed(packed, options);
     query_ = rows_contiguous(packed.query);
     key_ = rows_contiguous(packed.key);
     value_ = rows_contiguous(packed.value);
@@ -49,8 +49,13 @@ class Sequences {
     o.alibi_slopes.reset(), o.sinks.reset();
     const Sizes sizes = check_attention(as_heads(query_), as_heads(key_), as_heads(value_), o);
     shape_ = shape_of(sizes);
-    score_ = score_params(options_, sizes, shape_.head_dim, seed);
+    if (options.dropout > 0) {
+      seed_ = saved_seed != nullptr ? *saved_seed->const_data_ptr<int64_t>() : draw_seed();
+    }
+    score_ = score_params(options_, sizes, shape_.head_dim, seed_);
   }
+
+  int64_t seed() const { return seed_; }
 
   int64_t count() const { return static_cast<int64_t>(queries_.size()) - 1; }
   const Shape& shape() const { return shape_; }
@@ -58,13 +63,14 @@ class Sequences {
 
   /// Where numbers of query `row` of the first head are in memory of [H, L] for each sequence.
   int64_t row_offset(int64_t n) const { return shape_.heads * queries_[n]; }
-  int64_t row_count(int64_t n) const { return shape_.heads * (queries_[n + 1] - queries_[n]); }
+  int64_t row_count(int64_t n) const { return shape_.heads * query_count(n); }
+  int64_t query_count(int64_t n) const { return queries_[n + 1] - queries_[n]; }
 
   /// The part of ForwardParams and BackwardParams that they share, for sequence n.
   template <class Params>
   void fill(int64_t n, Params& p) const {
     p.shape = shape_;
-    p.shape.queries = queries_[n + 1] - queries_[n];
+    p.shape.queries = query_count(n);
     p.shape.keys = keys_[n + 1] - keys_[n];
     p.score = score_;
     p.score.dropout_seed += static_cast<uint64_t>(n);  // another mask for each
@@ -102,6 +108,7 @@ class Sequences {
 
   Tensor query_, key_, value_;
   CallOptions options_;
+  int64_t seed_ = 0;
   int64_t number_size_;  // of what the kernels compute in
   std::vector<int64_t> queries_, keys_;
   Shape shape_;
@@ -138,15 +145,16 @@ void run_all(const std::vector<WorkPlan>& plans, const Takes& takes, const Run& 
 VarlenForward forward_into(at::ScalarType out_dtype, const Tensor& query, const Tensor& key,
                            const Tensor& value, const Tensor& cu_seqlens_q,
                            const Tensor& cu_seqlens_k, const CallOptions& o) {
-  const int64_t drawn = o.dropout > 0 ? draw_seed() : 0;
-  const Sequences sequences({query, key, value, cu_seqlens_q, cu_seqlens_k}, o, drawn);
+  const Packed packed = {query, key, value, cu_seqlens_q, cu_seqlens_k};
+  check_packed(packed, o);
+  const Sequences sequences(packed, o, /*saved_seed=*/nullptr);
   const TypedKernels& kernels = kernels_of(kVarlenOp, query.scalar_type(), o.use_simd);
   const Shape& s = sequences.shape();
   const at::ScalarType dtype = compute_dtype(query.scalar_type());
   const Tensor out = allocate({sequences.rows(), s.heads, s.value_dim}, query, out_dtype);
   const Tensor row_stats = allocate({2, sequences.rows() * s.heads}, query, dtype);
   const Tensor seed = empty_seed(query, o.dropout);
-  if (o.dropout > 0) *seed.mutable_data_ptr<int64_t>() = drawn;
+  if (o.dropout > 0) *seed.mutable_data_ptr<int64_t>() = sequences.seed();
 
   std::vector<ForwardParams> params(static_cast<size_t>(sequences.count()));
   std::vector<WorkPlan> plans;
@@ -190,7 +198,7 @@ Tensor sum_rows(const Tensor& numbers, const Tensor& rows, const Sequences& sequ
   std::vector<Tensor> sums;
   for (int64_t n = 0; n < sequences.count(); ++n) {
     sums.push_back(rows.narrow(0, sequences.row_offset(n), sequences.row_count(n))
-                       .view({heads, -1})
+                       .view({heads, sequences.query_count(n)})
                        .sum(-1, /*keepdim=*/false, at::kDouble));
   }
   const Tensor each =
@@ -202,10 +210,13 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
                             const Tensor& value, const Tensor& cu_seqlens_q,
                             const Tensor& cu_seqlens_k, const Tensor& out, const Tensor& row_stats,
                             const Tensor& seed, const CallOptions& o, VarlenNeeded needed) {
-  const Sequences sequences({query, key, value, cu_seqlens_q, cu_seqlens_k}, o,
-                            o.dropout > 0 ? *seed.const_data_ptr<int64_t>() : 0);
+  const Packed packed = {query, key, value, cu_seqlens_q, cu_seqlens_k};
+  check_packed_backward(grad_out, packed, {out, row_stats, seed}, o, needed);
+  const Sequences sequences(packed, o, &seed);
   const TypedKernels& kernels = kernels_of(kVarlenOp, query.scalar_type(), o.use_simd);
-  const Tensor d_out = rows_contiguous(grad_out);
+  // As the forward made them, unless somebody else calls.
+  const Tensor d_out = rows_contiguous(grad_out), saved_out = rows_contiguous(out),
+               stats = row_stats.contiguous();
   const auto gradient_of = [&](bool wanted, const Tensor& input) {
     const at::ScalarType sums = compute_dtype(input.scalar_type());
     return wanted ? allocate(input.sym_sizes(), input, sums) : allocate({0}, input, sums);
@@ -213,10 +224,10 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
   const Tensor d_query = gradient_of(needed[0], query), d_key = gradient_of(needed[1], key),
                d_value = gradient_of(needed[2], value);
   const auto rows_if = [&](bool wanted) {
-    return wanted ? allocate({row_stats.size(1)}, row_stats) : Tensor();
+    return wanted ? allocate({stats.size(1)}, stats) : Tensor();
   };
   const Tensor slope_rows = rows_if(needed[3]), sink_rows = rows_if(needed[4]);
-  const auto size = static_cast<int64_t>(row_stats.element_size());
+  const auto size = static_cast<int64_t>(stats.element_size());
   std::vector<BackwardParams> params(static_cast<size_t>(sequences.count()));
   std::vector<WorkPlan> plans;
   int64_t scratch_bytes = 0, steps = 0;
@@ -224,11 +235,11 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
     BackwardParams& p = params[static_cast<size_t>(n)];
     sequences.fill(n, p);
     p.out_storage = storage_of(out.scalar_type());
-    p.out = sequences.queries_of(n, out);
+    p.out = sequences.queries_of(n, saved_out);
     p.grad_out_storage = storage_of(d_out.scalar_type());
     p.grad_out = sequences.queries_of(n, d_out);
-    p.row_max = moved(row_stats.const_data_ptr(), sequences.row_offset(n), size);
-    p.row_sum = moved(p.row_max, row_stats.size(1), size);
+    p.row_max = moved(stats.const_data_ptr(), sequences.row_offset(n), size);
+    p.row_sum = moved(p.row_max, stats.size(1), size);
     if (needed[0]) p.grad_query = sequences.mutable_queries_of(n, d_query);
     if (needed[1]) p.grad_key = sequences.mutable_keys_of(n, d_key);
     if (needed[2]) p.grad_value = sequences.mutable_keys_of(n, d_value);
@@ -241,16 +252,26 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
     steps = std::max(steps, plans.back().steps);
     scratch_bytes = std::max(scratch_bytes, kernels.backward_scratch_bytes(p));
   }
-  const Scratch scratch(scratch_bytes, at::get_num_threads());
-  const auto of = [&](int64_t n) -> const BackwardParams& {
-    return params[static_cast<size_t>(n)];
-  };
-  for (int64_t step = 0; step < steps; ++step) {
+  if (stats.numel() > 0) {
+    const Scratch scratch(scratch_bytes, at::get_num_threads());
+    const auto of = [&](int64_t n) -> const BackwardParams& {
+      return params[static_cast<size_t>(n)];
+    };
+    for (int64_t step = 0; step < steps; ++step) {
+      run_all(
+          plans, [&](int64_t n) { return step < plans[static_cast<size_t>(n)].steps; },
+          [&](int64_t n, int64_t begin, int64_t end) {
+            kernels.backward(of(n), step, begin, end, scratch.of_this_thread());
+          });
+    }
     run_all(
-        plans, [&](int64_t n) { return step < plans[static_cast<size_t>(n)].steps; },
+        plans, [&](int64_t n) { return kernels.backward_needs_finish(of(n)); },
         [&](int64_t n, int64_t begin, int64_t end) {
-          kernels.backward(of(n), step, begin, end, scratch.of_this_thread());
+          kernels.backward_finish(of(n), begin, end, scratch.of_this_thread());
         });
+  } else {
+    // No query at all, and dimensions beside none that may be of any size: as in attention_cpu.cpp.
+    for (const Tensor& sums : {d_query, d_key, d_value}) sums.zero_();
   }
   const at::ScalarType dtype = query.scalar_type();
   return {in_dtype(d_query, dtype), in_dtype(d_key, dtype), in_dtype(d_value, dtype),

@@ -202,7 +202,7 @@ def varlen_attention(
     """`attention` of each of N sequences of unequal lengths, packed without padding.
 
     The sequences share the threads. Differentiable once in `query`, `key`, `value`, `alibi_slopes`
-    and `sinks`.
+    and `sinks`, by `torch.autograd`.
 
     Args:
         query: [Tq, H, D], the rows of all sequences, one behind the other; dtypes as
@@ -220,8 +220,10 @@ def varlen_attention(
         [Tq, H, Dv], in the dtype of `query`.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as `attention`; offsets that fall or do not end
-            with the rows there are.
+        TypeError, ValueError: as `attention`; offsets that fall or do not end with the rows there
+            are.
+        NotImplementedError: a second derivative, forward mode, a transform of `torch.func`,
+            `torch.vmap`; `attention` of each sequence has them.
 
     >>> starts = torch.tensor([0, 3, 10])
     >>> q, k, v = (torch.randn(10, 4, 16) for _ in range(3))

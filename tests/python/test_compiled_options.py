@@ -1,0 +1,99 @@
+"""Compiled autograd keeps calls apart by their options: a trace of one is not taken for another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flash_attention
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo import compiled_autograd
+
+Options = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+# Each gives other gradients than the rest; block_size by rounding, and use_simd where there is any.
+BIAS, POSITIONS = random(40, 70), torch.arange(40) % 17
+SLOPES, SINKS = random(3).abs(), random(3)
+VARIANTS: list[Options] = [
+    {},
+    {"causal": True},
+    {"window": (3, -1)},
+    {"window": (7, -1)},
+    {"window": (-1, 2)},
+    {"window": (-1, 5)},
+    {"window": (5, 5)},
+    {"softcap": 1.5},
+    {"softcap": 0.5},
+    {"scale": 0.2},
+    {"scale": 0.7},
+    {"scale": -0.2},
+    {"scale": 0.0},
+    {"dropout": 0.2},
+    {"dropout": 0.6},
+    {"block_size": 3},
+    {"use_simd": False},
+    {"bias": BIAS},
+    {"bias": 2 * BIAS},
+    {"bias": BIAS > 0},
+    {"causal": True, "query_positions": POSITIONS},
+    {"causal": True, "query_positions": POSITIONS + 1},
+    {"alibi_slopes": SLOPES},
+    {"alibi_slopes": SLOPES + 1},
+    {"sinks": SINKS},
+    {"sinks": SINKS + 2},
+]
+
+
+def gradients(calls: list[Options], lse: bool) -> list[Tensor]:
+    """Of one loss of all calls, in one backward pass."""
+    query, key, value = (random(2, 3, n, 8).requires_grad_() for n in (40, 70, 71))
+    value = value[:, :, :70]
+    loss = torch.zeros(())
+    torch.manual_seed(0)
+    for n, options in enumerate(calls):
+        if lse:
+            out, other = flash_attention.attention_with_lse(query, key, value, **options)
+            loss = loss + (n + 1) * other.masked_fill(other == -math.inf, 0.0).sum()
+        else:
+            out = flash_attention.attention(query, key, value, **options)
+        loss = loss + (n + 1) * out.sin().sum()
+    leaves = [query, key]
+    loss.backward()
+    return [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("lse", [False, True], ids=["out", "lse"])
+def test_one_pass_after_another(lse: bool) -> None:
+    """Each pass has the graph of others, but for one number or tensor."""
+    eager = [gradients([options], lse) for options in VARIANTS]
+    different = {tuple(query.flatten().tolist()) for query, _ in eager}
+    assert len(different) >= len(VARIANTS) - 1
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        traced = [gradients([options], lse) for options in [*VARIANTS, *VARIANTS]]
+    for found, expected, options in zip(traced, eager * 2, VARIANTS * 2, strict=True):
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other), options
+
+
+def test_every_call_in_one_pass() -> None:
+    for calls in (VARIANTS, list(reversed(VARIANTS))):
+        eager = gradients(calls, lse=False)
+        with compiled_autograd._enable(torch.compile(backend="eager")):
+            traced = gradients(calls, lse=False)
+        for one, other in zip(traced, eager, strict=True):
+            assert torch.equal(one, other)

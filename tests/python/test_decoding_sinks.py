@@ -1,0 +1,85 @@
+"""Sinks where the keys are split over the threads: each counts once, and may be the largest."""
+
+from __future__ import annotations
+
+import math
+
+import flash_attention
+import pytest
+import torch
+from problems import DTYPES, NARROW, compute_dtype, dtype_name
+from tolerances import CLOSE, UNIT_ROUNDOFF
+from torch import Tensor
+
+KEYS = (2047, 2048, 2500)  # below 2048 there is one part
+
+
+def inputs(dtype: torch.dtype, keys: int, queries: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(keys)
+    shapes = ((2, 3, queries, 8), (2, 3, keys, 8), (2, 3, keys, 6))
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+@pytest.mark.parametrize("sink", [-1e4, -60.0, 0.0, 60.0, 1e4, 3e38, -math.inf])
+@pytest.mark.parametrize("queries", [1, 8])
+@pytest.mark.parametrize("keys", KEYS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_sinks_far_from_the_scores(
+    dtype: torch.dtype, keys: int, queries: int, sink: float
+) -> None:
+    query, key, value = inputs(dtype, keys, queries)
+    # One head of ordinary numbers beside two at the extreme.
+    sinks = torch.tensor([sink, 0.5, sink], dtype=dtype)
+    out, lse = flash_attention.attention_with_lse(query, key, value, sinks=sinks)
+    wide = [x.double() for x in (query, key, value)]
+    scores = wide[0] @ wide[1].mT / 8**0.5
+    column = sinks.double()[:, None, None].expand(2, 3, queries, 1)
+    every = torch.cat([scores, column], -1)
+    expected = torch.softmax(every, -1)[..., :-1] @ wide[2]
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=CLOSE[dtype])
+    # A number as large as the sink is rounded to its own spacing.
+    rounding = 4 * UNIT_ROUNDOFF[dtype]
+    torch.testing.assert_close(lse.double(), every.logsumexp(-1), rtol=rounding, atol=CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
+def test_sinks_beside_16_bit_numbers(dtype: torch.dtype) -> None:
+    query, key, value = inputs(dtype, 2500, 2)
+    sinks = torch.tensor([200.0, -200.0, 1.0], dtype=torch.float32)
+    out, lse = flash_attention.attention_with_lse(query, key, value, sinks=sinks)
+    wide = [x.float() for x in (query, key, value)]
+    expected, its_lse = flash_attention.attention_with_lse(*wide, sinks=sinks)
+    assert out.dtype == dtype and lse.dtype == compute_dtype(dtype)
+    assert torch.equal(out, expected.to(dtype)) and torch.equal(lse, its_lse)
+
+
+@pytest.mark.parametrize("keys", KEYS)
+def test_a_sink_alone(keys: int) -> None:
+    """Every key is masked: zeros, and an lse of the sink; without one, of -inf."""
+    query, key, value = inputs(torch.float64, keys, 2)
+    mask = torch.zeros(keys, dtype=torch.bool)
+    sinks = torch.tensor([800.0, -800.0, 0.0], dtype=torch.float64)
+    out, lse = flash_attention.attention_with_lse(query, key, value, bias=mask, sinks=sinks)
+    assert torch.equal(out, torch.zeros_like(out))
+    assert torch.equal(lse, sinks[:, None].expand_as(lse))
+    out, lse = flash_attention.attention_with_lse(query, key, value, bias=mask)
+    assert torch.equal(out, torch.zeros_like(out)) and torch.all(lse == -math.inf)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("keys", KEYS)
+def test_gradients_through_a_large_sink(keys: int, queries: int) -> None:
+    """What the parts left of each row is what the backward makes its weights of."""
+    leaves = [x.requires_grad_() for x in inputs(torch.float64, keys, queries)]
+    sinks = torch.tensor([[30.0, 5.0, -3.0], [1.0, 60.0, 0.0]], dtype=torch.float64)
+    leaves.append(sinks.requires_grad_())
+    results = []
+    for operator in (flash_attention.attention, flash_attention.standard_attention):
+        out = operator(*leaves[:3], sinks=sinks)
+        # Behind a sink of 60 an output is e^-60 of the values.
+        scale = torch.tensor([[[1e10], [1.0], [1.0]], [[1.0], [1e20], [1.0]]]).double()
+        grads = torch.autograd.grad((out * scale.unsqueeze(-1)).sin().sum(), leaves)
+        results.append([out.detach(), *grads])
+    for one, other in zip(*results, strict=True):
+        size = max(1.0, other.abs().max().item())
+        torch.testing.assert_close(one, other, rtol=0, atol=10 * size * CLOSE[torch.float64])
