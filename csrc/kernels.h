@@ -46,12 +46,18 @@ struct TypedKernels {
   void (*correlation)(const CorrelationParams&, int64_t unit_begin, int64_t unit_end);
 };
 
+/// The loops of the models' layers, in layer_kernels.h.
+template <class T>
+struct LayerKernels;
+
 struct KernelTable {
   const char* name;  ///< as FLASH_ATTENTION_ISA spells it
   const char* description;
   bool (*supported)();  ///< whether this CPU and its operating system can run it
   TypedKernels f32;
   TypedKernels f64;
+  const LayerKernels<float>* layers_f32;
+  const LayerKernels<double>* layers_f64;
 };
 
 /// Every table compiled in, best first; the scalar one is last and always supported.

@@ -15,15 +15,18 @@ void check_cpu(const char* op, const char* name, const at::Tensor& tensor) {
 
 }  // namespace
 
-const TypedKernels& kernels_of(const char* op, at::ScalarType dtype, bool use_simd) {
-  const KernelTable* table = &scalar_kernels();
+const KernelTable& active_table(const char* op) {
   try {
-    const KernelTable& active = active_kernels();
-    if (use_simd) table = &active;
+    return active_kernels();
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, op, ": ", error.what());
   }
-  return dtype == at::kDouble ? table->f64 : table->f32;
+}
+
+const TypedKernels& kernels_of(const char* op, at::ScalarType dtype, bool use_simd) {
+  const KernelTable& active = active_table(op);
+  const KernelTable& table = use_simd ? active : scalar_kernels();
+  return dtype == at::kDouble ? table.f64 : table.f32;
 }
 
 void check_kernel_input(const char* op, const char* name, const at::Tensor& tensor) {

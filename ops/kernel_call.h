@@ -11,8 +11,11 @@
 
 namespace flash {
 
-/// The kernels of the CPU that this is, or that FLASH_ATTENTION_ISA names; without `use_simd` the
-/// scalar ones. `op` begins the text of the error for a misspelt name, which is one in either case.
+/// The table of the CPU that this is, or that FLASH_ATTENTION_ISA names. `op` begins the text of
+/// the error for a misspelt name.
+const KernelTable& active_table(const char* op);
+
+/// Its kernels; without `use_simd` the scalar ones. A misspelt name is an error in either case.
 const TypedKernels& kernels_of(const char* op, at::ScalarType dtype, bool use_simd = true);
 
 /// Throws unless `tensor` is on the CPU, and float32 or float64.

@@ -7,12 +7,16 @@
 namespace flash {
 
 extern const KernelTable kAvx2Kernels;
-constinit const KernelTable kAvx2Kernels = {
-    "avx2", "x86-64 AVX2, FMA and F16C",
-    [] {
-      return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
-             __builtin_cpu_supports("f16c") != 0;
-    },
-    typed_kernels<Vec<float>>(), typed_kernels<Vec<double>>()};
+constinit const KernelTable kAvx2Kernels = {"avx2",
+                                            "x86-64 AVX2, FMA and F16C",
+                                            [] {
+                                              return __builtin_cpu_supports("avx2") != 0 &&
+                                                     __builtin_cpu_supports("fma") != 0 &&
+                                                     __builtin_cpu_supports("f16c") != 0;
+                                            },
+                                            typed_kernels<Vec<float>>(),
+                                            typed_kernels<Vec<double>>(),
+                                            &kLayerKernels<Vec<float>>,
+                                            &kLayerKernels<Vec<double>>};
 
 }  // namespace flash

@@ -77,6 +77,8 @@ struct Vec<float> : Avx2Tiles {
   }
   static Reg load(const float* p, Mask mask) { return _mm256_maskload_ps(p, mask); }
   static void store(float* p, Reg x, Mask mask) { _mm256_maskstore_ps(p, mask, x); }
+  /// x in the lanes of the mask, 0 in the others.
+  static Reg only(Reg x, Mask mask) { return _mm256_and_ps(x, _mm256_castsi256_ps(mask)); }
 
   static Reg load(const BFloat16* p) {
     const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -127,6 +129,12 @@ struct Vec<float> : Avx2Tiles {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(flags));
     const __m256i clear = _mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256());
     return _mm256_blendv_ps(x, y, _mm256_castsi256_ps(clear));
+  }
+  /// `x` where the byte is `value`, else `y`.
+  static Reg if_byte(const uint8_t* bytes, uint8_t value, Reg x, Reg y) {
+    const __m128i loaded = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+    const __m256i same = _mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(loaded), _mm256_set1_epi32(value));
+    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(same));
   }
   /// `x` where the sign bit of `sign` is clear, else +0.
   static Reg if_positive(Reg sign, Reg x) { return _mm256_blendv_ps(x, zero(), sign); }
@@ -186,6 +194,7 @@ struct Vec<double> : Avx2Tiles {
   }
   static Reg load(const double* p, Mask mask) { return _mm256_maskload_pd(p, mask); }
   static void store(double* p, Reg x, Mask mask) { _mm256_maskstore_pd(p, mask, x); }
+  static Reg only(Reg x, Mask mask) { return _mm256_and_pd(x, _mm256_castsi256_pd(mask)); }
 
   static Reg add(Reg a, Reg b) { return _mm256_add_pd(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm256_sub_pd(a, b); }
@@ -209,6 +218,11 @@ struct Vec<double> : Avx2Tiles {
     const __m128i bytes = _mm_loadu_si32(flags);
     const __m256i clear = _mm256_cmpeq_epi64(_mm256_cvtepu8_epi64(bytes), _mm256_setzero_si256());
     return _mm256_blendv_pd(x, y, _mm256_castsi256_pd(clear));
+  }
+  static Reg if_byte(const uint8_t* bytes, uint8_t value, Reg x, Reg y) {
+    const __m256i wide = _mm256_cvtepu8_epi64(_mm_loadu_si32(bytes));
+    const __m256i same = _mm256_cmpeq_epi64(wide, _mm256_set1_epi64x(value));
+    return _mm256_blendv_pd(y, x, _mm256_castsi256_pd(same));
   }
   static Reg if_positive(Reg sign, Reg x) { return _mm256_blendv_pd(x, zero(), sign); }
   static Reg if_at_least(const uint32_t* words, uint32_t threshold, Reg x) {

@@ -63,6 +63,7 @@ struct Vec<float> : Avx512Tiles {
   static Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
   static Reg load(const float* p, Mask mask) { return _mm512_maskz_loadu_ps(mask, p); }
   static void store(float* p, Reg x, Mask mask) { _mm512_mask_storeu_ps(p, mask, x); }
+  static Reg only(Reg x, Mask mask) { return _mm512_maskz_mov_ps(mask, x); }
 
   static Reg load(const BFloat16* p) {
     const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -108,6 +109,11 @@ struct Vec<float> : Avx512Tiles {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(flags));
     const __m512i wide = _mm512_cvtepu8_epi32(bytes);
     return _mm512_mask_blend_ps(_mm512_test_epi32_mask(wide, wide), y, x);
+  }
+  static Reg if_byte(const uint8_t* bytes, uint8_t value, Reg x, Reg y) {
+    const __m128i loaded = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+    const __m512i wide = _mm512_cvtepu8_epi32(loaded);
+    return _mm512_mask_blend_ps(_mm512_cmpeq_epi32_mask(wide, _mm512_set1_epi32(value)), y, x);
   }
   static Reg if_positive(Reg sign, Reg x) {
     return _mm512_maskz_mov_ps(_knot_mask16(_mm512_movepi32_mask(_mm512_castps_si512(sign))), x);
@@ -167,6 +173,7 @@ struct Vec<double> : Avx512Tiles {
   static Mask first(int64_t n) { return static_cast<Mask>((1u << n) - 1); }
   static Reg load(const double* p, Mask mask) { return _mm512_maskz_loadu_pd(mask, p); }
   static void store(double* p, Reg x, Mask mask) { _mm512_mask_storeu_pd(p, mask, x); }
+  static Reg only(Reg x, Mask mask) { return _mm512_maskz_mov_pd(mask, x); }
 
   static Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }
@@ -189,6 +196,10 @@ struct Vec<double> : Avx512Tiles {
   static Reg if_set(const bool* flags, Reg x, Reg y) {
     const __m512i wide = _mm512_cvtepu8_epi64(_mm_loadu_si64(flags));
     return _mm512_mask_blend_pd(_mm512_test_epi64_mask(wide, wide), y, x);
+  }
+  static Reg if_byte(const uint8_t* bytes, uint8_t value, Reg x, Reg y) {
+    const __m512i wide = _mm512_cvtepu8_epi64(_mm_loadu_si64(bytes));
+    return _mm512_mask_blend_pd(_mm512_cmpeq_epi64_mask(wide, _mm512_set1_epi64(value)), y, x);
   }
   static Reg if_positive(Reg sign, Reg x) {
     return _mm512_maskz_mov_pd(_knot_mask8(_mm512_movepi64_mask(_mm512_castpd_si512(sign))), x);

@@ -5,6 +5,7 @@
 #include "csrc/generic/backward_pass.h"
 #include "csrc/generic/dropout.h"
 #include "csrc/generic/forward.h"
+#include "csrc/generic/layer_table.h"
 #include "csrc/generic/matrix_product.h"
 #include "csrc/generic/sparsity.h"
 #include "csrc/generic/time_delay.h"

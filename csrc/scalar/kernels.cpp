@@ -4,8 +4,12 @@
 namespace flash {
 
 extern const KernelTable kScalarKernels;
-constinit const KernelTable kScalarKernels = {"scalar", "portable C++, one number at a time",
-                                              [] { return true; }, typed_kernels<Vec<float>>(),
-                                              typed_kernels<Vec<double>>()};
+constinit const KernelTable kScalarKernels = {"scalar",
+                                              "portable C++, one number at a time",
+                                              [] { return true; },
+                                              typed_kernels<Vec<float>>(),
+                                              typed_kernels<Vec<double>>(),
+                                              &kLayerKernels<Vec<float>>,
+                                              &kLayerKernels<Vec<double>>};
 
 }  // namespace flash

@@ -36,6 +36,7 @@ struct Vec {
   static Mask first(int64_t) { return {}; }
   static Reg load(const T* p, Mask) { return *p; }
   static void store(T* p, Reg x, Mask) { *p = x; }
+  static Reg only(Reg x, Mask) { return x; }
   static Reg load(const BFloat16* p) { return to_float(*p); }
   static Reg load(const Half* p) { return to_float(*p); }
   static void store(BFloat16* p, Reg x) { round_to(static_cast<float>(x), p); }
@@ -55,6 +56,9 @@ struct Vec {
   static Reg if_less(Reg a, Reg b, Reg x, Reg y) { return a < b ? x : y; }
   static Reg if_equal(Reg a, Reg b, Reg x, Reg y) { return a == b ? x : y; }
   static Reg if_set(const bool* flags, Reg x, Reg y) { return *flags ? x : y; }
+  static Reg if_byte(const uint8_t* bytes, uint8_t value, Reg x, Reg y) {
+    return *bytes == value ? x : y;
+  }
   static Reg if_positive(Reg sign, Reg x) { return __builtin_signbit(sign) ? T(0) : x; }
   static Reg if_at_least(const uint32_t* words, uint32_t threshold, Reg x) {
     return *words >= threshold ? x : T(0);

@@ -2,12 +2,12 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <flash_attention/layer_kernels.h>
 #include <flash_attention/time_delay.h>
 #include <torch/torch.h>
 
 #include <cmath>
 
-#include "layers/function_clones.h"
 #include "layers/linear.h"
 #include "layers/row_blocks.h"
 
@@ -16,29 +16,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-/// sum += q * conj(k) in each channel; complex numbers as pairs.
-template <class T>
-inline __attribute__((always_inline)) void add_cross_spectrum(const T* q, const T* k, T* sum,
-                                                              int64_t channels,
-                                                              int64_t frequencies) {
-  for (int64_t c = 0; c < channels; ++c, q += 2 * frequencies, k += 2 * frequencies) {
-#pragma omp simd
-    for (int64_t f = 0; f < frequencies; ++f) {
-      sum[2 * f] += q[2 * f] * k[2 * f] + q[2 * f + 1] * k[2 * f + 1];
-      sum[2 * f + 1] += q[2 * f + 1] * k[2 * f] - q[2 * f] * k[2 * f + 1];
-    }
-  }
-}
-
-#define FLASH_CROSS_SPECTRUM_LOOP(T)                                         \
-  FLASH_FUNCTION_CLONES                                                      \
-  void cross_spectrum_loop(const T* q, const T* k, T* sum, int64_t channels, \
-                           int64_t frequencies) {                            \
-    add_cross_spectrum(q, k, sum, channels, frequencies);                    \
-  }
-FLASH_CROSS_SPECTRUM_LOOP(float)
-FLASH_CROSS_SPECTRUM_LOOP(double)
 
 /// [B, T, C] -> [B, C, T / 2 + 1], contiguous
 at::Tensor spectrum_by_channel(const at::Tensor& series) {
@@ -60,8 +37,8 @@ at::Tensor cross_spectrum(const at::Tensor& query, const at::Tensor& key) {
     at::parallel_for(0, q.size(0), 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
         const int64_t offset = b * channels * frequencies * 2;
-        cross_spectrum_loop(of_query + offset, of_key + offset, out + b * frequencies * 2, channels,
-                            frequencies);
+        kernels::add_cross_spectrum(of_query + offset, of_key + offset, out + b * frequencies * 2,
+                                    channels, frequencies);
       }
     });
   });

@@ -2,15 +2,11 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <map>
 #include <vector>
-
-#include "layers/gated_loops.h"
 
 namespace flash::models {
 namespace {
@@ -23,18 +19,28 @@ T* slot(at::Tensor& sums) {
   return sums.mutable_data_ptr<T>() + at::get_thread_num() * sums.stride(0);
 }
 
+/// Rows [first, ..) of a matrix whose rows are `stride` apart, or nothing where it is undefined.
 template <class T>
-GatedNormPointers<T> pointers(const GatedNorm& block) {
-  return {
-      .gate = block.gate.const_data_ptr<T>(),
-      .bias = block.bias.const_data_ptr<T>(),
-      .skip = block.skip.const_data_ptr<T>(),
-      .scale = block.scale.const_data_ptr<T>(),
-      .shift = block.shift.const_data_ptr<T>(),
-      .statistics = block.statistics.mutable_data_ptr<T>(),
-      .row_factors = block.row_factors.defined() ? block.row_factors.const_data_ptr<T>() : nullptr,
-      .factor_stride = block.row_factors.defined() ? block.row_factors.stride(0) : 0,
-      .width = block.skip.size(1)};
+const T* rows_or_null(const at::Tensor& tensor, int64_t first) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() + first * tensor.stride(0) : nullptr;
+}
+template <class T>
+T* mutable_rows_or_null(const at::Tensor& tensor, int64_t first) {
+  return tensor.defined() ? tensor.mutable_data_ptr<T>() + first * tensor.stride(0) : nullptr;
+}
+int64_t stride_or_zero(const at::Tensor& tensor) { return tensor.defined() ? tensor.stride(0) : 0; }
+
+/// A block from row `first` on.
+template <class T>
+kernels::GatedNorm<T> from_row(const GatedNorm& block, int64_t first) {
+  return {.gate = rows_or_null<T>(block.gate, first),
+          .bias = block.bias.const_data_ptr<T>(),
+          .skip = rows_or_null<T>(block.skip, first),
+          .scale = block.scale.const_data_ptr<T>(),
+          .shift = block.shift.const_data_ptr<T>(),
+          .statistics = mutable_rows_or_null<T>(block.statistics, first),
+          .row_factors = rows_or_null<T>(block.row_factors, first),
+          .factor_stride = stride_or_zero(block.row_factors)};
 }
 
 /// Calls `call(T(), begin, end)` for parts of the rows, T being the tensor's type.
@@ -75,60 +81,60 @@ bool keeps_argument(GatedActivation activation) { return activation == GatedActi
 void activate_rows(GatedActivation activation, at::Tensor& block, const at::Tensor& shift,
                    int64_t first, const at::Tensor& argument) {
   for_rows(block, block.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
-    activate_loop(activation, block.mutable_data_ptr<T>(), shift.const_data_ptr<T>(), shift.size(0),
-                  first, block.size(1), begin, end);
+    kernels::activate(activation, mutable_rows_or_null<T>(block, begin), shift.const_data_ptr<T>(),
+                      mutable_rows_or_null<T>(argument, begin), shift.size(0), first + begin,
+                      end - begin, block.size(1));
   });
-  if (activation == GatedActivation::kGelu) {
-    if (argument.defined()) argument.copy_(block);
-    at::gelu_(block);
-  }
 }
 
 void activate_rows_backward(GatedActivation activation, at::Tensor& gradient,
                             const at::Tensor& forward, at::Tensor& sums, int64_t first) {
-  if (activation == GatedActivation::kGelu) at::gelu_backward_out(gradient, gradient, forward);
   for_rows(gradient, gradient.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
-    activate_backward_loop(activation, gradient.mutable_data_ptr<T>(), forward.const_data_ptr<T>(),
-                           slot<T>(sums), sums.size(1), first, gradient.size(1), begin, end);
+    kernels::activate_backward(activation, mutable_rows_or_null<T>(gradient, begin),
+                               rows_or_null<T>(forward, begin), slot<T>(sums), sums.size(1),
+                               first + begin, end - begin, gradient.size(1));
   });
 }
 
 void drop_rows(at::Tensor& block, const at::Tensor& bias, const at::Tensor& factors) {
   for_rows(block, block.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
-    drop_loop(block.mutable_data_ptr<T>(), bias.const_data_ptr<T>(),
-              factors.defined() ? factors.const_data_ptr<T>() : nullptr, block.size(1), begin, end);
+    kernels::drop(mutable_rows_or_null<T>(block, begin), bias.const_data_ptr<T>(),
+                  rows_or_null<T>(factors, begin), end - begin, block.size(1));
   });
 }
 
 void drop_rows_backward(at::Tensor& gradient, const at::Tensor& dropped, double factor,
                         at::Tensor& sums) {
   for_rows(gradient, gradient.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
-    drop_backward_loop(gradient.mutable_data_ptr<T>(), dropped.const_data_ptr<T>(),
-                       static_cast<T>(factor), slot<T>(sums), gradient.size(1), begin, end);
+    kernels::drop_backward(mutable_rows_or_null<T>(gradient, begin),
+                           rows_or_null<T>(dropped, begin), static_cast<T>(factor), slot<T>(sums),
+                           end - begin, gradient.size(1));
   });
 }
 
 void outer_rows(at::Tensor& out, const at::Tensor& x, const at::Tensor& factor,
                 const at::Tensor& shift) {
   for_rows(out, out.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
-    outer_loop(out.mutable_data_ptr<T>(), x.const_data_ptr<T>(), x.stride(0),
-               factor.const_data_ptr<T>(), shift.const_data_ptr<T>(), out.size(1), begin, end);
+    kernels::outer(mutable_rows_or_null<T>(out, begin), rows_or_null<T>(x, begin), x.stride(0),
+                   factor.const_data_ptr<T>(), shift.const_data_ptr<T>(), end - begin, out.size(1));
   });
 }
 
 void outer_rows_backward(const at::Tensor& gradient, const at::Tensor& x, const at::Tensor& factor,
                          at::Tensor& x_gradient, at::Tensor& sums) {
   for_rows(gradient, gradient.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
-    outer_backward_loop(gradient.const_data_ptr<T>(), x.const_data_ptr<T>(), x.stride(0),
-                        factor.const_data_ptr<T>(), x_gradient.mutable_data_ptr<T>(),
-                        x_gradient.stride(0), slot<T>(sums), gradient.size(1), begin, end);
+    kernels::outer_backward(rows_or_null<T>(gradient, begin), rows_or_null<T>(x, begin),
+                            x.stride(0), factor.const_data_ptr<T>(),
+                            mutable_rows_or_null<T>(x_gradient, begin), x_gradient.stride(0),
+                            slot<T>(sums), end - begin, gradient.size(1));
   });
 }
 
 void gated_norm_rows(const GatedNorm& block, at::Tensor& out) {
   for_rows(out, out.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
     std::vector<T> scratch(static_cast<size_t>(out.size(1)));
-    gated_norm_loop(pointers<T>(block), out.mutable_data_ptr<T>(), scratch.data(), begin, end);
+    kernels::gated_norm(from_row<T>(block, begin), mutable_rows_or_null<T>(out, begin),
+                        scratch.data(), end - begin, out.size(1));
   });
 }
 
@@ -136,15 +142,15 @@ void gated_norm_rows_backward(const GatedNorm& block, const at::Tensor& gradient
                               at::Tensor& gate_gradient, at::Tensor& skip_gradient,
                               at::Tensor& factors_gradient, at::Tensor& sums) {
   for_rows(gradient, gradient.size(0), [&]<class T>(T, int64_t begin, int64_t end) {
-    const bool factors = factors_gradient.defined();
-    const GatedNormGradients<T> gradients = {
-        .gradient = gradient.const_data_ptr<T>(),
-        .gate = gate_gradient.mutable_data_ptr<T>(),
-        .skip = skip_gradient.mutable_data_ptr<T>(),
-        .factors = factors ? factors_gradient.mutable_data_ptr<T>() : nullptr,
-        .factor_stride = factors ? factors_gradient.stride(0) : 0,
+    const kernels::GatedNormGradients<T> gradients = {
+        .out = rows_or_null<T>(gradient, begin),
+        .gate = mutable_rows_or_null<T>(gate_gradient, begin),
+        .skip = mutable_rows_or_null<T>(skip_gradient, begin),
+        .row_factors = mutable_rows_or_null<T>(factors_gradient, begin),
+        .factor_stride = stride_or_zero(factors_gradient),
         .sums = slot<T>(sums)};
-    gated_norm_backward_loop(pointers<T>(block), gradients, begin, end);
+    kernels::gated_norm_backward(from_row<T>(block, begin), gradients, end - begin,
+                                 gradient.size(1));
   });
 }
 

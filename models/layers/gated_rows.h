@@ -9,13 +9,14 @@
 
 #include <ATen/core/Tensor.h>
 #include <flash_attention/export.h>
+#include <flash_attention/layer_kernels.h>
 
 #include <string>
 
 namespace flash::models {
 
 /// neuralforecast's `grn_activation`, without "GLU", which halves the width and fits no network.
-enum class GatedActivation { kRelu, kSoftplus, kTanh, kSelu, kLeakyRelu, kSigmoid, kElu, kGelu };
+using kernels::GatedActivation;
 
 /// "ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid", "ELU" or "GELU". Another name is
 /// ELU, too, as in neuralforecast, with a warning. Throws c10::ValueError for "GLU".

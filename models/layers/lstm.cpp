@@ -2,10 +2,10 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <flash_attention/layer_kernels.h>
 #include <flash_attention/matrix_product.h>
 #include <torch/torch.h>
 
-#include "layers/gated_loops.h"
 #include "layers/row_blocks.h"
 
 namespace flash::models {
@@ -63,9 +63,10 @@ class LstmFunction : public torch::autograd::Function<LstmFunction> {
         matrix_product(last_hidden, hidden_right, step, ProductResult::kAdd);
         Tensor new_cell = cells[keep ? t : t % 2], new_hidden = out[t];
         for_batch(x, batch, [&]<class T>(T, int64_t begin, int64_t end) {
-          lstm_loop(step.mutable_data_ptr<T>(), bias.const_data_ptr<T>(),
-                    last_cell.const_data_ptr<T>(), new_cell.mutable_data_ptr<T>(),
-                    new_hidden.mutable_data_ptr<T>(), width, begin, end);
+          const int64_t at = begin * width;
+          kernels::lstm(step.mutable_data_ptr<T>() + 4 * at, bias.const_data_ptr<T>(),
+                        last_cell.const_data_ptr<T>() + at, new_cell.mutable_data_ptr<T>() + at,
+                        new_hidden.mutable_data_ptr<T>() + at, end - begin, width);
         });
         last_hidden = new_hidden;
         last_cell = new_cell;
@@ -105,10 +106,12 @@ class LstmFunction : public torch::autograd::Function<LstmFunction> {
         const Tensor this_cell = cells[t], last_cell = t > 0 ? cells[t - 1] : cell;
         for_batch(x, batch, [&]<class T>(T, int64_t begin, int64_t end) {
           T* sums = bias_sums.mutable_data_ptr<T>() + at::get_thread_num() * 4 * width;
-          lstm_backward_loop(step_gates.const_data_ptr<T>(), this_cell.const_data_ptr<T>(),
-                             last_cell.const_data_ptr<T>(), step_out.const_data_ptr<T>(),
-                             to_hidden.const_data_ptr<T>(), to_cell.mutable_data_ptr<T>(),
-                             step.mutable_data_ptr<T>(), sums, width, begin, end);
+          const int64_t at = begin * width;
+          kernels::lstm_backward(
+              step_gates.const_data_ptr<T>() + 4 * at, this_cell.const_data_ptr<T>() + at,
+              last_cell.const_data_ptr<T>() + at, step_out.const_data_ptr<T>() + at,
+              to_hidden.const_data_ptr<T>() + at, to_cell.mutable_data_ptr<T>() + at,
+              step.mutable_data_ptr<T>() + 4 * at, sums, end - begin, width);
         });
         matrix_product(step, hidden_weight, to_hidden);
       }

@@ -2,11 +2,12 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <flash_attention/layer_kernels.h>
 #include <torch/torch.h>
 
-#include <vector>
+#include <algorithm>
+#include <memory>
 
-#include "layers/function_clones.h"
 #include "layers/linear.h"
 #include "layers/row_blocks.h"
 
@@ -15,56 +16,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-/// Sums up to each row; both have d numbers a row, `step` apart in the values.
-template <class T>
-[[gnu::always_inline]] inline void running_sum(const T* value, int64_t step, T* sum, int64_t length,
-                                               int64_t d) {
-  for (int64_t i = 0; i < d; ++i) sum[i] = value[i];
-  for (int64_t t = 1; t < length; ++t) {
-    const T* v = value + t * step;
-    const T* before = sum + (t - 1) * d;
-    T* now = sum + t * d;
-#pragma omp simd
-    for (int64_t i = 0; i < d; ++i) now[i] = before[i] + v[i];
-  }
-}
-
-/// The reverse: each row's sum of the gradients from its own on, without those of `skipped` rows.
-template <class T>
-[[gnu::always_inline]] inline void running_sum_backward(const T* gradient, const char* skipped,
-                                                        T* of_value, int64_t step, int64_t length,
-                                                        int64_t d) {
-  for (int64_t t = length - 1; t >= 0; --t) {
-    const T keep = skipped[t] ? T{0} : T{1};
-    const T* g = gradient + t * d;
-    T* now = of_value + t * step;
-    if (t + 1 == length) {
-      for (int64_t i = 0; i < d; ++i) now[i] = keep * g[i];
-      continue;
-    }
-    const T* after = now + step;
-#pragma omp simd
-    for (int64_t i = 0; i < d; ++i) now[i] = after[i] + keep * g[i];
-  }
-}
-
-FLASH_FUNCTION_CLONES void forward_sum(const float* value, int64_t step, float* sum, int64_t length,
-                                       int64_t d) {
-  running_sum(value, step, sum, length, d);
-}
-FLASH_FUNCTION_CLONES void forward_sum(const double* value, int64_t step, double* sum,
-                                       int64_t length, int64_t d) {
-  running_sum(value, step, sum, length, d);
-}
-FLASH_FUNCTION_CLONES void backward_sum(const float* gradient, const char* skipped, float* of_value,
-                                        int64_t step, int64_t length, int64_t d) {
-  running_sum_backward(gradient, skipped, of_value, step, length, d);
-}
-FLASH_FUNCTION_CLONES void backward_sum(const double* gradient, const char* skipped,
-                                        double* of_value, int64_t step, int64_t length, int64_t d) {
-  running_sum_backward(gradient, skipped, of_value, step, length, d);
-}
 
 at::Tensor for_each_element(const at::Tensor& positions, int64_t d) {
   return positions.unsqueeze(-1).expand({-1, -1, -1, d});
@@ -88,8 +39,8 @@ class RunningSum : public torch::autograd::Function<RunningSum> {
       auto* to = out.mutable_data_ptr<scalar_t>();
       at::parallel_for(0, v.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          forward_sum(from + i / heads * v.stride(0) + i % heads * v.stride(1), v.stride(2),
-                      to + i * length * d, length, d);
+          kernels::running_sum(from + i / heads * v.stride(0) + i % heads * v.stride(1),
+                               v.stride(2), to + i * length * d, length, d);
         }
       });
     });
@@ -111,12 +62,14 @@ class RunningSum : public torch::autograd::Function<RunningSum> {
       const auto* from = g.const_data_ptr<scalar_t>();
       auto* to = of_value.mutable_data_ptr<scalar_t>();
       at::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
+        const auto skipped = std::make_unique<bool[]>(static_cast<size_t>(length));
         for (int64_t i = begin; i < end; ++i) {
-          std::vector<char> skipped(length, 0);
-          for (int64_t j = 0; j < u; ++j) skipped[selected[i * u + j]] = 1;
-          backward_sum(from + i * length * d, skipped.data(),
-                       to + i / heads * of_value.stride(0) + i % heads * of_value.stride(1),
-                       of_value.stride(2), length, d);
+          std::fill_n(skipped.get(), length, false);
+          for (int64_t j = 0; j < u; ++j) skipped[selected[i * u + j]] = true;
+          kernels::running_sum_backward(
+              from + i * length * d, skipped.get(),
+              to + i / heads * of_value.stride(0) + i % heads * of_value.stride(1),
+              of_value.stride(2), length, d);
         }
       });
     });

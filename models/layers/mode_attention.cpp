@@ -2,13 +2,12 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <flash_attention/layer_kernels.h>
 #include <torch/torch.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "layers/block_product.h"
-#include "layers/complex_tanh.h"
 #include "layers/row_blocks.h"
 
 namespace flash::models {
@@ -114,12 +113,14 @@ void attend(const Sizes& s, const T* query, const T* key, T* weights, T* result)
     T* const of_unit = weights + unit * 2 * s.scores();
     own.load_keys(s, {s, key, s.keys, unit});
     own.load_doubled(s, {s, query, s.queries, unit}, T(1), own.queries);
-    block_product({2 * s.queries, s.keys, s.complex()}, LeftFactor<T>{own.queries, s.row(), 1},
-                  {own.keys_transposed, padded_row(s.keys)}, {of_unit, s.keys});
-    complex_tanh(of_unit, of_unit, s.scores());
+    kernels::block_product({2 * s.queries, s.keys, s.complex()},
+                           kernels::LeftFactor<T>{own.queries, s.row(), 1},
+                           {own.keys_transposed, padded_row(s.keys)}, {of_unit, s.keys});
+    kernels::complex_tanh(of_unit, of_unit, s.scores());
     // Real and imaginary weights with real and imaginary keys.
-    block_product({2 * s.queries, s.complex(), s.keys}, LeftFactor<T>{of_unit, s.keys, 1},
-                  {own.keys, s.row()}, {own.products, s.row()});
+    kernels::block_product({2 * s.queries, s.complex(), s.keys},
+                           kernels::LeftFactor<T>{of_unit, s.keys, 1}, {own.keys, s.row()},
+                           {own.products, s.row()});
     own.store_doubled(s, own.products, T(-1), {s, result, s.queries, unit});
   });
 }
@@ -138,18 +139,21 @@ void attend_backward(const Sizes& s, const T* query, const T* key, const T* weig
     own.load_keys(s, {s, key, s.keys, unit});
     own.load_doubled(s, {s, query, s.queries, unit}, T(1), own.queries);
     own.load_doubled(s, {s, gradients.of_result, s.queries, unit}, T(-1), own.products);
-    block_product({2 * s.queries, s.keys, s.complex()}, LeftFactor<T>{own.products, s.row(), 1},
-                  {own.keys_transposed, padded_row(s.keys)}, {own.scores, s.keys});
-    complex_tanh_backward(of_unit, own.scores, own.scores, s.scores());
+    kernels::block_product({2 * s.queries, s.keys, s.complex()},
+                           kernels::LeftFactor<T>{own.products, s.row(), 1},
+                           {own.keys_transposed, padded_row(s.keys)}, {own.scores, s.keys});
+    kernels::complex_tanh_backward(of_unit, own.scores, own.scores, s.scores());
 
-    block_product({s.keys, s.complex(), 2 * s.queries}, LeftFactor<T>{of_unit, 1, s.keys},
-                  {own.products, s.row()}, {own.of_keys, s.row()});
-    block_product({s.keys, s.complex(), 2 * s.queries, /*accumulate=*/true},
-                  LeftFactor<T>{own.scores, 1, s.keys}, {own.queries, s.row()},
-                  {own.of_keys, s.row()});
+    kernels::block_product({s.keys, s.complex(), 2 * s.queries},
+                           kernels::LeftFactor<T>{of_unit, 1, s.keys}, {own.products, s.row()},
+                           {own.of_keys, s.row()});
+    kernels::block_product({s.keys, s.complex(), 2 * s.queries, /*accumulate=*/true},
+                           kernels::LeftFactor<T>{own.scores, 1, s.keys}, {own.queries, s.row()},
+                           {own.of_keys, s.row()});
     own.store_keys(s, {s, gradients.of_key, s.keys, unit});
-    block_product({2 * s.queries, s.complex(), s.keys}, LeftFactor<T>{own.scores, s.keys, 1},
-                  {own.keys, s.row()}, {own.products, s.row()});
+    kernels::block_product({2 * s.queries, s.complex(), s.keys},
+                           kernels::LeftFactor<T>{own.scores, s.keys, 1}, {own.keys, s.row()},
+                           {own.products, s.row()});
     own.store_doubled(s, own.products, T(1), {s, gradients.of_query, s.queries, unit});
   });
 }

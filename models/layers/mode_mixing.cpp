@@ -2,12 +2,12 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <flash_attention/layer_kernels.h>
 #include <torch/torch.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "layers/block_product.h"
 #include "layers/row_blocks.h"
 
 namespace flash::models {
@@ -115,8 +115,9 @@ void multiply(const Sizes& s, const T* x, const T* weights, bool transposed, T* 
                       packed);
                  for (int64_t m = 0; m < count; ++m) {
                    Runs<T>{s, from}.gather(x, first + m, head, rows, 2 * from);
-                   block_product({s.batch, 2 * to, 2 * from}, LeftFactor<T>{rows, 2 * from, 1},
-                                 {packed + m * matrix, stride}, {products, 2 * to});
+                   kernels::block_product({s.batch, 2 * to, 2 * from},
+                                          kernels::LeftFactor<T>{rows, 2 * from, 1},
+                                          {packed + m * matrix, stride}, {products, 2 * to});
                    Runs<T>{s, to}.scatter(products, first + m, head, result);
                  }
                });
@@ -132,8 +133,9 @@ void weights_gradient(const Sizes& s, const T* x, const T* gradient, T* of_weigh
                  for (int64_t m = 0; m < count; ++m) {
                    Runs<T>{s, s.in}.gather(x, first + m, head, rows, 2 * s.in);
                    Runs<T>{s, s.out}.gather(gradient, first + m, head, gradients, stride);
-                   block_product({2 * s.in, 2 * s.out, s.batch}, LeftFactor<T>{rows, 1, 2 * s.in},
-                                 {gradients, stride}, {packed + m * matrix, 2 * s.out});
+                   kernels::block_product({2 * s.in, 2 * s.out, s.batch},
+                                          kernels::LeftFactor<T>{rows, 1, 2 * s.in},
+                                          {gradients, stride}, {packed + m * matrix, 2 * s.out});
                  }
                  unpack(s, packed, first, count, of_weights + 2 * head * s.in * s.out * s.modes);
                });

@@ -2,11 +2,11 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <flash_attention/layer_kernels.h>
 #include <torch/torch.h>
 
 #include <algorithm>
 
-#include "layers/block_product.h"
 #include "layers/row_blocks.h"
 
 namespace flash::models {
@@ -15,15 +15,9 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Rows of the wide side as a right factor's, which are read in whole vectors.
-at::Tensor padded(const at::Tensor& wide) {
-  const int64_t columns = wide.size(1), missing = padded_row(columns) - columns;
-  return missing == 0 ? wide.contiguous() : at::constant_pad_nd(wide, {0, missing});
-}
-
 /// narrow [R, k] times wide [k, D] -> [R, D]
 at::Tensor widened(const at::Tensor& narrow, const at::Tensor& wide) {
-  const at::Tensor x = narrow.contiguous(), factor = padded(wide);
+  const at::Tensor x = narrow.contiguous(), factor = wide.contiguous();
   const int64_t rows = x.size(0), k = x.size(1), columns = wide.size(1);
   at::Tensor out = at::empty({rows, columns}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "narrow_linear", [&] {
@@ -31,8 +25,9 @@ at::Tensor widened(const at::Tensor& narrow, const at::Tensor& wide) {
     const auto* const right = factor.const_data_ptr<scalar_t>();
     auto* const result = out.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, rows, kRowsPerBlock, [&](int64_t begin, int64_t end) {
-      block_product({end - begin, columns, k}, LeftFactor<scalar_t>{left + begin * k, k, 1},
-                    {right, factor.size(1)}, {result + begin * columns, columns});
+      kernels::block_product({end - begin, columns, k},
+                             kernels::LeftFactor<scalar_t>{left + begin * k, k, 1},
+                             {right, columns}, {result + begin * columns, columns});
     });
   });
   return out;
@@ -41,7 +36,7 @@ at::Tensor widened(const at::Tensor& narrow, const at::Tensor& wide) {
 /// The transpose of narrow [R, k] times wide [R, D] -> [k, D]. Each block of rows is summed alone,
 /// so that the sum does not depend on the number of threads.
 at::Tensor summed(const at::Tensor& narrow, const at::Tensor& wide) {
-  const at::Tensor x = narrow.contiguous(), factor = padded(wide);
+  const at::Tensor x = narrow.contiguous(), factor = wide.contiguous();
   const int64_t rows = x.size(0), k = x.size(1), columns = wide.size(1);
   const int64_t blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
   at::Tensor sums = at::empty({blocks, k, columns}, x.options());
@@ -52,10 +47,10 @@ at::Tensor summed(const at::Tensor& narrow, const at::Tensor& wide) {
     at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = i * kRowsPerBlock;
-        block_product({k, columns, std::min(kRowsPerBlock, rows - first)},
-                      LeftFactor<scalar_t>{left + first * k, 1, k},
-                      {right + first * factor.size(1), factor.size(1)},
-                      {result + i * k * columns, columns});
+        kernels::block_product({k, columns, std::min(kRowsPerBlock, rows - first)},
+                               kernels::LeftFactor<scalar_t>{left + first * k, 1, k},
+                               {right + first * columns, columns},
+                               {result + i * k * columns, columns});
       }
     });
   });

@@ -16,6 +16,9 @@ namespace flash::models {
 /// speed.
 inline constexpr int64_t kRowsPerBlock = 256;
 
+/// A stride for rows of so many columns: whole cache lines, so that vectors of a row straddle none.
+constexpr int64_t padded_row(int64_t columns) { return (columns + 15) / 16 * 16; }
+
 /// Calls `call(first, rows)` for each block.
 template <class Call>
 void for_blocks(int64_t rows, const Call& call) {

@@ -2,9 +2,9 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <flash_attention/layer_kernels.h>
 #include <torch/torch.h>
 
-#include "layers/moving_average.h"
 #include "layers/row_blocks.h"
 
 namespace flash::models {
@@ -18,16 +18,15 @@ const T* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
 }
 
-/// Calls call(shape, offset) for each series of a contiguous [B, T, C].
+/// Calls call(offset) for each series of a contiguous [B, T, C].
 template <class Call>
-void for_series(const at::Tensor& series, int64_t window, const Call& call) {
-  const SeriesShape shape = {series.size(1), series.size(2), window / 2};
-  const int64_t numbers = shape.times * shape.channels;
+void for_series(const at::Tensor& series, const Call& call) {
+  const int64_t numbers = series.size(1) * series.size(2);
   if (numbers == 0) return;
   constexpr int64_t kNumbersPerTask = 1 << 14;
   at::parallel_for(0, series.size(0), std::max<int64_t>(1, kNumbersPerTask / numbers),
                    [&](int64_t begin, int64_t end) {
-                     for (int64_t b = begin; b < end; ++b) call(shape, b * numbers);
+                     for (int64_t b = begin; b < end; ++b) call(b * numbers);
                    });
 }
 
@@ -49,9 +48,9 @@ class Decomposition : public torch::autograd::Function<Decomposition> {
       const auto* const old = data_or_null<scalar_t>(before);
       auto* const seasonal = parts[0].mutable_data_ptr<scalar_t>();
       auto* const trend = with_trend ? parts[1].mutable_data_ptr<scalar_t>() : nullptr;
-      for_series(x, window, [&](const SeriesShape& shape, int64_t offset) {
-        decompose_loop(shape, in + offset, old ? old + offset : nullptr, seasonal + offset,
-                       trend ? trend + offset : nullptr, 0, shape.channels);
+      for_series(x, [&](int64_t offset) {
+        kernels::decompose(in + offset, old ? old + offset : nullptr, seasonal + offset,
+                           trend ? trend + offset : nullptr, x.size(1), x.size(2), window / 2);
       });
     });
     return parts;
@@ -72,9 +71,9 @@ class Decomposition : public torch::autograd::Function<Decomposition> {
       const auto* const of_seasonal = seasonal.const_data_ptr<scalar_t>();
       const auto* const of_trend = data_or_null<scalar_t>(trend);
       auto* const out = result[0].mutable_data_ptr<scalar_t>();
-      for_series(seasonal, window, [&](const SeriesShape& shape, int64_t offset) {
-        decompose_backward_loop(shape, of_seasonal + offset, of_trend ? of_trend + offset : nullptr,
-                                out + offset, 0, shape.channels);
+      for_series(seasonal, [&](int64_t offset) {
+        kernels::decompose_backward(of_seasonal + offset, of_trend ? of_trend + offset : nullptr,
+                                    out + offset, seasonal.size(1), seasonal.size(2), window / 2);
       });
     });
     return result;

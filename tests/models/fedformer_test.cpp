@@ -1,12 +1,12 @@
 // FEDformer against neuralforecast, exact attention in its place, and what it refuses and keeps.
 
+#include <flash_attention/layer_kernels.h>
 #include <flash_attention/models/fedformer.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
 #include <set>
 
-#include "layers/complex_tanh.h"
 #include "models/parity.h"
 
 namespace flash::tests {
@@ -211,8 +211,8 @@ TEST(ComplexTanh, EqualsTorchsAndItsGradient) {
     AT_DISPATCH_FLOATING_TYPES(dtype, "complex_tanh", [&] {
       for (int64_t i = 0; i < parts.size(0); ++i) {
         auto* const one = result[i].mutable_data_ptr<scalar_t>();
-        models::complex_tanh(parts[i].const_data_ptr<scalar_t>(), one, 200);
-        models::complex_tanh_backward(one, weight[i].const_data_ptr<scalar_t>(),
+        kernels::complex_tanh(parts[i].const_data_ptr<scalar_t>(), one, 200);
+        kernels::complex_tanh_backward(one, weight[i].const_data_ptr<scalar_t>(),
                                       gradient[i].mutable_data_ptr<scalar_t>(), 200);
       }
     });

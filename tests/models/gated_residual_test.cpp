@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <limits>
+
 #include "models/fixture.h"
 #include "tolerances.h"
 
@@ -122,6 +124,14 @@ TEST_P(EveryActivation, OfANarrowNetwork) {
   expect_equal(models::narrow_network(x, first, shift, second, activation_),
                activate(GetParam(), x.mm(first) + repeated(shift)).mm(second.t()),
                {x, first, shift, second}, GetParam());
+}
+
+TEST_P(EveryActivation, KeepsNaN) {
+  const Tensor x = leaf({kRows, 2}), first = leaf({2, kWidth}), second = leaf({3, kWidth});
+  Tensor shift = torch::zeros({4, kWidth}, at::kDouble);
+  shift[1].fill_(std::numeric_limits<double>::quiet_NaN());
+  const Tensor found = models::narrow_network(x, first, shift, second, activation_).isnan();
+  EXPECT_TRUE(torch::equal(found, repeated(shift).isnan().slice(1, 0, 3))) << GetParam();
 }
 
 INSTANTIATE_TEST_SUITE_P(GatedResidual, EveryActivation,

@@ -80,5 +80,14 @@ def test_code_compiled_for_one_instruction_set_includes_no_container(folder: str
     assert offenders(f"csrc/{folder}", pattern) == []
 
 
+def test_models_leave_the_choice_of_instructions_to_the_kernels() -> None:
+    own = re.compile(
+        r"target_clones|\btarget\(|immintrin|vector_size|omp simd|GCC ivdep|__builtin_cpu"
+    )
+    sources = [f for f in sorted((ROOT / "models").rglob("*")) if f.suffix in {".h", ".cpp"}]
+    assert sources
+    assert [str(f.relative_to(ROOT)) for f in sources if own.search(f.read_text())] == []
+
+
 def test_every_instruction_set_is_covered() -> None:
     assert {"avx2", "scalar"} <= set(ISA_FOLDERS)

@@ -1,0 +1,97 @@
+#pragma once
+// A series of T times folded about its middle: sums x[t] + x[T - t] and differences x[t] - x[T - t]
+// for t = 0 … T / 2. The first time, and the middle one of an even length, are their own mirror:
+// the sum has them once, the difference not at all.
+
+#include "csrc/generic/lanes.h"
+#include "csrc/generic/product.h"
+#include "csrc/layer_kernels.h"
+
+namespace flash {
+namespace {
+
+/// x [T, C] -> sums and differences [steps, C], rows `row` apart.
+template <class V>
+void fold(const FoldedShape& s, const typename V::Scalar* x, typename V::Scalar* sums,
+          typename V::Scalar* differences) {
+  using T = typename V::Scalar;
+  for (int64_t t = 0; t < s.steps(); ++t) {
+    const int64_t mirror = s.times - t;
+    const bool once = t == 0 || t == mirror;
+    const T *const here = x + t * s.channels, *const there = x + mirror * s.channels;
+    T *const sum = sums + t * s.row, *const difference = differences + t * s.row;
+    for_lanes<V>(
+        s.channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+          const auto a = lanes.load(here + c), b = once ? a : lanes.load(there + c);
+          lanes.store(sum + c, once ? a : V::add(a, b));
+          lanes.store(difference + c, once ? V::zero() : V::sub(a, b));
+        });
+  }
+}
+
+/// The adjoint of `fold`.
+template <class V>
+void unfold(const FoldedShape& s, const typename V::Scalar* sums,
+            const typename V::Scalar* differences, typename V::Scalar* x) {
+  using T = typename V::Scalar;
+  for (int64_t t = 0; t < s.steps(); ++t) {
+    const int64_t mirror = s.times - t;
+    const bool once = t == 0 || t == mirror;
+    const T *const sum = sums + t * s.row, *const difference = differences + t * s.row;
+    T *const here = x + t * s.channels, *const there = x + mirror * s.channels;
+    for_lanes<V>(
+        s.channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+          const auto a = lanes.load(sum + c);
+          if (once) {
+            lanes.store(here + c, a);
+          } else {
+            const auto b = lanes.load(difference + c);
+            lanes.store(here + c, V::add(a, b));
+            lanes.store(there + c, V::sub(a, b));
+          }
+        });
+  }
+}
+
+/// As `fold` for a series [C, T], whose result is transposed: [steps, C]. Channels go in groups
+/// that make whole cache lines of the result.
+template <class V>
+void fold_transposed(const FoldedShape& s, const typename V::Scalar* x, typename V::Scalar* sums,
+                     typename V::Scalar* differences) {
+  using T = typename V::Scalar;
+  constexpr int64_t kGroup = 64 / sizeof(T);
+  for (int64_t first = 0; first < s.channels; first += kGroup) {
+    const int64_t last = min_of(s.channels, first + kGroup);
+    for (int64_t t = 0; t < s.steps(); ++t) {
+      const int64_t mirror = s.times - t;
+      const bool once = t == 0 || t == mirror;
+      const T *const here = x + t, *const there = x + (once ? t : mirror);
+      T *const sum = sums + t * s.row, *const difference = differences + t * s.row;
+      for (int64_t c = first; c < last; ++c) {
+        const T a = here[c * s.times], b = there[c * s.times];
+        sum[c] = once ? a : a + b;
+        difference[c] = once ? T(0) : a - b;
+      }
+    }
+  }
+}
+
+/// The adjoint of `fold` for sums and differences [C, steps], rows `row` apart: x [C, T].
+template <class T>
+void unfold_rows(const FoldedShape& s, const T* sums, const T* differences, T* x) {
+  const int64_t pairs = (s.times - 1) / 2;
+  for (int64_t c = 0; c < s.channels; ++c) {
+    const T *const sum = sums + c * s.row, *const difference = differences + c * s.row;
+    T* const out = x + c * s.times;
+    out[0] = sum[0];
+    if (s.times % 2 == 0) out[s.times / 2] = sum[s.times / 2];
+#pragma GCC ivdep
+    for (int64_t t = 1; t <= pairs; ++t) out[t] = sum[t] + difference[t];
+    T* const mirrored = out + s.times - pairs;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < pairs; ++i) mirrored[i] = sum[pairs - i] - difference[pairs - i];
+  }
+}
+
+}  // namespace
+}  // namespace flash

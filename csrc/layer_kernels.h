@@ -1,0 +1,100 @@
+#pragma once
+// The loops of the models' layers as functions of one instruction set. They work on the caller's
+// memory, float or double, never on threads of their own: a call is one thread's share. What each
+// one computes is written beside its code in generic/.
+
+#include <cstdint>
+
+#include "csrc/params.h"
+
+namespace flash {
+
+enum class GatedActivation { kRelu, kSoftplus, kTanh, kSelu, kLeakyRelu, kSigmoid, kElu, kGelu };
+
+/// Rows of LayerNorm(a * sigmoid(b) + skip), where [a | b] = gate + bias; generic/gated_norm.h.
+template <class T>
+struct GatedNormParams {
+  const T* gate;         ///< [rows, 2 width]
+  const T* bias;         ///< [2 width]
+  const T* skip;         ///< [rows, width]
+  const T* scale;        ///< [width], of the norm
+  const T* shift;        ///< [width], of the norm
+  T* statistics;         ///< [rows, 2]: mean and reciprocal deviation, which the forward writes
+  const T* row_factors;  ///< [rows], `factor_stride` apart; null: 1
+  int64_t factor_stride;
+  int64_t width;
+};
+
+template <class T>
+struct GatedNormGradients {
+  const T* out;    ///< [rows, width]
+  T* gate;         ///< [rows, 2 width]
+  T* skip;         ///< [rows, width]
+  T* row_factors;  ///< [rows], `factor_stride` apart; null without row factors
+  int64_t factor_stride;
+  T* sums;  ///< [4, width], added to: of scale, shift and the halves of bias
+};
+
+/// A series [times, channels], contiguous, averaged over `reach` steps to either side.
+struct SeriesShape {
+  int64_t times, channels, reach;
+};
+
+/// A series of T times and its folded form: rows t = 0 … T / 2 of sums x[t] + x[T - t] and of
+/// differences, `row` numbers apart; generic/folding.h.
+struct FoldedShape {
+  int64_t times, channels, row;
+  int64_t steps() const { return times / 2 + 1; }
+};
+
+template <class T>
+struct LayerKernels {
+  /// As `product`, in one unit; rows of `right` are contiguous.
+  void (*block_product)(const ProductParams&);
+
+  void (*complex_tanh)(const T* in, T* out, int64_t count);
+  void (*complex_tanh_backward)(const T* result, const T* gradient, T* out, int64_t count);
+
+  void (*decompose)(const SeriesShape&, const T* x, const T* trend_before, T* seasonal, T* trend);
+  void (*decompose_backward)(const SeriesShape&, const T* seasonal_gradient,
+                             const T* trend_gradient, T* x_gradient);
+
+  void (*halve_by_maximum)(const T* x, T* out, uint8_t* which, int64_t steps, int64_t width);
+  void (*halve_by_maximum_backward)(const T* gradient, const uint8_t* which, T* x_gradient,
+                                    int64_t steps, int64_t width);
+
+  void (*activate)(GatedActivation, T* block, const T* shift, T* argument, int64_t period,
+                   int64_t first, int64_t rows, int64_t width);
+  void (*activate_backward)(GatedActivation, T* gradient, const T* forward, T* sums, int64_t period,
+                            int64_t first, int64_t rows, int64_t width);
+  void (*drop)(T* block, const T* bias, const T* factors, int64_t rows, int64_t width);
+  void (*drop_backward)(T* gradient, const T* dropped, T factor, T* sums, int64_t rows,
+                        int64_t width);
+  void (*outer)(T* out, const T* x, int64_t x_stride, const T* factor, const T* shift, int64_t rows,
+                int64_t width);
+  void (*outer_backward)(const T* gradient, const T* x, int64_t x_stride, const T* factor,
+                         T* x_gradient, int64_t x_gradient_stride, T* sums, int64_t rows,
+                         int64_t width);
+  void (*gated_norm)(const GatedNormParams<T>&, T* out, T* scratch, int64_t rows);
+  void (*gated_norm_backward)(const GatedNormParams<T>&, const GatedNormGradients<T>&,
+                              int64_t rows);
+  void (*lstm)(T* gates, const T* bias, const T* last_cell, T* cell, T* hidden, int64_t rows,
+               int64_t width);
+  void (*lstm_backward)(const T* gates, const T* cell, const T* last_cell, const T* to_out,
+                        const T* to_hidden, T* to_cell, T* to_gates, T* bias_sums, int64_t rows,
+                        int64_t width);
+
+  void (*fold)(const FoldedShape&, const T* x, T* sums, T* differences);
+  void (*unfold)(const FoldedShape&, const T* sums, const T* differences, T* x);
+  void (*fold_transposed)(const FoldedShape&, const T* x, T* sums, T* differences);
+  void (*unfold_rows)(const FoldedShape&, const T* sums, const T* differences, T* x);
+
+  void (*add_cross_spectrum)(const T* query, const T* key, T* sum, int64_t channels,
+                             int64_t frequencies);
+
+  void (*running_sum)(const T* value, int64_t step, T* sum, int64_t length, int64_t width);
+  void (*running_sum_backward)(const T* gradient, const bool* skipped, T* value_gradient,
+                               int64_t step, int64_t length, int64_t width);
+};
+
+}  // namespace flash
