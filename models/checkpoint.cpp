@@ -77,11 +77,11 @@ void refuse_what_the_model_lacks(const Json& hyper_parameters, const JsonOptionR
     TORCH_CHECK_VALUE(name != "exclude_insample_y",
                       "load_model: exclude_insample_y is not supported by ", model_class);
     TORCH_CHECK_VALUE(name != "cat_exog_list", "load_model: expected no cat_exog_list, got ",
-                      shown_json(value),
+                      json_excerpt(value),
                       "; neuralforecast embeds those columns outside of the model, which ",
                       model_class, " here does not: encode them as columns of numbers instead");
-    TORCH_CHECK_VALUE(!name.ends_with("_exog_list"), "load_model: expected no ", shown(name),
-                      ", got ", shown_json(value), "; ", model_class, " has no such columns");
+    TORCH_CHECK_VALUE(!name.ends_with("_exog_list"), "load_model: expected no ", excerpt(name),
+                      ", got ", json_excerpt(value), "; ", model_class, " has no such columns");
   }
 }
 
@@ -191,7 +191,7 @@ std::shared_ptr<ForecastModel> load_model(const SafetensorsFile& file, const Mod
                   .limit = limit_of_file(file.tensors)});
   for (const auto& [name, value] : replaced.items()) {
     TORCH_CHECK_VALUE(reader.known().contains(name), "load_model: expected an option of ",
-                      model_class, ", got ", shown(name));
+                      model_class, ", got ", excerpt(name));
   }
   refuse_what_the_model_lacks(hyper_parameters, reader, model_class);
   load_state_dict(model->module(), file.tensors);

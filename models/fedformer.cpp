@@ -61,7 +61,7 @@ FEDformerOptions checked(FEDformerOptions options) {
   TORCH_CHECK_VALUE(options.n_head() == 8, kName, ": expected n_head 8, got ", options.n_head(),
                     "; its Fourier blocks are made of 8 heads");
   TORCH_CHECK_VALUE(options.version() == "Fourier", kName, ": expected version \"Fourier\", got \"",
-                    shown(options.version()), "\"; there is no other");
+                    excerpt(options.version()), "\"; there is no other");
   Checks(kName).positive("modes", options.modes());
   TORCH_CHECK_VALUE(options.random_seed() >= 0 && options.random_seed() <= 0xffffffff, kName,
                     ": expected random_seed between 0 and 2^32 - 1, got ", options.random_seed());

@@ -61,7 +61,7 @@ const Json* JsonOptionReader::find_scalar(const char* name) {
 
 void JsonOptionReader::refuse(const char* name, const char* expected, const Json& got) const {
   TORCH_CHECK_VALUE(false, context_, ": expected option ", name, " as ", expected, ", got ",
-                    shown_json(got));
+                    json_excerpt(got));
   std::abort();  // unreachable, but the macro is not known to throw
 }
 
@@ -126,7 +126,7 @@ void JsonOptionReader::refuse_unknown() const {
     if (known_.contains(name)) continue;
     std::string names;
     for (const std::string& option : known_) names += (names.empty() ? "" : ", ") + option;
-    TORCH_CHECK_VALUE(false, context_, ": expected options among ", names, ", got ", shown(name));
+    TORCH_CHECK_VALUE(false, context_, ": expected options among ", names, ", got ", excerpt(name));
   }
 }
 

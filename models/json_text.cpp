@@ -38,7 +38,7 @@ class Inspector final : public Json::json_sax_t {
 
   bool key(string_t& name) override {
     if (keys_.back().insert(name).second) return true;
-    problem = " with each key once, got \"" + shown(name) + "\" twice";
+    problem = " with each key once, got \"" + excerpt(name) + "\" twice";
     return false;
   }
 
@@ -75,14 +75,14 @@ Json parse_json_object(std::string_view text, const std::string& expected) {
   Inspector inspector;
   const bool sound = Json::sax_parse(text, &inspector);
   TORCH_CHECK_VALUE(inspector.problem.empty(), expected, inspector.problem);
-  TORCH_CHECK_VALUE(sound, expected, ", got \"", shown(text), "\", which is no JSON at byte ",
+  TORCH_CHECK_VALUE(sound, expected, ", got \"", excerpt(text), "\", which is no JSON at byte ",
                     inspector.position());
   Json parsed = Json::parse(text);
-  TORCH_CHECK_VALUE(parsed.is_object(), expected, ", got ", shown_json(parsed));
+  TORCH_CHECK_VALUE(parsed.is_object(), expected, ", got ", json_excerpt(parsed));
   return parsed;
 }
 
-std::string shown_json(const Json& value) {
+std::string json_excerpt(const Json& value) {
   return shortened(value.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 

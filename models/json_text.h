@@ -19,6 +19,6 @@ FLASH_API nlohmann::json parse_json_object(std::string_view text, const std::str
 
 /// The beginning of `value` as text, for messages. For what `parse_json_object` gave: it recurses
 /// into nested values.
-FLASH_API std::string shown_json(const nlohmann::json& value);
+FLASH_API std::string json_excerpt(const nlohmann::json& value);
 
 }  // namespace flash::models

@@ -20,7 +20,7 @@ std::string_view beginning(std::string_view text) {
 
 }  // namespace
 
-std::string shown(std::string_view text) {
+std::string excerpt(std::string_view text) {
   const std::string_view kept = beginning(text);
   const std::string quoted =
       nlohmann::json(kept).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);

@@ -48,7 +48,7 @@ PatchTSTOptions checked(PatchTSTOptions options) {
   std::transform(activation.begin(), activation.end(), activation.begin(),
                  [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   TORCH_CHECK_VALUE(activation == "gelu" || activation == "relu",
-                    "PatchTST: expected activation \"gelu\" or \"relu\", got \"", shown(given),
+                    "PatchTST: expected activation \"gelu\" or \"relu\", got \"", excerpt(given),
                     "\"");
   return options;
 }

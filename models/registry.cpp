@@ -70,7 +70,7 @@ std::shared_ptr<ForecastModel> make_model(const std::string& model_class, Reader
   std::string names;
   for (const std::string& name : model_classes()) names += (names.empty() ? "" : ", ") + name;
   TORCH_CHECK_VALUE(false, "make_model: expected a model class among ", names, ", got \"",
-                    shown(model_class), "\"");
+                    excerpt(model_class), "\"");
 }
 
 std::shared_ptr<ForecastModel> make_model(const std::string& model_class,

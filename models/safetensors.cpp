@@ -120,7 +120,7 @@ SafetensorsFile read_safetensors(const std::string& path) {
     at::Tensor tensor = at::empty(entry.shape, at::TensorOptions(entry.type));
     const auto bytes = static_cast<std::streamsize>(entry.end - entry.begin);
     if (bytes > 0 && !stream.read(static_cast<char*>(tensor.mutable_data_ptr()), bytes)) {
-      fail(path, "tensor ", shown(entry.name), ": could not read ", bytes, " bytes");
+      fail(path, "tensor ", excerpt(entry.name), ": could not read ", bytes, " bytes");
     }
     file.tensors.emplace(entry.name, tensor);
   }

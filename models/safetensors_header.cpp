@@ -50,7 +50,7 @@ template <class... Parts>
 template <class... Parts>
 [[noreturn]] void fail_at(const std::string& path, const std::string& tensor,
                           const Parts&... parts) {
-  fail(path, "tensor ", shown(tensor), ": ", parts...);
+  fail(path, "tensor ", excerpt(tensor), ": ", parts...);
 }
 
 c10::ScalarType parse_dtype(const std::string& path, const std::string& tensor, const Json& value) {
@@ -59,7 +59,7 @@ c10::ScalarType parse_dtype(const std::string& path, const std::string& tensor, 
   });
   if (found == kDtypes.end()) {
     fail_at(path, tensor, "expected a dtype of the format such as \"F32\", got ",
-            shown_json(value));
+            json_excerpt(value));
   }
   return found->type;
 }
@@ -74,7 +74,7 @@ std::vector<uint64_t> parse_numbers(const std::string& path, const std::string& 
   }
   if (!good) {
     fail_at(path, tensor, "expected ", field, " as a list of whole numbers, got ",
-            shown_json(value));
+            json_excerpt(value));
   }
   return numbers;
 }
@@ -83,7 +83,7 @@ Entry parse_entry(const std::string& path, const std::string& name, const Json& 
   for (const char* field : {"dtype", "shape", "data_offsets"}) {
     if (!value.is_object() || !value.contains(field)) {
       fail_at(path, name, "expected the fields dtype, shape and data_offsets, got ",
-              shown_json(value));
+              json_excerpt(value));
     }
   }
   const Json &shape = value["shape"], &data_offsets = value["data_offsets"];
@@ -95,7 +95,7 @@ Entry parse_entry(const std::string& path, const std::string& name, const Json& 
   const auto offsets = parse_numbers(path, name, "data_offsets", data_offsets);
   if (offsets.size() != 2 || offsets[0] > offsets[1]) {
     fail_at(path, name, "expected data_offsets [begin, end] with begin <= end, got ",
-            shown_json(data_offsets));
+            json_excerpt(data_offsets));
   }
   entry.begin = offsets[0];
   entry.end = offsets[1];
@@ -115,18 +115,19 @@ Entry parse_entry(const std::string& path, const std::string& name, const Json& 
     }
   }
   if (overflow || (empty ? 0 : static_cast<uint64_t>(bytes)) != entry.end - entry.begin) {
-    fail_at(path, name, "expected data_offsets that span shape ", shown_json(shape), " of ",
-            shown_json(value["dtype"]), ", got ", shown_json(data_offsets));
+    fail_at(path, name, "expected data_offsets that span shape ", json_excerpt(shape), " of ",
+            json_excerpt(value["dtype"]), ", got ", json_excerpt(data_offsets));
   }
   return entry;
 }
 
 std::map<std::string, std::string> parse_metadata(const std::string& path, const Json& value) {
-  if (!value.is_object()) fail(path, "expected __metadata__ as an object, got ", shown_json(value));
+  if (!value.is_object())
+    fail(path, "expected __metadata__ as an object, got ", json_excerpt(value));
   std::map<std::string, std::string> metadata;
   for (const auto& [key, text] : value.items()) {
     if (!text.is_string()) {
-      fail(path, "__metadata__ ", shown(key), ": expected a string, got ", shown_json(text));
+      fail(path, "__metadata__ ", excerpt(key), ": expected a string, got ", json_excerpt(text));
     }
     metadata[key] = text.get<std::string>();
   }

@@ -47,7 +47,7 @@ TFTOptions checked(TFTOptions options) {
   std::transform(rnn_type.begin(), rnn_type.end(), rnn_type.begin(),
                  [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   TORCH_CHECK_VALUE(rnn_type == "lstm" || rnn_type == "gru",
-                    "TFT: expected rnn_type \"lstm\" or \"gru\", got \"", shown(given), "\"");
+                    "TFT: expected rnn_type \"lstm\" or \"gru\", got \"", excerpt(given), "\"");
   return options;
 }
 

@@ -8,7 +8,6 @@
 #include <limits>
 
 #include "data/csv_reader.h"
-#include "message_text.h"
 
 namespace flash::models {
 namespace {
@@ -21,9 +20,9 @@ struct Header {
 
   size_t find(const std::string& name) const {
     const auto count = std::count(names.begin(), names.end(), name);
-    TORCH_CHECK_VALUE(count == 1, path, ", line ", line, ": expected one column ", shown(name),
-                      ", got ", count == 0 ? "none" : std::to_string(count).c_str(),
-                      "; the file has the columns ", shown(join(names)));
+    TORCH_CHECK_VALUE(count == 1, path, ", line ", line, ": expected one column ", name, ", got ",
+                      count == 0 ? "none" : std::to_string(count).c_str(),
+                      "; the file has the columns ", join(names));
     return static_cast<size_t>(std::find(names.begin(), names.end(), name) - names.begin());
   }
 };
@@ -44,8 +43,8 @@ std::vector<size_t> find_columns(const Header& header, const std::vector<std::st
   std::vector<size_t> positions;
   for (const std::string& name : wanted) {
     TORCH_CHECK_VALUE(std::count(wanted.begin(), wanted.end(), name) == 1, header.path,
-                      ": expected each column to be asked for once, got ", shown(name),
-                      " twice in ", shown(join(wanted)));
+                      ": expected each column to be asked for once, got ", name, " twice in ",
+                      join(wanted));
     positions.push_back(header.find(name));
   }
   return positions;
@@ -60,8 +59,8 @@ double parse_number(const std::string& path, int64_t line, const std::string& co
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   TORCH_CHECK_VALUE(
       error == std::errc() && end == text.data() + text.size() && std::isfinite(value), path,
-      ", line ", line, ", column ", shown(column), ": expected a finite number, got \"",
-      shown(field), "\"", text.empty() ? "; fill missing values or drop the row first" : "");
+      ", line ", line, ", column ", column, ": expected a finite number, got \"", field, "\"",
+      text.empty() ? "; fill missing values or drop the row first" : "");
   return value;
 }
 

@@ -6,7 +6,6 @@
 
 #include "data/csv_reader.h"
 #include "data/csv_table.h"
-#include "message_text.h"
 
 namespace flash::models {
 namespace {
@@ -38,8 +37,8 @@ at::Tensor constant_of(const at::Tensor& values, const std::string& series,
                        const std::vector<std::string>& names) {
   for (int64_t i = 0; i < count(names); ++i) {
     TORCH_CHECK_VALUE(values[i].eq(values[i][0]).all().item<bool>(), "expected one value of ",
-                      shown(names[static_cast<size_t>(i)]), ", a static column, in all rows of ",
-                      shown(series), ", got ", values[i].min().item<double>(), " to ",
+                      names[static_cast<size_t>(i)], ", a static column, in all rows of ", series,
+                      ", got ", values[i].min().item<double>(), " to ",
                       values[i].max().item<double>());
   }
   return values.select(1, 0).clone();
@@ -62,8 +61,8 @@ CsvTable read_columns(const std::string& path, const PanelColumns& columns, bool
 
 std::vector<Series> make_series(const std::string& path, const PanelColumns& columns, bool open) {
   TORCH_CHECK_VALUE(columns.id_column.empty() || columns.targets.size() == 1, path,
-                    ": expected one target in a table with the id column ",
-                    shown(columns.id_column), ", got ", shown(join(columns.targets)));
+                    ": expected one target in a table with the id column ", columns.id_column,
+                    ", got ", join(columns.targets));
   const CsvTable table = read_columns(path, columns, open);
   const int64_t targets = count(columns.targets);
   const int64_t exogenous = count(columns.futr_exog) + count(columns.hist_exog);
@@ -101,17 +100,17 @@ void open_end(Series& series, const std::string& path, const PanelColumns& colum
               int64_t horizon) {
   const int64_t rows = series.values.size(1);
   const at::Tensor finite = series.values[0].isfinite().nonzero();
-  TORCH_CHECK_VALUE(finite.size(0) > 0, path, ": expected numbers in the target of ",
-                    shown(series.name), ", got only empty fields");
+  TORCH_CHECK_VALUE(finite.size(0) > 0, path, ": expected numbers in the target of ", series.name,
+                    ", got only empty fields");
   series.known = finite[-1].item<int64_t>() + 1;
   TORCH_CHECK_VALUE(
       series.values.slice(1, 0, series.known).isfinite().all().item<bool>(), path,
-      ": expected empty fields of ", shown(series.name),
+      ": expected empty fields of ", series.name,
       " only after its last known value; fill missing values or drop those rows first");
   const int64_t given = std::min(rows - series.known, horizon);
   TORCH_CHECK_VALUE(columns.futr_exog.empty() || given == horizon, path, ": expected ", horizon,
-                    " rows after the last known value of ", shown(series.name), ", with ",
-                    shown(join(columns.futr_exog)), " and an empty target, got ", given);
+                    " rows after the last known value of ", series.name, ", with ",
+                    join(columns.futr_exog), " and an empty target, got ", given);
   at::Tensor values = at::zeros({series.values.size(0), series.known + horizon}, at::kDouble);
   values.slice(1, 0, series.known + given)
       .copy_(series.values.slice(1, 0, series.known + given).nan_to_num(0.0));

@@ -9,7 +9,7 @@ namespace flash::models {
 
 Activation activation_named(const std::string& model, const std::string& name) {
   TORCH_CHECK_VALUE(name == "relu" || name == "gelu", model,
-                    ": expected activation \"relu\" or \"gelu\", got \"", shown(name), "\"");
+                    ": expected activation \"relu\" or \"gelu\", got \"", excerpt(name), "\"");
   return name == "relu" ? Activation::kRelu : Activation::kGelu;
 }
 

@@ -61,7 +61,7 @@ GatedActivation gated_activation(const std::string& name) {
       "\"Sigmoid\"");
   const auto found = known.find(name);
   if (found != known.end()) return found->second;
-  TORCH_WARN("TFT: grn_activation \"", shown(name),
+  TORCH_WARN("TFT: grn_activation \"", excerpt(name),
              "\" is unknown; ELU is used, as in neuralforecast");
   return kElu;
 }

@@ -149,7 +149,7 @@ Forecaster load_forecaster(const std::string& path, const std::string& attention
     return forecaster;
   } catch (const Json::exception& error) {
     TORCH_CHECK_VALUE(false, path, ": expected ", kMetadataKey,
-                      " metadata as flash_train writes it, got: ", shown(error.what()));
+                      " metadata as flash_train writes it, got: ", excerpt(error.what()));
   }
 }
 

@@ -69,7 +69,7 @@ void check_tensors(const std::string& path, const TensorMap& expected, const Ten
     }
   }
   for (const auto& entry : given) {
-    if (!expected.contains(entry.first)) problems.push_back("unexpected: " + shown(entry.first));
+    if (!expected.contains(entry.first)) problems.push_back("unexpected: " + excerpt(entry.first));
   }
   std::string text;
   for (size_t i = 0; i < std::min(problems.size(), kShown); ++i) text += "\n  " + problems[i];
@@ -98,7 +98,7 @@ auto with_json_errors(const std::string& path, const Function& function) {
     return function();
   } catch (const Json::exception& error) {
     TORCH_CHECK_VALUE(false, path, ": expected ", kMetadataKey,
-                      " metadata as flash_train writes it, got: ", shown(error.what()));
+                      " metadata as flash_train writes it, got: ", excerpt(error.what()));
   }
 }
 

@@ -18,7 +18,10 @@ using Lines = std::vector<std::vector<std::string>>;
 Lines read_lines(const std::string& path) {
   CsvReader reader(path);
   Lines lines;
-  for (std::vector<std::string> fields; reader.next(fields);) lines.push_back(fields);
+  for (std::vector<std::string> fields; reader.next(fields);) {
+    // One empty field is an empty line when it is written, and those are passed over.
+    if (fields != std::vector<std::string>{""}) lines.push_back(fields);
+  }
   return lines;
 }
 

@@ -331,14 +331,14 @@ TEST(HostileOptions, AreQuotedInPart) {
               HasSubstr("..."));
 }
 
-TEST(ShownText, IsShortAndOneLine) {
-  EXPECT_EQ(models::shown("plain ü"), "plain ü");
-  EXPECT_EQ(models::shown("a\nb\"c\x01"), "a\\nb\\\"c\\u0001");
-  EXPECT_EQ(models::shown("\xff"), "\xef\xbf\xbd");  // the replacement character
-  EXPECT_EQ(models::shown(std::string(200, 'x')), std::string(200, 'x'));
-  EXPECT_EQ(models::shown(std::string(201, 'x')), std::string(200, 'x') + "...");
+TEST(Excerpt, IsShortAndOneLine) {
+  EXPECT_EQ(models::excerpt("plain ü"), "plain ü");
+  EXPECT_EQ(models::excerpt("a\nb\"c\x01"), "a\\nb\\\"c\\u0001");
+  EXPECT_EQ(models::excerpt("\xff"), "\xef\xbf\xbd");  // the replacement character
+  EXPECT_EQ(models::excerpt(std::string(200, 'x')), std::string(200, 'x'));
+  EXPECT_EQ(models::excerpt(std::string(201, 'x')), std::string(200, 'x') + "...");
   // A character that the cut runs through is left out.
-  EXPECT_EQ(models::shown(std::string(199, 'x') + "üüü"), std::string(199, 'x') + "...");
+  EXPECT_EQ(models::excerpt(std::string(199, 'x') + "üüü"), std::string(199, 'x') + "...");
   EXPECT_EQ(models::shortened(std::string(198, 'x') + "€€"), std::string(198, 'x') + "...");
 }
 

@@ -4,6 +4,7 @@ set(FLASH_MODELS_TEST_SOURCES
   models/blocked_feed_forward_test.cpp
   models/checkpoint_test.cpp
   models/csv_dataset_test.cpp
+  models/csv_quoting_test.cpp
   models/distilling_test.cpp
   models/fedformer_test.cpp
   models/fixture.cpp
