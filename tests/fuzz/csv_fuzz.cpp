@@ -30,7 +30,8 @@ void check_round_trip(const Lines& lines) {
   std::string text = "first line\n";  // so that a byte-order mark is a field's own
   for (const auto& fields : lines) {
     for (size_t i = 0; i < fields.size(); ++i) {
-      text += (i > 0 ? "," : "") + flash::models::quoted(fields[i]);
+      if (i > 0) text += ',';
+      text += flash::models::quoted(fields[i]);
     }
     text += '\n';
   }

@@ -18,7 +18,8 @@ TEST(CsvQuoting, BringsEveryFieldBack) {
   std::string text;
   for (const auto& fields : lines) {
     for (size_t i = 0; i < fields.size(); ++i) {
-      text += (i > 0 ? "," : "") + models::quoted(fields[i]);
+      if (i > 0) text += ',';
+      text += models::quoted(fields[i]);
     }
     text += '\n';
   }
