@@ -264,11 +264,6 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
             kernels.backward(of(n), step, begin, end, scratch.of_this_thread());
           });
     }
-    run_all(
-        plans, [&](int64_t n) { return kernels.backward_needs_finish(of(n)); },
-        [&](int64_t n, int64_t begin, int64_t end) {
-          kernels.backward_finish(of(n), begin, end, scratch.of_this_thread());
-        });
   } else {
     // No query at all, and dimensions beside none that may be of any size: as in attention_cpu.cpp.
     for (const Tensor& sums : {d_query, d_key, d_value}) sums.zero_();

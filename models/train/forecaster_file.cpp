@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "json_text.h"
+#include "message_text.h"
 #include "neuralforecast_names.h"
 #include "train/forecaster.h"
 #include "train/settings_json.h"
@@ -79,7 +81,8 @@ Json read_description(const std::string& path, const Metadata& metadata) {
   TORCH_CHECK_VALUE(text != metadata.end(), path,
                     ": expected a model written by flash_train, got a file without ", kMetadataKey,
                     " in its metadata");
-  return Json::parse(text->second);
+  return parse_json_object(
+      text->second, path + ": expected " + kMetadataKey + " in its metadata as a JSON object");
 }
 
 void check_same_model(const ModelSettings& trained, const std::string& attention) {
@@ -114,6 +117,7 @@ Forecaster load_forecaster(const std::string& path, const std::string& attention
   try {
     const Json description = read_description(path, file.metadata);
     ModelSettings settings = description.at("model").get<ModelSettings>();
+    parse_json_object(settings.options, path + ": expected the model's options as a JSON object");
     const DataSettings data = description.at("data").get<DataSettings>();
     if (!attention.empty()) {
       check_attention(settings.model_class, attention);
@@ -145,7 +149,7 @@ Forecaster load_forecaster(const std::string& path, const std::string& attention
     return forecaster;
   } catch (const Json::exception& error) {
     TORCH_CHECK_VALUE(false, path, ": expected ", kMetadataKey,
-                      " metadata as flash_train writes it, got: ", error.what());
+                      " metadata as flash_train writes it, got: ", excerpt(error.what()));
   }
 }
 
