@@ -3,10 +3,13 @@
 #include <flash_attention/models/registry.h>
 
 #include <cctype>
+#include <limits>
 #include <map>
 #include <set>
+#include <type_traits>
 
 #include "option_visitor.h"
+#include "train/number_checks.h"
 
 namespace flash::models {
 namespace {
@@ -91,14 +94,20 @@ class FlagAdder : public OptionVisitor {
   void add(const std::string& name, const Value&, const std::string& shown) {
     if (kNotOffered.contains(name)) return;
     const std::string flag = flag_of(name);
-    app_.add_option_function<Value>(
-            flag,
-            [this_options = &options_, name](const Value& value) {
-              this_options->given[name] = value;
-            },
-            text_of(flag))
-        ->default_str(shown)
-        ->group("Model");
+    CLI::Option* option =
+        app_.add_option_function<Value>(
+                flag,
+                [this_options = &options_, name](const Value& value) {
+                  this_options->given[name] = value;
+                },
+                text_of(flag))
+            ->default_str(shown)
+            ->group("Model");
+    if constexpr (std::is_same_v<Value, int64_t>) {
+      option->transform(whole_number(std::numeric_limits<int64_t>::min()));
+    } else if constexpr (std::is_same_v<Value, double>) {
+      option->transform(real_number());
+    }
   }
 
   CLI::App& app_;

@@ -6,7 +6,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
+#include <limits>
 
 #include "models/fixture.h"
 #include "models/temporary_file.h"
@@ -120,6 +122,25 @@ TEST(RunFile, IsRefusedWhenTheDataHasChanged) {
                             const_cast<Trainer&>(run.session.trainer), "another");
       },
       ThrowsMessage<c10::ValueError>(HasSubstr("has other numbers now")));
+}
+
+TEST(RunFile, RemembersAnEpochWhoseValidationOverflowed) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  Settings settings = quick_settings();
+  settings.training.epochs = 3;
+  Session first(settings);
+  int64_t count = 0;
+  const int64_t stop = first.trainer.steps_per_epoch() + 6;  // in the second epoch
+  ASSERT_FALSE(first.run([&] { return count++ == stop; }));
+  auto& epoch = const_cast<Trainer&>(first.trainer).state.result.epochs.at(0);
+  epoch.validation_loss = epoch.validation_mse = kInfinity;
+  const TemporaryFile file(".checkpoint");
+  first.save(file.path());
+  Session second(settings);
+  second.restore(file.path());
+  EXPECT_FALSE(std::isfinite(second.result().epochs.at(0).validation_loss));
+  EXPECT_EQ(second.result().epochs.at(0).train_loss, epoch.train_loss);
+  EXPECT_TRUE(second.run());
 }
 
 TEST(RunFile, IsNoModel) {

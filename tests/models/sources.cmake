@@ -1,6 +1,8 @@
 # The files of models_test, relative to tests/.
 set(FLASH_MODELS_TEST_SOURCES
+  models/atomic_file_test.cpp
   models/autoformer_test.cpp
+  models/best_model_test.cpp
   models/blocked_feed_forward_test.cpp
   models/checkpoint_test.cpp
   models/csv_dataset_test.cpp
@@ -13,6 +15,7 @@ set(FLASH_MODELS_TEST_SOURCES
   models/gradient_checkpoint_test.cpp
   models/hostile_files_test.cpp
   models/informer_test.cpp
+  models/interrupt_test.cpp
   models/itransformer_test.cpp
   models/linear_test.cpp
   models/losses_test.cpp
@@ -26,4 +29,6 @@ set(FLASH_MODELS_TEST_SOURCES
   models/safetensors_test.cpp
   models/temporal_norm_test.cpp
   models/tft_test.cpp
+  models/time_axis_test.cpp
+  models/time_split_test.cpp
   models/training_test.cpp)
