@@ -11,17 +11,13 @@ from typing import Any
 import pytest
 import torch
 from flash_attention import models
+from neuralforecast.losses.pytorch import MAE, DistributionLoss, MQLoss
 from tolerances import MODEL_DRAWN_FLOAT32, MODEL_FLOAT64
 
-pytest.importorskip(
-    "neuralforecast.models",
-    reason="neuralforecast is not installed: python3 -m pip install neuralforecast==3.3.0",
-)
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "bench"))
 import model_pair  # noqa: E402
-from neuralforecast.losses.pytorch import MAE, DistributionLoss, MQLoss  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 DRAWS = 30
 """Per model: a few seconds."""
