@@ -286,8 +286,8 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
     after another, up to 128 at a time: the sum of n equal ones meets the roundings of n partial
     sums, n / 3 squares of that of the whole, and a rounding that is spread evenly is a third of
     a unit, squared. The error of a row's sum is one for all of its weights, and so for the
-    output, too. The slope of a cap, 1 - tanh^2, is off by the roundings of tanh^2 and by what
-    the error of the product moves it.
+    output, too, and for what the row adds to the gradient of a slope. The slope of a cap,
+    1 - tanh^2, is off by the roundings of tanh^2 and by what the error of the product moves it.
     """
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     options = problem.options
@@ -350,7 +350,9 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
         target = dscore_error.squeeze(1) if rank == 3 else dscore_error
         squares["dbias"] = target.sum_to_size(inputs["bias"].shape)
     if "alibi_slopes" in problem.differentiable:
+        row = (weights * slope * parts.distance).sum(-1)  # all of it off by the error of its sum
         by_head = (dscore_error * parts.distance**2).sum((-2, -1))
+        by_head = by_head + (1.0 + sum_error) * (row**2).sum(-1)
         squares["dslopes"] = by_head.sum_to_size(inputs["alibi_slopes"].shape)
     if "sinks" in problem.differentiable:
         weight = every_weight[..., -1:]

@@ -168,4 +168,5 @@ def test_results_across_instruction_sets() -> None:
                 difference = largest_difference(found[name], tensor)
                 assert difference <= CLOSE[tensor.dtype] * size, (spec, isa, name)
             # Vectors sum in another order: equal bits would mean that no kernels were switched.
-            assert isa == "scalar" or not torch.equal(found["dq"], expected["dq"]), (spec, isa)
+            if isa != "scalar" and dtype in DTYPES:
+                assert not torch.equal(found["dq"], expected["dq"]), (spec, isa)
