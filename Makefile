@@ -7,12 +7,15 @@
 #              options on every instruction set, the C++ tests under AddressSanitizer and
 #              UndefinedBehaviorSanitizer, and the parsers of tables, models and options under
 #              libFuzzer for ten minutes; 65 minutes
+# make mutants plants small faults in a copy of the sources, one at a time, and checks that the tests
+#              find each; 40 minutes
 # make build   set-up, build and installation into .venv only
 # make clean   removes what the above made
 #
 # Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make
 # .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB) and of tests, CASES=... the
 # number of calls that `make stress` generates, FUZZ_SECONDS=... the time for each of its three parsers,
+# FAULTS=... words of the faults that `make mutants` plants,
 # BENCH=... options of bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
 
 SHELL := /bin/bash
@@ -44,7 +47,7 @@ PACKAGE_READY := .venv/.package-ready
 ORIGINALS_READY := .venv-neuralforecast/.ready
 ORIGINALS_PACKAGE_READY := .venv-neuralforecast/.package-ready
 
-.PHONY: demo test test-originals stress bench build clean system compile
+.PHONY: demo test test-originals stress mutants bench build clean system compile
 
 demo: build
 	@$(VENV) bench/demo.py $(DEMO)
@@ -100,6 +103,9 @@ stress: build build/sanitized/build.ninja build/fuzz/build.ninja
 	    -timeout=10 -malloc_limit_mb=256 -dict=tests/fuzz/json.dict -artifact_prefix=build/fuzz/ \
 	    -verbosity=0 -print_final_stats=1 build/fuzz/corpus/$$parser tests/fuzz/corpus/$$parser; \
 	done
+
+mutants: build
+	@$(VENV) tests/mutants/mutants.py --jobs $(JOBS) $(FAULTS)
 
 build: $(PACKAGE_READY)
 

@@ -159,7 +159,7 @@ struct Terms {
   }
 };
 
-template <class V, int kRows, int kVecs, bool kTail, Factors kFactors>
+template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors::kAll>
 [[gnu::always_inline]] inline void update_tile(Left<typename V::Scalar> a,
                                                Right<typename V::Scalar> x, int64_t depth,
                                                typename V::Scalar* out, int64_t stride,

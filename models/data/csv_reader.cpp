@@ -36,9 +36,7 @@ std::string join(const std::vector<std::string>& names) {
 
 std::string quoted(const std::string& field) {
   // Blanks at the ends would go with those of the line.
-  const bool plain = field.find_first_of(",\"
-
-") == std::string::npos && trim(field) == field;
+  const bool plain = field.find_first_of(",\"\n\r") == std::string::npos && trim(field) == field;
   if (plain) return field;
   std::string text = "\"";
   for (const char c : field) text += c == '"' ? std::string("\"\"") : std::string(1, c);

@@ -1,0 +1,193 @@
+"""Plants the faults of faults.py, one at a time, and checks that the tests find each.
+
+    python tests/mutants/mutants.py            # all of them; a table
+    python tests/mutants/mutants.py softcap    # those with this word in their description
+
+All faults are compiled into one build of a copy of the sources, in build/mutants, and switched on by
+the variable FLASH_FAULT. Without a fault every test has to pass there, or a failure would say
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults import FAULTS, Fault
+
+ROOT = Path(__file__).resolve().parents[2]
+COPY = ROOT / "build" / "mutants"
+SOURCES = COPY / "source"
+BUILD = COPY / "build"
+PACKAGE = COPY / "package"
+# A test that hangs has found the fault, too. The slowest one takes a minute alone.
+SECONDS = 600
+
+# One variable of one library, so that all layers see it; read once, while the library is loaded.
+HEADER = """#pragma once
+extern "C" __attribute__((visibility("default"))) int flash_fault;
+"""
+DEFINITION = """
+#include <cstdlib>
+extern "C" {
+int flash_fault = std::getenv("FLASH_FAULT") ? std::atoi(std::getenv("FLASH_FAULT")) : 0;
+}
+"""
+
+
+def planted(number: int, fault: Fault) -> str:
+    """The text that takes the place of `fault.old`."""
+    on = f"(flash_fault == {number})"
+    if fault.layer == "python":
+        on = f"(__import__('os').environ.get('FLASH_FAULT') == '{number}')"
+        expression = f"(({fault.new}) if {on} else ({fault.old}))"
+    else:
+        expression = f"({on} ? ({fault.new}) : ({fault.old}))"
+    return fault.text.replace("ON", on) if fault.text else expression
+
+
+def plant(faults: list[tuple[int, Fault]]) -> None:
+    """Writes the copy of the sources; what does not change keeps its time, for the build."""
+    texts: dict[Path, str] = {}
+    for number, fault in faults:
+        path = ROOT / fault.file
+        text = texts.get(path) or path.read_text()
+        if text.count(fault.old) != 1:
+            sys.exit(
+                f"expected {fault.file} to hold {fault.old!r} once, got {text.count(fault.old)} "
+                f"times; mend the fault {fault.what!r} in tests/mutants/faults.py"
+            )
+        texts[path] = text.replace(fault.old, planted(number, fault))
+    dispatch = ROOT / "csrc" / "dispatch.cpp"
+    texts[dispatch] = texts.get(dispatch) or dispatch.read_text()
+    texts[dispatch] += DEFINITION
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")
+    for name in filter(None, listed):
+        source = ROOT / name
+        if not source.is_file():
+            continue
+        text = texts.get(source)
+        content = source.read_bytes() if text is None else text.encode()
+        write_if_changed(SOURCES / name, content)
+    write_if_changed(COPY / "fault.h", HEADER.encode())
+
+
+def write_if_changed(path: Path, content: bytes) -> None:
+    if path.is_file() and path.read_bytes() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def build(jobs: int) -> None:
+    """Compiles the copy, and installs its Python packages beside it."""
+    import torch
+
+    if not (BUILD / "build.ninja").is_file():
+        configure = ["cmake", "-S", SOURCES, "-B", BUILD, "-G", "Ninja"]
+        configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_FLAGS=-include {COPY}/fault.h"]
+        configure += [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"]
+        subprocess.run([str(word) for word in configure], check=True)
+    subprocess.run(["cmake", "--build", BUILD, "-j", str(jobs)], check=True)
+    # As `make build` installs it, with the modules in front of those of the environment.
+    shutil.rmtree(PACKAGE, ignore_errors=True)
+    install = ["cmake", "--install", BUILD, "--component", "python", "--prefix", PACKAGE]
+    subprocess.run([str(word) for word in install], check=True, stdout=subprocess.DEVNULL)
+    modules = PACKAGE / "flash_attention"
+    shutil.copytree(SOURCES / "ops/flash_attention", modules, dirs_exist_ok=True)
+    shutil.copytree(
+        SOURCES / "models/python",
+        modules / "models",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("*.cpp", "*.h"),
+    )
+
+
+@dataclass
+class Outcome:
+    found_by: str
+    seconds: float
+
+
+def run_tests(name: str, number: int) -> str:
+    """Runs one set of tests under one fault; says how they failed, or nothing if they passed."""
+    environment = os.environ | {"FLASH_FAULT": str(number), "PYTHONPATH": str(PACKAGE)}
+    for variable in ("FLASH_ATTENTION_ISA", "ATEN_CPU_CAPABILITY"):
+        environment.pop(variable, None)
+    if name.endswith(".py"):
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        command.append(str(ROOT / "tests" / "python" / name))
+    else:
+        command = [str(BUILD / "tests" / name), "--gtest_brief=1"]
+        command += ["--gtest_fail_fast"]
+    log = COPY / "logs" / f"{number}-{name}.txt"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w") as output:
+        try:
+            code = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=output, timeout=SECONDS
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return "hangs"
+    if code == 0:
+        return ""
+    return f"signal {-code}" if code < 0 else "fails"
+
+
+def examine(number: int, fault: Fault) -> Outcome:
+    begin = time.monotonic()
+    for name in fault.by:
+        how = run_tests(name, number)
+        if how:
+            return Outcome(f"{name} {how}", time.monotonic() - begin)
+    return Outcome("", time.monotonic() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="only faults whose description has one of these")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    faults = list(enumerate(FAULTS, start=1))
+    plant(faults)
+    build(args.jobs)
+    chosen = [
+        (number, fault)
+        for number, fault in faults
+        if not args.words or any(word in fault.what for word in args.words)
+    ]
+    for name in sorted({name for _, fault in chosen for name in fault.by}):
+        how = run_tests(name, 0)
+        if how:
+            sys.exit(f"expected {name} to pass without a fault, but it {how}; see {COPY}/logs")
+        print(f"{name} passes without a fault", flush=True)
+    missed = []
+    print(f"\n| {'#':>2} | layer  | fault | found by | s |\n|---:|---|---|---|---:|")
+    for number, fault in chosen:
+        outcome = examine(number, fault)
+        found = outcome.found_by or "NOT FOUND"
+        print(
+            f"| {number:2} | {fault.layer} | {fault.what} | {found} | {outcome.seconds:.0f} |",
+            flush=True,
+        )
+        if not outcome.found_by:
+            missed.append(fault.what)
+    print(f"\n{len(chosen) - len(missed)} of {len(chosen)} faults found")
+    if missed:
+        sys.exit(f"expected every fault to be found, got none for: {'; '.join(missed)}")
+
+
+if __name__ == "__main__":
+    main()
