@@ -138,6 +138,19 @@ TensorMap neuralforecast_state_dict(ForecastModel& model) {
   return tensors;
 }
 
+namespace {
+
+std::string text_of(const Json& json) {
+  try {
+    return json.dump();
+  } catch (const Json::exception& error) {
+    TORCH_CHECK_VALUE(false,
+                      "save_model: expected names and options in UTF-8, got: ", error.what());
+  }
+}
+
+}  // namespace
+
 void save_model(const std::string& path, ForecastModel& model, const SafetensorsFile& keep) {
   JsonOptionWriter writer;
   model.visit_options(writer);
@@ -167,11 +180,11 @@ void save_model(const std::string& path, ForecastModel& model, const Safetensors
 
   Metadata metadata = keep.metadata;
   metadata.erase(kFourierIndex);
-  for (const auto& [name, value] : writer.ours.items()) metadata[name] = value.dump();
+  for (const auto& [name, value] : writer.ours.items()) metadata[name] = text_of(value);
   metadata[kModelClass] = model.model_class();
-  metadata[kHyperParameters] = hyper_parameters.dump();
+  metadata[kHyperParameters] = text_of(hyper_parameters);
   metadata[kFormat] = kFormatVersion;
-  metadata[kSharedTensors] = shared.dump();
+  metadata[kSharedTensors] = text_of(shared);
   write_safetensors(path, tensors, metadata);
 }
 

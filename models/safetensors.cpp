@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "atomic_file.h"
+
 namespace flash::models {
 namespace {
 
@@ -271,25 +273,15 @@ SafetensorsFile read_safetensors(const std::string& path) {
 void write_safetensors(const std::string& path, const TensorMap& tensors,
                        const Metadata& metadata) {
   const auto [header, data] = make_header(path, tensors, metadata);
-  const std::string partial = path + ".partial";
-  std::ofstream stream(partial, std::ios::binary | std::ios::trunc);
-  for (size_t i = 0; i < kLengthBytes; ++i) {
-    stream.put(static_cast<char>((header.size() >> (8 * i)) & 0xff));
+  AtomicFile file(path);
+  std::array<char, kLengthBytes> length{};
+  for (size_t i = 0; i < length.size(); ++i) {
+    length[i] = static_cast<char>((header.size() >> (8 * i)) & 0xff);
   }
-  stream.write(header.data(), static_cast<std::streamsize>(header.size()));
-  for (const at::Tensor& tensor : data) {
-    if (tensor.nbytes() == 0) continue;
-    stream.write(static_cast<const char*>(tensor.const_data_ptr()),
-                 static_cast<std::streamsize>(tensor.nbytes()));
-  }
-  stream.close();
-  std::error_code error;
-  if (stream) std::filesystem::rename(partial, path, error);
-  if (!stream || error) {
-    const std::string reason = error ? error.message() : std::strerror(errno);
-    std::filesystem::remove(partial, error);
-    fail(path, "cannot be written: ", reason);
-  }
+  file.write(length.data(), length.size());
+  file.write(header);
+  for (const at::Tensor& tensor : data) file.write(tensor.const_data_ptr(), tensor.nbytes());
+  file.commit();
 }
 
 }  // namespace flash::models

@@ -6,11 +6,14 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "data/csv_reader.h"
 
 namespace flash::models {
 namespace {
+
+constexpr const char* kConvert = "; convert the file, for example by iconv -f LATIN1 -t UTF-8";
 
 /// The first line of a file.
 struct Header {
@@ -23,9 +26,23 @@ struct Header {
     TORCH_CHECK_VALUE(count == 1, path, ", line ", line, ": expected one column ", name, ", got ",
                       count == 0 ? "none" : std::to_string(count).c_str(),
                       "; the file has the columns ", join(names));
+    TORCH_CHECK_VALUE(is_utf8(name), path, ", line ", line,
+                      ": expected names of columns in UTF-8, got ", shown(name), kConvert);
     return static_cast<size_t>(std::find(names.begin(), names.end(), name) - names.begin());
   }
 };
+
+/// A field of a file, for messages.
+struct Place {
+  const Header& header;
+  int64_t line;
+  size_t column;
+};
+
+std::ostream& operator<<(std::ostream& stream, const Place& place) {
+  return stream << place.header.path << ", line " << place.line << ", column "
+                << shown_column(place.header.names[place.column]);
+}
 
 Header read_header(const std::string& path, CsvReader& reader) {
   Header header{.path = path, .line = 0, .names = {}};
@@ -50,18 +67,60 @@ std::vector<size_t> find_columns(const Header& header, const std::vector<std::st
   return positions;
 }
 
-double parse_number(const std::string& path, int64_t line, const std::string& column,
-                    const std::string& field, bool may_be_empty) {
+double parse_number(const Place& place, const std::string& field, bool may_be_empty) {
   std::string_view text = trim(field);
   if (text.empty() && may_be_empty) return std::numeric_limits<double>::quiet_NaN();
   if (text.starts_with('+')) text.remove_prefix(1);
   double value = 0.0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   TORCH_CHECK_VALUE(
-      error == std::errc() && end == text.data() + text.size() && std::isfinite(value), path,
-      ", line ", line, ", column ", column, ": expected a finite number, got \"", field, "\"",
+      error == std::errc() && end == text.data() + text.size() && std::isfinite(value), place,
+      ": expected a finite number, got \"", shown(field), "\"",
       text.empty() ? "; fill missing values or drop the row first" : "");
   return value;
+}
+
+/// Where the times are, see read_csv; `used` are the columns with another use.
+size_t find_time_column(const Header& header, const std::string& name,
+                        const std::vector<size_t>& used, const std::vector<std::string>& row,
+                        int64_t line) {
+  if (!name.empty()) return header.find(name);
+  constexpr const char* kAdvice =
+      "; name the column of times by --time-column, or give --no-time-column where the rows are in "
+      "order of time and no column says so";
+  std::vector<size_t> unused;
+  for (size_t i = 0; i < header.names.size(); ++i) {
+    if (std::find(used.begin(), used.end(), i) == used.end()) unused.push_back(i);
+  }
+  TORCH_CHECK_VALUE(!unused.empty(), header.path,
+                    ": expected a column of times, got none beside the columns in use, ",
+                    join(header.names), kAdvice);
+  for (const size_t i : unused) {
+    const auto time = parse_timestamp(trim(row[i]));
+    if (time && time->kind != Timestamp::Kind::kInteger) return i;
+  }
+  TORCH_CHECK_VALUE(parse_timestamp(trim(row[unused[0]])), (Place{header, line, unused[0]}),
+                    ": expected ", kTimestampForms, ", got \"", shown(row[unused[0]]), "\"",
+                    kAdvice);
+  return unused[0];
+}
+
+void add_time(CsvTimes& rows, const std::string& field, const Place& place) {
+  const auto time = parse_timestamp(trim(field));
+  TORCH_CHECK_VALUE(time, place, ": expected ", kTimestampForms, ", got \"", shown(field), "\"");
+  TORCH_CHECK_VALUE(rows.times.empty() || rows.times[0].kind == time->kind, place,
+                    ": expected times of one kind, got \"", shown(field), "\" and, in line ",
+                    rows.lines[0], ", \"", shown(rows.labels[0]), "\"");
+  rows.times.push_back(*time);
+  rows.labels.emplace_back(trim(field));
+}
+
+std::string parse_id(const std::string& field, const Place& place) {
+  std::string id(trim(field));
+  TORCH_CHECK_VALUE(!id.empty(), place, ": expected the name of a series, got an empty field");
+  TORCH_CHECK_VALUE(is_utf8(id), place, ": expected text in UTF-8, got \"", shown(id), "\"",
+                    kConvert);
+  return id;
 }
 
 }  // namespace
@@ -71,32 +130,44 @@ CsvTable read_csv(const std::string& path, const std::vector<std::string>& colum
   CsvReader reader(path);
   const Header header = read_header(path, reader);
   const std::vector<size_t> positions = find_columns(header, columns);
-  const size_t time = layout.time_column.empty() ? 0 : header.find(layout.time_column);
-  const size_t id = layout.id_column.empty() ? 0 : header.find(layout.id_column);
+  std::vector<size_t> used = positions;
+  size_t id = 0;
+  if (!layout.id_column.empty()) used.push_back(id = header.find(layout.id_column));
   std::vector<bool> open;
   for (const std::string& name : columns) {
     open.push_back(std::count(layout.open_columns.begin(), layout.open_columns.end(), name) > 0);
   }
-  CsvTable table{.columns = columns, .labels = {}, .ids = {}, .values = {}};
+  CsvTable table{.columns = columns, .rows = {}, .ids = {}, .values = {}};
+  std::optional<size_t> time;
   std::vector<std::string> fields;
   std::vector<double> numbers;
   while (reader.next(fields)) {
-    TORCH_CHECK_VALUE(fields.size() == header.names.size(), path, ", line ", reader.line(),
-                      ": expected ", header.names.size(), " fields as in line ", header.line,
-                      ", got ", fields.size());
+    const int64_t line = reader.line();
+    TORCH_CHECK_VALUE(fields.size() == header.names.size(), path, ", line ", line, ": expected ",
+                      header.names.size(), " fields as in line ", header.line, ", got ",
+                      fields.size());
+    const auto place = [&](size_t column) { return Place{header, line, column}; };
     for (size_t i = 0; i < positions.size(); ++i) {
-      numbers.push_back(
-          parse_number(path, reader.line(), columns[i], fields[positions[i]], open[i]));
+      numbers.push_back(parse_number(place(positions[i]), fields[positions[i]], open[i]));
     }
-    table.labels.push_back(fields[time]);
-    if (!layout.id_column.empty()) table.ids.push_back(fields[id]);
+    if (layout.timed) {
+      if (!time) time = find_time_column(header, layout.time_column, used, fields, line);
+      add_time(table.rows, fields[*time], place(*time));
+    }
+    table.rows.lines.push_back(line);
+    if (!layout.id_column.empty()) {
+      table.ids.push_back(parse_id(fields[id], place(id)));
+    }
   }
-  TORCH_CHECK_VALUE(!table.labels.empty(), path, ": expected rows of numbers below line ",
+  TORCH_CHECK_VALUE(!table.rows.lines.empty(), path, ": expected rows of numbers below line ",
                     header.line, ", got none");
-  table.values = at::tensor(numbers, at::kDouble)
-                     .view({-1, static_cast<int64_t>(columns.size())})
+  if (time) table.rows.column = header.names[*time];
+  table.values = at::from_blob(numbers.data(),
+                               {static_cast<int64_t>(table.rows.lines.size()),
+                                static_cast<int64_t>(columns.size())},
+                               at::kDouble)
                      .t()
-                     .contiguous();
+                     .clone(at::MemoryFormat::Contiguous);  // the numbers end here
   return table;
 }
 

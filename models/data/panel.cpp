@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 
 #include <map>
+#include <numeric>
+#include <utility>
 
 #include "data/csv_reader.h"
 #include "data/csv_table.h"
@@ -12,24 +14,22 @@ namespace {
 
 int64_t count(const std::vector<std::string>& names) { return static_cast<int64_t>(names.size()); }
 
-/// Where the rows of each series are, in order of the series' first rows.
-struct Grouping {
-  std::vector<std::string> names;
-  std::vector<std::vector<int64_t>> rows;
-};
-
-Grouping group_by_id(const std::vector<std::string>& ids) {
-  Grouping grouping;
+/// In order of the series' first rows.
+std::vector<SeriesRows> group_by_id(const std::vector<std::string>& ids) {
+  std::vector<SeriesRows> groups;
   std::map<std::string, size_t> numbers;
   for (size_t row = 0; row < ids.size(); ++row) {
     const auto [entry, is_new] = numbers.emplace(ids[row], numbers.size());
-    if (is_new) {
-      grouping.names.push_back(ids[row]);
-      grouping.rows.emplace_back();
-    }
-    grouping.rows[entry->second].push_back(static_cast<int64_t>(row));
+    if (is_new) groups.push_back({.name = ids[row], .rows = {}});
+    groups[entry->second].rows.push_back(static_cast<int64_t>(row));
   }
-  return grouping;
+  return groups;
+}
+
+SeriesRows all_rows(const CsvTable& table) {
+  SeriesRows all{.name = "", .rows = std::vector<int64_t>(table.rows.lines.size())};
+  std::iota(all.rows.begin(), all.rows.end(), 0);
+  return all;
 }
 
 /// The one value of each static column, float64 [S].
@@ -49,8 +49,10 @@ CsvTable read_columns(const std::string& path, const PanelColumns& columns, bool
   for (const auto* more : {&columns.futr_exog, &columns.hist_exog, &columns.stat_exog}) {
     numbers.insert(numbers.end(), more->begin(), more->end());
   }
-  CsvLayout layout{
-      .time_column = columns.time_column, .id_column = columns.id_column, .open_columns = {}};
+  CsvLayout layout{.time_column = columns.time_column,
+                   .id_column = columns.id_column,
+                   .open_columns = {},
+                   .timed = !columns.untimed};
   if (open) {
     layout.open_columns = columns.targets;
     layout.open_columns.insert(layout.open_columns.end(), columns.hist_exog.begin(),
@@ -59,38 +61,38 @@ CsvTable read_columns(const std::string& path, const PanelColumns& columns, bool
   return read_csv(path, numbers, layout);
 }
 
+/// The series whose targets these rows of the table hold.
+void add_series(std::vector<Series>& panel, const std::string& path, const PanelColumns& columns,
+                const CsvTable& table, SeriesRows rows) {
+  const std::vector<int64_t> as_they_stand = rows.rows;
+  const auto axis = make_time_axis(path, table.rows, rows, columns.sort);
+  const bool whole = columns.id_column.empty() && rows.rows == as_they_stand;
+  const at::Tensor values =
+      whole ? table.values : table.values.index_select(1, at::tensor(rows.rows));
+  const int64_t targets = count(columns.targets);
+  const int64_t exogenous = count(columns.futr_exog) + count(columns.hist_exog);
+  for (int64_t i = 0; i < targets; ++i) {
+    const std::string& name =
+        columns.id_column.empty() ? columns.targets[static_cast<size_t>(i)] : rows.name;
+    panel.push_back(
+        {.name = name,
+         .axis = axis,
+         .known = values.size(1),
+         .values =
+             at::cat({values.slice(0, i, i + 1), values.slice(0, targets, targets + exogenous)}),
+         .stat = constant_of(values.slice(0, targets + exogenous), name, columns.stat_exog)});
+  }
+}
+
 std::vector<Series> make_series(const std::string& path, const PanelColumns& columns, bool open) {
   TORCH_CHECK_VALUE(columns.id_column.empty() || columns.targets.size() == 1, path,
                     ": expected one target in a table with the id column ", columns.id_column,
                     ", got ", join(columns.targets));
   const CsvTable table = read_columns(path, columns, open);
-  const int64_t targets = count(columns.targets);
-  const int64_t exogenous = count(columns.futr_exog) + count(columns.hist_exog);
   std::vector<Series> panel;
-  const auto add = [&](const std::string& name, int64_t target, const at::Tensor& values,
-                       std::vector<std::string> labels) {
-    panel.push_back(
-        {.name = name,
-         .labels = std::move(labels),
-         .known = values.size(1),
-         .values = at::cat(
-             {values.slice(0, target, target + 1), values.slice(0, targets, targets + exogenous)}),
-         .stat = constant_of(values.slice(0, targets + exogenous), name, columns.stat_exog)});
-  };
-  if (columns.id_column.empty()) {
-    for (int64_t i = 0; i < targets; ++i) {
-      add(columns.targets[static_cast<size_t>(i)], i, table.values, table.labels);
-    }
-    return panel;
-  }
-  const Grouping grouping = group_by_id(table.ids);
-  for (size_t i = 0; i < grouping.names.size(); ++i) {
-    std::vector<std::string> labels;
-    for (const int64_t row : grouping.rows[i]) {
-      labels.push_back(table.labels[static_cast<size_t>(row)]);
-    }
-    add(grouping.names[i], 0, table.values.index_select(1, at::tensor(grouping.rows[i])),
-        std::move(labels));
+  for (SeriesRows& rows :
+       columns.id_column.empty() ? std::vector{all_rows(table)} : group_by_id(table.ids)) {
+    add_series(panel, path, columns, table, std::move(rows));
   }
   return panel;
 }
@@ -115,13 +117,22 @@ void open_end(Series& series, const std::string& path, const PanelColumns& colum
   values.slice(1, 0, series.known + given)
       .copy_(series.values.slice(1, 0, series.known + given).nan_to_num(0.0));
   series.values = values;
-  series.labels.resize(static_cast<size_t>(series.known + given));
-  for (int64_t step = given; step < horizon; ++step) {
-    series.labels.push_back("+" + std::to_string(step + 1));
-  }
 }
 
 }  // namespace
+
+std::string Series::label(int64_t row) const {
+  if (row >= axis->rows()) return std::string("+") + std::to_string(row - known + 1);
+  return axis->labels.empty() ? std::to_string(row + 1) : axis->labels[static_cast<size_t>(row)];
+}
+
+std::string describe_times(const std::vector<Series>& panel) {
+  std::vector<std::shared_ptr<const TimeAxis>> axes;
+  for (const Series& series : panel) {
+    if (axes.empty() || axes.back() != series.axis) axes.push_back(series.axis);
+  }
+  return describe_times(axes);
+}
 
 std::vector<Series> read_panel(const std::string& path, const PanelColumns& columns) {
   return make_series(path, columns, /*open=*/false);

@@ -2,6 +2,9 @@
 
 #include <c10/util/Exception.h>
 
+#include <limits>
+#include <string>
+
 namespace flash::models {
 namespace {
 
@@ -22,13 +25,15 @@ Sizes by_rows(int64_t rows, const SplitSettings& settings) {
   TORCH_CHECK_VALUE(settings.train_rows > 0 && settings.validation_rows > 0,
                     "expected rows for the training and the validation part, got ",
                     settings.train_rows, " and ", settings.validation_rows);
-  const int64_t left = rows - settings.train_rows - settings.validation_rows;
+  // One after the other, as their sum may be more than an integer holds.
+  const int64_t after_train = rows - settings.train_rows;
+  const int64_t left = after_train > 0 ? after_train - settings.validation_rows : 0;
   const int64_t test = settings.test_rows > 0 ? settings.test_rows : left;
-  TORCH_CHECK_VALUE(test > 0 && test <= left, "expected at least ",
-                    settings.train_rows + settings.validation_rows + settings.test_rows,
-                    " rows for the training, validation and test parts, and a test part, got ",
-                    rows, " rows for parts of ", settings.train_rows, ", ",
-                    settings.validation_rows, " and ", test);
+  TORCH_CHECK_VALUE(
+      left > 0 && test <= left,
+      "expected a table that has all rows of its parts, and a test part, got ", rows,
+      " rows for parts of ", settings.train_rows, ", ", settings.validation_rows, " and ",
+      settings.test_rows > 0 ? std::to_string(settings.test_rows) : std::string("the rest"));
   return {settings.train_rows, settings.validation_rows, test};
 }
 
@@ -51,7 +56,11 @@ TimeSplit split_by_time(int64_t rows, const SplitSettings& settings, int64_t inp
   const bool numbers =
       settings.train_rows != 0 || settings.validation_rows != 0 || settings.test_rows != 0;
   const Sizes sizes = numbers ? by_rows(rows, settings) : by_fractions(rows, settings);
-  check_part("training", sizes.train, input_size + horizon, rows);
+  int64_t window = 0;
+  if (__builtin_add_overflow(input_size, horizon, &window)) {
+    window = std::numeric_limits<int64_t>::max();
+  }
+  check_part("training", sizes.train, window, rows);
   check_part("validation", sizes.validation, horizon, rows);
   check_part("test", sizes.test, horizon, rows);
   const int64_t validation_end = sizes.train + sizes.validation;

@@ -7,6 +7,7 @@
 
 #include "data/csv_reader.h"
 #include "train/forecaster.h"
+#include "train/number_checks.h"
 
 namespace flash::models {
 namespace {
@@ -23,13 +24,17 @@ class Group {
     return app_.add_option(flag, value, text)->group(name_)->capture_default_str();
   }
   CLI::Option* count(const char* flag, int64_t& value, const std::string& text) {
-    return add(flag, value, text)->check(CLI::PositiveNumber);
+    return add(flag, value, text)->transform(whole_number(1));
   }
   CLI::Option* names(const char* flag, std::vector<std::string>& value, const std::string& text) {
     return app_.add_option(flag, value, text)->group(name_)->delimiter(',')->type_name("NAME,...");
   }
   CLI::Option* numbers(const char* flag, std::vector<double>& value, const std::string& text) {
-    return app_.add_option(flag, value, text)->group(name_)->delimiter(',')->type_name("X,...");
+    return app_.add_option(flag, value, text)
+        ->group(name_)
+        ->delimiter(',')
+        ->type_name("X,...")
+        ->transform(real_number());
   }
   CLI::Option* file(const char* flag, std::string& value, const std::string& text,
                     const char* type) {
@@ -72,7 +77,17 @@ void add_data_options(CLI::App& app, Settings& s, const std::string& model_class
   data.names("--target", columns.targets,
              "Numeric columns to forecast, each a series of its own, e.g. temp_max,temp_min")
       ->required();
-  data.file("--time-column", columns.time_column, "Labels of the rows [the first column]", "NAME");
+  CLI::Option* time = data.file("--time-column", columns.time_column,
+                                "When each row was: ISO dates, dates and times, or integers [the "
+                                "first column of dates without another use, else the first column "
+                                "without one]",
+                                "NAME");
+  CLI::Option* no_time =
+      app.add_flag("--no-time-column", columns.untimed,
+                   "No column says when a row was: the rows are in order of time as they stand")
+          ->group("Data (stored with the model)")
+          ->excludes(time);
+  add_sort_option(app, s)->group("Data (stored with the model)")->excludes(no_time);
   data.file("--id-column", columns.id_column,
             "The table is long: this column says which series a row belongs to", "NAME");
   const auto add_exogenous = [&](const char* flag, const std::string& list,
@@ -92,14 +107,14 @@ void add_data_options(CLI::App& app, Settings& s, const std::string& model_class
                 "Columns with one value per series that help to forecast");
   SplitSettings& split = s.data.split;
   data.add("--train-fraction", split.train_fraction, "Share of the rows to train on")
-      ->check(CLI::Range(0.0, 1.0));
+      ->transform(real_number(0.0, 1.0));
   data.add("--validation-fraction", split.validation_fraction,
            "Share of the rows to choose the epoch by; the rest is the test part")
-      ->check(CLI::Range(0.0, 1.0));
+      ->transform(real_number(0.0, 1.0));
   const auto rows = [&](const char* flag, int64_t& value, const char* text) {
     return app.add_option(flag, value, text)
         ->group("Data (stored with the model)")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1))
         ->excludes("--train-fraction")
         ->excludes("--validation-fraction");
   };
@@ -147,8 +162,8 @@ void add_loss_options(CLI::App& app, Settings& s, const std::string& model_class
       ->default_str("80,90");
   loss.numbers("--quantiles", s.loss.quantiles, "Quantiles to forecast instead of --level")
       ->excludes("--level");
-  loss.add("--q", s.loss.q, "The quantile of QuantileLoss");
-  loss.add("--delta", s.loss.delta, "Where HuberLoss becomes linear");
+  loss.add("--q", s.loss.q, "The quantile of QuantileLoss")->transform(real_number());
+  loss.add("--delta", s.loss.delta, "Where HuberLoss becomes linear")->transform(real_number());
   if (model_class == "TFT") s.loss.scaler_type = "robust";  // as in neuralforecast
   loss.add("--scaler-type", s.loss.scaler_type,
            "Brings each window to one level and spread before the model sees it")
@@ -162,14 +177,16 @@ void add_training_options(CLI::App& app, Settings& s) {
   training
       .add("--patience", t.patience,
            "Stop after this many epochs without a better one; 0: never stop early")
-      ->check(CLI::NonNegativeNumber);
+      ->transform(whole_number(0));
   training.count("--batch-size", t.batch_size, "Windows per step");
-  training.add("--learning-rate", t.learning_rate, "Adam's step size")->check(CLI::PositiveNumber);
+  training.add("--learning-rate", t.learning_rate, "Adam's step size")
+      ->transform(positive_number());
   training.add("--decay", t.decay, "Factor of the learning rate, once per epoch")
-      ->check(CLI::Range(0.0, 1.0));
+      ->transform(real_number(0.0, 1.0));
   training.add("--decay-after", t.decay_after, "Epochs before the first decay")
-      ->check(CLI::NonNegativeNumber);
-  training.add("--seed", t.seed, "Seed of weights, order of windows and dropout");
+      ->transform(whole_number(0));
+  training.add("--seed", t.seed, "Seed of weights, order of windows and dropout")
+      ->transform(unsigned_number());
   training.file("--output", s.output.model, "Where to write the model", "FILE.safetensors");
   training.file("--checkpoint", s.output.checkpoint,
                 "Where to write the state of the training after each epoch, for `flash_train "
@@ -184,24 +201,31 @@ void add_applying_options(CLI::App& app, Settings& s) {
   app.add_option("--attention", s.model.attention, "flash or standard [that of the training]")
       ->check(CLI::IsMember({"native", "flash", "standard"}));
   app.add_option("--block-size", s.model.block_size, "Keys per step of flash attention")
-      ->check(CLI::PositiveNumber)
+      ->transform(whole_number(1))
       ->capture_default_str();
   app.add_option("--batch-size", s.training.batch_size, "Windows at a time [as in the training]")
-      ->check(CLI::PositiveNumber);
+      ->transform(whole_number(1));
+  add_sort_option(app, s);
+}
+
+CLI::Option* add_sort_option(CLI::App& app, Settings& s) {
+  return app.add_flag("--sort", s.data.columns.sort,
+                      "Put the rows of each series in order of time before anything else");
 }
 
 void add_season_option(CLI::App& app, Settings& s) {
   app.add_option(
          "--season", s.data.season,
          "Rows per season of the seasonal-naive forecast: 7 suits daily rows, 24 hourly ones")
-      ->check(CLI::PositiveNumber)
+      ->transform(whole_number(1))
       ->capture_default_str()
       ->group(kOutput);
 }
 
 void add_threads_option(CLI::App& app, Settings& s) {
+  constexpr int64_t kMostThreads = 1024;  // the system refuses many thousands by ending the program
   app.add_option("--threads", s.threads, "Threads to compute with [as many as there are cores]")
-      ->check(CLI::PositiveNumber)
+      ->transform(whole_number(1, kMostThreads))
       ->group(kOutput);
 }
 

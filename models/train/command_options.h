@@ -19,6 +19,7 @@ void add_loss_options(CLI::App& app, Settings& settings, const std::string& mode
 void add_training_options(CLI::App& app, Settings& settings);
 /// Attention of a stored model.
 void add_applying_options(CLI::App& app, Settings& settings);
+CLI::Option* add_sort_option(CLI::App& app, Settings& settings);
 void add_season_option(CLI::App& app, Settings& settings);
 void add_threads_option(CLI::App& app, Settings& settings);
 void add_forecast_options(CLI::App& app, Settings& settings, const char* what);

@@ -69,6 +69,11 @@ at::Tensor seasonal_naive_forecast(const at::Tensor& past, int64_t horizon, int6
   return past.slice(1, past.size(1) - season).index_select(1, step);
 }
 
+std::vector<at::Tensor> batches(const at::Tensor& indices, int64_t batch_size) {
+  // split() adds the two numbers, which near 2^63 overflows.
+  return indices.split(std::clamp<int64_t>(batch_size, 1, std::max<int64_t>(1, indices.size(0))));
+}
+
 std::optional<ValidationErrors> validate(const Forecaster& forecaster, const WindowDataset& windows,
                                          int64_t batch_size,
                                          const std::function<bool()>& interrupted) {
@@ -77,7 +82,7 @@ std::optional<ValidationErrors> validate(const Forecaster& forecaster, const Win
   ErrorSums sums(windows.series());
   double loss = 0.0;
   int64_t numbers = 0;
-  for (const torch::Tensor& indices : torch::arange(windows.size()).split(batch_size)) {
+  for (const torch::Tensor& indices : batches(torch::arange(windows.size()), batch_size)) {
     if (interrupted()) return std::nullopt;
     const WindowBatch batch = windows.batch(indices);
     const Forecaster::Judged judged = forecaster.judge(batch);
@@ -99,7 +104,7 @@ Evaluation evaluate(const Forecaster& forecaster, const WindowDataset& windows,
   ErrorSums of_model(windows.series()), of_naive(windows.series()), of_seasonal(windows.series());
   torch::Tensor counts = torch::zeros({windows.series()}, torch::kDouble);
   std::vector<int64_t> inside(columns.intervals.size(), 0);
-  for (const torch::Tensor& indices : torch::arange(windows.size()).split(batch_size)) {
+  for (const torch::Tensor& indices : batches(torch::arange(windows.size()), batch_size)) {
     const WindowBatch batch = windows.batch(indices);
     const torch::Tensor forecast = forecaster.forecast(batch);
     const auto add = [&](ErrorSums& sums, const torch::Tensor& median, const torch::Tensor& mean) {

@@ -62,6 +62,9 @@ at::Tensor naive_forecast(const at::Tensor& past, int64_t horizon);
 /// past [B, L, N] -> the last `season` values over and over: [B, horizon, N]. Needs season <= L.
 at::Tensor seasonal_naive_forecast(const at::Tensor& past, int64_t horizon, int64_t season);
 
+/// Indices in order, `batch_size` at a time.
+std::vector<at::Tensor> batches(const at::Tensor& indices, int64_t batch_size);
+
 /// Mean loss and errors over all windows, in batches; puts the model into evaluation mode. Nothing
 /// if `interrupted` says so between two batches.
 struct ValidationErrors {

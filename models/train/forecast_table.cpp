@@ -2,10 +2,9 @@
 
 #include <torch/torch.h>
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
+#include <charconv>
 
+#include "atomic_file.h"
 #include "data/csv_reader.h"
 #include "train/evaluation.h"
 
@@ -39,27 +38,34 @@ void add_batch(std::vector<Parts>& parts, const Forecaster& forecaster,
   const WindowBatch batch = windows.batch(indices);
   const int64_t horizon = forecaster.settings.horizon;
   const at::Tensor forecast = forecaster.forecast(batch);
-  const at::Tensor& past = batch.inputs.insample_y;
-  const at::Tensor naive = naive_forecast(past, horizon);
-  const at::Tensor seasonal = seasonal_naive_forecast(past, horizon, forecaster.data.season);
   for (int64_t b = 0; b < batch.series.size(0); ++b) {
     const int64_t row = windows.first_future_row(indices[b].item<int64_t>());
     for (int64_t n = 0; n < batch.series.size(1); ++n) {
       const auto number = static_cast<size_t>(batch.series[b][n].item<int64_t>());
       const ColumnScaler& scaler = forecaster.scalers.at(series[number].name);
-      const auto in_units = [&](const at::Tensor& scaled) {
-        return scaled[b].select(1, n).to(torch::kDouble) * scaler.deviation[0] + scaler.mean[0];
-      };
       Parts& one = parts[number];
-      if (!one.past.defined()) one.past = in_units(past);
-      if (truth_is_known) one.truth.push_back(in_units(batch.future));
-      one.forecast.push_back(in_units(forecast));
-      one.naive.push_back(in_units(naive));
-      one.seasonal_naive.push_back(in_units(seasonal));
-      const auto begin = series[number].labels.begin() + row;
-      one.labels.insert(one.labels.end(), begin, begin + horizon);
+      // What the table knows is taken from there: scaled to float32 and back it has lost digits.
+      const at::Tensor target = series[number].values[0];
+      const at::Tensor past = target.slice(0, row - forecaster.settings.input_size, row);
+      const auto repeated = [&](auto forecast_of, auto... arguments) {
+        return forecast_of(past.view({1, -1, 1}), horizon, arguments...).flatten();
+      };
+      if (!one.past.defined()) one.past = past;
+      if (truth_is_known) one.truth.push_back(target.slice(0, row, row + horizon));
+      one.forecast.push_back(forecast[b].select(1, n).to(torch::kDouble) * scaler.deviation[0] +
+                             scaler.mean[0]);
+      one.naive.push_back(repeated(naive_forecast));
+      one.seasonal_naive.push_back(repeated(seasonal_naive_forecast, forecaster.data.season));
+      for (int64_t i = row; i < row + horizon; ++i) one.labels.push_back(series[number].label(i));
     }
   }
+}
+
+/// With as many digits as it takes to read the same number again.
+void add_number(std::string& text, double value) {
+  char digits[32];
+  const auto end = std::to_chars(digits, digits + sizeof(digits), value).ptr;
+  text.append(digits, end);
 }
 
 }  // namespace
@@ -72,7 +78,7 @@ ForecastTable forecast_windows(const Forecaster& forecaster, const WindowDataset
   std::vector<Parts> parts(series.size());
   const at::Tensor chosen =
       without_overlap(windows, forecaster.settings.horizon, forecaster.together());
-  for (const at::Tensor& indices : chosen.split(batch_size)) {
+  for (const at::Tensor& indices : batches(chosen, batch_size)) {
     add_batch(parts, forecaster, windows, series, indices, truth_is_known);
   }
   ForecastTable table{.columns = forecaster.loss->output_names(),
@@ -92,11 +98,11 @@ ForecastTable forecast_windows(const Forecaster& forecaster, const WindowDataset
 }
 
 void write_forecast_csv(const std::string& path, const ForecastTable& table) {
-  std::ofstream stream(path);
-  stream << "column,time,";
-  if (table.series.front().truth.defined()) stream << "truth,";
-  for (const std::string& column : table.columns) stream << "forecast" << column << ',';
-  stream << "naive,seasonal_naive\n";
+  AtomicFile file(path);
+  std::string text = "column,time,";
+  if (table.series.front().truth.defined()) text += "truth,";
+  for (const std::string& column : table.columns) text += "forecast" + column + ',';
+  text += "naive,seasonal_naive\n";
   for (const SeriesForecast& series : table.series) {
     std::vector<at::Tensor> columns;
     if (series.truth.defined()) columns.push_back(series.truth.unsqueeze(1));
@@ -105,13 +111,14 @@ void write_forecast_csv(const std::string& path, const ForecastTable& table) {
     const at::Tensor values = at::cat(columns, 1).contiguous();
     const auto value = values.accessor<double, 2>();
     for (int64_t row = 0; row < values.size(0); ++row) {
-      stream << quoted(series.name) << ',' << quoted(series.labels[static_cast<size_t>(row)]);
-      for (int64_t i = 0; i < values.size(1); ++i) stream << ',' << value[row][i];
-      stream << '\n';
+      text += quoted(series.name) + ',' + quoted(series.labels[static_cast<size_t>(row)]);
+      for (int64_t i = 0; i < values.size(1); ++i) add_number(text += ',', value[row][i]);
+      text += '\n';
     }
+    file.write(text);
+    text.clear();
   }
-  stream.close();
-  TORCH_CHECK_VALUE(stream, path, ": cannot be written: ", std::strerror(errno));
+  file.commit();
 }
 
 }  // namespace flash::models

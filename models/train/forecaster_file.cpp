@@ -101,7 +101,7 @@ void save_forecaster(const std::string& path, const Forecaster& forecaster) {
                             {"batch_size", forecaster.batch_size},
                             {"stat_scaler", to_json(forecaster.stat_scaler)}};
   SafetensorsFile keep = neuralforecast_parts(forecaster);
-  keep.metadata[kMetadataKey] = description.dump();
+  keep.metadata[kMetadataKey] = to_text(description, path);
   for (const auto& [name, tensor] : state_dict(*forecaster.norm)) {
     keep.tensors.emplace(kScalerPrefix + name, tensor);
   }

@@ -1,5 +1,6 @@
 #include <c10/util/Exception.h>
 
+#include <csignal>
 #include <exception>
 #include <iostream>
 
@@ -7,6 +8,9 @@
 #include "train/run.h"
 
 int main(int argc, char** argv) {
+  // A pipe whose reader has gone and a file that may not grow are errors of a write like others.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   try {
     const auto command_line = flash::models::parse_command_line(argc, argv);
     if (!command_line.settings) return command_line.exit_code;

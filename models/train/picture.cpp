@@ -23,9 +23,12 @@ void draw_forecast(const std::string&, const ForecastTable&) { check_pictures();
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <exception>
 #include <limits>
 #include <memory>
 
+#include "atomic_file.h"
+#include "data/csv_reader.h"
 #include "train/evaluation.h"
 
 namespace flash::models {
@@ -55,8 +58,9 @@ class Panel {
   Panel(cairo_t* cairo, double top, int64_t first, int64_t last, double low, double high)
       : cairo_(cairo), top_(top), first_(first), last_(last), low_(low), high_(high) {
     const double step = round_step((high_ - low_) / 4.0);
-    for (double i = std::ceil(low_ / step); i * step <= high_; ++i) {
-      const double value = i * step;
+    const double first_value = std::ceil(low_ / step) * step;
+    for (int i = 0; first_value + i * step <= high_; ++i) {
+      const double value = first_value + i * step;
       colour(kFrame, 1.0);
       cairo_move_to(cairo_, kLeft, y(value));
       cairo_line_to(cairo_, kWidth - kRight, y(value));
@@ -135,7 +139,9 @@ void draw_panel(cairo_t* cairo, double top, const SeriesForecast& series,
   }
   const at::Tensor values = at::cat(all);
   double low = values.min().item<double>(), high = values.max().item<double>();
-  const double margin = high > low ? 0.05 * (high - low) : 1.0;
+  // Wide enough for floating point to tell the ends of the axis and its ticks apart.
+  const double least = 1e-9 * std::max(std::abs(low), std::abs(high));
+  const double margin = high > low ? std::max(0.05 * (high - low), least) : std::max(1.0, least);
   low -= margin;
   high += margin;
   Panel panel(cairo, top, -shown, rows - 1, low, high);
@@ -148,13 +154,30 @@ void draw_panel(cairo_t* cairo, double top, const SeriesForecast& series,
     }
     panel.line(part.select(1, columns.median), begin, kForecast, 1.8);
   }
-  panel.text(series.name, kLeft, top + 22, 0.0);
+  panel.text(models::shown(series.name), kLeft, top + 22, 0.0);
   std::string legend = "forecast";
   if (!columns.intervals.empty()) legend += ", interval of " + columns.intervals[0].level + " %";
   panel.text(legend, kWidth - kRight, top + 22, 1.0, kForecast);
   panel.text("forecasts from " + series.labels.front() + " to " + series.labels.back(),
              kWidth - kRight, top + kPanelHeight - 10, 1.0);
 }
+
+/// A file that Cairo writes to. No exception may pass through its code.
+struct Png {
+  AtomicFile file;
+  std::exception_ptr problem;
+
+  static cairo_status_t write(void* png, const unsigned char* bytes, unsigned count) {
+    auto* self = static_cast<Png*>(png);
+    try {
+      self->file.write(bytes, count);
+    } catch (...) {
+      self->problem = std::current_exception();
+      return CAIRO_STATUS_WRITE_ERROR;
+    }
+    return CAIRO_STATUS_SUCCESS;
+  }
+};
 
 }  // namespace
 
@@ -175,9 +198,12 @@ void draw_forecast(const std::string& path, const ForecastTable& table) {
   for (int i = 0; i < panels; ++i) {
     draw_panel(cairo.get(), i * kPanelHeight, table.series[static_cast<size_t>(i)], table);
   }
-  const cairo_status_t status = cairo_surface_write_to_png(surface.get(), path.c_str());
+  Png png{.file = AtomicFile(path), .problem = nullptr};
+  const cairo_status_t status = cairo_surface_write_to_png_stream(surface.get(), Png::write, &png);
+  if (png.problem) std::rethrow_exception(png.problem);
   TORCH_CHECK_VALUE(status == CAIRO_STATUS_SUCCESS, path,
                     ": cannot be written: ", cairo_status_to_string(status));
+  png.file.commit();
 }
 
 }  // namespace flash::models

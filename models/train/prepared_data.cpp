@@ -2,17 +2,12 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
+#include "data/csv_reader.h"
+
 namespace flash::models {
 namespace {
-
-std::vector<TimeSplit> split(const std::vector<Series>& panel, const Forecaster& forecaster) {
-  std::vector<TimeSplit> splits;
-  for (const Series& series : panel) {
-    splits.push_back(split_by_time(series.values.size(1), forecaster.data.split,
-                                   forecaster.settings.input_size, forecaster.settings.horizon));
-  }
-  return splits;
-}
 
 at::Tensor static_columns(const std::vector<Series>& panel) {
   std::vector<at::Tensor> rows;
@@ -23,14 +18,52 @@ at::Tensor static_columns(const std::vector<Series>& panel) {
 const ColumnScaler& scaler_of(const Forecaster& forecaster, const std::string& name) {
   const auto found = forecaster.scalers.find(name);
   if (found == forecaster.scalers.end()) {
-    std::string known;
-    for (const auto& entry : forecaster.scalers) {
-      known += (known.empty() ? "" : ", ") + entry.first;
-    }
-    TORCH_CHECK_VALUE(false, "expected series that the model was trained on (", known, "), got ",
-                      name);
+    std::vector<std::string> known;
+    for (const auto& entry : forecaster.scalers) known.push_back(entry.first);
+    TORCH_CHECK_VALUE(false, "expected series that the model was trained on (", join(known),
+                      "), got ", shown(name));
   }
   return found->second;
+}
+
+/// Each series has its own first row, but a window of all has one: their times must agree.
+void check_same_times(const std::vector<Series>& panel) {
+  for (const Series& series : panel) {
+    const TimeAxis &first = *panel[0].axis, &axis = *series.axis;
+    const size_t rows = std::min(first.times.size(), axis.times.size());
+    for (size_t i = 0; &axis != &first && i < rows; ++i) {
+      TORCH_CHECK_VALUE(axis.times[i].value == first.times[i].value,
+                        "expected series with the same times, as the model sees them together, "
+                        "got ",
+                        axis.labels[i], " in row ", i + 1, " of ", shown(series.name), " and ",
+                        first.labels[i], " in that of ", shown(panel[0].name));
+    }
+  }
+}
+
+/// Numbers of a table are finite, but what float32 makes of them, or of their squares, need not be.
+void check_finite(const std::vector<Series>& panel, const SeriesStore& store,
+                  const Forecaster& forecaster) {
+  const PanelColumns& columns = forecaster.data.columns;
+  constexpr const char* kAdvice =
+      ", which once scaled are within the range of float32, got larger ones; divide the column by "
+      "a "
+      "power of ten";
+  std::vector<std::string> names = columns.futr_exog;
+  names.insert(names.end(), columns.hist_exog.begin(), columns.hist_exog.end());
+  for (size_t i = 0; i < panel.size(); ++i) {
+    const int64_t begin = store.begins[i];
+    const at::Tensor good =
+        store.values.slice(1, begin, begin + panel[i].values.size(1)).isfinite().all(1) &
+        scaler_of(forecaster, panel[i].name).deviation.isfinite();
+    for (int64_t row = 0; row < good.size(0); ++row) {
+      TORCH_CHECK_VALUE(good[row].item<bool>(), "expected numbers in the ",
+                        row == 0 ? "target of " : names[static_cast<size_t>(row) - 1] + " of ",
+                        shown(panel[i].name), kAdvice);
+    }
+  }
+  TORCH_CHECK_VALUE(store.stat.isfinite().all().item<bool>(), "expected numbers in ",
+                    join(columns.stat_exog), kAdvice);
 }
 
 /// Past and future of the known rows scaled; rows beyond them hold only what is known of the
@@ -40,18 +73,31 @@ std::shared_ptr<const SeriesStore> scaled(const std::vector<Series>& panel,
   TORCH_CHECK_VALUE(!forecaster.together() || panel.size() == forecaster.scalers.size(),
                     "expected the ", forecaster.scalers.size(),
                     " series that the model sees together, got ", panel.size());
+  if (forecaster.together()) check_same_times(panel);
   std::vector<at::Tensor> values;
   for (const Series& series : panel) {
     values.push_back(scaler_of(forecaster, series.name).transform(series.values));
   }
   const auto futr = static_cast<int64_t>(forecaster.data.columns.futr_exog.size());
-  return std::make_shared<SeriesStore>(
+  const auto store = std::make_shared<SeriesStore>(
       values, forecaster.stat_scaler.transform(static_columns(panel)).t(), futr);
+  check_finite(panel, *store, forecaster);
+  return store;
 }
 
 }  // namespace
 
-std::vector<RowRange> PreparedData::part(RowRange TimeSplit::* which) const {
+std::vector<TimeSplit> split_panel(const std::vector<Series>& panel, const SplitSettings& settings,
+                                   const ModelSettings& model) {
+  std::vector<TimeSplit> splits;
+  for (const Series& series : panel) {
+    splits.push_back(
+        split_by_time(series.values.size(1), settings, model.input_size, model.horizon));
+  }
+  return splits;
+}
+
+std::vector<RowRange> PreparedData::part(RowRange TimeSplit::*which) const {
   std::vector<RowRange> ranges;
   for (const TimeSplit& one : splits) ranges.push_back(one.*which);
   return ranges;
@@ -59,7 +105,7 @@ std::vector<RowRange> PreparedData::part(RowRange TimeSplit::* which) const {
 
 PreparedData prepare_training(std::vector<Series> series, Forecaster& forecaster) {
   PreparedData data{.series = std::move(series), .splits = {}, .store = nullptr};
-  data.splits = split(data.series, forecaster);
+  data.splits = split_panel(data.series, forecaster.data.split, forecaster.settings);
   const bool standardise = forecaster.data.table_scaler == "standard";
   for (size_t i = 0; i < data.series.size(); ++i) {
     const Series& one = data.series[i];
@@ -80,7 +126,7 @@ PreparedData prepare_training(std::vector<Series> series, Forecaster& forecaster
 
 PreparedData prepare_evaluation(std::vector<Series> series, const Forecaster& forecaster) {
   PreparedData data{.series = std::move(series), .splits = {}, .store = nullptr};
-  data.splits = split(data.series, forecaster);
+  data.splits = split_panel(data.series, forecaster.data.split, forecaster.settings);
   data.store = scaled(data.series, forecaster);
   return data;
 }
@@ -113,10 +159,21 @@ WindowDataset last_windows(const PreparedData& data, const Forecaster& forecaste
 }
 
 std::string fingerprint(const PreparedData& data) {
-  const at::Tensor values = data.store->values.contiguous();
-  const auto* bytes = static_cast<const unsigned char*>(values.const_data_ptr());
   uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  for (size_t i = 0; i < values.nbytes(); ++i) hash = (hash ^ bytes[i]) * 0x100000001b3;
+  const auto add = [&](const void* memory, size_t count) {
+    const auto* bytes = static_cast<const unsigned char*>(memory);
+    for (size_t i = 0; i < count; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3;
+  };
+  for (const at::Tensor& numbers : {data.store->values, data.store->stat}) {
+    add(numbers.contiguous().const_data_ptr(), numbers.nbytes());
+  }
+  const TimeAxis* added = nullptr;  // one axis for a whole wide table
+  for (const Series& series : data.series) {
+    add(series.name.data(), series.name.size() + 1);
+    if (series.axis.get() == added) continue;
+    added = series.axis.get();
+    for (const Timestamp& time : added->times) add(&time.value, sizeof(time.value));
+  }
   return std::to_string(hash);
 }
 

@@ -1,5 +1,6 @@
 #include "train/progress.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 
@@ -16,7 +17,8 @@ std::string format(const char* pattern, Values... values) {
 }  // namespace
 
 std::string format_duration(double seconds) {
-  const auto whole = static_cast<long>(std::lround(seconds));
+  constexpr double kLongest = 100 * 365 * 24 * 3600.0;  // of more than a century nobody keeps count
+  const long whole = std::lround(std::min(seconds, kLongest));
   if (whole < 60) return format("%ld s", whole);
   if (whole < 3600) return format("%ld:%02ld min", whole / 60, whole % 60);
   return format("%ld:%02ld:%02ld h", whole / 3600, whole / 60 % 60, whole % 60);
@@ -37,14 +39,16 @@ double Progress::seconds() const {
 }
 
 std::string Progress::time_left(int64_t steps_done) const {
-  const double left = static_cast<double>(epochs_ * steps_per_epoch_ - steps_done);
-  return format_duration(seconds() * left / static_cast<double>(steps_done)) + " left";
+  const auto done = static_cast<double>(steps_done);
+  const double all = static_cast<double>(epochs_) * static_cast<double>(steps_per_epoch_);
+  return format_duration(seconds() * (all - done) / done) + " left";
 }
 
 void Progress::step(int64_t epoch, int64_t step, double loss) {
   constexpr double kSecondsBetweenUpdates = 0.1;  // a terminal must not slow the training down
   if (!in_place_ || seconds() - last_shown_ < kSecondsBetweenUpdates) return;
   last_shown_ = seconds();
+  line_open_ = true;
   stream_ << format("\repoch %lld/%lld  step %lld/%lld  loss %.4f  ", static_cast<long long>(epoch),
                     static_cast<long long>(epochs_), static_cast<long long>(step),
                     static_cast<long long>(steps_per_epoch_), loss)
@@ -52,7 +56,8 @@ void Progress::step(int64_t epoch, int64_t step, double loss) {
 }
 
 void Progress::end_line() {
-  if (in_place_ && last_shown_ >= 0.0) stream_ << "\n" << std::flush;
+  if (line_open_) stream_ << "\n" << std::flush;
+  line_open_ = false;
 }
 
 void Progress::epoch(int64_t epoch, double train_loss, double validation_loss, bool best) {
@@ -64,6 +69,7 @@ void Progress::epoch(int64_t epoch, double train_loss, double validation_loss, b
           << format_duration(seconds()) << ", " << time_left(epoch * steps_per_epoch_)
           << (in_place_ ? "\x1b[K" : "") << "\n"
           << std::flush;
+  line_open_ = false;
 }
 
 }  // namespace flash::models

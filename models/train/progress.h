@@ -38,6 +38,7 @@ class Progress {
   double seconds_before_;
   std::chrono::steady_clock::time_point start_;
   double last_shown_ = -1.0;
+  bool line_open_ = false;
 };
 
 }  // namespace flash::models

@@ -1,12 +1,12 @@
 #include "train/report.h"
 
-#include <c10/util/Exception.h>
-
-#include <cerrno>
+#include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+
+#include "atomic_file.h"
+#include "data/csv_reader.h"
 
 namespace flash::models {
 namespace {
@@ -66,7 +66,7 @@ void print_series(std::ostream& stream, const RunReport& report) {
   print(stream, "  %-21s %12s %8s %15s\n", "", report.model.model_class.c_str(), "naive",
         "seasonal naive");
   for (size_t i = 0; i < std::min(series.size(), kShown); ++i) {
-    print(stream, "  %-21s %12.4g %8.4g %15.4g\n", series[i].name.c_str(), series[i].model,
+    print(stream, "  %-21s %12.4g %8.4g %15.4g\n", shown(series[i].name).c_str(), series[i].model,
           series[i].naive, series[i].seasonal_naive);
   }
   if (series.size() > kShown) {
@@ -133,10 +133,9 @@ void write_report(const std::string& path, const RunReport& report) {
     json["batch_size"] = report.training_settings->batch_size;
     json["training"] = to_json(*report.training);
   }
-  std::ofstream stream(path);
-  stream << json.dump(2) << '\n';
-  stream.close();
-  TORCH_CHECK_VALUE(stream, path, ": cannot be written: ", std::strerror(errno));
+  AtomicFile file(path);
+  file.write(json.dump(2) + '\n');
+  file.commit();
 }
 
 }  // namespace flash::models

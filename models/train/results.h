@@ -4,15 +4,18 @@
 #include <optional>
 
 #include "train/forecast_table.h"
+#include "train/outputs.h"
 #include "train/prepared_data.h"
 #include "train/report.h"
 #include "train/settings.h"
 
 namespace flash::models {
 
-/// An unwritable path should be known before an hour of training, not after it: c10::ValueError.
-void check_outputs(const OutputSettings& output);
+/// Throws c10::ValueError.
 void check_season(int64_t season, int64_t input_size);
+
+/// `panel`, after its line about time has been printed.
+std::vector<Series> announced(std::vector<Series> panel);
 
 /// A model that has been trained or loaded, and what to test it on.
 struct Finished {
@@ -24,10 +27,12 @@ struct Finished {
   int64_t memory_before_bytes;
 };
 
-/// Test error, files and the printed table: the same after training and after loading.
-void finish(const Finished& finished);
+/// Test error, files and the printed table: the same after training and after loading. `writer` may
+/// have written the model.
+void finish(const Finished& finished, OutputWriter& writer);
 
-/// Writes CSV and picture where they are wanted, and says so.
-void write_forecasts(const OutputSettings& output, const ForecastTable& table);
+/// Writes CSV and picture where they are wanted.
+void write_forecasts(const OutputSettings& output, const ForecastTable& table,
+                     OutputWriter& writer);
 
 }  // namespace flash::models

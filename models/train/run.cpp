@@ -13,11 +13,12 @@ namespace flash::models {
 namespace {
 
 Forecaster load(const Settings& settings) {
-  check_outputs(settings.output);
+  check_outputs(settings);
   if (settings.threads > 0) at::set_num_threads(settings.threads);
   Forecaster forecaster =
       load_forecaster(settings.input, settings.model.attention, settings.model.block_size);
   if (settings.batch_size_given) forecaster.batch_size = settings.training.batch_size;
+  forecaster.data.columns.sort = forecaster.data.columns.sort || settings.data.columns.sort;
   if (settings.season_given) forecaster.data.season = settings.data.season;
   check_season(forecaster.data.season, forecaster.settings.input_size);
   return forecaster;
@@ -26,24 +27,30 @@ Forecaster load(const Settings& settings) {
 int run_evaluation(const Settings& settings) {
   const Forecaster forecaster = load(settings);
   const PreparedData data =
-      prepare_evaluation(read_panel(settings.csv, forecaster.data.columns), forecaster);
+      prepare_evaluation(announced(read_panel(settings.csv, forecaster.data.columns)), forecaster);
+  OutputWriter writer;
   finish({.settings = settings,
           .forecaster = forecaster,
           .series = data.series,
           .test_windows = windows_of(data, data.part(&TimeSplit::test), forecaster),
           .training = std::nullopt,
-          .memory_before_bytes = process_memory().now});
+          .memory_before_bytes = process_memory().now},
+         writer);
   return 0;
 }
 
 int run_prediction(const Settings& settings) {
   const Forecaster forecaster = load(settings);
-  const PreparedData data = prepare_forecast(
-      read_open_panel(settings.csv, forecaster.data.columns, forecaster.settings.horizon),
-      forecaster);
+  const PreparedData data =
+      prepare_forecast(announced(read_open_panel(settings.csv, forecaster.data.columns,
+                                                 forecaster.settings.horizon)),
+                       forecaster);
+  OutputWriter writer;
   write_forecasts(settings.output,
                   forecast_windows(forecaster, last_windows(data, forecaster), data.series,
-                                   /*truth_is_known=*/false, forecaster.batch_size));
+                                   /*truth_is_known=*/false, forecaster.batch_size),
+                  writer);
+  writer.finish();
   return 0;
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <limits>
 #include <sstream>
 
 #include "train/settings_json.h"
@@ -17,6 +18,16 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EpochResult, train_loss, validation_loss, val
 namespace {
 
 using Json = nlohmann::json;
+
+/// JSON has no NaN or infinity and writes null: the loss of an epoch whose validation overflowed.
+std::vector<EpochResult> read_epochs(Json epochs) {
+  for (Json& epoch : epochs) {
+    for (Json& number : epoch) {
+      if (number.is_null()) number = std::numeric_limits<double>::quiet_NaN();
+    }
+  }
+  return epochs.get<std::vector<EpochResult>>();
+}
 
 constexpr const char* kMetadataKey = "flash_train_run";
 constexpr const char* kModel = "model/";
@@ -119,7 +130,7 @@ void save_run(const std::string& path, const Settings& settings, const Forecaste
                             {"epochs", state.result.epochs},
                             {"best_epoch", state.result.best_epoch},
                             {"seconds", state.result.seconds}};
-  write_safetensors(path, tensors, {{kMetadataKey, description.dump()}});
+  write_safetensors(path, tensors, {{kMetadataKey, to_text(description, path)}});
 }
 
 RunFile read_run(const std::string& path) {
@@ -141,12 +152,12 @@ void restore_run(const RunFile& run, const Forecaster& forecaster, Trainer& trai
     const Json json = Json::parse(run.file.metadata.at(kMetadataKey));
     TORCH_CHECK_VALUE(json.at("data").get<std::string>() == data_fingerprint, run.path,
                       ": expected the data that the training began with, but ", run.settings.csv,
-                      " has other numbers now");
+                      " has other numbers now, or other names or times");
     json.at("epoch").get_to(state.epoch);
     json.at("step").get_to(state.step);
     json.at("loss_sum").get_to(state.loss_sum);
     json.at("epoch_seconds").get_to(state.epoch_seconds);
-    json.at("epochs").get_to(state.result.epochs);
+    state.result.epochs = read_epochs(json.at("epochs"));
     json.at("best_epoch").get_to(state.result.best_epoch);
     json.at("seconds").get_to(state.result.seconds);
   });

@@ -2,14 +2,18 @@
 // Settings as JSON, for the files of models and of interrupted trainings. Reading throws
 // nlohmann::json::exception where an entry is missing or of another type.
 
+#include <c10/util/Exception.h>
+
 #include <nlohmann/json.hpp>
+#include <string>
 
 #include "train/settings.h"
 
 namespace flash::models {
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PanelColumns, targets, time_column, id_column, futr_exog,
-                                   hist_exog, stat_exog)
+// With defaults, for files from before there were untimed and sorted tables.
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(PanelColumns, targets, time_column, id_column,
+                                                futr_exog, hist_exog, stat_exog, untimed, sort)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SplitSettings, train_fraction, validation_fraction, train_rows,
                                    validation_rows, test_rows)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(DataSettings, columns, split, table_scaler, season)
@@ -22,5 +26,14 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(OutputSettings, model, checkpoint, forecast_c
                                    report)
 // Not the command, nor what it begins with.
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Settings, csv, data, model, loss, training, output, threads)
+
+/// JSON for the file at `path`. Throws c10::ValueError where a text is not UTF-8.
+inline std::string to_text(const nlohmann::json& json, const std::string& path) {
+  try {
+    return json.dump();
+  } catch (const nlohmann::json::exception& error) {
+    TORCH_CHECK_VALUE(false, path, ": expected paths and names in UTF-8, got: ", error.what());
+  }
+}
 
 }  // namespace flash::models

@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -38,8 +39,12 @@ Trainer::Trainer(Forecaster& forecaster, const WindowDataset& train_windows,
       validation_windows_(validation_windows),
       settings_(settings) {}
 
+int64_t Trainer::batch_size() const {
+  return std::clamp<int64_t>(settings_.batch_size, 1, train_windows_.size());
+}
+
 int64_t Trainer::steps_per_epoch() const {
-  return (train_windows_.size() + settings_.batch_size - 1) / settings_.batch_size;
+  return (train_windows_.size() + batch_size() - 1) / batch_size();
 }
 
 double Trainer::learning_rate() const {
@@ -58,9 +63,9 @@ void Trainer::step() {
     state.order = torch::randperm(train_windows_.size(), order_generator);
   }
   forecaster_.train();
-  const int64_t begin = state.step * settings_.batch_size;
+  const int64_t begin = state.step * batch_size();
   const torch::Tensor indices =
-      state.order.slice(0, begin, std::min(begin + settings_.batch_size, train_windows_.size()));
+      state.order.slice(0, begin, std::min(begin + batch_size(), train_windows_.size()));
   adam.zero_grad();
   const torch::Tensor loss = forecaster_.training_loss(train_windows_.batch(indices));
   last_loss_ = loss.item<double>();
@@ -109,7 +114,7 @@ bool Trainer::finish_epoch(Progress& progress, const std::function<bool()>& inte
 }
 
 bool Trainer::run(Progress& progress, const std::function<bool()>& interrupted,
-                  const std::function<void()>& after_epoch) {
+                  const std::function<void(bool best)>& after_epoch) {
   while (!finished()) {
     if (interrupted()) return false;
     if (state.step < steps_per_epoch()) {
@@ -119,7 +124,7 @@ bool Trainer::run(Progress& progress, const std::function<bool()>& interrupted,
       progress.step(state.epoch, state.step, last_loss_);
     } else {
       if (!finish_epoch(progress, interrupted)) return false;
-      after_epoch();
+      after_epoch(state.result.best_epoch == static_cast<int64_t>(state.result.epochs.size()));
     }
   }
   TORCH_CHECK_VALUE(state.result.best_epoch > 0,

@@ -52,11 +52,14 @@ class Trainer {
   /// Runs to the end and leaves the weights of the best epoch in the model, in evaluation mode; or
   /// stops between two steps once `interrupted` says so and returns false. Another run() goes on
   /// from there with the same numbers as if it had never stopped. `after_epoch` is called between
-  /// two epochs. Throws c10::ValueError if the loss stops being finite.
+  /// two epochs, and told whether the one before was the best so far. Throws c10::ValueError if the
+  /// loss stops being finite.
   bool run(Progress& progress, const std::function<bool()>& interrupted,
-           const std::function<void()>& after_epoch);
+           const std::function<void(bool best)>& after_epoch);
 
   int64_t windows() const { return train_windows_.size(); }
+  /// Of the settings, or all windows if they are fewer.
+  int64_t batch_size() const;
   int64_t steps_per_epoch() const;
 
   TrainingState state;

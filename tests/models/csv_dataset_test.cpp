@@ -7,7 +7,6 @@
 #include "data/csv_table.h"
 #include "data/panel.h"
 #include "data/scaler.h"
-#include "data/time_split.h"
 #include "data/window_dataset.h"
 #include "models/temporary_file.h"
 
@@ -23,13 +22,20 @@ using models::read_panel;
 using models::RowRange;
 using models::Series;
 using models::SeriesStore;
-using models::split_by_time;
-using models::TimeSplit;
 using models::WindowDataset;
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::ThrowsMessage;
+
+const models::CsvLayout kTimed{
+    .time_column = "", .id_column = "", .open_columns = {}, .timed = true};
+
+std::vector<std::string> labels_of(const Series& series) {
+  std::vector<std::string> labels;
+  for (int64_t row = 0; row < series.values.size(1); ++row) labels.push_back(series.label(row));
+  return labels;
+}
 
 /// What reading columns a and b of this text is refused with.
 std::string refusal(const std::string& text, const std::vector<std::string>& columns = {"a", "b"}) {
@@ -46,10 +52,10 @@ std::string refusal(const std::string& text, const std::vector<std::string>& col
 
 TEST(Csv, GivesTheChosenColumnsInTheOrderAsked) {
   const TemporaryFile file(".csv", "date,a,b,word\n2020-01-01,1,2.5,x\n2020-01-02,-3,+4e1,y\n");
-  const CsvTable table = read_csv(file.path(), {"b", "a"});
+  const CsvTable table = read_csv(file.path(), {"b", "a"}, kTimed);
   EXPECT_TRUE(torch::equal(table.values,
                            torch::tensor({2.5, 40.0, 1.0, -3.0}, torch::kDouble).view({2, 2})));
-  EXPECT_THAT(table.labels, ElementsAre("2020-01-01", "2020-01-02"));
+  EXPECT_THAT(table.rows.labels, ElementsAre("2020-01-01", "2020-01-02"));
   EXPECT_THAT(table.columns, ElementsAre("b", "a"));
 }
 
@@ -116,13 +122,52 @@ TEST(BrokenCsv, WithAnOpenQuote) {
 }
 
 TEST(Csv, KnowsTimeAndIdColumns) {
-  const TemporaryFile file(".csv", "a,shop,when\n1,north,mon\n2,south,tue\n");
-  const CsvTable table = read_csv(file.path(), {"a"},
-                                  {.time_column = "when", .id_column = "shop", .open_columns = {}});
-  EXPECT_THAT(table.labels, ElementsAre("mon", "tue"));
+  const TemporaryFile file(".csv", "a,shop,when\n1,north,2020-01-06\n2, south ,2020-01-07\n");
+  models::CsvLayout layout = kTimed;
+  layout.time_column = "when";
+  layout.id_column = "shop";
+  const CsvTable table = read_csv(file.path(), {"a"}, layout);
+  EXPECT_THAT(table.rows.labels, ElementsAre("2020-01-06", "2020-01-07"));
+  EXPECT_THAT(table.rows.lines, ElementsAre(2, 3));
   EXPECT_THAT(table.ids, ElementsAre("north", "south"));
-  EXPECT_THAT([&] { read_csv(file.path(), {"a"}, {"day", "", {}}); },
+  layout.time_column = "day";
+  EXPECT_THAT([&] { read_csv(file.path(), {"a"}, layout); },
               ThrowsMessage<c10::ValueError>(HasSubstr("expected one column day, got none")));
+}
+
+TEST(BrokenCsv, WithNamesThatNoFileCanHold) {
+  const TemporaryFile ids(".csv", "a,shop\n1,north\n2,caf\xE9\n3,\n");
+  const models::CsvLayout layout{
+      .time_column = "", .id_column = "shop", .open_columns = {}, .timed = false};
+  EXPECT_THAT([&] { read_csv(ids.path(), {"a"}, layout); },
+              ThrowsMessage<c10::ValueError>(HasSubstr(
+                  ", line 3, column shop: expected text in UTF-8, got \"caf\\xE9\"; convert")));
+  EXPECT_EQ(refusal("caf\xE9\n1\n", {"caf\xE9"}),
+            ", line 1: expected names of columns in UTF-8, got caf\\xE9; convert the file, for "
+            "example by iconv -f LATIN1 -t UTF-8");
+  const TemporaryFile empty(".csv", "a,shop\n1,north\n2, \n");
+  EXPECT_THAT([&] { read_csv(empty.path(), {"a"}, layout); },
+              ThrowsMessage<c10::ValueError>(
+                  HasSubstr(", line 3, column shop: expected the name of a series, got an empty")));
+}
+
+TEST(BrokenCsv, IsNotRepeatedInFull) {
+  EXPECT_EQ(
+      refusal("a,b\n1," + std::string(100'000, '7') + "x\n"),
+      ", line 2, column b: expected a finite number, got \"" + std::string(60, '7') + "...\"");
+  EXPECT_EQ(refusal("a,b\n1,\x1B[31m2\n"),
+            ", line 2, column b: expected a finite number, got \"\\x1B[31m2\"");
+  std::string header = "c0";
+  for (int i = 1; i < 1000; ++i) header += ",c" + std::to_string(i);
+  const std::string message = refusal(header + "\n1\n");
+  EXPECT_THAT(message, HasSubstr("c29 and 970 more"));
+  EXPECT_LT(message.size(), 300u);
+}
+
+TEST(BrokenCsv, WithALineThatNeverEnds) {
+  EXPECT_THAT([] { read_csv("/dev/zero", {"a"}); },
+              ThrowsMessage<c10::ValueError>(
+                  HasSubstr("/dev/zero, line 1: expected a line of less than 16777216 bytes")));
 }
 
 TEST(Panel, OfAWideTableHasASeriesPerTarget) {
@@ -140,6 +185,7 @@ TEST(Panel, OfAWideTableHasASeriesPerTarget) {
       torch::equal(panel[1].values,
                    torch::tensor({10.0, 11.0, 0.0, 1.0, 5.0, 6.0}, torch::kDouble).view({3, 2})));
   EXPECT_EQ(panel[0].stat.item<double>(), 9.0);
+  EXPECT_EQ(panel[0].axis, panel[1].axis) << "a wide table has one axis for all its series";
 }
 
 TEST(Panel, OfALongTableHasASeriesPerId) {
@@ -153,7 +199,7 @@ TEST(Panel, OfALongTableHasASeriesPerId) {
   const std::vector<Series> panel = read_panel(file.path(), columns);
   ASSERT_EQ(panel.size(), 2u);
   EXPECT_EQ(panel[0].name, "p");
-  EXPECT_THAT(panel[0].labels, ElementsAre("1", "2", "3"));
+  EXPECT_THAT(labels_of(panel[0]), ElementsAre("1", "2", "3"));
   EXPECT_TRUE(torch::equal(panel[1].values, torch::full({1, 1}, 4.0, torch::kDouble)));
   EXPECT_EQ(panel[1].stat.item<double>(), 8.0);
   columns.targets = {"y", "s"};
@@ -177,7 +223,7 @@ TEST(OpenPanel, HasTheHorizonAfterTheLastKnownValue) {
                        .stat_exog = {}};
   const Series series = read_open_panel(file.path(), columns, 2)[0];
   EXPECT_EQ(series.known, 2);
-  EXPECT_THAT(series.labels, ElementsAre("1", "2", "3", "4"));
+  EXPECT_THAT(labels_of(series), ElementsAre("1", "2", "3", "4"));
   EXPECT_TRUE(torch::equal(
       series.values,
       torch::tensor({10.0, 11.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0}, torch::kDouble).view({2, 4})));
@@ -186,51 +232,18 @@ TEST(OpenPanel, HasTheHorizonAfterTheLastKnownValue) {
                   "expected 4 rows after the last known value of a, with f and an empty target, "
                   "got 3")));
   columns.futr_exog = {};
-  EXPECT_THAT(read_open_panel(file.path(), columns, 4)[0].labels,
+  EXPECT_THAT(labels_of(read_open_panel(file.path(), columns, 4)[0]),
               ElementsAre("1", "2", "3", "4", "5", "+4"));
 }
 
 TEST(OpenPanel, RefusesGaps) {
   const TemporaryFile file(".csv", "t,a\n1,10\n2,\n3,12\n");
-  EXPECT_THAT([&] { read_open_panel(file.path(), {{"a"}, "", "", {}, {}, {}}, 2); },
-              ThrowsMessage<c10::ValueError>(
-                  HasSubstr("expected empty fields of a only after its last known value")));
-}
-
-TEST(Split, KeepsTheOrderOfTime) {
-  const TimeSplit split = split_by_time(100, {}, 20, 5);
-  EXPECT_EQ(split.train.begin, 0);
-  EXPECT_EQ(split.train.end, 70);
-  EXPECT_EQ(split.validation.begin, 70);
-  EXPECT_EQ(split.validation.end, 80);
-  EXPECT_EQ(split.test.begin, 80);
-  EXPECT_EQ(split.test.end, 100);
-}
-
-TEST(Split, RefusesTooFewRows) {
-  EXPECT_THAT([] { split_by_time(100, {}, 66, 5); },
-              ThrowsMessage<c10::ValueError>(
-                  HasSubstr("expected at least 71 rows in the training part, got 70 of 100; use a "
-                            "longer table, or a shorter input size or horizon")));
-  EXPECT_THAT([] { split_by_time(100, {}, 20, 11); },
-              ThrowsMessage<c10::ValueError>(
-                  HasSubstr("expected at least 11 rows in the validation part, got 10 of 100")));
-  EXPECT_THAT([] { split_by_time(100, {.validation_fraction = 0.28}, 20, 5); },
-              ThrowsMessage<c10::ValueError>(HasSubstr("rows in the test part")));
-  EXPECT_THAT([] { split_by_time(100, {.validation_fraction = 0.3}, 20, 5); },
-              ThrowsMessage<c10::ValueError>(HasSubstr("fractions that leave a test part")));
-}
-
-TEST(Split, ByRowsLeavesTheRestAlone) {
-  // ETTh1 as it is commonly cut: 17,420 hours, of which 20 months are used.
-  const TimeSplit split = split_by_time(
-      17420, {.train_rows = 8640, .validation_rows = 2880, .test_rows = 2880}, 96, 96);
-  EXPECT_EQ(split.validation.begin, 8640);
-  EXPECT_EQ(split.test.begin, 11520);
-  EXPECT_EQ(split.test.end, 14400);
-  EXPECT_EQ(split_by_time(100, {.train_rows = 50, .validation_rows = 20}, 20, 5).test.end, 100);
-  EXPECT_THAT([] { split_by_time(100, {.train_rows = 50, .validation_rows = 50}, 20, 5); },
-              ThrowsMessage<c10::ValueError>(HasSubstr("and a test part, got 100 rows")));
+  EXPECT_THAT(
+      [&] {
+        read_open_panel(file.path(), {{"a"}, "", "", {}, {}, {}}, 2);
+      },
+      ThrowsMessage<c10::ValueError>(
+          HasSubstr("expected empty fields of a only after its last known value")));
 }
 
 /// Series whose values say where they come from: 100 * series + row.

@@ -6,7 +6,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
+#include <limits>
 
 #include "models/fixture.h"
 #include "models/temporary_file.h"
@@ -120,6 +122,45 @@ TEST(RunFile, IsRefusedWhenTheDataHasChanged) {
                             const_cast<Trainer&>(run.session.trainer), "another");
       },
       ThrowsMessage<c10::ValueError>(HasSubstr("has other numbers now")));
+}
+
+TEST(Fingerprint, ChangesWithNumbersNamesAndTimes) {
+  Session session(quick_settings());
+  const std::string before = models::fingerprint(session.data);
+  models::PreparedData data = session.data;
+  EXPECT_EQ(models::fingerprint(data), before);
+  data.series[1].name = "c";
+  EXPECT_NE(models::fingerprint(data), before);
+  data = session.data;
+  models::TimeAxis axis = *data.series[0].axis;
+  axis.times.resize(120);
+  data.series[0].axis = std::make_shared<models::TimeAxis>(axis);
+  EXPECT_NE(models::fingerprint(data), before);
+  data = session.data;
+  auto store = std::make_shared<models::SeriesStore>(*data.store);
+  store->values = store->values.clone();
+  store->values[0][3].add_(1);
+  data.store = store;
+  EXPECT_NE(models::fingerprint(data), before);
+}
+
+TEST(RunFile, RemembersAnEpochWhoseValidationOverflowed) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  Settings settings = quick_settings();
+  settings.training.epochs = 3;
+  Session first(settings);
+  int64_t count = 0;
+  const int64_t stop = first.trainer.steps_per_epoch() + 6;  // in the second epoch
+  ASSERT_FALSE(first.run([&] { return count++ == stop; }));
+  auto& epoch = const_cast<Trainer&>(first.trainer).state.result.epochs.at(0);
+  epoch.validation_loss = epoch.validation_mse = kInfinity;
+  const TemporaryFile file(".checkpoint");
+  first.save(file.path());
+  Session second(settings);
+  second.restore(file.path());
+  EXPECT_FALSE(std::isfinite(second.result().epochs.at(0).validation_loss));
+  EXPECT_EQ(second.result().epochs.at(0).train_loss, epoch.train_loss);
+  EXPECT_TRUE(second.run());
 }
 
 TEST(RunFile, IsNoModel) {

@@ -1,6 +1,8 @@
 # The files of models_test, relative to tests/.
 set(FLASH_MODELS_TEST_SOURCES
+  models/atomic_file_test.cpp
   models/autoformer_test.cpp
+  models/best_model_test.cpp
   models/blocked_feed_forward_test.cpp
   models/checkpoint_test.cpp
   models/csv_dataset_test.cpp
@@ -11,6 +13,7 @@ set(FLASH_MODELS_TEST_SOURCES
   models/gated_residual_test.cpp
   models/gradient_checkpoint_test.cpp
   models/informer_test.cpp
+  models/interrupt_test.cpp
   models/itransformer_test.cpp
   models/linear_test.cpp
   models/losses_test.cpp
@@ -23,4 +26,6 @@ set(FLASH_MODELS_TEST_SOURCES
   models/safetensors_test.cpp
   models/temporal_norm_test.cpp
   models/tft_test.cpp
+  models/time_axis_test.cpp
+  models/time_split_test.cpp
   models/training_test.cpp)

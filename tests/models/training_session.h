@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <functional>
+#include <memory>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -33,9 +34,11 @@ inline std::vector<Series> waves() {
   const torch::Tensor values =
       torch::stack({torch::sin(time * 0.5), torch::cos(time * 0.3)}) + 0.1 * torch::randn({2, 120});
   std::vector<Series> panel;
+  const auto axis = std::make_shared<models::TimeAxis>();
+  axis->lines.resize(120);
   for (int64_t i = 0; i < 2; ++i) {
     panel.push_back({.name = i == 0 ? "a" : "b",
-                     .labels = std::vector<std::string>(120, "day"),
+                     .axis = axis,
                      .known = 120,
                      .values = values.slice(0, i, i + 1).to(torch::kDouble),
                      .stat = torch::zeros({0}, torch::kDouble)});
@@ -81,10 +84,12 @@ class Session {
     torch::manual_seed(settings.training.seed);  // after waves() has drawn
   }
 
-  bool run(const std::function<bool()>& interrupted = never) {
+  bool run(
+      const std::function<bool()>& interrupted = never,
+      const std::function<void(bool)>& after_epoch = [](bool) {}) {
     std::ostringstream ignored;
     Progress progress(ignored, false, settings.training.epochs, trainer.steps_per_epoch());
-    return trainer.run(progress, interrupted, [] {});
+    return trainer.run(progress, interrupted, after_epoch);
   }
   const TrainingResult& result() const { return trainer.state.result; }
   void save(const std::string& path) const {

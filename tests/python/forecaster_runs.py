@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 from dataclasses import dataclass
+from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 
@@ -60,12 +61,17 @@ def error_of(*arguments: object) -> str:
     return process.stderr
 
 
+def day(row: int) -> str:
+    """The date of a row of the tables below."""
+    return str(date(2020, 1, 1) + timedelta(days=row))
+
+
 def write_waves(path: Path, rows: int = 160) -> Path:
     """A CSV with a date, two weekly waves and a column of words."""
     lines = ["day,up,down,word"]
     for row in range(rows):
         wave = math.sin(2 * math.pi * row / 7)
-        lines.append(f"day {row},{10 + 3 * wave + row % 3},{-5 * wave + 0.1 * (row % 5)},calm")
+        lines.append(f"{day(row)},{10 + 3 * wave + row % 3},{-5 * wave + 0.1 * (row % 5)},calm")
     path.write_text("\n".join(lines) + "\n")
     return path
 

@@ -1,0 +1,36 @@
+#pragma once
+// Rows in order of time, and what lies between them.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/csv_table.h"
+
+namespace flash::models {
+
+/// The rows of one series, or of all series of a wide table, in order of time.
+struct TimeAxis {
+  std::string column;               ///< in which they stand
+  std::vector<std::string> labels;  ///< times as text; empty where the rows have none
+  std::vector<Timestamp> times;
+  std::vector<int64_t> lines;  ///< of the file
+
+  int64_t rows() const { return static_cast<int64_t>(lines.size()); }
+};
+
+/// Which rows of a table a series has. `name` is "" for all series of a wide table.
+struct SeriesRows {
+  std::string name;
+  std::vector<int64_t> rows;
+};
+
+/// The axis of these rows; sorts them by time if `sort`. Throws c10::ValueError naming the line
+/// where a time is not after the one before.
+std::shared_ptr<const TimeAxis> make_time_axis(const std::string& path, const CsvTimes& table,
+                                               SeriesRows& series, bool sort);
+
+/// One line for people: which column, from when to when, the step between rows, and gaps.
+std::string describe_times(const std::vector<std::shared_ptr<const TimeAxis>>& axes);
+
+}  // namespace flash::models
