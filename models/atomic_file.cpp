@@ -109,7 +109,8 @@ void AtomicFile::commit() {
 /// The new name, too, has to survive a loss of power. The file is whole whatever comes of this.
 void AtomicFile::sync_folder() const {
   const std::string folder = fs::path(target_).parent_path().string();
-  const int descriptor = open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const int descriptor =
+      open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (descriptor < 0) return;
   fsync(descriptor);
   close(descriptor);

@@ -38,9 +38,9 @@ class FLASH_API AtomicFile {
   [[noreturn]] void fail(int error) const;
   void sync_folder() const;
 
-  std::string path_;      // as given, for messages
-  std::string target_;    // where links lead to
-  std::string partial_;   // the other name; empty for what is written to directly, or committed
+  std::string path_;     // as given, for messages
+  std::string target_;   // where links lead to
+  std::string partial_;  // the other name; empty for what is written to directly, or committed
   int descriptor_ = -1;
 };
 

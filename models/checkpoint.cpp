@@ -144,7 +144,8 @@ std::string text_of(const Json& json) {
   try {
     return json.dump();
   } catch (const Json::exception& error) {
-    TORCH_CHECK_VALUE(false, "save_model: expected names and options in UTF-8, got: ", error.what());
+    TORCH_CHECK_VALUE(false,
+                      "save_model: expected names and options in UTF-8, got: ", error.what());
   }
 }
 

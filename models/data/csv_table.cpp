@@ -100,7 +100,8 @@ size_t find_time_column(const Header& header, const std::string& name,
     if (time && time->kind != Timestamp::Kind::kInteger) return i;
   }
   TORCH_CHECK_VALUE(parse_timestamp(trim(row[unused[0]])), (Place{header, line, unused[0]}),
-                    ": expected ", kTimestampForms, ", got \"", shown(row[unused[0]]), "\"", kAdvice);
+                    ": expected ", kTimestampForms, ", got \"", shown(row[unused[0]]), "\"",
+                    kAdvice);
   return unused[0];
 }
 

@@ -90,8 +90,8 @@ std::vector<Series> make_series(const std::string& path, const PanelColumns& col
                     ", got ", join(columns.targets));
   const CsvTable table = read_columns(path, columns, open);
   std::vector<Series> panel;
-  for (SeriesRows& rows : columns.id_column.empty() ? std::vector{all_rows(table)}
-                                                    : group_by_id(table.ids)) {
+  for (SeriesRows& rows :
+       columns.id_column.empty() ? std::vector{all_rows(table)} : group_by_id(table.ids)) {
     add_series(panel, path, columns, table, std::move(rows));
   }
   return panel;

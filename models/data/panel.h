@@ -48,7 +48,8 @@ std::vector<Series> read_panel(const std::string& path, const PanelColumns& colu
 
 /// As read_panel, for forecasts beyond the last known value: a series has exactly `horizon` rows
 /// more than are known. The file holds them, with empty fields for target and hist_exog, where
-/// there is something to know of the future; otherwise it need not. What is not known is 0. Throws c10::ValueError also where futr_exog lacks future rows.
+/// there is something to know of the future; otherwise it need not. What is not known is 0. Throws
+/// c10::ValueError also where futr_exog lacks future rows.
 std::vector<Series> read_open_panel(const std::string& path, const PanelColumns& columns,
                                     int64_t horizon);
 

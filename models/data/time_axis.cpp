@@ -22,12 +22,13 @@ void check_order(const std::string& path, const TimeAxis& axis, const std::strin
     const auto place = [&] {
       return c10::str(path, ", line ", axis.lines[i], ", column ", shown_column(axis.column));
     };
-    TORCH_CHECK_VALUE(now < before, place(), ": expected each time", of, " once, got ",
-                      axis.labels[i], " as in line ", axis.lines[i - 1], "; drop one of the rows",
-                      series.empty() ? ", or name the column of several series by --id-column" : "");
+    TORCH_CHECK_VALUE(
+        now < before, place(), ": expected each time", of, " once, got ", axis.labels[i],
+        " as in line ", axis.lines[i - 1], "; drop one of the rows",
+        series.empty() ? ", or name the column of several series by --id-column" : "");
     TORCH_CHECK_VALUE(false, place(), ": expected rows", of, " in order of time, got ",
-                      axis.labels[i], " after ", axis.labels[i - 1], " in line ",
-                      axis.lines[i - 1], "; --sort puts them in order");
+                      axis.labels[i], " after ", axis.labels[i - 1], " in line ", axis.lines[i - 1],
+                      "; --sort puts them in order");
   }
 }
 
@@ -102,8 +103,8 @@ std::vector<Gap> gaps_between(const Axes& axes, Count count) {
   std::vector<Gap> gaps;
   for (const auto& axis : axes) {
     for (size_t i = 1; i < axis->times.size(); ++i) {
-      gaps.push_back({position(axis->times[i], count) - position(axis->times[i - 1], count),
-                      axis->lines[i]});
+      gaps.push_back(
+          {position(axis->times[i], count) - position(axis->times[i - 1], count), axis->lines[i]});
     }
   }
   return gaps;
@@ -136,9 +137,9 @@ std::string exceptions(const std::vector<Gap>& gaps, int64_t step, Count count, 
 
 std::string describe_steps(const Axes& axes) {
   const bool integers = axes.front()->times.front().kind == Timestamp::Kind::kInteger;
-  Count count = integers             ? Count::kIntegers
-                : is_monthly(axes)   ? Count::kMonths
-                                     : Count::kMicroseconds;
+  Count count = integers           ? Count::kIntegers
+                : is_monthly(axes) ? Count::kMonths
+                                   : Count::kMicroseconds;
   std::vector<Gap> gaps = gaps_between(axes, count);
   if (gaps.empty()) return "one row each";
   auto [step, rows] = most_frequent(gaps);
@@ -165,11 +166,10 @@ std::shared_ptr<const TimeAxis> make_time_axis(const std::string& path, const Cs
       return table.times[static_cast<size_t>(a)].value < table.times[static_cast<size_t>(b)].value;
     });
   }
-  auto axis = std::make_shared<TimeAxis>(
-      TimeAxis{.column = table.column,
-               .labels = chosen(table.labels, series.rows),
-               .times = chosen(table.times, series.rows),
-               .lines = chosen(table.lines, series.rows)});
+  auto axis = std::make_shared<TimeAxis>(TimeAxis{.column = table.column,
+                                                  .labels = chosen(table.labels, series.rows),
+                                                  .times = chosen(table.times, series.rows),
+                                                  .lines = chosen(table.lines, series.rows)});
   check_order(path, *axis, series.name);
   return axis;
 }
@@ -188,8 +188,8 @@ std::string describe_times(const Axes& axes) {
       last = axis->labels.back();
     }
   }
-  return "Time: column " + shown_column(axes.front()->column) + ", " + first + " to " + last + ", " +
-         describe_steps(axes);
+  return "Time: column " + shown_column(axes.front()->column) + ", " + first + " to " + last +
+         ", " + describe_steps(axes);
 }
 
 }  // namespace flash::models

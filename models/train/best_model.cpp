@@ -61,9 +61,10 @@ std::string BestModel::rescue(const Forecaster& forecaster, const TrainingState&
   if (epoch_ != best || !std::filesystem::exists(on_disk_, ignored)) {
     on_disk_.clear();
     forecaster.load_state(state.best);
+    // Where it belongs, or where there may be room: folders that go away seldom go together.
     const std::string name = std::filesystem::path(kept_path_).filename().string();
-    for (const std::string& path :
-         {kept_path_, (std::filesystem::temp_directory_path(ignored) / name).string()}) {
+    const auto temporary = std::filesystem::temp_directory_path(ignored);
+    for (const std::string& path : {kept_path_, (temporary / name).string(), name}) {
       const std::string problem = try_to_save(path, forecaster);
       if (problem.empty()) {
         on_disk_ = path;

@@ -25,7 +25,7 @@ class BestModel {
   void finish(const Forecaster& forecaster, int64_t best_epoch);
 
   /// When the training failed: sees to it that the best weights are on disk, if need be in the
-  /// folder for temporary files. Says where; "" if there are none.
+  /// folder for temporary files or in the current one. Says where; "" if there are none.
   std::string rescue(const Forecaster& forecaster, const TrainingState& state);
 
   /// Where the last epoch that was kept is; "" if none was.

@@ -47,6 +47,14 @@ void watch_for_interrupts() {
 
 bool interrupted() { return came != 0; }
 
+void stop_watching_for_interrupts() {
+  for (const int signal_number : {SIGINT, SIGTERM, SIGHUP}) {
+    struct sigaction now = {};
+    sigaction(signal_number, nullptr, &now);
+    if (now.sa_handler == remember) std::signal(signal_number, SIG_DFL);
+  }
+}
+
 HoldInterrupts::HoldInterrupts() { held = held + 1; }
 
 HoldInterrupts::~HoldInterrupts() {

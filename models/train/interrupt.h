@@ -10,6 +10,9 @@ void watch_for_interrupts();
 /// Whether one came.
 bool interrupted();
 
+/// From now on an interrupt ends the program again: nothing is left that it could lose.
+void stop_watching_for_interrupts();
+
 /// While one lives, no interrupt ends the program: what is being written is written to its end, and
 /// a second interrupt counts afterwards.
 class HoldInterrupts {

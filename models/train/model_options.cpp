@@ -72,6 +72,14 @@ std::string text_of(const std::string& flag) {
   return "See the model's header";
 }
 
+/// A model with a billion layers would fill the memory before anything could refuse it, and so
+/// would the padding for a stride or a window of a billion rows.
+CLI::Validator whole_number_of(const std::string& name) {
+  if (name.ends_with("layers")) return whole_number(0, 1000);
+  if (name == "stride" || name.ends_with("_window")) return whole_number(0, 100'000);
+  return whole_number(std::numeric_limits<int64_t>::min());
+}
+
 class FlagAdder : public OptionVisitor {
  public:
   FlagAdder(CLI::App& app, ModelOptions& options) : app_(app), options_(options) {}
@@ -94,17 +102,16 @@ class FlagAdder : public OptionVisitor {
   void add(const std::string& name, const Value&, const std::string& shown) {
     if (kNotOffered.contains(name)) return;
     const std::string flag = flag_of(name);
-    CLI::Option* option =
-        app_.add_option_function<Value>(
-                flag,
-                [this_options = &options_, name](const Value& value) {
-                  this_options->given[name] = value;
-                },
-                text_of(flag))
-            ->default_str(shown)
-            ->group("Model");
+    CLI::Option* option = app_.add_option_function<Value>(
+                                  flag,
+                                  [this_options = &options_, name](const Value& value) {
+                                    this_options->given[name] = value;
+                                  },
+                                  text_of(flag))
+                              ->default_str(shown)
+                              ->group("Model");
     if constexpr (std::is_same_v<Value, int64_t>) {
-      option->transform(whole_number(std::numeric_limits<int64_t>::min()));
+      option->transform(whole_number_of(name));
     } else if constexpr (std::is_same_v<Value, double>) {
       option->transform(real_number());
     }

@@ -34,8 +34,8 @@ std::string check(std::string& text, const char* kind, Number least, Number most
 
 template <class Number>
 CLI::Validator make(const char* kind, Number least, Number most) {
-  return CLI::Validator(
-      [=](std::string& text) { return check<Number>(text, kind, least, most); }, "");
+  return CLI::Validator([=](std::string& text) { return check<Number>(text, kind, least, most); },
+                        "");
 }
 
 }  // namespace

@@ -19,7 +19,8 @@ namespace fs = std::filesystem;
 
 bool is_device(const std::string& path) {
   std::error_code none;
-  return fs::exists(path, none) && !fs::is_regular_file(path, none) && !fs::is_directory(path, none);
+  return fs::exists(path, none) && !fs::is_regular_file(path, none) &&
+         !fs::is_directory(path, none);
 }
 
 /// A file by the name that it has in messages.
@@ -43,11 +44,10 @@ void check_different(const std::vector<NamedFile>& inputs, const std::vector<Nam
   for (const NamedFile& output : outputs) {
     for (const NamedFile& other : seen) {
       std::error_code none;
-      TORCH_CHECK_VALUE(
-          is_device(output.path) ||
-              fs::weakly_canonical(output.path, none) != fs::weakly_canonical(other.path, none),
-          "expected different files as ", other.name, " and ", output.name, ", got ", output.path,
-          " for both");
+      TORCH_CHECK_VALUE(is_device(output.path) || fs::weakly_canonical(output.path, none) !=
+                                                      fs::weakly_canonical(other.path, none),
+                        "expected different files as ", other.name, " and ", output.name, ", got ",
+                        output.path, " for both");
     }
     seen.push_back(output);
   }
@@ -73,10 +73,9 @@ void check_outputs(const Settings& settings) {
   std::vector<NamedFile> inputs{{"the table", settings.csv}};
   std::vector<NamedFile> outputs;
   if (!trains) inputs.push_back({"the model", settings.input});
-  for (const NamedFile& file : {NamedFile{"--output", output.model},
-                                NamedFile{"--forecast-csv", output.forecast_csv},
-                                NamedFile{"--forecast-png", output.forecast_png},
-                                NamedFile{"--report", output.report}}) {
+  for (const NamedFile& file :
+       {NamedFile{"--output", output.model}, NamedFile{"--forecast-csv", output.forecast_csv},
+        NamedFile{"--forecast-png", output.forecast_png}, NamedFile{"--report", output.report}}) {
     if (!file.path.empty()) outputs.push_back(file);
   }
   if (trains) {
@@ -106,7 +105,13 @@ void rehearse(const std::string& path, const std::function<void(const std::strin
     const std::string& trial;
     ~Remove() { unlink(trial.c_str()); }
   } remove{trial};
-  write(trial);
+  try {
+    write(trial);
+  } catch (const c10::Error& error) {
+    std::string message = error.what_without_backtrace();
+    if (message.starts_with(trial)) message.replace(0, trial.size(), path);
+    TORCH_CHECK_VALUE(false, message);
+  }
 }
 
 void OutputWriter::write(const char* what, const std::string& path,

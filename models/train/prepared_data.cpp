@@ -46,7 +46,8 @@ void check_finite(const std::vector<Series>& panel, const SeriesStore& store,
                   const Forecaster& forecaster) {
   const PanelColumns& columns = forecaster.data.columns;
   constexpr const char* kAdvice =
-      ", which once scaled are within the range of float32, got larger ones; divide the column by a "
+      ", which once scaled are within the range of float32, got larger ones; divide the column by "
+      "a "
       "power of ten";
   std::vector<std::string> names = columns.futr_exog;
   names.insert(names.end(), columns.hist_exog.begin(), columns.hist_exog.end());
@@ -96,7 +97,7 @@ std::vector<TimeSplit> split_panel(const std::vector<Series>& panel, const Split
   return splits;
 }
 
-std::vector<RowRange> PreparedData::part(RowRange TimeSplit::* which) const {
+std::vector<RowRange> PreparedData::part(RowRange TimeSplit::*which) const {
   std::vector<RowRange> ranges;
   for (const TimeSplit& one : splits) ranges.push_back(one.*which);
   return ranges;

@@ -16,10 +16,11 @@ struct PreparedData {
   std::vector<TimeSplit> splits;  ///< of each series; none for forecasts beyond the end
   std::shared_ptr<const SeriesStore> store;
 
-  std::vector<RowRange> part(RowRange TimeSplit::* which) const;
+  std::vector<RowRange> part(RowRange TimeSplit::*which) const;
 };
 
-/// Training, validation and test rows of each series. Throws c10::ValueError where one is too short.
+/// Training, validation and test rows of each series. Throws c10::ValueError where one is too
+/// short.
 std::vector<TimeSplit> split_panel(const std::vector<Series>& panel, const SplitSettings& settings,
                                    const ModelSettings& model);
 

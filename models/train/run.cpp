@@ -26,8 +26,8 @@ Forecaster load(const Settings& settings) {
 
 int run_evaluation(const Settings& settings) {
   const Forecaster forecaster = load(settings);
-  const PreparedData data = prepare_evaluation(
-      announced(read_panel(settings.csv, forecaster.data.columns)), forecaster);
+  const PreparedData data =
+      prepare_evaluation(announced(read_panel(settings.csv, forecaster.data.columns)), forecaster);
   OutputWriter writer;
   finish({.settings = settings,
           .forecaster = forecaster,

@@ -52,7 +52,8 @@ class Trainer {
   /// Runs to the end and leaves the weights of the best epoch in the model, in evaluation mode; or
   /// stops between two steps once `interrupted` says so and returns false. Another run() goes on
   /// from there with the same numbers as if it had never stopped. `after_epoch` is called between
-  /// two epochs, and told whether the one before was the best so far. Throws c10::ValueError if the loss stops being finite.
+  /// two epochs, and told whether the one before was the best so far. Throws c10::ValueError if the
+  /// loss stops being finite.
   bool run(Progress& progress, const std::function<bool()>& interrupted,
            const std::function<void(bool best)>& after_epoch);
 

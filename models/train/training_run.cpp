@@ -69,9 +69,9 @@ int save_interrupted(const TrainingParts& parts, const BestModel& best) {
 void write_results(const TrainingParts& parts, BestModel& best, int64_t memory_before) {
   OutputWriter writer;
   // First of all: what follows may fail, and what the training found must not depend on it.
-  writer.write("Model", parts.settings.output.model, [&] {
-    best.finish(parts.forecaster, parts.trainer.state.result.best_epoch);
-  });
+  writer.write("Model", parts.settings.output.model,
+               [&] { best.finish(parts.forecaster, parts.trainer.state.result.best_epoch); });
+  stop_watching_for_interrupts();
   finish({.settings = parts.settings,
           .forecaster = parts.forecaster,
           .series = parts.data.series,
@@ -103,7 +103,8 @@ int train_to_the_end(const TrainingParts& parts, bool resumed) {
     throw;
   } catch (const std::exception& error) {  // out of memory, say
     progress.end_line();
-    TORCH_CHECK(false, error.what(), "\n", best.rescue(parts.forecaster, state));
+    const std::string where = best.rescue(parts.forecaster, state);
+    TORCH_CHECK(false, error.what(), where.empty() ? where : " (" + where + ")");
   }
 }
 

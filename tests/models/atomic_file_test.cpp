@@ -48,7 +48,8 @@ using testing::ThrowsMessage;
 
 class AtomicFiles : public testing::Test {
  protected:
-  AtomicFiles() : folder_(fs::temp_directory_path() / ("flash_atomic_" + std::to_string(getpid()))) {
+  AtomicFiles()
+      : folder_(fs::temp_directory_path() / ("flash_atomic_" + std::to_string(getpid()))) {
     fs::create_directory(folder_);
     synced.clear();
   }

@@ -95,9 +95,19 @@ TEST_F(BestModels, AreWrittenElsewhereWhereTheFolderHasGone) {
   expect_best(session, folder_ / "model.best");
   fs::remove(folder_ / "model.best");
   setenv("TMPDIR", "/nonexistent", 1);
+  const fs::path here = fs::current_path();
+  fs::current_path(folder_);
+  EXPECT_EQ(best.rescue(session.forecaster, session.trainer.state),
+            "the model of epoch 1, the best so far, is in model.best");
+  expect_best(session, folder_ / "model.best");
+  fs::remove(folder_ / "model.best");
+  fs::create_directory(folder_ / "gone");
+  fs::current_path(folder_ / "gone");
+  fs::remove(folder_ / "gone");
   EXPECT_THAT(best.rescue(session.forecaster, session.trainer.state),
               testing::AllOf(HasSubstr("the weights of epoch 1, the best, are lost"),
                              HasSubstr("model.best: cannot be written: No such file")));
+  fs::current_path(here);
   before == nullptr ? unsetenv("TMPDIR") : setenv("TMPDIR", restored.c_str(), 1);
 }
 

@@ -152,9 +152,9 @@ TEST(BrokenCsv, WithNamesThatNoFileCanHold) {
 }
 
 TEST(BrokenCsv, IsNotRepeatedInFull) {
-  EXPECT_EQ(refusal("a,b\n1," + std::string(100'000, '7') + "x\n"),
-            ", line 2, column b: expected a finite number, got \"" + std::string(60, '7') +
-                "...\"");
+  EXPECT_EQ(
+      refusal("a,b\n1," + std::string(100'000, '7') + "x\n"),
+      ", line 2, column b: expected a finite number, got \"" + std::string(60, '7') + "...\"");
   EXPECT_EQ(refusal("a,b\n1,\x1B[31m2\n"),
             ", line 2, column b: expected a finite number, got \"\\x1B[31m2\"");
   std::string header = "c0";
@@ -238,9 +238,12 @@ TEST(OpenPanel, HasTheHorizonAfterTheLastKnownValue) {
 
 TEST(OpenPanel, RefusesGaps) {
   const TemporaryFile file(".csv", "t,a\n1,10\n2,\n3,12\n");
-  EXPECT_THAT([&] { read_open_panel(file.path(), {{"a"}, "", "", {}, {}, {}}, 2); },
-              ThrowsMessage<c10::ValueError>(
-                  HasSubstr("expected empty fields of a only after its last known value")));
+  EXPECT_THAT(
+      [&] {
+        read_open_panel(file.path(), {{"a"}, "", "", {}, {}, {}}, 2);
+      },
+      ThrowsMessage<c10::ValueError>(
+          HasSubstr("expected empty fields of a only after its last known value")));
 }
 
 /// Series whose values say where they come from: 100 * series + row.

@@ -2,6 +2,9 @@
 
 #include "train/forecaster.h"
 
+#include <flash_attention/models/checkpoint.h>
+#include <flash_attention/models/registry.h>
+#include <flash_attention/models/tft.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -113,6 +116,22 @@ INSTANTIATE_TEST_SUITE_P(Models, StoredForecaster,
                          testing::Values("TFT", "Informer", "Autoformer", "FEDformer", "PatchTST",
                                          "iTransformer"),
                          [](const auto& info) { return std::string(info.param); });
+
+TEST(Forecaster, IsNotWrittenWithNamesThatJsonCannotHold) {
+  Session session(quick_settings("TFT"));
+  session.forecaster.data.columns.time_column = "caf\xE9";
+  const TemporaryFile file(".safetensors");
+  EXPECT_THAT([&] { models::save_forecaster(file.path(), session.forecaster); },
+              ThrowsMessage<c10::ValueError>(
+                  HasSubstr(file.path() + ": expected paths and names in UTF-8, got: ")));
+  const auto model = models::make_model(
+      "TFT", R"({"h": 4, "input_size": 24, "hidden_size": 8, "hist_exog_list": ["x"]})");
+  auto* tft = dynamic_cast<models::TFTImpl*>(model.get());
+  tft->options.hist_exog_list({"caf\xE9"});
+  EXPECT_THAT([&] { models::save_model(file.path(), *tft); },
+              ThrowsMessage<c10::ValueError>(
+                  HasSubstr("save_model: expected names and options in UTF-8, got: ")));
+}
 
 TEST(Forecaster, RefusesAFileOfSomethingElse) {
   EXPECT_THAT([&] { models::load_forecaster(fixture_path("patchtst_train_bn"), "", 64); },

@@ -46,13 +46,28 @@ TEST_P(Interrupts, TwiceEndTheProgram) {
       testing::KilledBySignal(GetParam()), "");
 }
 
+TEST_P(Interrupts, EndTheProgramOnceNothingCanBeLost) {
+  EXPECT_EXIT(
+      {
+        watch_for_interrupts();
+        models::stop_watching_for_interrupts();
+        std::raise(GetParam());
+        survived();
+      },
+      testing::KilledBySignal(GetParam()), "");
+}
+
 TEST_P(Interrupts, WaitForAFileToBeWritten) {
   EXPECT_EXIT(
       {
         watch_for_interrupts();
         {
           const HoldInterrupts outer;
-          { const HoldInterrupts inner; std::raise(GetParam()); std::raise(GetParam()); }
+          {
+            const HoldInterrupts inner;
+            std::raise(GetParam());
+            std::raise(GetParam());
+          }
           std::fputs("written to its end", stderr);
         }
         survived();
@@ -61,18 +76,19 @@ TEST_P(Interrupts, WaitForAFileToBeWritten) {
   EXPECT_EXIT(
       {
         watch_for_interrupts();
-        { const HoldInterrupts hold; std::raise(GetParam()); }
+        {
+          const HoldInterrupts hold;
+          std::raise(GetParam());
+        }
         survived();
       },
       testing::ExitedWithCode(7), "");
 }
 
-INSTANTIATE_TEST_SUITE_P(Signals, Interrupts, testing::Values(SIGINT, SIGTERM, SIGHUP),
-                         [](const auto& info) {
-                           return std::string(info.param == SIGINT    ? "Int"
-                                              : info.param == SIGTERM ? "Term"
-                                                                      : "Hup");
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Signals, Interrupts, testing::Values(SIGINT, SIGTERM, SIGHUP), [](const auto& info) {
+      return std::string(info.param == SIGINT ? "Int" : info.param == SIGTERM ? "Term" : "Hup");
+    });
 
 TEST(Hangup, IsIgnoredWhereNohupSaysSo) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");

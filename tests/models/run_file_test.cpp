@@ -124,6 +124,26 @@ TEST(RunFile, IsRefusedWhenTheDataHasChanged) {
       ThrowsMessage<c10::ValueError>(HasSubstr("has other numbers now")));
 }
 
+TEST(Fingerprint, ChangesWithNumbersNamesAndTimes) {
+  Session session(quick_settings());
+  const std::string before = models::fingerprint(session.data);
+  models::PreparedData data = session.data;
+  EXPECT_EQ(models::fingerprint(data), before);
+  data.series[1].name = "c";
+  EXPECT_NE(models::fingerprint(data), before);
+  data = session.data;
+  models::TimeAxis axis = *data.series[0].axis;
+  axis.times.resize(120);
+  data.series[0].axis = std::make_shared<models::TimeAxis>(axis);
+  EXPECT_NE(models::fingerprint(data), before);
+  data = session.data;
+  auto store = std::make_shared<models::SeriesStore>(*data.store);
+  store->values = store->values.clone();
+  store->values[0][3].add_(1);
+  data.store = store;
+  EXPECT_NE(models::fingerprint(data), before);
+}
+
 TEST(RunFile, RemembersAnEpochWhoseValidationOverflowed) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   Settings settings = quick_settings();

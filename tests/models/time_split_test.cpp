@@ -62,10 +62,12 @@ TEST(Split, RefusesSizesWhoseSumOverflows) {
     EXPECT_THAT([&] { split_by_time(100, settings, 20, 5); },
                 ThrowsMessage<c10::ValueError>(HasSubstr("got 100 rows for parts of")));
   }
-  EXPECT_THAT([] { split_by_time(100, {}, kMost, 5); },
-              ThrowsMessage<c10::ValueError>(HasSubstr("rows in the training part, got 70 of 100")));
-  EXPECT_THAT([] { split_by_time(100, {}, 20, kMost); },
-              ThrowsMessage<c10::ValueError>(HasSubstr("rows in the training part, got 70 of 100")));
+  EXPECT_THAT(
+      [] { split_by_time(100, {}, kMost, 5); },
+      ThrowsMessage<c10::ValueError>(HasSubstr("rows in the training part, got 70 of 100")));
+  EXPECT_THAT(
+      [] { split_by_time(100, {}, 20, kMost); },
+      ThrowsMessage<c10::ValueError>(HasSubstr("rows in the training part, got 70 of 100")));
 }
 
 }  // namespace

@@ -84,8 +84,9 @@ class Session {
     torch::manual_seed(settings.training.seed);  // after waves() has drawn
   }
 
-  bool run(const std::function<bool()>& interrupted = never,
-           const std::function<void(bool)>& after_epoch = [](bool) {}) {
+  bool run(
+      const std::function<bool()>& interrupted = never,
+      const std::function<void(bool)>& after_epoch = [](bool) {}) {
     std::ostringstream ignored;
     Progress progress(ignored, false, settings.training.epochs, trainer.steps_per_epoch());
     return trainer.run(progress, interrupted, after_epoch);

@@ -116,9 +116,7 @@ def test_a_table_without_times_has_to_be_called_one(tmp_path: Path):
     arguments = ("PatchTST", path, "--target", "value", *small(epochs=1))
     assert "give --no-time-column where the rows are in order of time" in error_of(*arguments)
     model, forecast = tmp_path / "model", tmp_path / "forecast.csv"
-    process = run(
-        *arguments, "--no-time-column", "--output", model, "--forecast-csv", forecast
-    )
+    process = run(*arguments, "--no-time-column", "--output", model, "--forecast-csv", forecast)
     assert process.returncode == 0, process.stderr
     assert "Time: the rows as they stand in the file\n" in process.stdout
     assert forecast.read_text().splitlines()[1].startswith("value,129,2,")
