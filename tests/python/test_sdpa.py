@@ -316,7 +316,6 @@ def second_gradients(call: Call, function: Callable[..., Tensor]) -> list[Tensor
     return list(torch.autograd.grad(penalty, leaves))
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("dtype", DTYPES + NARROW[:1], ids=dtype_name)
 def test_second_gradients_of_sample_inputs_of_torch(dtype: torch.dtype) -> None:
     for call in samples(dtype):
