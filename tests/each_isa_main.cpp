@@ -16,15 +16,14 @@ namespace {
 // The library exports its operators only.
 template <class Signature, class... Arguments>
 std::string call(const char* name, Arguments&&... arguments) {
-  return c10::Dispatcher::singleton()
-      .findSchemaOrThrow(name, "")
-      .typed<Signature>()
-      .call(std::forward<Arguments>(arguments)...);
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>().call(
+      std::forward<Arguments>(arguments)...);
 }
 
 std::vector<std::string> isas_to_test() {
   const auto info = nlohmann::json::parse(call<std::string()>("flash::_build_info"));
-  if (std::getenv("FLASH_ATTENTION_ISA") != nullptr) return {info["active"]};
+  const char* asked = std::getenv("FLASH_ATTENTION_ISA");
+  if (asked != nullptr && *asked != '\0') return {info["active"]};
   std::vector<std::string> names;
   for (const auto& isa : info["isa"]) {
     if (isa["supported"]) names.push_back(isa["name"]);
@@ -53,6 +52,7 @@ int main(int argc, char** argv) {
   testing::InitGoogleMock(&argc, argv);
   auto isas = isas_to_test();
   GTEST_FLAG_SET(repeat, GTEST_FLAG_GET(repeat) * static_cast<int>(isas.size()));
-  testing::UnitTest::GetInstance()->listeners().Append(new EachIsa(std::move(isas)));  // which owns it
+  testing::UnitTest::GetInstance()->listeners().Append(
+      new EachIsa(std::move(isas)));  // which owns it
   return RUN_ALL_TESTS();
 }

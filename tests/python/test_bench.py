@@ -58,6 +58,7 @@ def test_interleaved_takes_turns() -> None:
     assert changes == 2 * 4 - 1
 
 
+@pytest.mark.serial
 def test_interleaved_warms_a_short_call_before_its_sample() -> None:
     order: list[str] = []
 

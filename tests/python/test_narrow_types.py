@@ -160,7 +160,6 @@ def test_the_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
                     assert torch.equal(actual, expected[name]), (name, count)
 
 
-@pytest.mark.once
 @narrow
 def test_second_derivatives_and_forward_mode(dtype: torch.dtype) -> None:
     """As float32's, rounded."""

@@ -321,7 +321,6 @@ def second_gradients(call: Call, function: Callable[..., Tensor]) -> list[Tensor
     return list(torch.autograd.grad(first, leaves, [along(x) for x in leaves]))
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_second_gradients_of_sample_inputs_of_torch(dtype: torch.dtype) -> None:
     for call in samples(dtype):
