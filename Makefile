@@ -1,15 +1,17 @@
 # make demo    the main job: tables, six trained forecasters, pictures; five minutes
-# make test    every test, C++ and Python, on every instruction set of this CPU
+# make test    every test, C++ and Python, on every instruction set of this CPU; ten minutes
+# make test-originals  the models beside neuralforecast's own, in an environment that has them
 # make bench   speed beside torch's attention at each instruction set, and of the models beside
 #              neuralforecast's, judged; 65 minutes
-# make stress  what takes too long for `make test`: ten thousand drawn calls on every instruction set,
-#              and the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; 40 minutes
+# make stress  what takes too long for `make test`: ten thousand drawn calls and every two options on
+#              every instruction set, and the C++ tests under AddressSanitizer and
+#              UndefinedBehaviorSanitizer; 45 minutes
 # make build   set-up, build and installation into .venv only
 # make clean   removes what the above made
 #
 # Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make
-# .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB), CASES=... the number of
-# calls that `make stress` draws, BENCH=... options of bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
+# .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB) and of tests, CASES=... the
+# number of calls that `make stress` draws, BENCH=... options of bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -24,7 +26,7 @@ CASES ?= 10000
 VENV := .venv/bin/python
 PIP_INSTALL := -m pip --disable-pip-version-check install
 REQUIREMENTS := requirements.txt requirements-dev.txt
-# The Python originals of the models: `make bench` measures beside them, nothing else needs them.
+# The Python originals of the models: `make bench` and `make test-originals` need them, nothing else.
 ORIGINALS := .venv-neuralforecast/bin/python
 ORIGINALS_REQUIREMENTS := $(REQUIREMENTS) bench/requirements.txt
 PACKAGES := $(shell sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' requirements-system.txt)
@@ -38,7 +40,7 @@ PACKAGE_READY := .venv/.package-ready
 ORIGINALS_READY := .venv-neuralforecast/.ready
 ORIGINALS_PACKAGE_READY := .venv-neuralforecast/.package-ready
 
-.PHONY: demo test stress bench build clean system compile
+.PHONY: demo test test-originals stress bench build clean system compile
 
 demo: build
 	@$(VENV) bench/demo.py $(DEMO)
@@ -46,25 +48,31 @@ demo: build
 bench: build $(ORIGINALS_PACKAGE_READY)
 	@$(VENV) bench/run.py $(BENCH)
 
+# Each test runs on all instruction sets by itself, whatever the set-up of whoever calls. What
+# measures time or memory comes last, alone.
+RESULTS := $(CURDIR)/build/test-results
+PYTEST := -m pytest --quiet --durations=20
+
+test: build
+	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
+	rm -rf $(RESULTS); \
+	echo "== C++ tests"; \
+	GTEST_OUTPUT=xml:$(RESULTS)/ \
+	  ctest --test-dir build -j $(JOBS) --output-on-failure --no-tests=error; \
+	echo "== Python tests"; \
+	$(VENV) $(PYTEST) -n $(JOBS) --dist worksteal -m 'not serial' \
+	  --junitxml=$(RESULTS)/python.xml tests/python; \
+	echo "== Python tests of time and memory"; \
+	$(VENV) $(PYTEST) -m serial --junitxml=$(RESULTS)/python-serial.xml tests/python; \
+	$(VENV) tests/summary.py $(RESULTS) $$SECONDS
+
+test-originals: build $(ORIGINALS_PACKAGE_READY)
+	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
+	$(ORIGINALS) $(PYTEST) -n $(JOBS) --dist worksteal tests/python/originals
+
 # Those of this CPU, known once the package is installed: a command for the shell.
 ISAS = $$($(VENV) -c 'from flash_attention import build_info; \
   print(*(isa.name for isa in build_info().isa if isa.supported))')
-
-# Best instruction set first; what does not depend on it (ctest's label "once") is run with the
-# first only. The set-up of whoever calls does not decide what is tested.
-test: build
-	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
-	once=; \
-	for isa in $(ISAS); do \
-	  echo "== C++ tests, FLASH_ATTENTION_ISA=$$isa"; \
-	  FLASH_ATTENTION_ISA=$$isa \
-	    ctest --test-dir build --output-on-failure --no-tests=error $$once; \
-	  once="-LE once"; \
-	done; \
-	for isa in $(ISAS); do \
-	  echo "== Python tests, FLASH_ATTENTION_ISA=$$isa"; \
-	  FLASH_ATTENTION_ISA=$$isa $(VENV) -m pytest tests/python; \
-	done
 
 # LeakSanitizer does not know what libtorch keeps until the end on purpose.
 stress: build build/sanitized/build.ninja
@@ -75,13 +83,12 @@ stress: build build/sanitized/build.ninja
 	  --gtest_filter='*EveryFloat'; \
 	echo "== Sanitized C++ tests of the kernels"; \
 	build/sanitized/tests/csrc_test --gtest_brief=1; \
-	for isa in $(ISAS); do \
-	  echo "== Sanitized C++ tests of the operator and of the models, FLASH_ATTENTION_ISA=$$isa"; \
-	  for layer in ops models; do \
-	    FLASH_ATTENTION_ISA=$$isa ASAN_OPTIONS=detect_leaks=0 \
-	      build/sanitized/tests/$${layer}_test --gtest_brief=1; \
-	  done; \
+	echo "== Sanitized C++ tests of the operator and of the models"; \
+	for layer in ops models; do \
+	  ASAN_OPTIONS=detect_leaks=0 build/sanitized/tests/$${layer}_test --gtest_brief=1; \
 	done; \
+	echo "== Every two options"; \
+	$(VENV) $(PYTEST) -n $(JOBS) --all-pairs -k every_two_options tests/python; \
 	echo "== Drawn calls, on every instruction set in turn"; \
 	$(VENV) tests/python/fuzzing.py --cases $(CASES)
 

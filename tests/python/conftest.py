@@ -1,13 +1,60 @@
-"""Set-up of all tests: the compiled package imports, and torch's global state stays as it was."""
+"""Set-up of all tests: the instruction sets, torch's global state, and what may be skipped."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 
-import flash_attention  # noqa: F401  (registers torch.ops.flash before any test module is collected)
-import model_fixtures
-import pytest
-import torch
+# Read by OpenMP while torch is loaded. Several processes of tests share the cores: a thread that
+# waits must not spin (some tests take fifty times as long beside one that does), and on any number
+# of cores a call has two threads, where a test does not ask for more.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import model_fixtures  # noqa: E402
+import pytest  # noqa: E402
+import reference  # noqa: E402
+import torch  # noqa: E402
+from covering import covering_specs  # noqa: E402
+from instruction_sets import SUPPORTED, TESTED, active, kernels  # noqa: E402
+from problems import variant_pairs  # noqa: E402
+
+# Every reason for which a test may be skipped, and how many tests of one run at most.
+MAY_BE_SKIPPED = {
+    "the comparison needs AVX2": 0 if "avx2" in SUPPORTED else 2,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-pairs",
+        action="store_true",
+        help="two options at a time, too, not only five: a problem for every two variants",
+    )
+
+
+@pytest.hookimpl(trylast=True)  # the parameter that is added last is the innermost loop
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test runs on each instruction set, unless it is marked `once`."""
+    if "options_together" in metafunc.fixturenames:
+        specs = covering_specs()
+        if metafunc.config.getoption("all_pairs"):
+            specs |= variant_pairs()
+        metafunc.parametrize("options_together", specs.values(), ids=specs.keys())
+    if metafunc.definition.get_closest_marker("once") is None:
+        metafunc.parametrize("isa", TESTED, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The instruction set whose kernels run in this test."""
+    name = getattr(request, "param", TESTED[0])
+    if name == TESTED[0]:  # the others of the same test find what was computed for the first
+        reference.REMEMBERED.clear()
+    with kernels(name):
+        yield name
+        assert active() == name, "a test changed the instruction set"
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +71,24 @@ def unchanged_global_state() -> Iterator[None]:
 def typical(request: pytest.FixtureRequest) -> model_fixtures.Fixture:
     """One recorded case of each model."""
     return model_fixtures.load(model_fixtures.TYPICAL[request.param])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails a run that skips a test for another reason than the known ones, or too many."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:  # a worker: its reports have gone to the process that prints them
+        return
+    skipped: Counter[str] = Counter()
+    for report in reporter.stats.get("skipped", ()):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        known = [text for text in MAY_BE_SKIPPED if reason.startswith(text)]
+        skipped[known[0] if known else reason] += 1
+    for reason, count in skipped.items():
+        allowed = MAY_BE_SKIPPED.get(reason, 0)
+        if count > allowed:
+            reporter.write_line(
+                f"expected at most {allowed} tests to be skipped because {reason!r}, got {count}",
+                red=True,
+            )
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED

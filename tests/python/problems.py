@@ -294,11 +294,16 @@ def single_variants() -> dict[str, Spec]:
     return specs
 
 
+def make_sense(groups: set[str]) -> bool:
+    """Whether variants of these groups go together: a 3-D problem has no heads."""
+    return not {"heads", "rank"} <= groups
+
+
 def variant_pairs() -> Iterator[tuple[str, Spec]]:
     """Every two variants of different groups that make sense together."""
     for first, second in itertools.combinations(VARIANTS, 2):
-        if {first, second} == {"heads", "rank"}:
-            continue  # a 3-D problem has no heads
+        if not make_sense({first, second}):
+            continue
         for (a, change), (b, other) in itertools.product(
             VARIANTS[first].items(), VARIANTS[second].items()
         ):

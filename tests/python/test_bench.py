@@ -20,6 +20,8 @@ import plot  # noqa: E402
 import results  # noqa: E402
 import tables  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 
 def test_peak_memory_of_flash_is_what_attention_memory_says() -> None:
     query, key, value = measure.qkv((2, 3, 200, 16), torch.float32)

@@ -16,6 +16,8 @@ import forecast  # noqa: E402
 import forecast_report  # noqa: E402
 from forecast import Pair, Task  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 TASK = Task(columns=("up", "down"), input_size=8, horizon=2, season=3, rows=40)
 
 STAND_IN = """#!{python}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,8 @@ from etth1_results import TrainingResult  # noqa: E402
 from etth1_settings import SETTINGS, Settings  # noqa: E402
 from plain_training import Errors, PlainTraining  # noqa: E402
 from training_process import TrainingProcess  # noqa: E402
+
+pytestmark = pytest.mark.once
 
 WAVES = Split(("up", "down"), train=100, validation=30, test=30)
 
@@ -144,28 +144,11 @@ def test_flash_train_has_every_option_that_it_is_given(model: str) -> None:
     assert "--target=HUFL,HULL,MUFL,MULL,LUFL,LULL,OT" in call
 
 
-HAS_ORIGINALS = importlib.util.find_spec("neuralforecast") is not None
-WITH_ORIGINALS = pytest.mark.skipif(
-    not HAS_ORIGINALS, reason="needs neuralforecast: see bench/requirements.txt"
-)
-
-
-@pytest.mark.parametrize(
-    "create",
-    [ours, pytest.param(model_pair.create, marks=WITH_ORIGINALS)],
-    ids=("ours", "original"),
-)
-@pytest.mark.parametrize("model", SETTINGS)
-def test_both_sides_train_alike_without_dropout(
-    model: str,
-    create: Callable[..., torch.nn.Module],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def assert_both_sides_train_alike(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The same weights to begin with, batches, losses, rates, validation, choice and test.
-    monkeypatch.setattr(model_pair, "create", create)
-    call = etth1.Call(small(model), write_waves(tmp_path / "waves.csv"), WAVES, seed=3, epochs=3)
+    """The same weights to begin with, batches, losses, rates, validation, choice and test."""
+    call = etth1.Call(small(model), write_waves(folder / "waves.csv"), WAVES, seed=3, epochs=3)
     found = etth1.train(call, executable(), progress.Progress([1.0] * 3))
     assert found.train_loss["ours"] == pytest.approx(found.train_loss["neuralforecast"], rel=1e-4)
     # A running mean lags some ten steps of the rate behind: 1e-2 of activations of order 1.
@@ -177,6 +160,14 @@ def test_both_sides_train_alike_without_dropout(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert re.match(rf"\[etth1 3/3, 0 s left\] {model}, seed 3, epoch 3/3: ", lines[-1])
+
+
+@pytest.mark.parametrize("model", SETTINGS)
+def test_both_sides_train_alike_without_dropout(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(model_pair, "create", ours)
+    assert_both_sides_train_alike(model, tmp_path, capsys)
 
 
 def test_another_network_is_refused_before_it_is_trained(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -28,6 +27,8 @@ import report  # noqa: E402
 import results  # noqa: E402
 from model_results import ModelResult  # noqa: E402
 from model_shapes import Shape  # noqa: E402
+
+pytestmark = pytest.mark.once
 
 
 def result(shape: Shape, faster: float = 4.0, share: float = 0.25) -> ModelResult:
@@ -184,7 +185,7 @@ def test_step_is_forward_backward_and_adam() -> None:
         torch.testing.assert_close(moved, torch.full_like(moved, 1e-4), rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.serial
 def test_step_memory_sees_what_the_backward_needs() -> None:
     shape = Shape("PatchTST", 12, batch=32, horizon=5)
     kept = (64 << 20) // shape.batch // 4  # 64 MiB in all
@@ -216,10 +217,6 @@ def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-HAS_ORIGINALS = importlib.util.find_spec("neuralforecast") is not None
-
-
-@pytest.mark.skipif(HAS_ORIGINALS, reason="is about a Python without neuralforecast")
 def test_missing_originals_are_named_before_anything_is_measured(tmp_path: Path) -> None:
     found = run("models.py", "--quick")
     assert found.returncode == 1
@@ -238,13 +235,3 @@ def test_options_that_do_not_go_together_are_refused(options: tuple[str, ...]) -
     found = run("run.py", *options)
     assert found.returncode == 2
     assert "expected" in found.stderr
-
-
-@pytest.mark.skipif(not HAS_ORIGINALS, reason="needs neuralforecast: see bench/requirements.txt")
-def test_every_model_is_measured_beside_its_original(tmp_path: Path) -> None:
-    path = tmp_path / "models.json"
-    found = run("models.py", "--quick", "--rounds=3", "--no-memory", f"--json={path}")
-    assert found.returncode == 0, found.stderr
-    rows = results.read(path).models
-    assert [row.shape.model for row in rows] == list(model_shapes.MODELS)
-    assert max(row.difference for row in rows) < 1e-4

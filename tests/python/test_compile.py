@@ -15,6 +15,8 @@ from tolerances import CLOSE
 from torch import Tensor
 from torch._dynamo import compiled_autograd
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "docs"))
 from cpp_examples import FENCE, blocks, translation_unit  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Fences of what is run or checked below, and of what is only to be looked at.
 LANGUAGES = {"python", "cpp", "cmake", "bash", "text"}

@@ -9,6 +9,8 @@ import pytest
 import torch
 from flash_attention import functional, models
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("module", [flash_attention, functional, models], ids=lambda m: m.__name__)
 def test_examples_print_what_they_say(module) -> None:

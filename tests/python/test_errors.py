@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.once
+
 B, H, L, S, D, DV = 2, 4, 5, 16, 8, 6
 
 

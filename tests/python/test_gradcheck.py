@@ -113,6 +113,7 @@ def test_standard_attention_has_second_derivatives(spec: Spec) -> None:
     assert torch.autograd.gradgradcheck(call, inputs)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("with_lse", [False, True], ids=["out", "out-and-lse"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 def test_gradgradcheck(spec: Spec, with_lse: bool) -> None:
@@ -121,6 +122,7 @@ def test_gradgradcheck(spec: Spec, with_lse: bool) -> None:
     assert torch.autograd.gradgradcheck(call, inputs)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("spec", COMBINED.values(), ids=COMBINED.keys())
 def test_forward_mode(spec: Spec) -> None:
     """Of the outputs, and of the gradients."""

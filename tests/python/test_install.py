@@ -14,6 +14,8 @@ import flash_attention
 import pytest
 import torch
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(flash_attention.__file__).parent
 REQUIRED = re.search(r"^torch==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)[1]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import flash_attention
 import pytest
 import torch
-from checks import largest_difference
-from problems import DTYPES, Spec, dtype_name, make_problem
+from checks import largest_difference, run
+from instruction_sets import SUPPORTED, active, kernels
+from problems import DTYPES, NARROW, Spec, dtype_name, make_problem
 from tolerances import CLOSE
 
 CHILD = """
@@ -38,8 +39,7 @@ CASES: dict[str, dict[str, str]] = {
     "ours-over-atens": {"ATEN_CPU_CAPABILITY": "default", "FLASH_ATTENTION_ISA": "avx2"},
 }
 
-HERE = Path(__file__).parent
-SUPPORTED = {isa.name: isa.supported for isa in flash_attention.build_info().isa}
+SUPPORTED_BY_NAME = {isa.name: isa.supported for isa in flash_attention.build_info().isa}
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +68,17 @@ def reports() -> dict[str, dict[str, object]]:
     return results
 
 
-@pytest.mark.parametrize(("case", "isa"), [("scalar", "scalar"), ("aten-default", "scalar")])
-def test_scalar_can_be_asked_for(
-    reports: dict[str, dict[str, object]], case: str, isa: str
-) -> None:
-    assert reports[case]["active"] == isa
+@pytest.mark.once
+@pytest.mark.parametrize("case", ["scalar", "aten-default"])
+def test_scalar_can_be_asked_for(reports: dict[str, dict[str, object]], case: str) -> None:
+    assert reports[case]["active"] == "scalar"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("case", ["avx2", "aten-avx2", "ours-over-atens"])
 def test_avx2_can_be_asked_for(reports: dict[str, dict[str, object]], case: str) -> None:
     """Where the processor lacks it, asking by our name is an error and by ATen's a cap."""
-    if SUPPORTED["avx2"]:
+    if SUPPORTED_BY_NAME["avx2"]:
         assert reports[case]["active"] == "avx2"
     elif case == "aten-avx2":
         assert reports[case]["active"] == "scalar"
@@ -86,37 +86,53 @@ def test_avx2_can_be_asked_for(reports: dict[str, dict[str, object]], case: str)
         assert reports[case]["error"] == "ValueError"
 
 
+@pytest.mark.once
 def test_avx512_can_be_asked_for(reports: dict[str, dict[str, object]]) -> None:
-    if SUPPORTED["avx512"]:
+    if SUPPORTED_BY_NAME["avx512"]:
         assert reports["avx512"]["active"] == "avx512"
     else:
         assert reports["avx512"]["error"] == "ValueError"
 
 
+@pytest.mark.once
 def test_an_unknown_name_is_an_error_that_names_the_known(
     reports: dict[str, dict[str, object]],
 ) -> None:
     report = reports["unknown"]
     assert report["error"] == "ValueError"
-    for fragment in ("flash::attention", "FLASH_ATTENTION_ISA", "expected", "avx3", *SUPPORTED):
+    known = ("flash::attention", "FLASH_ATTENTION_ISA", "expected", "avx3", *SUPPORTED_BY_NAME)
+    for fragment in known:
         assert fragment in str(report["text"]), report
 
 
+@pytest.mark.once
 def test_the_best_supported_is_the_default(reports: dict[str, dict[str, object]]) -> None:
-    best = next(name for name, supported in SUPPORTED.items() if supported)
+    best = next(name for name, supported in SUPPORTED_BY_NAME.items() if supported)
     assert reports["nothing"]["active"] == best
 
 
+@pytest.mark.once
 def test_every_choice_computes_the_same(reports: dict[str, dict[str, object]]) -> None:
     outs = [float(str(r["out"])) for r in reports.values() if "out" in r]
     assert len(outs) >= 4
     assert max(outs) - min(outs) < 1e-4  # a sum of 60 float32 numbers of order 1
 
 
+@pytest.mark.once
 def test_this_run_uses_the_kernels_it_was_told_to() -> None:
     asked = os.environ.get("FLASH_ATTENTION_ISA")
-    active = flash_attention.build_info().active
-    assert SUPPORTED[active] and (asked is None or active == asked)
+    assert active() in SUPPORTED and (asked is None or active() == asked)
+
+
+def test_kernels_are_switched_and_switched_back(isa: str) -> None:
+    for other in SUPPORTED:
+        with kernels(other):
+            assert active() == other
+        assert active() == isa
+    for wrong in ("avx3", "", *(n for n, supported in SUPPORTED_BY_NAME.items() if not supported)):
+        with pytest.raises(ValueError, match=r"flash::_use_isa: expected "):
+            torch.ops.flash._use_isa(wrong)
+        assert active() == isa
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
@@ -126,7 +142,7 @@ def test_use_simd_false_runs_the_scalar_kernels(dtype: torch.dtype) -> None:
     simd = flash_attention.attention(**problem.inputs)
     scalar = flash_attention.attention(**problem.inputs, use_simd=False)
     assert largest_difference(simd, scalar) < CLOSE[dtype]
-    if flash_attention.build_info().active == "scalar":
+    if active() == "scalar":
         assert torch.equal(simd, scalar)
 
 
@@ -136,33 +152,21 @@ COMPARED = [
     Spec(queries=2, keys=3000, head_dim=33, softcap=5.0),
 ]
 
-COMPARING_CHILD = """
-import sys
-import torch
-from checks import run
-from problems import make_problem
-from test_isa import COMPARED
 
-dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-torch.save([run(make_problem(s, d)).tensors() for s in COMPARED for d in dtypes], sys.argv[1])
-"""
-
-
-def test_results_across_instruction_sets(tmp_path: Path) -> None:
+@pytest.mark.once
+def test_results_across_instruction_sets() -> None:
     """Output, lse and gradients; with dropout, the same weights are dropped by all of them."""
-    found = {}
-    for isa, supported in SUPPORTED.items():
-        if not supported:
-            continue
-        environment = os.environ | {"FLASH_ATTENTION_ISA": isa, "PYTHONPATH": str(HERE)}
-        path = tmp_path / isa
-        command = [sys.executable, "-c", COMPARING_CHILD, str(path)]
-        subprocess.run(command, env=environment, check=True, timeout=120)
-        found[isa] = torch.load(path)
-    assert "scalar" in found
-    for isa, results in found.items():
-        for one, other in zip(results, found["scalar"], strict=True):
-            dtype = one["out"].dtype
-            for name, tensor in one.items():
-                size = max(1.0, other[name].abs().max().item())
-                assert largest_difference(tensor, other[name]) <= CLOSE[dtype] * size, (isa, name)
+    for spec, dtype in itertools.product(COMPARED, DTYPES + NARROW):
+        problem = make_problem(spec, dtype)
+        with kernels("scalar"):
+            expected = run(problem).tensors()
+        for isa in SUPPORTED:
+            with kernels(isa):
+                found = run(problem).tensors()
+            for name, tensor in expected.items():
+                size = max(1.0, tensor.abs().max().item())
+                difference = largest_difference(found[name], tensor)
+                assert difference <= CLOSE[tensor.dtype] * size, (spec, isa, name)
+            # Vectors sum in another order: equal bits would mean that no kernels were switched.
+            if isa != "scalar" and dtype in DTYPES:
+                assert not torch.equal(found["dq"], expected["dq"]), (spec, isa)

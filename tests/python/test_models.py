@@ -12,6 +12,8 @@ from flash_attention import models
 from model_fixtures import TYPICAL, Fixture, assert_same, small
 from tolerances import MODEL_COMPLEX_TANH, MODEL_FLOAT64, model_float32
 
+pytestmark = pytest.mark.once
+
 WAYS = {
     "standard": {},
     "flash": {"use_flash_attention": True},

@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tolerances import MODEL_FLOAT32_AT_LEAST
 
+pytestmark = pytest.mark.once
+
 # --- what torch does to modules -------------------------------------------------------------------
 
 

@@ -11,13 +11,11 @@ import pytest
 import torch
 from checks import assert_rounded, check, run
 from measuring import threads
-from problems import NARROW, Spec, dtype_name, make_problem, single_variants, variant_pairs
+from problems import NARROW, Spec, dtype_name, make_problem, single_variants
 from tolerances import CLOSE
 from torch import Tensor
 
 narrow = pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
-
-PAIRS = dict(variant_pairs())
 
 
 @narrow
@@ -26,15 +24,9 @@ def test_every_option(dtype: torch.dtype, spec: Spec) -> None:
     check(make_problem(spec, dtype))
 
 
-# A third of the pairs of options, with one of the two dtypes in turns: the arithmetic is float32's,
-# of which all are tested.
-@pytest.mark.parametrize(
-    ("spec", "dtype"),
-    [(spec, NARROW[i % 2]) for i, spec in enumerate(list(PAIRS.values())[::3])],
-    ids=list(PAIRS)[::3],
-)
-def test_every_two_options(spec: Spec, dtype: torch.dtype) -> None:
-    check(make_problem(spec, dtype))
+@narrow
+def test_every_two_options(options_together: Spec, dtype: torch.dtype) -> None:
+    check(make_problem(options_together, dtype))
 
 
 @narrow
@@ -168,6 +160,7 @@ def test_the_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
                     assert torch.equal(actual, expected[name]), (name, count)
 
 
+@pytest.mark.once
 @narrow
 def test_second_derivatives_and_forward_mode(dtype: torch.dtype) -> None:
     """As float32's, rounded."""
@@ -232,6 +225,7 @@ def test_packed_sequences_and_a_cache(dtype: torch.dtype) -> None:
     assert torch.equal(actual, expected)
 
 
+@pytest.mark.once
 @narrow
 def test_compiled_and_checked(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(bias="1H1S", sinks="H"), dtype)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from problems import Spec, make_problem, single_variants
 
+pytestmark = pytest.mark.once
+
 SINGLES = single_variants()
 
 # Every two of operator, type and gradient together, for every option: half of the eight

@@ -8,11 +8,10 @@ import flash_attention
 import pytest
 import torch
 from checks import assert_close_to_truth, check, run, run_output_only
-from problems import DTYPES, Problem, Spec, dtype_name, make_problem, single_variants, variant_pairs
+from problems import DTYPES, Problem, Spec, dtype_name, make_problem, single_variants
 from tolerances import CLOSE
 
 SINGLES = single_variants()
-PAIRS = dict(variant_pairs())
 
 
 def standard(**arguments: object) -> torch.Tensor:
@@ -31,10 +30,9 @@ def test_option_alone(dtype: torch.dtype, spec: Spec) -> None:
     )
 
 
-@pytest.mark.parametrize("spec", PAIRS.values(), ids=PAIRS.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_pair_of_options(dtype: torch.dtype, spec: Spec) -> None:
-    check(make_problem(spec, dtype))
+def test_every_two_options(dtype: torch.dtype, options_together: Spec) -> None:
+    check(make_problem(options_together, dtype))
 
 
 @pytest.mark.parametrize("spec", SINGLES.values(), ids=SINGLES.keys())

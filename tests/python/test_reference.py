@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
+pytestmark = pytest.mark.once
+
 PLAIN = Spec(queries=33, keys=33)
 
 SPECS = {

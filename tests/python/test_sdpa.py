@@ -81,6 +81,7 @@ def test_sample_inputs_with_dropout_drop_what_standard_attention_drops(dtype: to
             torch.testing.assert_close(mine[name], tensor, rtol=1e-3, atol=500 * CLOSE[dtype])
 
 
+@pytest.mark.once
 def test_signature_is_the_one_torch_documents() -> None:
     documented = F.scaled_dot_product_attention.__doc__
     names = documented[documented.index("(") + 1 : documented.index(")")].replace("\n", "")
@@ -298,6 +299,7 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Tensor]]] = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("error", "text", "call"), REFUSED.values(), ids=REFUSED.keys())
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_refused_in_words(error: type[Exception], text: str, call: Callable[[], Tensor]) -> None:
@@ -319,6 +321,7 @@ def second_gradients(call: Call, function: Callable[..., Tensor]) -> list[Tensor
     return list(torch.autograd.grad(first, leaves, [along(x) for x in leaves]))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_second_gradients_of_sample_inputs_of_torch(dtype: torch.dtype) -> None:
     for call in samples(dtype):

@@ -12,6 +12,8 @@ from sdpa_calls import runs_ours
 from tolerances import SDPA_MODULE
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.once
+
 WIDTH, HEADS, LENGTH = 32, 4, 20
 
 Run = Callable[[nn.Module, Tensor, dict[str, Tensor]], Tensor]

@@ -19,6 +19,9 @@ from test_sdpa import samples
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
+
+pytestmark = pytest.mark.once
 
 torchs = F.scaled_dot_product_attention
 
@@ -252,8 +255,7 @@ def test_meta_tensors_give_the_shape() -> None:
 
 
 def test_causal_bias_of_torch() -> None:
-    bias = pytest.importorskip("torch.nn.attention.bias")
-    for mask in (bias.causal_lower_right(5, 7), bias.causal_upper_left(5, 7)):
+    for mask in (causal_lower_right(5, 7), causal_upper_left(5, 7)):
         expected = torchs(*qkv(), attn_mask=mask)
         with replace_sdpa():
             assert runs_ours(lambda mask=mask: torchs(*qkv(), attn_mask=mask))

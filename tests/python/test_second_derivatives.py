@@ -14,6 +14,8 @@ from problems import Problem, Spec, make_problem
 from tolerances import SECOND_FLOAT64_RELATIVE
 from torch import Tensor
 
+pytestmark = pytest.mark.once
+
 # Second derivatives go through 64 queries at a time.
 LONG = Spec(queries=130, keys=70, head_dim=6, value_dim=5)
 SPECS = {

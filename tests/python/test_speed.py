@@ -28,6 +28,8 @@ import targets  # noqa: E402
 from points import Point  # noqa: E402
 from results import Record, Result  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 # The candidates of each group, and the ratio at which its targets are reached with some room.
 CANDIDATES = {
     "grid": {"flash": 1.0, "torch": 2.5},

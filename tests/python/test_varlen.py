@@ -234,6 +234,7 @@ def test_no_sequence_at_all() -> None:
     assert torch.autograd.grad(out.sum(), q)[0].shape == (0, 2, 4)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_a_break(dynamic: bool) -> None:
     inputs = packed(torch.float32, "NH")
@@ -244,6 +245,7 @@ def test_compiles_without_a_break(dynamic: bool) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.once
 def test_opcheck() -> None:
     inputs = packed(torch.float32, "NH")
     arguments = (inputs["query"], inputs["key"], inputs["value"], starts(QUERIES), starts(KEYS))
@@ -254,6 +256,7 @@ def test_opcheck() -> None:
 ROWS = {"query": (6, 4, 8), "key": (7, 2, 8), "value": (7, 2, 8)}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
@@ -286,6 +289,7 @@ def test_mistakes_are_refused_in_words(
         varlen_attention(**arguments | changes)
 
 
+@pytest.mark.once
 def test_bias_and_second_derivatives_are_refused_by_name() -> None:
     inputs = packed(torch.float64)
     cuts = {"cu_seqlens_q": starts(QUERIES), "cu_seqlens_k": starts(KEYS)}

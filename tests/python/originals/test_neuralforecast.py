@@ -9,21 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import neuralforecast.models as nf_models
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from flash_attention import models
 from flash_attention.models import accelerate, restore
+from neuralforecast import NeuralForecast
+from neuralforecast.losses.pytorch import MAE, DistributionLoss, MQLoss
 
-nf_models = pytest.importorskip(
-    "neuralforecast.models",
-    reason="neuralforecast is not installed: python3 -m pip install neuralforecast==3.3.0",
-)
-pd = pytest.importorskip("pandas")
-from neuralforecast import NeuralForecast  # noqa: E402
-from neuralforecast.losses.pytorch import MAE, DistributionLoss, MQLoss  # noqa: E402
-
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 HORIZON, PAST = 6, 24
 QUIET = dict(

@@ -1,7 +1,4 @@
-"""Files of ours, loaded by neuralforecast itself: skipped where it is not installed.
-
-pip install neuralforecast==3.3.0
-"""
+"""Files of ours, loaded by neuralforecast itself."""
 
 from __future__ import annotations
 
@@ -9,15 +6,14 @@ import logging
 from pathlib import Path
 
 import model_fixtures
+import neuralforecast.models
 import pytest
 import torch
 from flash_attention import models
 from model_fixtures import FOLDER
 from tolerances import model_float32
 
-neuralforecast = pytest.importorskip(
-    "neuralforecast.models", reason="needs neuralforecast 3.3.0, which is not installed"
-)
+pytestmark = pytest.mark.once
 
 # Written by neuralforecast's own `save`; see tests/fixtures/make_fixtures.py.
 THEIRS = {
@@ -48,7 +44,7 @@ def quiet() -> None:
 
 def load_theirs(model_class: str, path: Path) -> torch.nn.Module:
     """neuralforecast's model in a file, in eval mode."""
-    return getattr(neuralforecast, model_class).load(str(path)).eval()
+    return getattr(neuralforecast.models, model_class).load(str(path)).eval()
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flash_attention import models
+from neuralforecast.losses.pytorch import MAE, DistributionLoss, MQLoss
 from tolerances import MODEL_DRAWN_FLOAT32, MODEL_FLOAT64
 
-pytest.importorskip(
-    "neuralforecast.models",
-    reason="neuralforecast is not installed: python3 -m pip install neuralforecast==3.3.0",
-)
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "bench"))
 import model_pair  # noqa: E402
-from neuralforecast.losses.pytorch import MAE, DistributionLoss, MQLoss  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 DRAWS = 30
 """Per model: a few seconds."""
@@ -181,23 +178,32 @@ def _largest_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max().clamp_min(1)).item()
 
 
-@pytest.mark.parametrize("seed", range(DRAWS))
-@pytest.mark.parametrize("name", OPTIONS)
-def test_drawn_options_give_the_originals_numbers(name: str, seed: int) -> None:
-    draw = random.Random(f"{name} {seed}")
+@dataclass(frozen=True)
+class Drawn:
+    """Options, the original that they make, its input, and what it made of that."""
+
+    options: Options
+    loss: Any
+    original: torch.nn.Module
+    windows: dict[str, torch.Tensor | None]
+    results: tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+
+
+class Refused(Exception):
+    """neuralforecast cannot make a model of these options, or not run it."""
+
+
+def _draw(draw: random.Random, name: str, seed: int, dtype: torch.dtype) -> Drawn:
     options = OPTIONS[name](draw) | dict(
         h=draw.choice([1, 2, 3, 5, 8, 13]),
         input_size=draw.choice([3, 4, 7, 8, 12, 17, 24, 31]),
         dropout=0.0,
     )
     loss, batch = _loss(draw), draw.choice([2, 3])
-    # neuralforecast's FEDformer keeps to complex64.
-    dtype = torch.float32 if name == "FEDformer" else torch.float64
-    tolerance = MODEL_DRAWN_FLOAT32 if dtype == torch.float32 else MODEL_FLOAT64
     try:
         original = _as(model_pair.create(name, random_seed=seed + 1, loss=loss, **options), dtype)
-    except Exception as error:  # of several kinds: what neuralforecast cannot make
-        pytest.skip(f"the original refuses it: {error}")
+    except Exception as error:  # of several kinds
+        raise Refused from error
     original.train(draw.random() < 0.5)
     torch.manual_seed(seed)
     windows = _windows(options, batch, dtype)
@@ -205,11 +211,33 @@ def test_drawn_options_give_the_originals_numbers(name: str, seed: int) -> None:
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        expected, factors, expected_gradients = _run(original, windows, seed, None)
+        return Drawn(options, loss, original, windows, _run(original, windows, seed, None))
     except (IndexError, RuntimeError) as error:  # lengths too short for it, found out late
-        pytest.skip(f"the original fails: {error}")
+        raise Refused from error
     finally:
         torch.set_default_dtype(previous)
+
+
+def _draw_until_taken(name: str, seed: int, dtype: torch.dtype) -> Drawn:
+    """neuralforecast refuses one draw of nine, so five in a row are a fault of the draws."""
+    draw = random.Random(f"{name} {seed}")
+    for _ in range(4):
+        try:
+            return _draw(draw, name, seed, dtype)
+        except Refused:
+            continue
+    return _draw(draw, name, seed, dtype)
+
+
+@pytest.mark.parametrize("seed", range(DRAWS))
+@pytest.mark.parametrize("name", OPTIONS)
+def test_drawn_options_give_the_originals_numbers(name: str, seed: int) -> None:
+    # neuralforecast's FEDformer keeps to complex64.
+    dtype = torch.float32 if name == "FEDformer" else torch.float64
+    tolerance = MODEL_DRAWN_FLOAT32 if dtype == torch.float32 else MODEL_FLOAT64
+    drawn = _draw_until_taken(name, seed, dtype)
+    options, loss, original = drawn.options, drawn.loss, drawn.original
+    expected, factors, expected_gradients = drawn.results
     if name == "FEDformer":
         options["fourier_index"] = model_pair.fourier_index(original)
     for flash in (False, True):
@@ -221,7 +249,7 @@ def test_drawn_options_give_the_originals_numbers(name: str, seed: int) -> None:
         ours = _as(ours, dtype)
         ours.load_state_dict(original.state_dict())
         ours.train(original.training)
-        found, _, gradients = _run(ours, windows, seed, factors)
+        found, _, gradients = _run(ours, drawn.windows, seed, factors)
         assert _largest_error(found, expected) < tolerance, (options, flash)
         assert gradients.keys() <= expected_gradients.keys()  # those of a loss are not a model's
         for key, gradient in gradients.items():

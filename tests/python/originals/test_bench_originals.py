@@ -1,0 +1,27 @@
+"""The comparisons of `make bench`, run beside neuralforecast's own models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_bench_etth1 import SETTINGS, assert_both_sides_train_alike
+from test_bench_models import model_shapes, results, run
+
+pytestmark = pytest.mark.once
+
+
+@pytest.mark.parametrize("model", SETTINGS)
+def test_both_sides_train_alike_without_dropout(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_both_sides_train_alike(model, tmp_path, capsys)
+
+
+def test_every_model_is_measured_beside_its_original(tmp_path: Path) -> None:
+    path = tmp_path / "models.json"
+    found = run("models.py", "--quick", "--rounds=3", "--no-memory", f"--json={path}")
+    assert found.returncode == 0, found.stderr
+    rows = results.read(path).models
+    assert [row.shape.model for row in rows] == list(model_shapes.MODELS)
+    assert max(row.difference for row in rows) < 1e-4

@@ -1,0 +1,71 @@
+"""What conftest.py promises: every instruction set, or the one asked for, and no unknown skip."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from instruction_sets import SUPPORTED
+
+pytestmark = pytest.mark.once
+
+HERE = Path(__file__).parent
+INI = HERE.parents[1] / "pyproject.toml"
+
+
+def run(folder: Path, text: str, *options: str, **environment: str) -> tuple[int, str]:
+    """Status and output of a run of pytest over one file of tests, under the same conftest.py."""
+    (folder / "test_it.py").write_text(f"import pytest, flash_attention\n{text}\n")
+    command = [sys.executable, "-m", "pytest", "-c", INI, "--rootdir", folder, "-p", "conftest"]
+    own = {n: v for n, v in os.environ.items() if not n.startswith(("FLASH_", "PYTEST_"))}
+    done = subprocess.run(
+        [*command, "-v", "-p", "no:cacheprovider", *options, folder],
+        env=own | {"PYTHONPATH": str(HERE)} | environment,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+TWO_TESTS = """
+def test_each(isa):
+    assert flash_attention.build_info().active == isa
+
+@pytest.mark.once
+def test_one(isa):
+    assert flash_attention.build_info().active == isa
+"""
+
+
+def test_a_test_runs_on_each_instruction_set_and_one_marked_as_once_on_the_best(
+    tmp_path: Path,
+) -> None:
+    status, text = run(tmp_path, TWO_TESTS)
+    assert status == 0, text
+    ran = [line.split("::")[1].split()[0] for line in text.splitlines() if " PASSED" in line]
+    assert ran == [f"test_each[{isa}]" for isa in SUPPORTED] + ["test_one"]
+
+
+def test_the_variable_limits_a_run_to_one_instruction_set(tmp_path: Path) -> None:
+    status, text = run(tmp_path, TWO_TESTS, FLASH_ATTENTION_ISA="scalar")
+    assert status == 0, text
+    assert "test_each[scalar] PASSED" in text and "2 passed" in text
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_skip_for_an_unknown_reason_fails_the_run(tmp_path: Path, workers: str) -> None:
+    skipping = "def test_it(): pytest.skip('no time')\ndef test_other(): pass"
+    status, text = run(tmp_path, f"pytestmark = pytest.mark.once\n{skipping}", f"-n{workers}")
+    assert status == 1
+    assert "expected at most 0 tests to be skipped because 'no time', got 1" in text
+    assert "1 passed, 1 skipped" in text
+
+
+def test_a_test_that_leaves_other_kernels_behind_fails(tmp_path: Path) -> None:
+    text = "import torch\n@pytest.mark.once\ndef test_it(): torch.ops.flash._use_isa('scalar')"
+    status, text = run(tmp_path, text)
+    assert (status != 0) == (SUPPORTED[0] != "scalar")
+    assert "a test changed the instruction set" in text or SUPPORTED[0] == "scalar"
