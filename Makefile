@@ -70,10 +70,6 @@ test-originals: build $(ORIGINALS_PACKAGE_READY)
 	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
 	$(ORIGINALS) $(PYTEST) -n $(JOBS) --dist worksteal tests/python/originals
 
-# Those of this CPU, known once the package is installed: a command for the shell.
-ISAS = $$($(VENV) -c 'from flash_attention import build_info; \
-  print(*(isa.name for isa in build_info().isa if isa.supported))')
-
 # LeakSanitizer does not know what libtorch keeps until the end on purpose.
 stress: build build/sanitized/build.ninja
 	cmake --build build/sanitized --parallel $(JOBS) --target csrc_test ops_test models_test
