@@ -64,9 +64,6 @@ FUZZED_SLACK = 10.0
 # reach some tens there, which multiply the rounding of a weight. A NaN out of place is no number.
 FUZZED_BAD_TIMES_CLOSE = 50.0
 
-# The fuzzer's second derivatives, in units of one rounding of the largest of them.
-FUZZED_SECOND_ROUNDINGS = 5000.0
-
 # Flash against standard attention in float64, values of order 1: the integration guide's figure.
 # Rounding is far below it (1e-13); a wrong scale, mask or head is far above.
 GUIDE_FLOAT64 = 1e-10
