@@ -20,9 +20,9 @@ from sdpa_calls import Call, Truth, assert_close_to_truth
 from tolerances import (
     FLOAT32_ROUNDING_UNITS_LARGEST,
     FLOAT64_ABSOLUTE,
-    FUZZED_SECOND_ROUNDINGS,
     FUZZED_SLACK,
     NARROW_ABSOLUTE,
+    SECOND_GRADIENT_ROUNDINGS,
     UNIT_ROUNDOFF,
 )
 from torch import Tensor
@@ -345,7 +345,7 @@ def second_derivatives(draw: random.Random, dtype: torch.dtype, seed: int) -> Ch
                 continue
             size = max(1.0, expected.abs().max().item())
             unit = UNIT_ROUNDOFF[compute_dtype(dtype)]
-            allowed = FUZZED_SECOND_ROUNDINGS * unit * size + rounding_of(dtype, expected)
+            allowed = SECOND_GRADIENT_ROUNDINGS * unit * size + rounding_of(dtype, expected)
             excess = (found.double() - expected).abs() - allowed
             assert excess.max().item() <= 0, (
                 f"{problem.spec}\n{name}: off by {largest_difference(found, expected):.3g} "

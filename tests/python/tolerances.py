@@ -102,7 +102,8 @@ SDPA_FLOAT32_TIMES_TORCH = 2.0
 SDPA_FLOAT32_SCORE_ROUNDINGS = 1.0
 
 # Second gradients of torch's sample inputs: scores of 200 make 200 roundings of one, in each of the
-# two derivatives, of which the second multiplies what the first left; and some sums.
+# two derivatives, of which the second multiplies what the first left; and some sums. Of what is
+# computed in: 16-bit results have one rounding of their own besides.
 SECOND_GRADIENT_ROUNDINGS = 5000.0
 
 # The same in float64: roundings of 1e-16 on scores of 200 stay below 1e-13 of the largest number.
