@@ -175,7 +175,7 @@ class Rows {
     const Definition result =
         define_attention(q, with_heads(values_[3]), with_heads(values_[4]), o, keep, with_lse);
     variable_list outputs = {result.out}, cotangents = {with_heads(values_[0])};
-    if (with_lse) {
+    if (with_lse && result.lse.requires_grad()) {  // of no keys it is a constant
       outputs.push_back(result.lse);
       cotangents.push_back(sizes_.has_head_dimension ? values_[1] : values_[1].unsqueeze(1));
     }

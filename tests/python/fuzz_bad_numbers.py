@@ -117,8 +117,11 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
     nothing = torch.full((), -math.inf, dtype=torch.float64)
     alone = scores[..., -1] if "sinks" in inputs else nothing
     lse = torch.where(empty.squeeze(-1), alone, log_sum_exp(scores))
+    # Whether the weight of an infinite sink is then 1 or NaN is left open.
+    open_rows = empty & ~alone.isfinite().unsqueeze(-1) & (alone != -math.inf).unsqueeze(-1)
 
     out = attended_product(weight, weight, pairs, certain, value)
+    out.possible |= open_rows
     grad_out = with_heads(problem.grad_out.double())
     grad_lse = problem.grad_lse.double().view(*weight.shape[:3], 1)
     by_weight = grad_out @ value.mT
@@ -159,14 +162,16 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
         sink = every_weight[..., -1:]
         rows, perhaps_rows = (-sink * delta for delta in deltas)
         sure = rows.isnan() & ~(sink < LEAST_WEIGHT) & ~empty
-        found["dsinks"] = Expected(rows.nan_to_num(0, 0, 0), sure, perhaps_rows.isnan()).map(
+        perhaps_bad = perhaps_rows.isnan() | open_rows
+        found["dsinks"] = Expected(rows.nan_to_num(0, 0, 0), sure, perhaps_bad).map(
             lambda x: x.sum((-2, -1)).sum_to_size(sinks)
         )
     if inputs["query"].dim() == 3:
         for name in ("out", "dq", "dk", "dv"):
             found[name] = found[name].map(lambda x: x.squeeze(1))
         lse = lse.squeeze(1)
-    found["lse"] = Expected(lse, lse.isnan(), lse.isnan())
+    open_lse = open_rows.view(lse.shape)
+    found["lse"] = Expected(lse, lse.isnan() & ~open_lse, lse.isnan() | open_lse)
     wanted = {"out", "lse", *(NAMES[n] for n in problem.differentiable)}
     return {name: result for name, result in found.items() if name in wanted}
 

@@ -20,9 +20,9 @@ from sdpa_calls import Call, Truth, assert_close_to_truth
 from tolerances import (
     FLOAT32_ROUNDING_UNITS_LARGEST,
     FLOAT64_ABSOLUTE,
-    FUZZED_SECOND_ROUNDINGS,
     FUZZED_SLACK,
     NARROW_ABSOLUTE,
+    SECOND_GRADIENT_ROUNDINGS,
     UNIT_ROUNDOFF,
 )
 from torch import Tensor
@@ -174,7 +174,7 @@ def cached(draw: random.Random, dtype: torch.dtype, seed: int) -> Check:
             numbers[name] = tensor(*shape).abs() / 4 if name == "alibi_slopes" else tensor(*shape)
     prompt = draw.choice([1, 2, 17, 40, 63, 64, 65, 1030, 2046])
     if prompt > 1000:
-        width, value_width = min(width, 9), min(value_width, 9)
+        width, value_width, batch = min(width, 9), min(value_width, 9), 1
     steps = [prompt, *(draw.choice([1, 1, 1, 2, 5, 8, 9]) for _ in range(3))]
     capacity = sum(steps) + draw.choice([0, 3])
     lengths = [0] * batch
@@ -204,8 +204,9 @@ def cached(draw: random.Random, dtype: torch.dtype, seed: int) -> Check:
         if draw.random() < 0.3:
             letters = {"B": batch, "H": heads["heads"], "L": positions, "S": longest, "1": 1}
             step["bias"] = tensor(*(letters[letter] for letter in axes(draw)))
+        step["is_asked"] = positions < 100  # not of a long prompt, which is no decoding
         for b, (n, length) in enumerate(zip(counts, lengths, strict=True)):
-            if n == 0:
+            if n == 0 or not step["is_asked"]:
                 continue
             own = {
                 "query": step["query"][b : b + 1, :, :n],
@@ -239,6 +240,8 @@ def cached(draw: random.Random, dtype: torch.dtype, seed: int) -> Check:
                 cache.truncate(step["truncate"])
             cache.append(step["key"], step["value"], step["counts"])
             assert cache.lengths.tolist() == step["lengths"]
+            if not step["is_asked"]:
+                continue
             out = cache.attention(
                 step["query"], step["counts"], bias=step["bias"], **options, **numbers
             )
@@ -342,7 +345,7 @@ def second_derivatives(draw: random.Random, dtype: torch.dtype, seed: int) -> Ch
                 continue
             size = max(1.0, expected.abs().max().item())
             unit = UNIT_ROUNDOFF[compute_dtype(dtype)]
-            allowed = FUZZED_SECOND_ROUNDINGS * unit * size + rounding_of(dtype, expected)
+            allowed = SECOND_GRADIENT_ROUNDINGS * unit * size + rounding_of(dtype, expected)
             excess = (found.double() - expected).abs() - allowed
             assert excess.max().item() <= 0, (
                 f"{problem.spec}\n{name}: off by {largest_difference(found, expected):.3g} "

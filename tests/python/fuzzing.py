@@ -25,8 +25,9 @@ from checks import Judge, run
 from fuzz_bad_numbers import check_bad_numbers, definition_of_bad, poison
 from fuzz_draws import draw_decoding, draw_spec
 from fuzz_mistakes import MISTAKES, check_mistake
-from instruction_sets import kernels_of, supported
+from instruction_sets import TESTED, kernels
 from problems import DTYPES, NARROW, Problem, Spec, make_problem
+from reference import REMEMBERED
 from tolerances import FUZZED_SLACK
 
 # Rows with NaN may be computed again, pair by pair, and their definition takes many passes.
@@ -66,6 +67,7 @@ def bad_numbers(draw: random.Random, dtype: torch.dtype, seed: int) -> fuzz_call
     if draw.random() < 0.2:
         spec = replace(spec, queries=draw.choice([1, 2, 8]), keys=draw.choice([70, 1100, 2048]))
         spec = replace(spec, heads=1, key_heads=1, value_heads=1, batch=1)
+        spec = replace(spec, head_dim=min(spec.head_dim, 17), value_dim=min(spec.value_dim, 33))
     spec = replace(spec, dropout=0.0, queries=max(spec.queries, 1), keys=max(spec.keys, 1))
     problem = make_problem(spec, dtype, seed)
     poison(problem, draw)
@@ -102,13 +104,14 @@ def run_case(number: int) -> str:
     draw = random.Random(number)
     kind = TURNS[number % len(TURNS)]
     check = KINDS[kind][0](draw, draw.choice(DTYPES + NARROW), number)
-    for isa in supported():
-        with kernels_of(isa):
+    for isa in TESTED:
+        with kernels(isa):
             try:
                 check()
             except Exception as error:
                 error.add_note(f"with the kernels of {isa}, case {number}: {kind}")
                 raise
+    REMEMBERED.clear()  # no other case asks for the same
     return kind
 
 
@@ -140,7 +143,7 @@ def main() -> None:
         for kind, times in sorted(kinds.items())
     )
     print(
-        f"{args.cases} cases on {', '.join(supported())} in {time.monotonic() - begin:.0f} s: "
+        f"{args.cases} cases on {', '.join(TESTED)} in {time.monotonic() - begin:.0f} s: "
         f"{counts}; {len(failures)} failures"
     )
     if failures:

@@ -6,6 +6,8 @@ import fuzzing
 import pytest
 from problems import DTYPES, Spec, make_problem
 
+pytestmark = pytest.mark.once  # the instruction sets take turns inside of a case
+
 CASES = 400
 PER_TEST = 50
 

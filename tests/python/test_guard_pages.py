@@ -14,7 +14,6 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
-from instruction_sets import kernels_of, supported
 from problems import DTYPES, NARROW, Problem, Spec, dtype_name, make_problem
 from torch import Tensor
 
@@ -69,15 +68,13 @@ def memory() -> Iterator[GuardedMemory]:
 
 def assert_reads_stay_inside(call: Callable[[Place], list[Tensor]], memory: GuardedMemory) -> None:
     """`call` puts each tensor that it hands over where it is told to."""
-    for isa in supported():
-        with kernels_of(isa):
-            expected = call(lambda t: t)
-            for at_end in (False, True):
-                actual = call(lambda t, at_end=at_end: memory.copy(t, at_end))
-                memory_of_results = [t.clone() for t in actual]
-                memory.release()
-                for one, other in zip(memory_of_results, expected, strict=True):
-                    assert torch.equal(one, other), isa
+    expected = call(lambda t: t)
+    for at_end in (False, True):
+        actual = call(lambda t, at_end=at_end: memory.copy(t, at_end))
+        copies = [t.clone() for t in actual]  # some are what was handed over, or a view of it
+        memory.release()
+        for one, other in zip(copies, expected, strict=True):
+            assert torch.equal(one, other)
 
 
 def forward_and_backward(problem: Problem) -> Callable[[Place], list[Tensor]]:

@@ -64,9 +64,6 @@ FUZZED_SLACK = 10.0
 # reach some tens there, which multiply the rounding of a weight. A NaN out of place is no number.
 FUZZED_BAD_TIMES_CLOSE = 50.0
 
-# The fuzzer's second derivatives, in units of one rounding of the largest of them.
-FUZZED_SECOND_ROUNDINGS = 5000.0
-
 # Flash against standard attention in float64, values of order 1: the integration guide's figure.
 # Rounding is far below it (1e-13); a wrong scale, mask or head is far above.
 GUIDE_FLOAT64 = 1e-10
@@ -105,7 +102,8 @@ SDPA_FLOAT32_TIMES_TORCH = 2.0
 SDPA_FLOAT32_SCORE_ROUNDINGS = 1.0
 
 # Second gradients of torch's sample inputs: scores of 200 make 200 roundings of one, in each of the
-# two derivatives, of which the second multiplies what the first left; and some sums.
+# two derivatives, of which the second multiplies what the first left; and some sums. Of what is
+# computed in: 16-bit results have one rounding of their own besides.
 SECOND_GRADIENT_ROUNDINGS = 5000.0
 
 # The same in float64: roundings of 1e-16 on scores of 200 stay below 1e-13 of the largest number.
