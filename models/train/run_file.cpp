@@ -11,6 +11,7 @@
 #include "json_text.h"
 #include "message_text.h"
 #include "train/settings_json.h"
+#include "train/stored_settings.h"
 
 namespace flash::models {
 
@@ -147,7 +148,9 @@ void save_run(const std::string& path, const Settings& settings, const Forecaste
 RunFile read_run(const std::string& path) {
   RunFile run{.path = path, .file = read_safetensors(path), .settings = {}};
   const Json description = parse_description(path, run.file.metadata);
-  run.settings = with_json_errors(path, [&] { return description.at("settings").get<Settings>(); });
+  run.settings = with_json_errors(
+      path, [&] { return read_settings<Settings>(description.at("settings"), path); });
+  check_training_settings(run.settings, path);
   return run;
 }
 
