@@ -53,7 +53,8 @@ def attention_memory(
 
     Raises:
         TypeError: `dtype` is none that `attention` takes.
-        ValueError: a size is negative, or `block_size` is below 1.
+        ValueError: a size is negative, a tensor would be larger than an address space (2**47
+            bytes), or `block_size` is below 1.
     """
     usage = torch.ops.flash.attention_memory(
         batch,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,41 +58,39 @@ VARIANTS: list[Options] = [
 ]
 
 
-def gradients(calls: list[Options], lse: bool) -> list[Tensor]:
-    """Of one loss of all calls, in one backward pass."""
-    query, key, value = (random(2, 3, n, 8).requires_grad_() for n in (40, 70, 71))
-    value = value[:, :, :70]
-    loss = torch.zeros(())
+def as_traced(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Runs a trace without compiling it: compiled autograd alone decides when to reuse it."""
+    return graph
+
+
+def gradients(calls: list[Options]) -> list[Tensor]:
+    """Of all calls, in one backward pass."""
+    query, key, value = (random(2, 3, n, 8).requires_grad_() for n in (40, 70, 70))
+    outputs: list[Tensor] = []
     torch.manual_seed(0)
-    for n, options in enumerate(calls):
-        if lse:
-            out, other = flash_attention.attention_with_lse(query, key, value, **options)
-            loss = loss + (n + 1) * other.masked_fill(other == -math.inf, 0.0).sum()
-        else:
-            out = flash_attention.attention(query, key, value, **options)
-        loss = loss + (n + 1) * out.sin().sum()
-    leaves = [query, key]
-    loss.backward()
-    return [leaf.grad for leaf in leaves]
+    for options in calls:
+        outputs += flash_attention.attention_with_lse(query, key, value, **options)
+    torch.autograd.backward(outputs, [random(*x.shape) for x in outputs])
+    return [query.grad, key.grad, value.grad]
 
 
-@pytest.mark.parametrize("lse", [False, True], ids=["out", "lse"])
-def test_one_pass_after_another(lse: bool) -> None:
+def test_one_pass_after_another() -> None:
     """Each pass has the graph of others, but for one number or tensor."""
-    eager = [gradients([options], lse) for options in VARIANTS]
-    different = {tuple(query.flatten().tolist()) for query, _ in eager}
+    eager = [gradients([options]) for options in VARIANTS]
+    different = {tuple(query.flatten().tolist()) for query, _, _ in eager}
     assert len(different) >= len(VARIANTS) - 1
-    with compiled_autograd._enable(torch.compile(backend="eager")):
-        traced = [gradients([options], lse) for options in [*VARIANTS, *VARIANTS]]
+    with compiled_autograd._enable(as_traced):
+        traced = [gradients([options]) for options in VARIANTS * 2]
     for found, expected, options in zip(traced, eager * 2, VARIANTS * 2, strict=True):
         for one, other in zip(found, expected, strict=True):
             assert torch.equal(one, other), options
 
 
-def test_every_call_in_one_pass() -> None:
-    for calls in (VARIANTS, list(reversed(VARIANTS))):
-        eager = gradients(calls, lse=False)
-        with compiled_autograd._enable(torch.compile(backend="eager")):
-            traced = gradients(calls, lse=False)
+def test_two_calls_in_one_pass() -> None:
+    for pair in ([7, 8], [8, 7], [0, 7], [1, 10]):
+        calls = [VARIANTS[n] for n in pair]
+        eager = gradients(calls)
+        with compiled_autograd._enable(as_traced):
+            traced = gradients(calls)
         for one, other in zip(traced, eager, strict=True):
             assert torch.equal(one, other)
