@@ -64,7 +64,7 @@ test: build
 	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
 	rm -rf $(RESULTS); \
 	echo "== C++ tests"; \
-	GTEST_OUTPUT=xml:$(RESULTS)/ \
+	GTEST_BRIEF=1 GTEST_OUTPUT=xml:$(RESULTS)/ \
 	  ctest --test-dir build -j $(JOBS) --output-on-failure --no-tests=error; \
 	echo "== Python tests"; \
 	$(VENV) $(PYTEST) -n $(JOBS) --dist worksteal -m 'not serial' \
