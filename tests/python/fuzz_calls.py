@@ -162,6 +162,9 @@ def cached(draw: random.Random, dtype: torch.dtype, seed: int) -> Check:
     heads = draw_heads(draw)
     batch = draw.choice([1, 1, 2, 3])
     width, value_width = draw.choice(WIDTHS[:16]), draw.choice(WIDTHS[:16])
+    prompt = draw.choice([1, 2, 17, 40, 63, 64, 65, 1030, 2046])
+    if prompt > 1000:
+        width, value_width, batch = min(width, 9), min(value_width, 9), 1
     options = score_options(draw)
 
     def tensor(*shape: int) -> Tensor:
@@ -172,9 +175,6 @@ def cached(draw: random.Random, dtype: torch.dtype, seed: int) -> Check:
         shape = draw.choice([None, None, (heads["heads"],), (batch, heads["heads"])])
         if shape is not None:
             numbers[name] = tensor(*shape).abs() / 4 if name == "alibi_slopes" else tensor(*shape)
-    prompt = draw.choice([1, 2, 17, 40, 63, 64, 65, 1030, 2046])
-    if prompt > 1000:
-        width, value_width, batch = min(width, 9), min(value_width, 9), 1
     steps = [prompt, *(draw.choice([1, 1, 1, 2, 5, 8, 9]) for _ in range(3))]
     capacity = sum(steps) + draw.choice([0, 3])
     lengths = [0] * batch
