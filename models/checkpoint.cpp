@@ -5,7 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "json_text.h"
 #include "layers/fourier_modes.h"
+#include "message_text.h"
 #include "model_factory.h"
 #include "neuralforecast_names.h"
 
@@ -42,10 +44,8 @@ constexpr Head kHeads[] = {
 Json parse_metadata(const Metadata& metadata, const char* key) {
   const auto text = metadata.find(key);
   if (text == metadata.end()) return Json::object();
-  Json parsed = Json::parse(text->second, nullptr, /*allow_exceptions=*/false);
-  TORCH_CHECK_VALUE(parsed.is_object(), "load_model: expected ", key, " as a JSON object, got ",
-                    text->second.substr(0, 80));
-  return parsed;
+  return parse_json_object(text->second,
+                           std::string("load_model: expected ") + key + " as a JSON object");
 }
 
 /// 1 for a class that is none of the six, which make_model refuses better.
@@ -77,11 +77,11 @@ void refuse_what_the_model_lacks(const Json& hyper_parameters, const JsonOptionR
     TORCH_CHECK_VALUE(name != "exclude_insample_y",
                       "load_model: exclude_insample_y is not supported by ", model_class);
     TORCH_CHECK_VALUE(name != "cat_exog_list", "load_model: expected no cat_exog_list, got ",
-                      value.dump(),
+                      json_excerpt(value),
                       "; neuralforecast embeds those columns outside of the model, which ",
                       model_class, " here does not: encode them as columns of numbers instead");
-    TORCH_CHECK_VALUE(!name.ends_with("_exog_list"), "load_model: expected no ", name, ", got ",
-                      value.dump(), "; ", model_class, " has no such columns");
+    TORCH_CHECK_VALUE(!name.ends_with("_exog_list"), "load_model: expected no ", excerpt(name),
+                      ", got ", json_excerpt(value), "; ", model_class, " has no such columns");
   }
 }
 
@@ -177,9 +177,7 @@ void save_model(const std::string& path, ForecastModel& model, const Safetensors
 
 std::shared_ptr<ForecastModel> load_model(const SafetensorsFile& file, const ModelConfig& config,
                                           const std::string& options) {
-  const Json replaced = Json::parse(options, nullptr, /*allow_exceptions=*/false);
-  TORCH_CHECK_VALUE(replaced.is_object(), "load_model: expected the options as a JSON object, got ",
-                    options.substr(0, 80));
+  const Json replaced = parse_options(options, "load_model");
   const Json hyper_parameters = read_hyper_parameters(file, replaced);
   const std::string& model_class = file.metadata.at(kModelClass);
   JsonOptionReader reader("load_model", hyper_parameters, JsonOptionReader::Missing::kRefuse);
@@ -189,10 +187,11 @@ std::shared_ptr<ForecastModel> load_model(const SafetensorsFile& file, const Mod
       make_model(model_class, reader,
                  {.outputsize_multiplier = outputs_per_step(model_class, file.tensors, h),
                   .config = config,
-                  .refuse_unknown = false});
+                  .refuse_unknown = false,
+                  .limit = limit_of_file(file.tensors)});
   for (const auto& [name, value] : replaced.items()) {
     TORCH_CHECK_VALUE(reader.known().contains(name), "load_model: expected an option of ",
-                      model_class, ", got ", name);
+                      model_class, ", got ", excerpt(name));
   }
   refuse_what_the_model_lacks(hyper_parameters, reader, model_class);
   load_state_dict(model->module(), file.tensors);

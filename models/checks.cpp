@@ -2,6 +2,8 @@
 
 #include <c10/util/Exception.h>
 
+#include <cmath>
+
 namespace flash::models {
 
 void Checks::positive(const char* name, int64_t value) const {
@@ -16,6 +18,15 @@ void Checks::probability(const char* name, double value) const {
 void Checks::heads(int64_t hidden_size, const char* name, int64_t heads) const {
   TORCH_CHECK_VALUE(hidden_size >= heads, model_, ": expected hidden_size of at least ", name,
                     ", got hidden_size ", hidden_size, " and ", name, " ", heads);
+}
+
+int64_t Checks::label_length(int64_t input_size, double multiplier) const {
+  const double length = std::ceil(static_cast<double>(input_size) * multiplier);
+  TORCH_CHECK_VALUE(length > 0 && length < static_cast<double>(input_size), model_,
+                    ": expected decoder_input_size_multiplier to leave the decoder between 1 and "
+                    "input_size - 1 = ",
+                    input_size - 1, " steps of the past, got ", length, " with ", multiplier);
+  return static_cast<int64_t>(length);
 }
 
 void Checks::series(const at::Tensor& insample_y, int64_t input_size, int64_t series) const {

@@ -17,6 +17,8 @@ class Checks {
   void probability(const char* name, double value) const;
   /// A head needs a width of at least 1.
   void heads(int64_t hidden_size, const char* name, int64_t heads) const;
+  /// Steps of the past in front of the decoder's h zeros: between 1 and input_size - 1.
+  int64_t label_length(int64_t input_size, double multiplier) const;
 
   /// insample_y [B, input_size, series]
   void series(const at::Tensor& insample_y, int64_t input_size, int64_t series) const;

@@ -9,6 +9,7 @@
 #include "layers/decomposition_transformer.h"
 #include "layers/fourier_block.h"
 #include "layers/fourier_modes.h"
+#include "message_text.h"
 #include "option_visitor.h"
 
 namespace flash::models {
@@ -47,11 +48,11 @@ void check_modes(const FourierIndex& index, const std::string& name, int64_t len
   TORCH_CHECK_VALUE(
       std::adjacent_find(list.begin(), list.end(), std::greater_equal<>()) == list.end(), kName,
       ": expected fourier_index \"", name, "\" sorted and without repetition, got ",
-      c10::ArrayRef<int64_t>(list));
+      shortened(c10::str(c10::ArrayRef<int64_t>(list))));
   TORCH_CHECK_VALUE(list.front() >= 0 && list.back() <= length / 2, kName,
                     ": expected frequencies between 0 and ", length / 2, " in fourier_index \"",
                     name, "\", since the sequence has ", length, " steps, got ",
-                    c10::ArrayRef<int64_t>(list),
+                    shortened(c10::str(c10::ArrayRef<int64_t>(list))),
                     "; take fewer modes or a larger decoder_input_size_multiplier");
 }
 
@@ -60,7 +61,7 @@ FEDformerOptions checked(FEDformerOptions options) {
   TORCH_CHECK_VALUE(options.n_head() == 8, kName, ": expected n_head 8, got ", options.n_head(),
                     "; its Fourier blocks are made of 8 heads");
   TORCH_CHECK_VALUE(options.version() == "Fourier", kName, ": expected version \"Fourier\", got \"",
-                    options.version(), "\"; there is no other");
+                    excerpt(options.version()), "\"; there is no other");
   Checks(kName).positive("modes", options.modes());
   TORCH_CHECK_VALUE(options.random_seed() >= 0 && options.random_seed() <= 0xffffffff, kName,
                     ": expected random_seed between 0 and 2^32 - 1, got ", options.random_seed());

@@ -19,8 +19,8 @@ using Tensors = std::vector<at::Tensor>;
 
 /// Steps of the past in front of the decoder's h zeros.
 int64_t label_length(const InformerOptions& options) {
-  return static_cast<int64_t>(std::ceil(static_cast<double>(options.input_size()) *
-                                        options.decoder_input_size_multiplier()));
+  return Checks("Informer")
+      .label_length(options.input_size(), options.decoder_input_size_multiplier());
 }
 
 InformerOptions checked(InformerOptions options) {
@@ -38,11 +38,6 @@ InformerOptions checked(InformerOptions options) {
   check.probability("dropout", options.dropout());
   check.heads(options.hidden_size(), "n_head", options.n_head());
   const int64_t label = label_length(options);
-  TORCH_CHECK_VALUE(label > 0 && label < options.input_size(),
-                    "Informer: expected decoder_input_size_multiplier to leave the decoder between "
-                    "1 and input_size - 1 = ",
-                    options.input_size() - 1, " steps of the past, got ", label, " with ",
-                    options.decoder_input_size_multiplier());
   TORCH_CHECK_VALUE(
       std::max(options.input_size(), label + options.h()) <= PositionalEmbeddingImpl::kMaxLength,
       "Informer: expected sequences of at most ", PositionalEmbeddingImpl::kMaxLength,

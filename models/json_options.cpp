@@ -9,12 +9,19 @@
 #include <string_view>
 #include <utility>
 
+#include "json_text.h"
+#include "message_text.h"
+
 namespace flash::models {
 namespace {
 
 using Json = nlohmann::json;
 
 constexpr std::array<std::string_view, 3> kWithoutDefault{"h", "input_size", "n_series"};
+
+// Beyond any size or seed. A product of two numbers below 2^31 fits int64_t, and one of a size and
+// a factor is compared in double.
+constexpr int64_t kMostWhole = int64_t{1} << 32;
 
 bool fits_int64(const Json& value) {
   if (!value.is_number_integer()) return false;
@@ -27,21 +34,14 @@ bool is_list(const Json& value, Test&& test) {
   return value.is_array() && std::all_of(value.begin(), value.end(), test);
 }
 
-/// A message is no place for a whole file.
-std::string shortened(const Json& value) {
-  constexpr size_t kShown = 80;
-  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-  if (text.size() > kShown) text = text.substr(0, kShown) + "...";
-  return text;
-}
-
 }  // namespace
 
-JsonOptionReader::JsonOptionReader(std::string context, const Json& given, Missing missing)
-    : context_(std::move(context)), given_(given), missing_(missing) {
-  TORCH_CHECK_VALUE(given.is_object(), context_, ": expected the options as a JSON object, got ",
-                    shortened(given));
+Json parse_options(const std::string& text, const std::string& context) {
+  return parse_json_object(text, context + ": expected the options as a JSON object");
 }
+
+JsonOptionReader::JsonOptionReader(std::string context, const Json& given, Missing missing)
+    : context_(std::move(context)), given_(given), missing_(missing) {}
 
 const Json* JsonOptionReader::find(const char* name) {
   known_.insert(name);
@@ -61,7 +61,7 @@ const Json* JsonOptionReader::find_scalar(const char* name) {
 
 void JsonOptionReader::refuse(const char* name, const char* expected, const Json& got) const {
   TORCH_CHECK_VALUE(false, context_, ": expected option ", name, " as ", expected, ", got ",
-                    shortened(got));
+                    json_excerpt(got));
   std::abort();  // unreachable, but the macro is not known to throw
 }
 
@@ -70,6 +70,9 @@ void JsonOptionReader::visit(const char* name, int64_t& value) {
   if (given == nullptr) return;
   if (!fits_int64(*given)) refuse(name, "a whole number", *given);
   value = given->get<int64_t>();
+  if (value < -kMostWhole || value > kMostWhole) {
+    refuse(name, "a whole number of at most 2^32", *given);
+  }
 }
 
 void JsonOptionReader::visit(const char* name, double& value) {
@@ -123,7 +126,7 @@ void JsonOptionReader::refuse_unknown() const {
     if (known_.contains(name)) continue;
     std::string names;
     for (const std::string& option : known_) names += (names.empty() ? "" : ", ") + option;
-    TORCH_CHECK_VALUE(false, context_, ": expected options among ", names, ", got ", name);
+    TORCH_CHECK_VALUE(false, context_, ": expected options among ", names, ", got ", excerpt(name));
   }
 }
 

@@ -9,16 +9,21 @@
 
 namespace flash::models {
 
+/// Options as they are given to `context`, which begins the message of c10::ValueError where they
+/// are no JSON object.
+nlohmann::json parse_options(const std::string& text, const std::string& context);
+
 /// Fills the options that are given and leaves the others at their defaults.
 ///
 /// Throws c10::ValueError, beginning with `context`, where a value is of another type than the
-/// option, and where one without a default (h, input_size, n_series) is not given.
+/// option or a number beyond 2^32 in magnitude, and where one without a default (h, input_size,
+/// n_series) is not given.
 class JsonOptionReader : public OptionVisitor {
  public:
   enum class Missing { kTakeDefault, kRefuse };
 
-  /// `given` is a JSON object, or c10::ValueError is thrown; it must outlive the reader. With
-  /// `kRefuse` nothing but lists of names may be missing.
+  /// `given`, an object of `parse_options`, must outlive the reader. With `kRefuse` nothing but
+  /// lists of names may be missing.
   JsonOptionReader(std::string context, const nlohmann::json& given,
                    Missing missing = Missing::kTakeDefault);
 
@@ -29,6 +34,7 @@ class JsonOptionReader : public OptionVisitor {
   void visit(const char* name, std::vector<std::string>& value) override;
   void visit_ours(const char* name, std::map<std::string, std::vector<int64_t>>& value) override;
 
+  const std::string& context() const { return context_; }
   /// The names of the options visited so far.
   const std::set<std::string>& known() const { return known_; }
   /// Throws c10::ValueError if something is given that is no option.

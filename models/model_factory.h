@@ -8,6 +8,7 @@
 #include <string>
 
 #include "json_options.h"
+#include "model_size.h"
 
 namespace flash::models {
 
@@ -17,6 +18,8 @@ struct FactorySettings {
   ModelConfig config;
   /// Throw c10::ValueError where the reader has something else than options of the model.
   bool refuse_unknown;
+  /// Throw c10::ValueError, before anything is built, where the model would be larger.
+  SizeLimit limit;
 };
 
 template <class Impl, class Options>
@@ -25,10 +28,18 @@ std::shared_ptr<ForecastModel> read_and_make(Options options, JsonOptionReader& 
   visit_options(options, reader);
   if (settings.refuse_unknown) reader.refuse_unknown();
   options.outputsize_multiplier(settings.outputsize_multiplier).config(settings.config);
+  check_size(reader.context(), model_size(options), settings.limit);
   return std::make_shared<Impl>(options);
 }
 
-/// In registry.cpp. Throws c10::ValueError for a class that is none of the six.
+// In registry.cpp.
+
+/// make_model of registry.h with settings of its own.
+FLASH_API std::shared_ptr<ForecastModel> make_model(const std::string& model_class,
+                                                    const std::string& options,
+                                                    const FactorySettings& settings);
+
+/// Throws c10::ValueError for a class that is none of the six.
 std::shared_ptr<ForecastModel> make_model(const std::string& model_class, JsonOptionReader& reader,
                                           const FactorySettings& settings);
 

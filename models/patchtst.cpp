@@ -10,6 +10,7 @@
 #include "layers/linear.h"
 #include "layers/patch_encoder.h"
 #include "layers/rev_in.h"
+#include "message_text.h"
 #include "option_visitor.h"
 
 namespace flash::models {
@@ -47,7 +48,8 @@ PatchTSTOptions checked(PatchTSTOptions options) {
   std::transform(activation.begin(), activation.end(), activation.begin(),
                  [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   TORCH_CHECK_VALUE(activation == "gelu" || activation == "relu",
-                    "PatchTST: expected activation \"gelu\" or \"relu\", got \"", given, "\"");
+                    "PatchTST: expected activation \"gelu\" or \"relu\", got \"", excerpt(given),
+                    "\"");
   return options;
 }
 

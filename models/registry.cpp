@@ -7,6 +7,8 @@
 #include <flash_attention/models/tft.h>
 #include <torch/torch.h>
 
+#include "json_text.h"
+#include "message_text.h"
 #include "model_factory.h"
 
 namespace flash::models {
@@ -68,19 +70,24 @@ std::shared_ptr<ForecastModel> make_model(const std::string& model_class, Reader
   std::string names;
   for (const std::string& name : model_classes()) names += (names.empty() ? "" : ", ") + name;
   TORCH_CHECK_VALUE(false, "make_model: expected a model class among ", names, ", got \"",
-                    model_class, "\"");
+                    excerpt(model_class), "\"");
+}
+
+std::shared_ptr<ForecastModel> make_model(const std::string& model_class,
+                                          const std::string& options, const Settings& settings) {
+  const nlohmann::json given = parse_options(options, model_class);
+  Reader reader(model_class, given);
+  return make_model(model_class, reader, settings);
 }
 
 std::shared_ptr<ForecastModel> make_model(const std::string& model_class,
                                           const std::string& options, int64_t outputsize_multiplier,
                                           const ModelConfig& config) {
-  const auto given = nlohmann::json::parse(options, nullptr, /*allow_exceptions=*/false);
-  TORCH_CHECK_VALUE(!given.is_discarded(), model_class,
-                    ": expected the options as a JSON object, got \"", options.substr(0, 80), "\"");
-  Reader reader(model_class, given);
-  return make_model(
-      model_class, reader,
-      {.outputsize_multiplier = outputsize_multiplier, .config = config, .refuse_unknown = true});
+  return make_model(model_class, options,
+                    Settings{.outputsize_multiplier = outputsize_multiplier,
+                             .config = config,
+                             .refuse_unknown = true,
+                             .limit = limit_of_machine()});
 }
 
 }  // namespace flash::models

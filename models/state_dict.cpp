@@ -5,6 +5,7 @@
 #include <sstream>
 #include <vector>
 
+#include "message_text.h"
 #include "neuralforecast_names.h"
 
 namespace flash::models {
@@ -84,7 +85,7 @@ void load_state_dict(torch::nn::Module& module, const TensorMap& given) {
     }
   }
   for (const auto& [name, tensor] : tensors) {
-    if (!own.contains(name) && !is_no_weight(name)) unexpected.push_back(name);
+    if (!own.contains(name) && !is_no_weight(name)) unexpected.push_back(excerpt(name));
   }
   std::ostringstream problems;
   append(problems, "missing", missing);

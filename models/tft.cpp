@@ -10,6 +10,7 @@
 #include "layers/fusion_decoder.h"
 #include "layers/static_encoder.h"
 #include "layers/temporal_encoder.h"
+#include "message_text.h"
 #include "option_visitor.h"
 
 namespace flash::models {
@@ -46,7 +47,7 @@ TFTOptions checked(TFTOptions options) {
   std::transform(rnn_type.begin(), rnn_type.end(), rnn_type.begin(),
                  [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   TORCH_CHECK_VALUE(rnn_type == "lstm" || rnn_type == "gru",
-                    "TFT: expected rnn_type \"lstm\" or \"gru\", got \"", given, "\"");
+                    "TFT: expected rnn_type \"lstm\" or \"gru\", got \"", excerpt(given), "\"");
   return options;
 }
 

@@ -22,7 +22,9 @@ std::string join(const std::vector<std::string>& names) {
 }
 
 std::string quoted(const std::string& field) {
-  if (field.find_first_of(",\"\n") == std::string::npos) return field;
+  // Blanks at the ends would go with those of the line.
+  const bool plain = field.find_first_of(",\"\n") == std::string::npos && trim(field) == field;
+  if (plain) return field;
   std::string text = "\"";
   for (const char c : field) text += c == '"' ? std::string("\"\"") : std::string(1, c);
   return text + "\"";

@@ -4,7 +4,6 @@
 #include <c10/util/Exception.h>
 #include <flash_attention/models/windows_batch.h>
 
-#include <cmath>
 #include <string>
 
 #include "checks.h"
@@ -12,17 +11,6 @@
 #include "layers/feed_forward.h"
 
 namespace flash::models {
-
-/// Steps of the past in front of the decoder's h zeros, or c10::ValueError.
-inline int64_t decoder_label_length(const std::string& model, int64_t input_size,
-                                    double multiplier) {
-  const auto length = static_cast<int64_t>(std::ceil(static_cast<double>(input_size) * multiplier));
-  TORCH_CHECK_VALUE(length > 0 && length < input_size, model,
-                    ": expected decoder_input_size_multiplier to leave the decoder between 1 and "
-                    "input_size - 1 = ",
-                    input_size - 1, " steps of the past, got ", length, " with ", multiplier);
-  return length;
-}
 
 /// What `attention` and `use_flash_attention` say together, or c10::ValueError.
 inline AttentionChoice attention_choice(const std::string& model, const std::string& attention,
@@ -69,8 +57,8 @@ DecompositionTransformerOptions decomposition_options(const std::string& model, 
                     options.MovingAvg_window());
   return {.h = options.h(),
           .input_size = options.input_size(),
-          .label_length = decoder_label_length(model, options.input_size(),
-                                               options.decoder_input_size_multiplier()),
+          .label_length =
+              check.label_length(options.input_size(), options.decoder_input_size_multiplier()),
           .exog_size = static_cast<int64_t>(options.futr_exog_list().size()),
           .outputs = options.outputsize_multiplier(),
           .hidden_size = options.hidden_size(),

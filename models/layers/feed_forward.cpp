@@ -3,12 +3,13 @@
 #include <torch/torch.h>
 
 #include "layers/linear.h"
+#include "message_text.h"
 
 namespace flash::models {
 
 Activation activation_named(const std::string& model, const std::string& name) {
   TORCH_CHECK_VALUE(name == "relu" || name == "gelu", model,
-                    ": expected activation \"relu\" or \"gelu\", got \"", name, "\"");
+                    ": expected activation \"relu\" or \"gelu\", got \"", excerpt(name), "\"");
   return name == "relu" ? Activation::kRelu : Activation::kGelu;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "layers/gated_loops.h"
+#include "message_text.h"
 
 namespace flash::models {
 namespace {
@@ -60,7 +61,8 @@ GatedActivation gated_activation(const std::string& name) {
       "\"Sigmoid\"");
   const auto found = known.find(name);
   if (found != known.end()) return found->second;
-  TORCH_WARN("TFT: grn_activation \"", name, "\" is unknown; ELU is used, as in neuralforecast");
+  TORCH_WARN("TFT: grn_activation \"", excerpt(name),
+             "\" is unknown; ELU is used, as in neuralforecast");
   return kElu;
 }
 

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "neuralforecast_names.h"
 #include "python/bound_model.h"
 
 namespace flash::models {
@@ -78,9 +79,8 @@ std::tuple<std::string, std::string, int64_t, TensorsByName, Texts, TensorsByNam
   for (const NamedTensor& own : named_tensors(*model)) {
     for (const std::string& name : own.names) weights.insert(name, own.tensor.detach());
   }
-  const TensorMap all = neuralforecast_state_dict(*model);
   for (const auto& [name, tensor] : file.tensors) {
-    if (!all.contains(name)) others.insert(name, tensor);
+    if (is_around_the_network(name)) others.insert(name, tensor);
   }
   for (const auto& [key, text] : file.metadata) metadata.insert(key, text);
   return {model->model_class(),

@@ -2,12 +2,13 @@
 
 #include <flash_attention/models/autoformer.h>
 #include <flash_attention/models/fedformer.h>
-#include <flash_attention/models/registry.h>
 #include <flash_attention/models/safetensors.h>
 #include <torch/torch.h>
 
 #include <nlohmann/json.hpp>
 
+#include "json_text.h"
+#include "model_factory.h"
 #include "neuralforecast_names.h"
 
 namespace flash::models {
@@ -124,9 +125,10 @@ Forecaster forecaster_without_model(const DataSettings& data, const ModelSetting
 }
 
 Forecaster make_forecaster(const DataSettings& data, const ModelSettings& settings,
-                           const LossSettings& loss, int64_t series) {
+                           const LossSettings& loss, int64_t series, const SizeLimit& limit) {
   Forecaster forecaster = forecaster_without_model(data, settings, loss);
-  auto options = nlohmann::json::parse(settings.options);
+  nlohmann::json options = parse_json_object(
+      settings.options, settings.model_class + ": expected the options as a JSON object");
   options["h"] = settings.horizon;
   options["input_size"] = settings.input_size;
   const auto name_columns = [&](const char* key, const std::vector<std::string>& names) {
@@ -137,10 +139,14 @@ Forecaster make_forecaster(const DataSettings& data, const ModelSettings& settin
   name_columns("stat_exog_list", data.columns.stat_exog);
   if (settings.model_class == "iTransformer") options["n_series"] = series;
   forecaster.model = with_attention(
-      make_model(settings.model_class, options.dump(), forecaster.loss->outputsize_multiplier(),
-                 {.use_flash_attention = settings.attention == "flash",
-                  .flash_block_size = settings.block_size,
-                  .gradient_checkpointing = settings.gradient_checkpointing}),
+      make_model(
+          settings.model_class, options.dump(),
+          FactorySettings{.outputsize_multiplier = forecaster.loss->outputsize_multiplier(),
+                          .config = {.use_flash_attention = settings.attention == "flash",
+                                     .flash_block_size = settings.block_size,
+                                     .gradient_checkpointing = settings.gradient_checkpointing},
+                          .refuse_unknown = true,
+                          .limit = limit}),
       settings.attention);
   return forecaster;
 }

@@ -13,6 +13,7 @@
 
 #include "data/scaler.h"
 #include "data/window_dataset.h"
+#include "model_size.h"
 #include "train/settings.h"
 
 namespace flash::models {
@@ -59,9 +60,10 @@ Forecaster forecaster_without_model(const DataSettings& data, const ModelSetting
                                     const LossSettings& loss);
 
 /// A new one with random weights, without scalers. `series` matters to iTransformer alone. Throws
-/// c10::ValueError where an option is out of range.
+/// c10::ValueError where an option is out of range or the model beyond `limit`.
 Forecaster make_forecaster(const DataSettings& data, const ModelSettings& settings,
-                           const LossSettings& loss, int64_t series);
+                           const LossSettings& loss, int64_t series,
+                           const SizeLimit& limit = limit_of_machine());
 
 /// "native" for Autoformer and FEDformer, "flash" for the others.
 std::string default_attention(const std::string& model_class);

@@ -5,9 +5,12 @@
 
 #include <cmath>
 
+#include "json_text.h"
+#include "message_text.h"
 #include "neuralforecast_names.h"
 #include "train/forecaster.h"
 #include "train/settings_json.h"
+#include "train/stored_settings.h"
 
 namespace flash::models {
 namespace {
@@ -79,7 +82,8 @@ Json read_description(const std::string& path, const Metadata& metadata) {
   TORCH_CHECK_VALUE(text != metadata.end(), path,
                     ": expected a model written by flash_train, got a file without ", kMetadataKey,
                     " in its metadata");
-  return Json::parse(text->second);
+  return parse_json_object(
+      text->second, path + ": expected " + kMetadataKey + " in its metadata as a JSON object");
 }
 
 void check_same_model(const ModelSettings& trained, const std::string& attention) {
@@ -113,8 +117,9 @@ Forecaster load_forecaster(const std::string& path, const std::string& attention
   const SafetensorsFile file = read_safetensors(path);
   try {
     const Json description = read_description(path, file.metadata);
-    ModelSettings settings = description.at("model").get<ModelSettings>();
-    const DataSettings data = description.at("data").get<DataSettings>();
+    ModelSettings settings = read_settings<ModelSettings>(description.at("model"), path);
+    parse_json_object(settings.options, path + ": expected the model's options as a JSON object");
+    const DataSettings data = read_settings<DataSettings>(description.at("data"), path);
     if (!attention.empty()) {
       check_attention(settings.model_class, attention);
       check_same_model(settings, attention);
@@ -122,13 +127,14 @@ Forecaster load_forecaster(const std::string& path, const std::string& attention
     }
     settings.block_size = block_size;
     settings.gradient_checkpointing = false;
-    Forecaster forecaster =
-        forecaster_without_model(data, settings, description.at("loss").get<LossSettings>());
+    Forecaster forecaster = forecaster_without_model(
+        data, settings, read_settings<LossSettings>(description.at("loss"), path));
     forecaster.model =
         with_attention(load_model(file, {.use_flash_attention = settings.attention == "flash",
                                          .flash_block_size = settings.block_size}),
                        settings.attention);
     description.at("batch_size").get_to(forecaster.batch_size);
+    check_batch_size(forecaster.batch_size, path);
     const size_t columns = 1 + data.columns.futr_exog.size() + data.columns.hist_exog.size();
     for (const auto& [name, scaler] : description.at("scalers").items()) {
       forecaster.scalers.emplace(name, to_scaler(path, name, scaler, columns));
@@ -145,7 +151,7 @@ Forecaster load_forecaster(const std::string& path, const std::string& attention
     return forecaster;
   } catch (const Json::exception& error) {
     TORCH_CHECK_VALUE(false, path, ": expected ", kMetadataKey,
-                      " metadata as flash_train writes it, got: ", error.what());
+                      " metadata as flash_train writes it, got: ", excerpt(error.what()));
   }
 }
 

@@ -7,7 +7,10 @@
 #include <filesystem>
 #include <sstream>
 
+#include "json_text.h"
+#include "message_text.h"
 #include "train/settings_json.h"
+#include "train/stored_settings.h"
 
 namespace flash::models {
 
@@ -67,7 +70,7 @@ void check_tensors(const std::string& path, const TensorMap& expected, const Ten
     }
   }
   for (const auto& entry : given) {
-    if (!expected.contains(entry.first)) problems.push_back("unexpected: " + entry.first);
+    if (!expected.contains(entry.first)) problems.push_back("unexpected: " + excerpt(entry.first));
   }
   std::string text;
   for (size_t i = 0; i < std::min(problems.size(), kShown); ++i) text += "\n  " + problems[i];
@@ -96,8 +99,17 @@ auto with_json_errors(const std::string& path, const Function& function) {
     return function();
   } catch (const Json::exception& error) {
     TORCH_CHECK_VALUE(false, path, ": expected ", kMetadataKey,
-                      " metadata as flash_train writes it, got: ", error.what());
+                      " metadata as flash_train writes it, got: ", excerpt(error.what()));
   }
+}
+
+Json parse_description(const std::string& path, const Metadata& metadata) {
+  const auto text = metadata.find(kMetadataKey);
+  TORCH_CHECK_VALUE(text != metadata.end(), path,
+                    ": expected the checkpoint of a training, got a file without ", kMetadataKey,
+                    " in its metadata");
+  return parse_json_object(
+      text->second, path + ": expected " + kMetadataKey + " in its metadata as a JSON object");
 }
 
 }  // namespace
@@ -124,12 +136,10 @@ void save_run(const std::string& path, const Settings& settings, const Forecaste
 
 RunFile read_run(const std::string& path) {
   RunFile run{.path = path, .file = read_safetensors(path), .settings = {}};
-  const auto text = run.file.metadata.find(kMetadataKey);
-  TORCH_CHECK_VALUE(text != run.file.metadata.end(), path,
-                    ": expected the checkpoint of a training, got a file without ", kMetadataKey,
-                    " in its metadata");
+  const Json description = parse_description(path, run.file.metadata);
   run.settings = with_json_errors(
-      path, [&] { return Json::parse(text->second).at("settings").get<Settings>(); });
+      path, [&] { return read_settings<Settings>(description.at("settings"), path); });
+  check_training_settings(run.settings, path);
   return run;
 }
 
@@ -138,7 +148,7 @@ void restore_run(const RunFile& run, const Forecaster& forecaster, Trainer& trai
   const TensorMap& given = run.file.tensors;
   TrainingState state;
   with_json_errors(run.path, [&] {
-    const Json json = Json::parse(run.file.metadata.at(kMetadataKey));
+    const Json json = parse_description(run.path, run.file.metadata);
     TORCH_CHECK_VALUE(json.at("data").get<std::string>() == data_fingerprint, run.path,
                       ": expected the data that the training began with, but ", run.settings.csv,
                       " has other numbers now");

@@ -27,8 +27,9 @@ int train(const Settings& settings, const RunFile* run) {
   if (settings.threads > 0) at::set_num_threads(settings.threads);
   std::vector<Series> series = read_panel(settings.csv, settings.data.columns);
   torch::manual_seed(settings.training.seed);
-  Forecaster forecaster = make_forecaster(settings.data, settings.model, settings.loss,
-                                          static_cast<int64_t>(series.size()));
+  Forecaster forecaster = make_forecaster(
+      settings.data, settings.model, settings.loss, static_cast<int64_t>(series.size()),
+      run ? limit_of_file(run->file.tensors) : limit_of_machine());
   forecaster.batch_size = settings.training.batch_size;
   // Dropout draws the same numbers, whatever making the model has drawn.
   torch::manual_seed(settings.training.seed);

@@ -295,7 +295,7 @@ TEST_F(BrokenCheckpoint, OfAnotherModel) {
 
 TEST_F(BrokenCheckpoint, WhoseHyperparametersAreNoObject) {
   file_.metadata["hyper_parameters"] = "{\"h\": ";
-  expect_refusal("expected hyper_parameters as a JSON object, got {\"h\": ");
+  expect_refusal("expected hyper_parameters as a JSON object, got \"{\\\"h\\\": \"");
 }
 
 TEST_F(BrokenCheckpoint, LackingAHyperparameter) {

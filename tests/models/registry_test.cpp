@@ -62,7 +62,8 @@ TEST(Registry, RefusesWhatItDoesNotKnow) {
   EXPECT_THAT(refusal("PatchTST", R"({"h": 4, "input_size": 24, "n_head": 2})"),
               StartsWith("PatchTST: expected options among activation, attn_dropout, "));
   EXPECT_EQ(refusal("TFT", "{\"h\": "),
-            "TFT: expected the options as a JSON object, got \"{\"h\": \"");
+            "TFT: expected the options as a JSON object, got \"{\\\"h\\\": \", which is no JSON at "
+            "byte 7");
   EXPECT_EQ(refusal("TFT", "[1]"), "TFT: expected the options as a JSON object, got [1]");
 }
 

@@ -80,7 +80,9 @@ TEST(Safetensors, KeepTheOldFileWhenATensorCannotBeStored) {
   const TemporaryFile file(".safetensors");
   write_safetensors(file.path(), {{"a", torch::ones({2})}});
   EXPECT_THAT(
-      [&] { write_safetensors(file.path(), {{"b", torch::ones({2}, torch::kComplexDouble)}}); },
+      [&] {
+        write_safetensors(file.path(), {{"b", torch::ones({2}, torch::kComplexDouble)}});
+      },
       testing::ThrowsMessage<c10::ValueError>(
           AllOf(HasSubstr("tensor b"), HasSubstr("ComplexDouble cannot be stored"))));
   EXPECT_EQ(read_safetensors(file.path()).tensors.count("a"), 1u);
@@ -106,9 +108,9 @@ TEST(BrokenSafetensors, WithAHeaderThatIsTooLarge) {
 }
 
 TEST(BrokenSafetensors, WhoseHeaderIsNoObject) {
-  EXPECT_THAT(refusal(file_with("{\"a\":", 0)), HasSubstr("expected a JSON header"));
-  EXPECT_THAT(refusal(file_with("[]", 0)),
-              HasSubstr("expected a JSON object as header, got array"));
+  EXPECT_THAT(refusal(file_with("{\"a\":", 0)),
+              HasSubstr("expected a JSON object as header, got \""));
+  EXPECT_THAT(refusal(file_with("[]", 0)), HasSubstr("expected a JSON object as header, got []"));
   EXPECT_THAT(refusal(file_with(R"({"a":1})", 0)), HasSubstr("tensor a: expected the fields"));
   EXPECT_THAT(refusal(file_with(R"({"__metadata__":{"k":1}})", 0)),
               HasSubstr("__metadata__ k: expected a string, got 1"));
@@ -161,7 +163,7 @@ TEST(BrokenSafetensors, ThatNameATensorTwice) {
   EXPECT_THAT(refusal(file_with(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
                                 R"("a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
                                 8)),
-              HasSubstr("tensor a: expected one entry, got two"));
+              HasSubstr("with each key once, got \"a\" twice"));
 }
 
 class LoadStateDict : public testing::Test {

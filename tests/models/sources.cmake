@@ -4,16 +4,19 @@ set(FLASH_MODELS_TEST_SOURCES
   models/blocked_feed_forward_test.cpp
   models/checkpoint_test.cpp
   models/csv_dataset_test.cpp
+  models/csv_quoting_test.cpp
   models/distilling_test.cpp
   models/fedformer_test.cpp
   models/fixture.cpp
   models/forecaster_test.cpp
   models/gated_residual_test.cpp
   models/gradient_checkpoint_test.cpp
+  models/hostile_files_test.cpp
   models/informer_test.cpp
   models/itransformer_test.cpp
   models/linear_test.cpp
   models/losses_test.cpp
+  models/model_size_test.cpp
   models/parity.cpp
   models/patchtst_test.cpp
   models/prob_attention_test.cpp
@@ -21,6 +24,7 @@ set(FLASH_MODELS_TEST_SOURCES
   models/registry_test.cpp
   models/run_file_test.cpp
   models/safetensors_test.cpp
+  models/stored_settings_test.cpp
   models/temporal_norm_test.cpp
   models/tft_test.cpp
   models/training_test.cpp)

@@ -1,0 +1,36 @@
+#pragma once
+// The header of a safetensors file: JSON that says where each tensor lies in the bytes behind it.
+
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace flash::models {
+
+struct SafetensorsEntry {
+  std::string name;
+  c10::ScalarType type;
+  std::vector<int64_t> shape;  ///< its product, and that of its sizes other than 0, fits int64_t
+  uint64_t begin, end;         ///< bytes after the header
+};
+
+struct SafetensorsHeader {
+  std::vector<SafetensorsEntry> entries;  ///< in the order of the file
+  std::map<std::string, std::string> metadata;
+};
+
+/// `text` is the header, behind which the file has `data_bytes` bytes.
+///
+/// Throws c10::ValueError, beginning with "safetensors file <path>: ", if `text` is not what the
+/// format has, or if the entries do not cover these bytes exactly, each once.
+SafetensorsHeader parse_safetensors_header(const std::string& path, std::string_view text,
+                                           uint64_t data_bytes);
+
+/// The format's name of a dtype, nullptr if it has none.
+const char* safetensors_dtype_name(c10::ScalarType type);
+
+}  // namespace flash::models
