@@ -3,13 +3,15 @@
 # make bench   speed beside torch's attention at each instruction set, and of the models beside
 #              neuralforecast's, judged; 65 minutes
 # make stress  what takes too long for `make test`: ten thousand drawn calls on every instruction set,
-#              and the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; 40 minutes
+#              the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, and the parsers of
+#              tables, models and options under libFuzzer for ten minutes; 55 minutes
 # make build   set-up, build and installation into .venv only
 # make clean   removes what the above made
 #
 # Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make
 # .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB), CASES=... the number of
-# calls that `make stress` draws, BENCH=... options of bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
+# calls that `make stress` draws, FUZZ_SECONDS=... the time for each of its three parsers,
+# BENCH=... options of bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -20,6 +22,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 JOBS ?= $(shell nproc)
 CASES ?= 10000
+FUZZ_SECONDS ?= 200
 
 VENV := .venv/bin/python
 PIP_INSTALL := -m pip --disable-pip-version-check install
@@ -27,7 +30,8 @@ REQUIREMENTS := requirements.txt requirements-dev.txt
 # The Python originals of the models: `make bench` measures beside them, nothing else needs them.
 ORIGINALS := .venv-neuralforecast/bin/python
 ORIGINALS_REQUIREMENTS := $(REQUIREMENTS) bench/requirements.txt
-PACKAGES := $(shell sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' requirements-system.txt)
+packages_in = $(shell sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' $(1))
+PACKAGES := $(call packages_in,requirements-system.txt)
 LIBRARIES := build/ops/libflash_attention.so build/models/libflash_models.so
 PACKAGE_SOURCES := $(wildcard ops/flash_attention/*.py models/python/*.py) \
   ops/flash_attention/py.typed setup.py pyproject.toml README.md LICENSE
@@ -67,8 +71,10 @@ test: build
 	done
 
 # LeakSanitizer does not know what libtorch keeps until the end on purpose.
-stress: build build/sanitized/build.ninja
+stress: PACKAGES += $(call packages_in,tests/fuzz/requirements-system.txt)
+stress: build build/sanitized/build.ninja build/fuzz/build.ninja
 	cmake --build build/sanitized --parallel $(JOBS) --target csrc_test ops_test
+	cmake --build build/fuzz --parallel $(JOBS)
 	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
 	echo "== The exponential of every float"; \
 	build/tests/csrc_test --gtest_brief=1 --gtest_also_run_disabled_tests \
@@ -83,6 +89,13 @@ stress: build build/sanitized/build.ninja
 	for isa in $(ISAS); do \
 	  echo "== Drawn calls, FLASH_ATTENTION_ISA=$$isa"; \
 	  FLASH_ATTENTION_ISA=$$isa $(VENV) tests/python/fuzzing.py --cases $(CASES); \
+	done; \
+	for parser in csv options safetensors; do \
+	  echo "== The parser of $$parser under libFuzzer"; \
+	  mkdir -p build/fuzz/corpus/$$parser; \
+	  ASAN_OPTIONS=detect_leaks=0 build/fuzz/$${parser}_fuzz -max_total_time=$(FUZZ_SECONDS) \
+	    -timeout=10 -malloc_limit_mb=256 -dict=tests/fuzz/json.dict -artifact_prefix=build/fuzz/ \
+	    -verbosity=0 -print_final_stats=1 build/fuzz/corpus/$$parser tests/fuzz/corpus/$$parser; \
 	done
 
 build: $(PACKAGE_READY)
@@ -130,6 +143,14 @@ $(ORIGINALS_READY): $(ORIGINALS_REQUIREMENTS) | $(VENV_READY)
 build/sanitized/build.ninja: $(VENV_READY)
 	cmake -S . -B build/sanitized -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" \
 	  -DFLASH_ATTENTION_SANITIZE=address,undefined \
+	  -DCMAKE_PREFIX_PATH="$$($(VENV) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	@touch $@
+
+# libFuzzer is a part of Clang.
+build/fuzz/build.ninja: $(VENV_READY) | build
+	cmake -S tests/fuzz -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DCMAKE_CXX_COMPILER=clang++-14 \
+	  -DFLASH_MODELS_LIBRARY=$(CURDIR)/build/models/libflash_models.so \
 	  -DCMAKE_PREFIX_PATH="$$($(VENV) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
 	@touch $@
 
