@@ -7,6 +7,9 @@
 #include <flash_attention/models/tft.h>
 #include <torch/torch.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "json_text.h"
 #include "message_text.h"
 #include "model_factory.h"
@@ -51,6 +54,16 @@ constexpr ModelClass kModelClasses[] = {
      }},
 };
 
+const ModelClass& find_class(const std::string& name) {
+  const auto* found = std::find_if(std::begin(kModelClasses), std::end(kModelClasses),
+                                   [&](const ModelClass& one) { return name == one.name; });
+  if (found != std::end(kModelClasses)) return *found;
+  std::string names;
+  for (const std::string& one : model_classes()) names += (names.empty() ? "" : ", ") + one;
+  TORCH_CHECK_VALUE(false, "make_model: expected a model class among ", names, ", got \"",
+                    excerpt(name), "\"");
+}
+
 }  // namespace
 
 const std::vector<std::string>& model_classes() {
@@ -64,20 +77,15 @@ const std::vector<std::string>& model_classes() {
 
 std::shared_ptr<ForecastModel> make_model(const std::string& model_class, Reader& reader,
                                           const Settings& settings) {
-  for (const ModelClass& model : kModelClasses) {
-    if (model_class == model.name) return model.make(reader, settings);
-  }
-  std::string names;
-  for (const std::string& name : model_classes()) names += (names.empty() ? "" : ", ") + name;
-  TORCH_CHECK_VALUE(false, "make_model: expected a model class among ", names, ", got \"",
-                    excerpt(model_class), "\"");
+  return find_class(model_class).make(reader, settings);
 }
 
 std::shared_ptr<ForecastModel> make_model(const std::string& model_class,
                                           const std::string& options, const Settings& settings) {
-  const nlohmann::json given = parse_options(options, model_class);
-  Reader reader(model_class, given);
-  return make_model(model_class, reader, settings);
+  const ModelClass& found = find_class(model_class);
+  const nlohmann::json given = parse_options(options, found.name);
+  Reader reader(found.name, given);
+  return found.make(reader, settings);
 }
 
 std::shared_ptr<ForecastModel> make_model(const std::string& model_class,

@@ -315,6 +315,8 @@ TEST(HostileOptions, AreQuotedInPart) {
     return refusal_of([&] { models::make_model(model_class, options); });
   };
   EXPECT_THAT(of_make(megabyte, "{}"), HasSubstr("xxx..."));
+  EXPECT_THAT(of_make(megabyte, "[1]"), HasSubstr("expected a model class among"));
+  EXPECT_THAT(of_make("\xff", "[1]"), HasSubstr("expected a model class among"));  // no UTF-8
   EXPECT_THAT(of_make("TFT", megabyte), HasSubstr("xxx..."));
   EXPECT_THAT(of_make("TFT", with("TFT", megabyte, 1).dump()), HasSubstr("xxx..."));
   EXPECT_THAT(of_make("TFT", with("TFT", "hidden_size", megabyte).dump()), HasSubstr("xxx..."));

@@ -87,14 +87,11 @@ TEST_P(SizeOf, OptionsIsThatOfTheStateDict) {
 INSTANTIATE_TEST_SUITE_P(Models, SizeOf, testing::ValuesIn(kValues),
                          [](const auto& info) { return info.param.first; });
 
-TEST(SizeOf, OptionsBelowZeroIsThatOfZeros) {
+TEST(SizeOf, OptionsBelowOneIsSmall) {
   // A product of two of them would be large again.
-  constexpr int64_t kLeast = -(int64_t{1} << 30);
-  models::TFTOptions negative(-4, -8), zero(0, 0);
-  negative.hidden_size(kLeast).n_rnn_layers(kLeast).tgt_size(0);
-  zero.hidden_size(0).n_rnn_layers(0).tgt_size(0);
-  EXPECT_EQ(models::model_size(negative).bytes, models::model_size(zero).bytes);
-  EXPECT_LT(models::model_size(negative).bytes, 100);
+  models::TFTOptions options(-4, -8);
+  options.hidden_size(-(int64_t{1} << 30)).n_rnn_layers(-(int64_t{1} << 30)).tgt_size(0);
+  EXPECT_LT(models::model_size(options).bytes, 1000.0);  // what depends on no option
 }
 
 TEST(SizeOf, TheLargestOptionsIsFinite) {

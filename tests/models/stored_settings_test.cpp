@@ -55,7 +55,7 @@ TEST(StoredSettings, OfATrainingAreChecked) {
   EXPECT_THAT(refused("/settings/training/decay", 2.0), HasSubstr("expected decay between 0 and"));
   EXPECT_THAT(refused("/settings/training/learning_rate", -0.5), HasSubstr("expected a learning_"));
   // A conversion would make whole numbers of these.
-  for (const json& value : {json(2.5), json(1e300), json(true)}) {
+  for (const json& value : {json(2.5), json(1e300)}) {
     EXPECT_THAT(refused("/settings/training/epochs", value),
                 HasSubstr("expected settings as flash_train writes them, got"));
     EXPECT_THAT(refused("/settings/model/input_size", value), HasSubstr("/model/input_size"));
@@ -77,7 +77,7 @@ TEST(StoredSettings, OfAModelAreChecked) {
   EXPECT_THAT(refused("/batch_size", 0), HasSubstr("expected batch_size between 1 and"));
   EXPECT_THAT(refused("/model/horizon", 2.5), HasSubstr("/horizon"));
   EXPECT_THAT(refused("/data/season", 1e300), HasSubstr("/season"));
-  EXPECT_THAT(refused("/loss/level", json::array({true})), HasSubstr("/level/0"));
+  EXPECT_THAT(refused("/loss/level", json::array({true})), HasSubstr("as flash_train writes it"));
   std::string deep;
   for (int i = 0; i < 1'000'000; ++i) deep += "[";
   EXPECT_THAT(refused("/model/options", "{\"h\":" + deep),

@@ -136,7 +136,7 @@ def test_hyperparameters_beyond_the_files_tensors_are_refused(tmp_path: Path) ->
         save_file(
             load_file(paths[model]),
             changed,
-            metadata | {"hyper_parameters": json.dumps(parameters)},
+            metadata | {"hyper_parameters": parameters},
         )
         calls.append(f"models.load({str(changed)!r})")
     for (model, option, _, message), found in zip(CLAIMS, outcomes(calls), strict=True):
@@ -197,7 +197,6 @@ def test_arguments_are_refused() -> None:
         (["resume", "{metadata}"], "flash_train_run in its metadata as a JSON object"),
         (["PatchTST", "{table}", "--target", "y", "--hidden-size", "2000000000"], "of at most"),
         (["PatchTST", "{table}", "--target", "y", "--encoder-layers", "1000000000"], "of at most"),
-        (["PatchTST", "{table}", "--target", "\x01" * 5000], "expected one column \\u0001"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
