@@ -118,17 +118,6 @@ at::Tensor sum_rows(const at::Tensor& numbers, const at::Tensor& rows) {
   return sums.to(numbers.scalar_type());
 }
 
-void run(const TypedKernels& kernels, const BackwardParams& p) {
-  const WorkPlan plan = kernels.backward_plan(p);
-  const Schedule schedule(plan);
-  const Scratch scratch(kernels.backward_scratch_bytes(p), schedule.threads);
-  for (int64_t step = 0; step < plan.steps; ++step) {
-    at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
-      kernels.backward(p, step, begin, end, scratch.of_this_thread());
-    });
-  }
-}
-
 BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
                             const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const at::Tensor& out, const at::Tensor& row_stats,
@@ -191,11 +180,18 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   }
   p.block_size = o.block_size;
 
-  if (stats.numel() > 0) {
-    run(kernels, p);
-  } else {
-    // No query at all. Beside none, the other dimensions may be of any size: they take no memory,
-    // but the steps and units of a plan would be counted by them.
+  // Beside no query at all the other dimensions may be of any size: they take no memory, but units
+  // of work would be counted by them.
+  const bool has_rows = stats.numel() > 0;
+  const WorkPlan plan = has_rows ? kernels.backward_plan(p) : WorkPlan{};
+  const Schedule schedule(plan);
+  const Scratch scratch(has_rows ? kernels.backward_scratch_bytes(p) : 0, schedule.threads);
+  for (int64_t step = 0; step < plan.steps; ++step) {
+    at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
+      kernels.backward(p, step, begin, end, scratch.of_this_thread());
+    });
+  }
+  if (!has_rows) {
     for (const at::Tensor& sums : {d_key, d_value, d_bias}) sums.zero_();
   }
   if (needed[3]) d_bias = in_dtype(d_bias, o.bias->scalar_type());
