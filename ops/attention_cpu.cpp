@@ -60,7 +60,7 @@ class Forward {
     params_.key = rows_of(key_);
     params_.value = rows_of(value_);
     params_.block_size = o.block_size;
-    plan_ = kernels_.forward_plan(params_);
+    if (out_rows() > 0) plan_ = kernels_.forward_plan(params_);
   }
 
   const Sizes& sizes() const { return sizes_; }
@@ -68,6 +68,8 @@ class Forward {
 
   /// Writes row_stats where it is told to, or else to memory of its own.
   void run(const at::Tensor& out, void* row_stats) {
+    // Beside no row, other sizes may be any: there may be no memory for scratch that goes by them.
+    if (out_rows() == 0) return;
     params_.out_storage = storage_of(out.scalar_type());
     params_.out = mutable_rows_of(out);
     const bool splits = SplitKeys::fits(params_);

@@ -83,7 +83,8 @@ class BackwardBlock {
   // Whether masked entries of P and dS have to be marked, since what they are multiplied with holds
   // NaN or Inf.
   bool marks_masked() const {
-    return !(keys_are_finite_ && queries_are_finite_ && grad_out_is_finite_);
+    return !(keys_are_finite_ && queries_are_finite_ && grad_out_is_finite_ &&
+             statistics_are_finite_);
   }
   static Factors factors(bool are_finite) {
     return are_finite ? Factors::kAll : Factors::kUnmasked;
@@ -133,6 +134,7 @@ class BackwardBlock {
       if (grad_lse != nullptr) delta = V::sub(delta, read(grad_lse));
       const Reg base = V::if_equal(max, minus_inf, V::zero(), max);
       const Reg inverse = V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
+      statistics_are_finite_ &= is_zero<V>(V::fma(base, V::zero(), V::mul(inverse, V::zero())));
       V::store(scratch_.row_max + at + lane, base);
       V::store(scratch_.inverse_sum + at + lane, inverse);
       V::store(scratch_.delta + at + lane, delta);
@@ -183,6 +185,7 @@ class BackwardBlock {
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
           form_weights<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores, slope_of_cap);
         });
+    if (marks_masked()) stage.template mark_masked<kVecs>(weights, Scratch::kStride, key, keys);
     if (stage.has_dropout()) {
       stage.template mark_dropped<kVecs>(weights, Scratch::kStride, key, keys);
     }
@@ -190,6 +193,10 @@ class BackwardBlock {
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
           form_grad_scores<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores);
         });
+    if (marks_masked()) {
+      stage.template mark_masked<kVecs>(weights, Scratch::kStride, key, keys);
+      stage.template mark_masked<kVecs>(grad_scores, Scratch::kStride, key, keys);
+    }
     const int64_t at = tiles_.begin(t);
     const int64_t count = tiles_.end(t) - at;
     if (p_.grad_bias != nullptr) {
@@ -208,10 +215,6 @@ class BackwardBlock {
             multiply<kLive>(grad_scores + offset, slope_of_cap + offset, n);
           });
     }
-    if (marks_masked()) {
-      stage.template mark_masked<kVecs>(weights, Scratch::kStride, key, keys);
-      stage.template mark_masked<kVecs>(grad_scores, Scratch::kStride, key, keys);
-    }
     if (p_.grad_query.data == nullptr) return;
     int64_t begins[kVecs * V::kWidth], ends[kVecs * V::kWidth];
     const bool ragged = !stage.ranges().is_unlimited(key, keys);
@@ -223,14 +226,16 @@ class BackwardBlock {
                    {true, scale_, nullptr, nullptr}, ragged ? Terms{begins, ends} : Terms{});
   }
 
-  // x *= factor for kVecs vectors of `keys` rows; 0 stays so, whatever the factor of a masked one.
+  // x *= factor for kVecs vectors of `keys` rows. A 0 stays what it is, whatever the factor of a
+  // masked one; others become no -0, the mark of those.
   template <int kVecs>
   static void multiply(T* x, const T* factor, int64_t keys) {
     for (int64_t j = 0; j < keys; ++j, x += Scratch::kStride, factor += Scratch::kStride) {
       each<kVecs>([&](int v) {
         T* at = x + v * V::kWidth;
         const Reg y = V::load(at);
-        V::store(at, V::if_equal(y, V::zero(), y, V::mul(y, V::load(factor + v * V::kWidth))));
+        const Reg product = V::mul(y, V::load(factor + v * V::kWidth));
+        V::store(at, V::if_equal(y, V::zero(), y, V::add(product, V::zero())));
       });
     }
   }
@@ -279,7 +284,9 @@ class BackwardBlock {
       for (int v = 0; v < kLive; ++v) unused[v] = V::zero();
       stages_[t].template apply<kVecs, kLive>(live, kStride, block, j, keys, limited, unused,
                                               slope_of_cap + j * kStride + kSkip);
-      weigh<kLive, true>(live, keys, at + kSkip);
+      // Marked later, masked weights may be anything until then; others keep what a NaN makes of them.
+      marks_masked() ? weigh<kLive, false>(live, keys, at + kSkip)
+                     : weigh<kLive, true>(live, keys, at + kSkip);
     }
   }
 
@@ -320,9 +327,10 @@ class BackwardBlock {
       form_grad_scores_as<kLive, kMasked, kDropout>(packed, at + kSkip, block + j, keys,
                                                     weights + offset, grad_scores + offset);
     };
+    const bool is_masked = !marks_masked();
     if (stages_[t].has_dropout()) {
-      form.template operator()<true, true>();
-    } else if (limited || p_.score.bias_kind != BiasKind::kNone) {
+      is_masked ? form.template operator()<true, true>() : form.template operator()<false, true>();
+    } else if (is_masked && (limited || p_.score.bias_kind != BiasKind::kNone)) {
       form.template operator()<true, false>();
     } else {
       form.template operator()<false, false>();
@@ -415,7 +423,8 @@ class BackwardBlock {
   RowView<T> query_rows_ = {}, grad_out_rows_ = {};  // of the block
   RowView<T> key_rows_ = {}, value_rows_ = {};       // of a step, whose first key is:
   int64_t first_key_ = 0;
-  bool queries_are_finite_ = true, grad_out_is_finite_ = true;  // of the block
+  // Of the block.
+  bool queries_are_finite_ = true, grad_out_is_finite_ = true, statistics_are_finite_ = true;
   bool keys_are_finite_ = true;                                 // of a step
   ScoreStage<V> stages_[kBlockTiles];
 };

@@ -54,12 +54,14 @@ def largest_difference(actual: Tensor, expected: Tensor) -> float:
     return difference.max().item() if difference.numel() else 0.0
 
 
-def size_of_error(actual: Tensor, expected: Tensor) -> Size:
+def size_of_error(actual: Tensor, expected: Tensor, rows: int) -> Size:
+    """`rows`: of queries; what the rounding of a row's sum makes of its numbers is one error."""
     difference = differences(actual, expected)
     if difference.numel() == 0:
         return Size(0.0, 0.0)
-    # The root mean square of a few numbers is as much luck as their largest: it says nothing more.
-    rms = math.sqrt((difference**2).mean().item()) if difference.numel() >= FEWEST_FOR_RMS else 0.0
+    # The root mean square of a few errors is as much luck as the largest: it says nothing more.
+    judged = min(rows, difference.numel()) >= FEWEST_FOR_RMS
+    rms = math.sqrt((difference**2).mean().item()) if judged else 0.0
     return Size(rms, difference.max().item())
 
 
@@ -120,12 +122,13 @@ class Judge:
         assert actual.dtype == (dtype if is_rounded else compute_dtype(dtype)), (name, actual.dtype)
         if is_rounded:
             return self.complaint_of_rounding(name, actual)
-        error = size_of_error(actual, expected)
+        rows = self.problem.grad_lse.numel()
+        error = size_of_error(actual, expected, rows)
         if dtype == torch.float64:
             if error.largest < self.slack * FLOAT64_ABSOLUTE:
                 return None
             return f"{name}: error {error.largest:.3g}, allowed {self.slack * FLOAT64_ABSOLUTE:.3g}"
-        math_error = size_of_error(self.math_path[name], expected)
+        math_error = size_of_error(self.math_path[name], expected, rows)
         rms = FLOAT32_TIMES_MATH_PATH * math_error.rms
         largest = FLOAT32_TIMES_MATH_PATH * math_error.largest
         if error.rms <= rms and error.largest <= largest:

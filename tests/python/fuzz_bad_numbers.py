@@ -1,10 +1,9 @@
 """NaN and infinite numbers in a call, and what the definition makes of them, forward and backward.
 
 A pair of a query and a key that it may not attend contributes nothing, whatever their tensors hold.
-One that it may attend contributes by IEEE arithmetic. Two things are left open, and may show as NaN
-or not: a weight that underflows is 0 or a small number, of which 0 times an infinity is NaN and a
-small number times it is not; and a score that is -inf without a bias of -inf is as that of a pair
-that may not attend, though in a row of NaN its weight would be NaN.
+One that it may attend contributes by IEEE arithmetic. One thing is left open, and may show as NaN or
+not: a weight that underflows is 0 or a small number, of which 0 times an infinity is NaN and a small
+number times it is not.
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
         scores = scores.masked_fill(empty, 0.0)
     every_weight = torch.softmax(scores, -1)
     weight = every_weight[..., : pairs.size(-1)]
-    certain = pairs & ~(weight < LEAST_WEIGHT) & (parts.final != -math.inf)
+    certain = pairs & ~(weight < LEAST_WEIGHT)
     # Of a row that attends nothing the sink alone is the sum, however large.
     nothing = torch.full((), -math.inf, dtype=torch.float64)
     alone = scores[..., -1] if "sinks" in inputs else nothing

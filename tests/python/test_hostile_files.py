@@ -195,8 +195,11 @@ def test_arguments_are_refused() -> None:
             "flash_train in its metadata as a JSON object",
         ),
         (["resume", "{metadata}"], "flash_train_run in its metadata as a JSON object"),
-        (["PatchTST", "{table}", "--target", "y", "--hidden-size", "2000000000"], "of at most"),
-        (["PatchTST", "{table}", "--target", "y", "--encoder-layers", "1000000000"], "of at most"),
+        (
+            ["PatchTST", "{table}", "--target", "y", "--hidden-size", "2000000000"]
+            + ["--horizon", "1", "--input-size", "8"],
+            "of at most",
+        ),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
