@@ -18,10 +18,10 @@ extern const KernelTable kScalarKernels;
 const std::vector<const KernelTable*>& all_kernels() {
   static const std::vector<const KernelTable*> tables = {
 #if defined(__x86_64__)
-      &kAvx512Kernels,
-      &kAvx2Kernels,
+    &kAvx512Kernels,
+    &kAvx2Kernels,
 #endif
-      &kScalarKernels,
+    &kScalarKernels,
   };
   return tables;
 }

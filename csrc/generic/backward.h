@@ -284,7 +284,8 @@ class BackwardBlock {
       for (int v = 0; v < kLive; ++v) unused[v] = V::zero();
       stages_[t].template apply<kVecs, kLive>(live, kStride, block, j, keys, limited, unused,
                                               slope_of_cap + j * kStride + kSkip);
-      // Marked later, masked weights may be anything until then; others keep what a NaN makes of them.
+      // Marked later, masked weights may be anything until then; others keep what a NaN makes of
+      // them.
       marks_masked() ? weigh<kLive, false>(live, keys, at + kSkip)
                      : weigh<kLive, true>(live, keys, at + kSkip);
     }
@@ -298,20 +299,21 @@ class BackwardBlock {
     for (int v = 0; v < kVecs; ++v, at += V::kWidth, row += V::kWidth) {
       const Reg max = V::load(scratch_.row_max + at);
       const Reg inverse = V::load(scratch_.inverse_sum + at);
-      for_exp_groups<V>(keys, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
-        T* first = row + j * kStride;
-        Reg weight[kRows];
-        each<kRows>([&](int i) { weight[i] = V::sub(V::load(first + i * kStride), max); });
-        exp<V>(weight);
-        each<kRows>([&](int i) {
-          T* p = first + i * kStride;
-          weight[i] = V::mul(weight[i], inverse);
-          if constexpr (kMasked) {
-            weight[i] = V::if_equal(V::load(p), minus_inf, V::zero(), weight[i]);
-          }
-          V::store(p, weight[i]);
-        });
-      });
+      for_exp_groups<V>(
+          keys, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
+            T* first = row + j * kStride;
+            Reg weight[kRows];
+            each<kRows>([&](int i) { weight[i] = V::sub(V::load(first + i * kStride), max); });
+            exp<V>(weight);
+            each<kRows>([&](int i) {
+              T* p = first + i * kStride;
+              weight[i] = V::mul(weight[i], inverse);
+              if constexpr (kMasked) {
+                weight[i] = V::if_equal(V::load(p), minus_inf, V::zero(), weight[i]);
+              }
+              V::store(p, weight[i]);
+            });
+          });
     }
   }
 
@@ -425,7 +427,7 @@ class BackwardBlock {
   int64_t first_key_ = 0;
   // Of the block.
   bool queries_are_finite_ = true, grad_out_is_finite_ = true, statistics_are_finite_ = true;
-  bool keys_are_finite_ = true;                                 // of a step
+  bool keys_are_finite_ = true;  // of a step
   ScoreStage<V> stages_[kBlockTiles];
 };
 

@@ -157,11 +157,10 @@ class FewQueries {
           T* const out = out_ + i * out_stride_ + c;
           if (is_unmasked || values_seem_finite_) {
             const bool whole = columns == W * kColumns;
-            const bool added = whole
-                                   ? add_values<kColumns, true>(weights(i, j), rows + c, count,
-                                                                columns, out, is_unmasked)
-                                   : add_values<kColumns, false>(weights(i, j), rows + c, count,
-                                                                 columns, out, is_unmasked);
+            const bool added = whole ? add_values<kColumns, true>(weights(i, j), rows + c, count,
+                                                                  columns, out, is_unmasked)
+                                     : add_values<kColumns, false>(weights(i, j), rows + c, count,
+                                                                   columns, out, is_unmasked);
             if (added) return;
             values_seem_finite_ = false;
           }

@@ -180,14 +180,15 @@ class ForwardTile {
     for (int v = 0; v < kLive; ++v, row += V::kWidth) {
       const Reg from = base[v];
       Reg sum = V::zero();
-      for_exp_groups<V>(keys, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
-        T* at = row + j * kLanes;
-        Reg weight[kRows];
-        each<kRows>([&](int i) { weight[i] = V::sub(V::load(at + i * kLanes), from); });
-        exp<V>(weight);
-        each<kRows>([&](int i) { V::store(at + i * kLanes, weight[i]); });
-        each<kRows>([&](int i) { sum = V::add(sum, weight[i]); });
-      });
+      for_exp_groups<V>(
+          keys, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
+            T* at = row + j * kLanes;
+            Reg weight[kRows];
+            each<kRows>([&](int i) { weight[i] = V::sub(V::load(at + i * kLanes), from); });
+            exp<V>(weight);
+            each<kRows>([&](int i) { V::store(at + i * kLanes, weight[i]); });
+            each<kRows>([&](int i) { sum = V::add(sum, weight[i]); });
+          });
       total[v] = V::add(total[v], sum);
     }
   }

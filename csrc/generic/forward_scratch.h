@@ -121,8 +121,8 @@ class KeyBlock {
     if (count == 0 || (range.begin >= finite_.begin && range.end <= finite_.end)) return true;
     if (!all_finite<V>(value(key), value_stride(), count, p_.shape.value_dim)) return false;
     const bool adjoins = range.begin <= finite_.end && range.end >= finite_.begin;
-    finite_ = adjoins ? Range{min_of(range.begin, finite_.begin), max_of(range.end, finite_.end)}
-                      : range;
+    finite_ =
+        adjoins ? Range{min_of(range.begin, finite_.begin), max_of(range.end, finite_.end)} : range;
     return true;
   }
 

@@ -214,9 +214,9 @@ template <class V, int kVecs, bool kTail, Factors kFactors>
         update.finish == nullptr ? nullptr : update.finish + r, update.prefetch};
     int64_t first = 0, last = depth;
     terms.from_row(r).template cover<kRows>(&first, &last);
-    update_tile<V, kRows, kVecs, kTail, kFactors>({a.data + r * a.row + first * a.step, a.row, a.step},
-                                        {x.data + first * x.stride, x.stride}, last - first,
-                                        out + r * stride, stride, here, tail);
+    update_tile<V, kRows, kVecs, kTail, kFactors>(
+        {a.data + r * a.row + first * a.step, a.row, a.step}, {x.data + first * x.stride, x.stride},
+        last - first, out + r * stride, stride, here, tail);
   });
 }
 
@@ -240,8 +240,8 @@ void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_
   const typename V::Mask all = V::first(W);
   int64_t c = 0;
   for (; c + kMost * W <= columns; c += kMost * W) {
-    update_columns<V, kMost, false, kFactors>(a, {x.data + c, x.stride}, depth, out + c, stride, rows, update,
-                                    terms, all);
+    update_columns<V, kMost, false, kFactors>(a, {x.data + c, x.stride}, depth, out + c, stride,
+                                              rows, update, terms, all);
   }
   const int64_t rest = columns - c;
   if (rest == 0) return;
@@ -249,10 +249,11 @@ void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_
   const int64_t tail = rest % W;
   with_vecs<kMost>(static_cast<int>(ceil_div(rest, W)), [&]<int kVecs>() {
     if (tail == 0) {
-      update_columns<V, kVecs, false, kFactors>(a, last, depth, out + c, stride, rows, update, terms, all);
+      update_columns<V, kVecs, false, kFactors>(a, last, depth, out + c, stride, rows, update,
+                                                terms, all);
     } else {
       update_columns<V, kVecs, true, kFactors>(a, last, depth, out + c, stride, rows, update, terms,
-                                     V::first(tail));
+                                               V::first(tail));
     }
   });
 }

@@ -138,8 +138,8 @@ class ScoreStage {
     return keys.begin == 0 && keys.end == count;
   }
 
-  /// Makes -0 of the masked ones of x[key][lane], and +0 of other zeros, of which Factors::kUnmasked
-  /// then tells them apart. Of keys that `start_block` was told from `key` on.
+  /// Makes -0 of the masked ones of x[key][lane], and +0 of other zeros, of which
+  /// Factors::kUnmasked then tells them apart. Of keys that `start_block` was told from `key` on.
   template <int kVecs>
   [[gnu::noinline]] void mark_masked(T* x, int64_t stride, int64_t key, int64_t count) const {
     constexpr int W = V::kWidth;
@@ -199,9 +199,8 @@ class ScoreStage {
       return look([mask = static_cast<const bool*>(params_->bias)](int64_t i) { return mask[i]; });
     }
     if (params_->bias_storage == Storage::kNative) {
-      return look([bias = static_cast<const T*>(params_->bias)](int64_t i) {
-        return bias[i] != -kInf;
-      });
+      return look(
+          [bias = static_cast<const T*>(params_->bias)](int64_t i) { return bias[i] != -kInf; });
     }
     return look([&](int64_t i) {
       return stored_number<T>(params_->bias, i, params_->bias_storage) != -kInf;

@@ -75,10 +75,10 @@ void expect_definition(const KernelTable& table, Input input, double bad) {
                           : input == Input::kValue ? problem.v
                                                    : problem.grad_out;
       x[x.size() / 2] = x[x.size() / 3] = static_cast<T>(bad);
-      SCOPED_TRACE(::testing::Message() << "queries " << shape.queries << " causal "
-                                        << options.causal << " left " << options.left
-                                        << " dropout " << options.dropout << " bad " << bad
-                                        << " input " << static_cast<int>(input));
+      SCOPED_TRACE(::testing::Message()
+                   << "queries " << shape.queries << " causal " << options.causal << " left "
+                   << options.left << " dropout " << options.dropout << " bad " << bad << " input "
+                   << static_cast<int>(input));
       const bool any_kind = input == Input::kGradOut && std::isinf(bad);
       const Answer expected = testing::reference(problem);
       const Answer got = testing::run(table, problem);

@@ -213,7 +213,7 @@ TEST(ComplexTanh, EqualsTorchsAndItsGradient) {
         auto* const one = result[i].mutable_data_ptr<scalar_t>();
         kernels::complex_tanh(parts[i].const_data_ptr<scalar_t>(), one, 200);
         kernels::complex_tanh_backward(one, weight[i].const_data_ptr<scalar_t>(),
-                                      gradient[i].mutable_data_ptr<scalar_t>(), 200);
+                                       gradient[i].mutable_data_ptr<scalar_t>(), 200);
       }
     });
     torch::Tensor exact = parts.detach().to(torch::kDouble).requires_grad_();

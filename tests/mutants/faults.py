@@ -400,7 +400,8 @@ PYTHON = [
     Fault(
         "the first of two replacements to be undone ends both",
         "ops/flash_attention/sdpa.py",
-        "            if cls._active == 0:\n                torch.backends.mha.set_fastpath_enabled(cls",
+        "            if cls._active == 0:\n"
+        "                torch.backends.mha.set_fastpath_enabled(cls",
         text="            if ON or cls._active == 0:\n"
         "                torch.backends.mha.set_fastpath_enabled(cls",
         by=("test_sdpa_replacement.py",),

@@ -3,8 +3,8 @@
     python tests/mutants/mutants.py            # all of them; a table
     python tests/mutants/mutants.py softcap    # those with this word in their description
 
-All faults are compiled into one build of a copy of the sources, in build/mutants, and switched on by
-the variable FLASH_FAULT. Without a fault every test has to pass there, or a failure would say
+All faults are compiled into one build of a copy of the sources, in build/mutants, and switched on
+by the variable FLASH_FAULT. Without a fault every test has to pass there, or a failure would say
 nothing.
 """
 

@@ -1,9 +1,9 @@
 """NaN and infinite numbers in a call, and what the definition makes of them, forward and backward.
 
 A pair of a query and a key that it may not attend contributes nothing, whatever their tensors hold.
-One that it may attend contributes by IEEE arithmetic. One thing is left open, and may show as NaN or
-not: a weight that underflows is 0 or a small number, of which 0 times an infinity is NaN and a small
-number times it is not.
+One that it may attend contributes by IEEE arithmetic. One thing is left open, and may show as NaN
+or not: a weight that underflows is 0 or a small number, of which 0 times an infinity is NaN and a
+small number times it is not.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def allowed(problem: Problem) -> Tensor:
 
 
 def masked_sum(factors: Tensor, rows: Tensor, pairs: Tensor, dim: int) -> Tensor:
-    """Sum of factors[..., l, s] * rows over l or s, no masked pair counting, not even as 0 * NaN."""
+    """Sum of factors[..., l, s] * rows over l or s without the masked pairs, not even 0 * NaN."""
     terms = factors.unsqueeze(-1) * rows
     return terms.masked_fill(~pairs.unsqueeze(-1), 0.0).sum(dim)
 

@@ -24,9 +24,9 @@ FLOAT32_ROUNDING_UNITS_RMS = 2.0
 # seed to seed where their root mean squares are equal. So it may also be this many units.
 FLOAT32_ROUNDING_UNITS_LARGEST = 8.0
 
-# Of fewer numbers, or of fewer rows of queries, than this the root mean square is luck, too, and only
-# the largest error is judged: the gradient of a bias that is one number for all scores, say, or
-# those of 8 heads of one query, whose errors are as many as the rows that they share.
+# Of fewer numbers, or of fewer rows of queries, than this the root mean square is luck, too, and
+# only the largest error is judged: the gradient of a bias that is one number for all scores, say,
+# or those of 8 heads of one query, whose errors are as many as the rows that they share.
 FEWEST_FOR_RMS = 16
 
 # Half the spacing of floats at 1: the relative error of one rounding.
