@@ -185,7 +185,6 @@ class BackwardBlock {
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
           form_weights<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores, slope_of_cap);
         });
-    if (marks_masked()) stage.template mark_masked<kVecs>(weights, Scratch::kStride, key, keys);
     if (stage.has_dropout()) {
       stage.template mark_dropped<kVecs>(weights, Scratch::kStride, key, keys);
     }
@@ -329,10 +328,11 @@ class BackwardBlock {
       form_grad_scores_as<kLive, kMasked, kDropout>(packed, at + kSkip, block + j, keys,
                                                     weights + offset, grad_scores + offset);
     };
-    const bool is_masked = !marks_masked();
+    const bool zeroes_masked = !marks_masked();
     if (stages_[t].has_dropout()) {
-      is_masked ? form.template operator()<true, true>() : form.template operator()<false, true>();
-    } else if (is_masked && (limited || p_.score.bias_kind != BiasKind::kNone)) {
+      zeroes_masked ? form.template operator()<true, true>()
+                    : form.template operator()<false, true>();
+    } else if (zeroes_masked && (limited || p_.score.bias_kind != BiasKind::kNone)) {
       form.template operator()<true, false>();
     } else {
       form.template operator()<false, false>();

@@ -277,21 +277,26 @@ class FewQueries {
     return sums_across<V>(sum);
   }
 
-  // The stage has queries as its lanes: over to it and back.
-  void apply_options(int64_t key, int64_t keys, bool limited, T* scores) {
-    pack_transposed<V, W>(scores, kBlock, count_, keys, T(1), scores_);
-    Reg unused[1] = {V::zero()};
+  // The stage has queries as its lanes: a block of numbers over to it, and what f() makes of
+  // `scores_` back.
+  template <class F>
+  void through_stage(int64_t key, int64_t keys, T* block, F&& f) {
+    pack_transposed<V, W>(block, kBlock, count_, keys, T(1), scores_);
     stage_.template start_block<1>(key, keys);
-    stage_.template apply<1, 1>(scores_, W, key, 0, keys, limited, unused);
-    pack_transposed<V, kBlock>(scores_, W, keys, count_, T(1), scores);
+    f();
+    pack_transposed<V, kBlock>(scores_, W, keys, count_, T(1), block);
   }
 
-  // The same way for a block of weights.
+  void apply_options(int64_t key, int64_t keys, bool limited, T* scores) {
+    through_stage(key, keys, scores, [&] {
+      Reg unused[1] = {V::zero()};
+      stage_.template apply<1, 1>(scores_, W, key, 0, keys, limited, unused);
+    });
+  }
+
   void mark_masked(int64_t key, int64_t keys, T* weights) {
-    pack_transposed<V, W>(weights, kBlock, count_, keys, T(1), scores_);
-    stage_.template start_block<1>(key, keys);
-    stage_.template mark_masked<1>(scores_, W, key, keys);
-    pack_transposed<V, kBlock>(scores_, W, keys, count_, T(1), weights);
+    through_stage(key, keys, weights,
+                  [&] { stage_.template mark_masked<1>(scores_, W, key, keys); });
   }
 
   // Scores of one query to weights, in place; 0 past `keys` to the end of the block.
