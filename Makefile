@@ -47,12 +47,12 @@ PACKAGE_READY := .venv/.package-ready
 ORIGINALS_READY := .venv-neuralforecast/.ready
 ORIGINALS_PACKAGE_READY := .venv-neuralforecast/.package-ready
 
-.PHONY: demo test test-originals stress mutants bench build clean system compile
+.PHONY: demo test test-originals stress mutants bench build clean system compile compile-all
 
 demo: build
 	@$(VENV) bench/demo.py $(DEMO)
 
-bench: build $(ORIGINALS_PACKAGE_READY)
+bench: compile-all build $(ORIGINALS_PACKAGE_READY)
 	@$(VENV) bench/run.py $(BENCH)
 
 # Each test runs on all instruction sets by itself, whatever the set-up of whoever calls. What
@@ -60,7 +60,7 @@ bench: build $(ORIGINALS_PACKAGE_READY)
 RESULTS := $(CURDIR)/build/test-results
 PYTEST := -m pytest --quiet --durations=20
 
-test: build
+test: compile-all build
 	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
 	rm -rf $(RESULTS); \
 	echo "== C++ tests"; \
@@ -79,7 +79,7 @@ test-originals: build $(ORIGINALS_PACKAGE_READY)
 
 # LeakSanitizer does not know what libtorch keeps until the end on purpose.
 stress: PACKAGES += $(call packages_in,tests/fuzz/requirements-system.txt)
-stress: build build/sanitized/build.ninja build/fuzz/build.ninja
+stress: compile-all build build/sanitized/build.ninja build/fuzz/build.ninja
 	cmake --build build/sanitized --parallel $(JOBS) --target csrc_test ops_test models_test
 	cmake --build build/fuzz --parallel $(JOBS)
 	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
@@ -168,8 +168,12 @@ build/build.ninja: $(VENV_READY)
 	  -DCMAKE_PREFIX_PATH="$$($(VENV) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
 	@touch $@
 
-# Ninja decides what has to be compiled, so it is asked every time.
+# Ninja decides what has to be compiled, so it is asked every time: here for what is installed or
+# run, and for tests and benchmarks where they are wanted.
 compile: build/build.ninja
+	@cmake --build build -j $(JOBS) --target flash_attention flash_models flash_train
+
+compile-all: build/build.ninja
 	@cmake --build build -j $(JOBS)
 
 $(LIBRARIES): compile

@@ -11,21 +11,21 @@
 namespace flash::models {
 namespace {
 
-constexpr char kName[] = "Autoformer";
+constexpr char kAutoformer[] = "Autoformer";
 
 void check_delays(int64_t factor, int64_t length) {
   const int64_t delays = delay_count(factor, length);
   const int64_t choice = length - length % 2;  // an odd length has one delay less
   TORCH_CHECK_VALUE(
-      delays >= 1 && delays <= choice, kName,
+      delays >= 1 && delays <= choice, kAutoformer,
       ": expected a factor that makes int(factor * ln(length)) at least 1 and at most ", choice,
       " delays of a sequence of ", length, " steps, got factor ", factor, ", which makes ", delays);
 }
 
 AutoformerOptions checked(AutoformerOptions options) {
-  const DecompositionTransformerOptions network = decomposition_options(kName, options);
+  const DecompositionTransformerOptions network = decomposition_options(kAutoformer, options);
   if (network.attention == AttentionChoice::kNative) {
-    Checks(kName).positive("factor", options.factor());
+    Checks(kAutoformer).positive("factor", options.factor());
     check_delays(options.factor(), network.input_size);
     check_delays(options.factor(), network.label_length + network.h);
   }
@@ -40,7 +40,7 @@ AutoformerImpl::AutoformerImpl(AutoformerOptions options_) : options(checked(std
 
 void AutoformerImpl::reset() {
   network_ = std::make_shared<DecompositionTransformer>();
-  network_->register_in(*this, decomposition_options(kName, options), [this] {
+  network_->register_in(*this, decomposition_options(kAutoformer, options), [this] {
     // They have no weights: what tells them apart are the projections around them.
     const auto make = [this] { return std::make_shared<AutoCorrelationImpl>(options.factor()); };
     return InnerMechanisms{make(), make(), make()};
@@ -59,12 +59,13 @@ void AutoformerImpl::pretty_print(std::ostream& stream) const {
          << ", encoder_layers=" << options.encoder_layers()
          << ", decoder_layers=" << options.decoder_layers() << ", n_head=" << options.n_head()
          << ", hidden_size=" << options.hidden_size() << ", attention="
-         << name_of(attention_choice(kName, options.attention(), options.use_flash_attention()))
+         << name_of(
+                attention_choice(kAutoformer, options.attention(), options.use_flash_attention()))
          << ")";
 }
 
 at::Tensor AutoformerImpl::forward(const WindowsBatch& windows) {
-  check_windows(kName, windows, options);
+  check_windows(kAutoformer, windows, options);
   const at::Tensor& series = windows.insample_y;
   return network_->forward(options.exclude_insample_y() ? at::zeros_like(series) : series,
                            windows.futr_exog);

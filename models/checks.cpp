@@ -3,11 +3,20 @@
 #include <c10/util/Exception.h>
 
 #include <cmath>
+#include <limits>
 
 namespace flash::models {
 
+namespace {
+
+constexpr int64_t kLargestCount = std::numeric_limits<int32_t>::max();  // sums and products fit
+
+}  // namespace
+
 void Checks::positive(const char* name, int64_t value) const {
   TORCH_CHECK_VALUE(value >= 1, model_, ": expected ", name, " of at least 1, got ", value);
+  TORCH_CHECK_VALUE(value <= kLargestCount, model_, ": expected ", name, " of at most ",
+                    kLargestCount, ", got ", value);
 }
 
 void Checks::probability(const char* name, double value) const {

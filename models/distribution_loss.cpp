@@ -10,7 +10,7 @@
 namespace flash::models {
 namespace {
 
-const char* const kName = "DistributionLoss";
+const char* const kDistributionLoss = "DistributionLoss";
 
 const Distribution& find_distribution(const std::string& name) {
   std::string known;
@@ -18,13 +18,13 @@ const Distribution& find_distribution(const std::string& name) {
     if (distribution->name() == name) return *distribution;
     known += (known.empty() ? "" : ", ") + std::string(distribution->name());
   }
-  TORCH_CHECK_VALUE(false, kName, ": expected a distribution out of ", known, "; got \"", name,
-                    "\"");
+  TORCH_CHECK_VALUE(false, kDistributionLoss, ": expected a distribution out of ", known,
+                    "; got \"", name, "\"");
 }
 
 Columns columns_of(LossOptions options) {
   std::sort(options.quantiles().begin(), options.quantiles().end());
-  return quantile_columns(kName, options);
+  return quantile_columns(kDistributionLoss, options);
 }
 
 std::vector<std::string> forecast_names(const LossOptions& options) {
@@ -44,7 +44,7 @@ int64_t parameter_count(const LossOptions& options) {
 }  // namespace
 
 DistributionLoss::DistributionLoss(LossOptions options_)
-    : Loss(kName, options_, parameter_count(options_), forecast_names(options_)),
+    : Loss(kDistributionLoss, options_, parameter_count(options_), forecast_names(options_)),
       distribution_(&find_distribution(options.distribution())),
       quantiles_(columns_of(options).quantiles) {}
 
@@ -63,14 +63,14 @@ at::Tensor DistributionLoss::operator()(const at::Tensor& y,
                                         const at::Tensor& mask) const {
   check_count(parameters);
   for (const at::Tensor& parameter : parameters) {
-    TORCH_CHECK_VALUE(y.dim() == 3 && parameter.sizes() == y.sizes(), kName,
+    TORCH_CHECK_VALUE(y.dim() == 3 && parameter.sizes() == y.sizes(), kDistributionLoss,
                       ": expected y [batch, h, series] and parameters likewise, got ", y.sizes(),
                       " and ", parameter.sizes());
-    check_dtypes(kName, y, parameter);
+    check_dtypes(kDistributionLoss, y, parameter);
   }
   distribution_->check_parameters(parameters);
   return weighted_mean(y, mask, [&](const at::Tensor& truth) {
-    TORCH_CHECK_VALUE(distribution_->in_support(truth).all().item<bool>(), kName, "(",
+    TORCH_CHECK_VALUE(distribution_->in_support(truth).all().item<bool>(), kDistributionLoss, "(",
                       distribution_->name(), "): expected every y that is not masked to be ",
                       distribution_->support(), ", got ", truth.min().item<double>(), " to ",
                       truth.max().item<double>());
@@ -86,7 +86,7 @@ at::Tensor DistributionLoss::mean(const std::vector<at::Tensor>& parameters) con
 at::Tensor DistributionLoss::quantiles(const std::vector<at::Tensor>& parameters,
                                        const std::vector<double>& quantiles) const {
   check_count(parameters);
-  check_quantiles(kName, quantiles);
+  check_quantiles(kDistributionLoss, quantiles);
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> exact;
   for (const at::Tensor& parameter : parameters) exact.push_back(parameter.to(at::kDouble));
@@ -117,9 +117,10 @@ at::Tensor DistributionLoss::forecast(const at::Tensor& output,
 }
 
 void DistributionLoss::check_count(const std::vector<at::Tensor>& tensors) const {
-  TORCH_CHECK_VALUE(static_cast<int64_t>(tensors.size()) == outputsize_multiplier(), kName, "(",
-                    distribution_->name(), "): expected ", outputsize_multiplier(),
-                    " tensors, one for each parameter, got ", tensors.size());
+  TORCH_CHECK_VALUE(static_cast<int64_t>(tensors.size()) == outputsize_multiplier(),
+                    kDistributionLoss, "(", distribution_->name(), "): expected ",
+                    outputsize_multiplier(), " tensors, one for each parameter, got ",
+                    tensors.size());
 }
 
 const std::vector<std::string>& distribution_names() {

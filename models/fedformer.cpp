@@ -15,7 +15,7 @@
 namespace flash::models {
 namespace {
 
-constexpr char kName[] = "FEDformer";
+constexpr char kFEDformer[] = "FEDformer";
 
 std::vector<int64_t> lowest_modes(int64_t modes, int64_t length) {
   std::vector<int64_t> list(static_cast<size_t>(std::min(modes, length / 2)));
@@ -40,16 +40,17 @@ FourierIndex chosen_modes(FEDformerOptions& options) {
 
 void check_modes(const FourierIndex& index, const std::string& name, int64_t length) {
   const auto found = index.find(name);
-  TORCH_CHECK_VALUE(found != index.end(), kName, ": expected fourier_index with a list \"", name,
-                    "\", got none; leave fourier_index empty to have all lists chosen");
+  TORCH_CHECK_VALUE(found != index.end(), kFEDformer, ": expected fourier_index with a list \"",
+                    name, "\", got none; leave fourier_index empty to have all lists chosen");
   const std::vector<int64_t>& list = found->second;
-  TORCH_CHECK_VALUE(!list.empty(), kName, ": expected at least one frequency in fourier_index \"",
-                    name, "\", got none; is the window too short?");
+  TORCH_CHECK_VALUE(!list.empty(), kFEDformer,
+                    ": expected at least one frequency in fourier_index \"", name,
+                    "\", got none; is the window too short?");
   TORCH_CHECK_VALUE(
-      std::adjacent_find(list.begin(), list.end(), std::greater_equal<>()) == list.end(), kName,
-      ": expected fourier_index \"", name, "\" sorted and without repetition, got ",
+      std::adjacent_find(list.begin(), list.end(), std::greater_equal<>()) == list.end(),
+      kFEDformer, ": expected fourier_index \"", name, "\" sorted and without repetition, got ",
       shortened(c10::str(c10::ArrayRef<int64_t>(list))));
-  TORCH_CHECK_VALUE(list.front() >= 0 && list.back() <= length / 2, kName,
+  TORCH_CHECK_VALUE(list.front() >= 0 && list.back() <= length / 2, kFEDformer,
                     ": expected frequencies between 0 and ", length / 2, " in fourier_index \"",
                     name, "\", since the sequence has ", length, " steps, got ",
                     shortened(c10::str(c10::ArrayRef<int64_t>(list))),
@@ -57,13 +58,14 @@ void check_modes(const FourierIndex& index, const std::string& name, int64_t len
 }
 
 FEDformerOptions checked(FEDformerOptions options) {
-  const DecompositionTransformerOptions network = decomposition_options(kName, options);
-  TORCH_CHECK_VALUE(options.n_head() == 8, kName, ": expected n_head 8, got ", options.n_head(),
-                    "; its Fourier blocks are made of 8 heads");
-  TORCH_CHECK_VALUE(options.version() == "Fourier", kName, ": expected version \"Fourier\", got \"",
-                    excerpt(options.version()), "\"; there is no other");
-  Checks(kName).positive("modes", options.modes());
-  TORCH_CHECK_VALUE(options.random_seed() >= 0 && options.random_seed() <= 0xffffffff, kName,
+  const DecompositionTransformerOptions network = decomposition_options(kFEDformer, options);
+  TORCH_CHECK_VALUE(options.n_head() == 8, kFEDformer, ": expected n_head 8, got ",
+                    options.n_head(), "; its Fourier blocks are made of 8 heads");
+  TORCH_CHECK_VALUE(options.version() == "Fourier", kFEDformer,
+                    ": expected version \"Fourier\", got \"", excerpt(options.version()),
+                    "\"; there is no other");
+  Checks(kFEDformer).positive("modes", options.modes());
+  TORCH_CHECK_VALUE(options.random_seed() >= 0 && options.random_seed() <= 0xffffffff, kFEDformer,
                     ": expected random_seed between 0 and 2^32 - 1, got ", options.random_seed());
   if (options.fourier_index().empty()) options.fourier_index(chosen_modes(options));
   const int64_t decoder = network.label_length + network.h;
@@ -81,7 +83,7 @@ FEDformerImpl::FEDformerImpl(FEDformerOptions options_) : options(checked(std::m
 }
 
 void FEDformerImpl::reset() {
-  const DecompositionTransformerOptions sizes = decomposition_options(kName, options);
+  const DecompositionTransformerOptions sizes = decomposition_options(kFEDformer, options);
   const auto modes = [this](const char* name, int64_t length) {
     return FourierModes{options.fourier_index().at(name), length};
   };
@@ -111,12 +113,13 @@ void FEDformerImpl::pretty_print(std::ostream& stream) const {
          << ", encoder_layers=" << options.encoder_layers()
          << ", decoder_layers=" << options.decoder_layers() << ", modes=" << options.modes()
          << ", hidden_size=" << options.hidden_size() << ", attention="
-         << name_of(attention_choice(kName, options.attention(), options.use_flash_attention()))
+         << name_of(
+                attention_choice(kFEDformer, options.attention(), options.use_flash_attention()))
          << ")";
 }
 
 at::Tensor FEDformerImpl::forward(const WindowsBatch& windows) {
-  check_windows(kName, windows, options);
+  check_windows(kFEDformer, windows, options);
   return network_->forward(windows.insample_y, windows.futr_exog);
 }
 

@@ -24,20 +24,20 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using Sizes = c10::SymDimVector;
+using LeadingSizes = c10::SymDimVector;
 
 using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, double,
                          bool, std::optional<double>, bool);
 
 /// What stands before the last three dimensions.
-Sizes leading(const Tensor& t) {
+LeadingSizes leading(const Tensor& t) {
   const auto sizes = t.sym_sizes();
-  return sizes.size() > 3 ? Sizes(sizes.begin(), sizes.end() - 3) : Sizes();
+  return sizes.size() > 3 ? LeadingSizes(sizes.begin(), sizes.end() - 3) : LeadingSizes();
 }
 
 /// `lead` broadcast with what stands before the last three dimensions of `t`.
-Sizes broadcast_leading(const char* name, Sizes lead, const Tensor& t) {
-  const Sizes own = leading(t);
+LeadingSizes broadcast_leading(const char* name, LeadingSizes lead, const Tensor& t) {
+  const LeadingSizes own = leading(t);
   if (own.size() > lead.size()) lead.insert(lead.begin(), own.size() - lead.size(), 1);
   for (size_t i = 0; i < own.size(); ++i) {
     c10::SymInt& size = lead[lead.size() - own.size() + i];
@@ -51,10 +51,10 @@ Sizes broadcast_leading(const char* name, Sizes lead, const Tensor& t) {
 }
 
 /// [lead.., H, L, D] -> [B, H, L, D], and fewer dimensions with ones in front.
-Tensor as_4d(Tensor t, const Sizes& lead) {
+Tensor as_4d(Tensor t, const LeadingSizes& lead) {
   while (t.dim() < 4) t = t.unsqueeze(0);
   if (lead.size() < 2 && t.dim() == 4 && (lead.empty() || t.sym_size(0) == lead[0])) return t;
-  Sizes sizes = lead;
+  LeadingSizes sizes = lead;
   for (int64_t i = 3; i > 0; --i) sizes.push_back(t.sym_size(-i));
   return t.expand_symint(sizes).flatten(0, -4);
 }
@@ -89,11 +89,11 @@ void check_heads(const char* name, const c10::SymInt& heads, const c10::SymInt& 
 
 /// `mask` of [lead.., H, L, S] as a bias, in which what broadcasts stays 1 wherever it can: the
 /// gradient of a bias takes the room that the bias takes.
-Tensor to_bias(const Tensor& mask, at::ScalarType dtype, const Sizes& lead) {
+Tensor to_bias(const Tensor& mask, at::ScalarType dtype, const LeadingSizes& lead) {
   const bool as_is = mask.scalar_type() == at::kBool || mask.scalar_type() == compute_dtype(dtype);
   const Tensor bias = as_is ? mask : mask.to(dtype);
   if (lead.size() < 2 || bias.dim() < 4) return bias;
-  const Sizes own = leading(bias);
+  const LeadingSizes own = leading(bias);
   const bool is_shared = std::all_of(own.begin(), own.end(), [](const auto& n) { return n == 1; });
   return is_shared ? bias.flatten(0, -4) : as_4d(bias, lead);
 }
@@ -115,7 +115,7 @@ Tensor compute(const Tensor& query, const Tensor& key, const Tensor& value,
   TORCH_CHECK_VALUE(!is_causal || !attn_mask.has_value(),
                     "flash::scaled_dot_product_attention: expected attn_mask or is_causal, got "
                     "both; put the causal limit into the mask");
-  Sizes lead = leading(query);
+  LeadingSizes lead = leading(query);
   lead = broadcast_leading("key", lead, key);
   lead = broadcast_leading("value", lead, value);
   const bool broadcasts = leading(query) != lead || leading(key) != lead || leading(value) != lead;
@@ -140,7 +140,7 @@ Tensor compute(const Tensor& query, const Tensor& key, const Tensor& value,
   const int64_t rank = std::max({query.dim(), key.dim(), value.dim()});
   auto options = AttentionOptions().causal(is_causal).scale(scale).dropout(dropout_p);
   if (attn_mask.has_value()) {
-    Sizes scores = lead;
+    LeadingSizes scores = lead;
     for (const auto& n : {q.sym_size(1), q.sym_size(2), k.sym_size(2)}) scores.push_back(n);
     const size_t missing = rank < 4 ? 3 - rank : 0;  // of [L, D]: the heads
     check_mask(*attn_mask, c10::SymIntArrayRef(scores).slice(missing));

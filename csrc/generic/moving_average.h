@@ -22,11 +22,17 @@ inline void decompose_lanes(const SeriesShape& shape, const T* x, const T* trend
   const double factor = 1.0 / static_cast<double>(2 * reach + 1);
   const auto row = [&](int64_t t) { return x + max_of(0, min_of(t, times - 1)) * stride; };
   alignas(64) double sums[kAverageLanes] = {};
-  for (int64_t t = -reach; t < reach; ++t) {
+  const auto add = [&](int64_t t, double count) {
     const T* const entering = row(t);
 #pragma GCC ivdep
-    for (int64_t c = 0; c < width; ++c) sums[c] += static_cast<double>(entering[c]);
-  }
+    for (int64_t c = 0; c < width; ++c) {
+      sums[c] = fused(count, static_cast<double>(entering[c]), sums[c]);
+    }
+  };
+  // Rows beyond an end are that end, so that no window costs more than the series is long.
+  if (reach > 0) add(0, static_cast<double>(reach));
+  for (int64_t t = 0; t < min_of(reach, times); ++t) add(t, 1.0);
+  if (reach > times) add(times - 1, static_cast<double>(reach - times));
   for (int64_t t = 0; t < times; ++t) {
     const T *const entering = row(t + reach), *const leaving = row(t - reach);
     const T* const here = x + t * stride;

@@ -16,7 +16,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-struct Sizes {
+struct AttentionSizes {
   int64_t batch, heads, queries, keys, width;
 
   int64_t complex() const { return 2 * width; }  ///< a row of real parts and then imaginary parts
@@ -30,7 +30,7 @@ struct HeadModes {
   T* data;
   int64_t modes, step;  ///< from one mode to the next
 
-  HeadModes(const Sizes& s, T* spectrum, int64_t modes_, int64_t unit)
+  HeadModes(const AttentionSizes& s, T* spectrum, int64_t modes_, int64_t unit)
       : data(spectrum + unit / s.heads * 2 * modes_ * s.heads * s.width + unit % s.heads * s.width),
         modes(modes_),
         step(s.heads * s.width) {}
@@ -45,7 +45,7 @@ struct Scratch {
   std::vector<T> numbers;
   T *keys, *keys_transposed, *queries, *products, *scores, *of_keys;
 
-  explicit Scratch(const Sizes& s)
+  explicit Scratch(const AttentionSizes& s)
       : numbers(static_cast<size_t>(2 * s.keys * s.row() + s.complex() * padded_row(s.keys) +
                                     4 * s.queries * s.row() + 2 * s.scores())),
         keys(numbers.data()),
@@ -55,7 +55,7 @@ struct Scratch {
         scores(products + 2 * s.queries * s.row()),
         of_keys(scores + 2 * s.scores()) {}
 
-  void load_keys(const Sizes& s, const HeadModes<const T>& from) {
+  void load_keys(const AttentionSizes& s, const HeadModes<const T>& from) {
     for (int64_t y = 0; y < s.keys; ++y) {
       T* const row = keys + y * s.row();
       std::copy_n(from.real(y), s.width, row);
@@ -64,7 +64,7 @@ struct Scratch {
         keys_transposed[c * padded_row(s.keys) + y] = row[c];
     }
   }
-  void store_keys(const Sizes& s, const HeadModes<T>& to) {
+  void store_keys(const AttentionSizes& s, const HeadModes<T>& to) {
     for (int64_t y = 0; y < s.keys; ++y) {
       const T* const row = of_keys + y * s.row();
       std::copy_n(row, s.width, to.real(y));
@@ -72,7 +72,7 @@ struct Scratch {
     }
   }
   /// (r, -sign i) and (i, sign r).
-  void load_doubled(const Sizes& s, const HeadModes<const T>& from, T sign, T* rows) {
+  void load_doubled(const AttentionSizes& s, const HeadModes<const T>& from, T sign, T* rows) {
     for (int64_t x = 0; x < s.queries; ++x) {
       const T *const r = from.real(x), *const i = from.imaginary(x);
       T* const upper = rows + x * s.row();
@@ -84,7 +84,7 @@ struct Scratch {
     }
   }
   /// The adjoint.
-  void store_doubled(const Sizes& s, const T* rows, T sign, const HeadModes<T>& to) {
+  void store_doubled(const AttentionSizes& s, const T* rows, T sign, const HeadModes<T>& to) {
     for (int64_t x = 0; x < s.queries; ++x) {
       const T* const upper = rows + x * s.row();
       const T* const lower = rows + (s.queries + x) * s.row();
@@ -99,7 +99,7 @@ struct Scratch {
 
 /// Calls call(unit, scratch) for each batch and head.
 template <class T, class Call>
-void for_units(const Sizes& s, const Call& call) {
+void for_units(const AttentionSizes& s, const Call& call) {
   at::parallel_for(0, s.batch * s.heads, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch(s);
     for (int64_t unit = begin; unit < end; ++unit) call(unit, scratch);
@@ -108,7 +108,7 @@ void for_units(const Sizes& s, const Call& call) {
 
 /// weights [B, heads, 2, n, m], real and then imaginary parts, are kept.
 template <class T>
-void attend(const Sizes& s, const T* query, const T* key, T* weights, T* result) {
+void attend(const AttentionSizes& s, const T* query, const T* key, T* weights, T* result) {
   for_units<T>(s, [&](int64_t unit, Scratch<T>& own) {
     T* const of_unit = weights + unit * 2 * s.scores();
     own.load_keys(s, {s, key, s.keys, unit});
@@ -126,14 +126,14 @@ void attend(const Sizes& s, const T* query, const T* key, T* weights, T* result)
 }
 
 template <class T>
-struct Gradients {
+struct ModeGradients {
   const T* of_result;
   T *of_query, *of_key;
 };
 
 template <class T>
-void attend_backward(const Sizes& s, const T* query, const T* key, const T* weights,
-                     const Gradients<T>& gradients) {
+void attend_backward(const AttentionSizes& s, const T* query, const T* key, const T* weights,
+                     const ModeGradients<T>& gradients) {
   for_units<T>(s, [&](int64_t unit, Scratch<T>& own) {
     const T* const of_unit = weights + unit * 2 * s.scores();
     own.load_keys(s, {s, key, s.keys, unit});
@@ -163,7 +163,7 @@ class AttendModes : public torch::autograd::Function<AttendModes> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& query,
                             const at::Tensor& key, int64_t heads) {
     const at::Tensor q = query.contiguous(), k = key.contiguous();
-    const Sizes s = {q.size(0), heads, q.size(2), k.size(2), q.size(3) / heads};
+    const AttentionSizes s = {q.size(0), heads, q.size(2), k.size(2), q.size(3) / heads};
     at::Tensor weights = at::empty({s.batch, heads, 2, s.queries, s.keys}, q.options());
     at::Tensor result = at::empty_like(q);
     AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "attend_modes", [&] {
@@ -180,7 +180,7 @@ class AttendModes : public torch::autograd::Function<AttendModes> {
     const at::Tensor &q = saved[0], &k = saved[1], &weights = saved[2];
     const at::Tensor g = gradients[0].contiguous();
     const int64_t heads = weights.size(1);
-    const Sizes s = {q.size(0), heads, q.size(2), k.size(2), q.size(3) / heads};
+    const AttentionSizes s = {q.size(0), heads, q.size(2), k.size(2), q.size(3) / heads};
     const at::Tensor of_query = at::empty_like(q), of_key = at::empty_like(k);
     AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "attend_modes_backward", [&] {
       attend_backward<scalar_t>(

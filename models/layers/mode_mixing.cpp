@@ -16,7 +16,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-struct Sizes {
+struct MixingSizes {
   int64_t batch, modes, heads, in, out;
 };
 
@@ -29,7 +29,7 @@ constexpr int64_t kModesPerTask = 8;
 
 /// Of modes [first, first + count) of one head. `transposed`: [2 o, 2 e] instead.
 template <class T>
-void pack(const Sizes& s, const T* weights, int64_t first, int64_t count, bool transposed,
+void pack(const MixingSizes& s, const T* weights, int64_t first, int64_t count, bool transposed,
           T* packed) {
   const int64_t rows = transposed ? s.out : s.in, columns = transposed ? s.in : s.out;
   const int64_t stride = padded_row(2 * columns), size = 2 * rows * stride;
@@ -50,7 +50,7 @@ void pack(const Sizes& s, const T* weights, int64_t first, int64_t count, bool t
 
 /// The adjoint of the former, not transposed, for packed matrices without padding.
 template <class T>
-void unpack(const Sizes& s, const T* packed, int64_t first, int64_t count, T* weights) {
+void unpack(const MixingSizes& s, const T* packed, int64_t first, int64_t count, T* weights) {
   const int64_t stride = 2 * s.out, size = 2 * s.in * stride;
   for (int64_t e = 0; e < s.in; ++e) {
     for (int64_t o = 0; o < s.out; ++o) {
@@ -69,7 +69,7 @@ void unpack(const Sizes& s, const T* packed, int64_t first, int64_t count, T* we
 /// imaginary parts.
 template <class T>
 struct Runs {
-  const Sizes& s;
+  const MixingSizes& s;
   int64_t width;
 
   int64_t at(int64_t b, int64_t part, int64_t mode, int64_t head) const {
@@ -91,7 +91,7 @@ struct Runs {
 
 /// Calls call(head, first, count, scratch) for each task, with `numbers` of memory for each thread.
 template <class T, class Call>
-void for_tasks(const Sizes& s, int64_t numbers, const Call& call) {
+void for_tasks(const MixingSizes& s, int64_t numbers, const Call& call) {
   const int64_t groups = (s.modes + kModesPerTask - 1) / kModesPerTask;
   at::parallel_for(0, s.heads * groups, 1, [&](int64_t begin, int64_t end) {
     std::vector<T> scratch(static_cast<size_t>(numbers));
@@ -104,7 +104,7 @@ void for_tasks(const Sizes& s, int64_t numbers, const Call& call) {
 
 /// x times the weights, [.., heads * out], or their transposes, [.., heads * in].
 template <class T>
-void multiply(const Sizes& s, const T* x, const T* weights, bool transposed, T* result) {
+void multiply(const MixingSizes& s, const T* x, const T* weights, bool transposed, T* result) {
   const int64_t from = transposed ? s.out : s.in, to = transposed ? s.in : s.out;
   const int64_t stride = padded_row(2 * to), matrix = 2 * from * stride;
   for_tasks<T>(s, kModesPerTask * matrix + 2 * s.batch * (from + to),
@@ -124,7 +124,7 @@ void multiply(const Sizes& s, const T* x, const T* weights, bool transposed, T* 
 }
 
 template <class T>
-void weights_gradient(const Sizes& s, const T* x, const T* gradient, T* of_weights) {
+void weights_gradient(const MixingSizes& s, const T* x, const T* gradient, T* of_weights) {
   const int64_t stride = padded_row(2 * s.out), matrix = 4 * s.in * s.out;
   for_tasks<T>(s, kModesPerTask * matrix + s.batch * (2 * s.in + stride),
                [&](int64_t head, int64_t first, int64_t count, T* packed) {
@@ -148,7 +148,7 @@ class MixModes : public torch::autograd::Function<MixModes> {
     const at::Tensor x = spectrum.contiguous();
     const at::Tensor w = at::view_as_real(weights.resolve_conj()).contiguous();
     context->save_for_backward({x, w});
-    const Sizes s = sizes_of(x, w);
+    const MixingSizes s = sizes_of(x, w);
     at::Tensor out = at::empty({s.batch, 2, s.modes, s.heads * s.out}, x.options());
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "mix_modes", [&] {
       multiply(s, x.const_data_ptr<scalar_t>(), w.const_data_ptr<scalar_t>(), /*transposed=*/false,
@@ -161,7 +161,7 @@ class MixModes : public torch::autograd::Function<MixModes> {
     refuse_second_derivative("mix_modes");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &w = saved[1], g = gradients[0].contiguous();
-    const Sizes s = sizes_of(x, w);
+    const MixingSizes s = sizes_of(x, w);
     variable_list result(2);
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "mix_modes_backward", [&] {
       const auto* const of_result = g.const_data_ptr<scalar_t>();
@@ -181,7 +181,7 @@ class MixModes : public torch::autograd::Function<MixModes> {
   }
 
  private:
-  static Sizes sizes_of(const at::Tensor& x, const at::Tensor& weights) {
+  static MixingSizes sizes_of(const at::Tensor& x, const at::Tensor& weights) {
     return {x.size(0), x.size(2), weights.size(0), weights.size(1), weights.size(2)};
   }
 };

@@ -19,7 +19,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 /// One series: T steps of C channels, and n modes.
-struct Sizes {
+struct TransformSizes {
   int64_t times, channels, modes;
   int64_t steps() const { return times / 2 + 1; }  ///< of a folded series
   int64_t row() const { return padded_row(channels); }
@@ -44,7 +44,7 @@ void for_series(int64_t batch, int64_t numbers, const Call& call) {
 /// [B, T, C], or [B, C, T] where `transposed` -> [B, 2, n, C]
 at::Tensor to_modes(const at::Tensor& series, const at::Tensor& table, bool transposed) {
   const at::Tensor x = series.contiguous(), rows = padded_table(table, x);
-  const Sizes s = {x.size(transposed ? 2 : 1), x.size(transposed ? 1 : 2), table.size(1)};
+  const TransformSizes s = {x.size(transposed ? 2 : 1), x.size(transposed ? 1 : 2), table.size(1)};
   at::Tensor out = at::empty({x.size(0), 2, s.modes, s.channels}, x.options());
   const int64_t half = s.steps() * s.row();
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "analyze_modes", [&] {
@@ -73,7 +73,7 @@ at::Tensor to_modes(const at::Tensor& series, const at::Tensor& table, bool tran
 /// [B, 2, n, C] -> [B, T, C]
 at::Tensor to_series(const at::Tensor& spectrum, const at::Tensor& table, int64_t length) {
   const at::Tensor x = spectrum.contiguous(), rows = padded_table(table, x);
-  const Sizes s = {length, x.size(3), table.size(1)};
+  const TransformSizes s = {length, x.size(3), table.size(1)};
   at::Tensor out = at::empty({x.size(0), length, s.channels}, x.options());
   const int64_t half = s.steps() * s.row();
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "analyze_modes_backward", [&] {
@@ -98,7 +98,7 @@ at::Tensor to_series(const at::Tensor& spectrum, const at::Tensor& table, int64_
 at::Tensor to_transposed_series(const at::Tensor& spectrum, const at::Tensor& table,
                                 int64_t length) {
   const at::Tensor x = spectrum.contiguous(), rows = padded_table(table, x);
-  const Sizes s = {length, x.size(3), table.size(1)};
+  const TransformSizes s = {length, x.size(3), table.size(1)};
   at::Tensor out = at::empty({x.size(0), s.channels, length}, x.options());
   const int64_t half = s.channels * rows.size(2);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "synthesize_modes", [&] {

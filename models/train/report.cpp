@@ -11,12 +11,12 @@
 namespace flash::models {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
-Json to_json(const Errors& errors) { return {{"mae", errors.mae}, {"mse", errors.mse}}; }
+OrderedJson to_json(const Errors& errors) { return {{"mae", errors.mae}, {"mse", errors.mse}}; }
 
-Json to_json(const TrainingResult& training) {
-  Json epochs = Json::array();
+OrderedJson to_json(const TrainingResult& training) {
+  OrderedJson epochs = OrderedJson::array();
   for (size_t i = 0; i < training.epochs.size(); ++i) {
     const EpochResult& epoch = training.epochs[i];
     epochs.push_back({{"epoch", i + 1},
@@ -30,19 +30,19 @@ Json to_json(const TrainingResult& training) {
   return {{"epochs", epochs}, {"best_epoch", training.best_epoch}, {"seconds", training.seconds}};
 }
 
-Json to_json(const Evaluation& test) {
-  Json series = Json::object();
+OrderedJson to_json(const Evaluation& test) {
+  OrderedJson series = OrderedJson::object();
   for (const SeriesErrors& one : test.series) {
     series[one.name] = {
         {"model", one.model}, {"naive", one.naive}, {"seasonal_naive", one.seasonal_naive}};
   }
-  Json json = {{"windows", test.windows},
-               {"model", to_json(test.model)},
-               {"naive", to_json(test.naive)},
-               {"seasonal_naive", to_json(test.seasonal_naive)},
-               {"mae_in_units", series}};
+  OrderedJson json = {{"windows", test.windows},
+                      {"model", to_json(test.model)},
+                      {"naive", to_json(test.naive)},
+                      {"seasonal_naive", to_json(test.seasonal_naive)},
+                      {"mae_in_units", series}};
   if (!test.coverage.empty()) {
-    json["coverage"] = Json::object();
+    json["coverage"] = OrderedJson::object();
     for (const Coverage& one : test.coverage) json["coverage"][one.level] = one.share;
   }
   return json;
@@ -115,19 +115,19 @@ void print_report(std::ostream& stream, const RunReport& report) {
 }
 
 void write_report(const std::string& path, const RunReport& report) {
-  Json json = {{"csv", report.csv},
-               {"model", report.model.model_class},
-               {"options", Json::parse(report.model.options)},
-               {"input_size", report.model.input_size},
-               {"horizon", report.model.horizon},
-               {"attention", report.model.attention},
-               {"loss", report.loss},
-               {"threads", report.threads},
-               {"season", report.season},
-               {"parameters", report.parameters},
-               {"memory_before_bytes", report.memory_before_bytes},
-               {"memory_peak_bytes", report.memory_peak_bytes},
-               {"test", to_json(report.test)}};
+  OrderedJson json = {{"csv", report.csv},
+                      {"model", report.model.model_class},
+                      {"options", OrderedJson::parse(report.model.options)},
+                      {"input_size", report.model.input_size},
+                      {"horizon", report.model.horizon},
+                      {"attention", report.model.attention},
+                      {"loss", report.loss},
+                      {"threads", report.threads},
+                      {"season", report.season},
+                      {"parameters", report.parameters},
+                      {"memory_before_bytes", report.memory_before_bytes},
+                      {"memory_peak_bytes", report.memory_peak_bytes},
+                      {"test", to_json(report.test)}};
   if (report.training && report.training_settings) {
     json["seed"] = report.training_settings->seed;
     json["batch_size"] = report.training_settings->batch_size;

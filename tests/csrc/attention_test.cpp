@@ -85,6 +85,17 @@ TEST(Attention, DoubleIsTheDefinition) { expect_definition_of_all<double>(); }
 TEST(Attention, BFloat16IsTheDefinition) { expect_definition_of_all<float>(Storage::kBFloat16); }
 TEST(Attention, HalfIsTheDefinition) { expect_definition_of_all<float>(Storage::kHalf); }
 
+// The backward leaves out chunks of keys that no query of a block attends. With some of these
+// windows a chunk's first key is attended by the block's last query, and is all that the block
+// attends of that chunk.
+TEST(Attention, WindowsOfEveryReachAreTheDefinition) {
+  const Shape shape = {1, 1, 1, 1, 257, 257, 4, 4};
+  for (int64_t reach = 0; reach <= 64; ++reach) {
+    expect_definition<float>(shape, {.left = 0, .right = reach});
+    expect_definition<float>(shape, {.left = reach, .right = 0});
+  }
+}
+
 // What a masked key or a window changes about a result that is compared with another one: numbers
 // of order 1 in float.
 constexpr double kSameFloat = 1e-5, kSameDouble = 1e-14;

@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <tuple>
+#include <utility>
 
 namespace flash {
 namespace {
@@ -92,6 +94,22 @@ TEST(Partition, ABroadcastBiasGradientHasOneOwner) {
   const int64_t per_head[4] = {0, 1, 0, 0};
   std::copy(per_head, per_head + 4, p.grad_bias_strides);
   EXPECT_EQ(Partition(p, kTile, kBlock).steps(), 1);
+}
+
+TEST(Partition, HeadsThatShareABiasGradientHaveOneOwner) {
+  float bias = 0;
+  BackwardParams p = params({3, 4, 4, 4, 2000, 2000, 8, 8});
+  p.grad_bias = &bias;
+  const int64_t over_heads[4] = {4'000'000, 0, 2000, 1}, over_both[4] = {0, 0, 2000, 1};
+  for (const auto& [strides, batches] : {std::pair(over_heads, 1), std::pair(over_both, 3)}) {
+    std::copy(strides, strides + 4, p.grad_bias_strides);
+    const Partition shared(p, kTile, kBlock);
+    for (int64_t unit = 0; unit < shared.units(); ++unit) {
+      EXPECT_EQ(shared.heads(unit).begin, 0);
+      EXPECT_EQ(shared.heads(unit).end, 4);
+      EXPECT_EQ(shared.batches(unit).end - shared.batches(unit).begin, batches);
+    }
+  }
 }
 
 TEST(Partition, OneLongSequenceIsCutForManyCores) {

@@ -8,6 +8,7 @@
 
 #include "layers/auto_correlation.h"
 #include "layers/series_decomposition.h"
+#include "message_of.h"
 #include "models/parity.h"
 
 namespace flash::tests {
@@ -23,7 +24,7 @@ INSTANTIATE_TEST_SUITE_P(Autoformer, AgainstPython,
                                                         {.flash = false})),
                          parity_name);
 
-AutoformerOptions small_options() {
+AutoformerOptions small_autoformer() {
   return AutoformerOptions(/*h=*/5, /*input_size=*/24)
       .hidden_size(8)
       .n_head(2)
@@ -32,22 +33,12 @@ AutoformerOptions small_options() {
       .dropout(0.0);
 }
 
-std::string message(const AutoformerOptions& options) {
-  try {
-    Autoformer model(options);
-  } catch (const c10::ValueError& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing";
+std::string refusal(const AutoformerOptions& options) {
+  return message_of<c10::ValueError>([&] { Autoformer model(options); });
 }
 
-std::string message(Autoformer& model, const models::WindowsBatch& windows) {
-  try {
-    model->forward(windows);
-  } catch (const c10::ValueError& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing";
+std::string refusal(Autoformer& model, const models::WindowsBatch& windows) {
+  return message_of<c10::ValueError>([&] { model->forward(windows); });
 }
 
 TEST(AutoformerOptions, HaveNeuralforecastsDefaults) {
@@ -69,39 +60,43 @@ TEST(AutoformerOptions, HaveNeuralforecastsDefaults) {
 }
 
 TEST(AutoformerModel, RefusesOptionsOutOfRange) {
-  EXPECT_EQ(message(small_options().MovingAvg_window(4)),
+  EXPECT_EQ(refusal(small_autoformer().MovingAvg_window(4)),
             "Autoformer: expected an odd MovingAvg_window, which has a middle, got 4");
-  EXPECT_EQ(message(small_options().decoder_input_size_multiplier(1.0)),
+  EXPECT_EQ(refusal(small_autoformer().decoder_input_size_multiplier(1.0)),
             "Autoformer: expected decoder_input_size_multiplier to leave the decoder between 1 and "
             "input_size - 1 = 23 steps of the past, got 24 with 1");
-  EXPECT_EQ(message(small_options().activation("tanh")),
+  EXPECT_EQ(refusal(small_autoformer().activation("tanh")),
             "Autoformer: expected activation \"relu\" or \"gelu\", got \"tanh\"");
-  EXPECT_EQ(message(small_options().factor(9)),
+  EXPECT_EQ(refusal(small_autoformer().factor(9)),
             "Autoformer: expected a factor that makes int(factor * ln(length)) at least 1 and at "
             "most 24 delays of a sequence of 24 steps, got factor 9, which makes 28");
-  EXPECT_EQ(message(small_options().attention("exact")),
+  // 22 delays of the encoder's 24 steps, but the decoder has half of them and the horizon.
+  EXPECT_EQ(refusal(small_autoformer().factor(7)),
+            "Autoformer: expected a factor that makes int(factor * ln(length)) at least 1 and at "
+            "most 16 delays of a sequence of 17 steps, got factor 7, which makes 19");
+  EXPECT_EQ(refusal(small_autoformer().attention("exact")),
             "Autoformer: expected attention \"native\", \"standard\" or \"flash\", got \"exact\"");
-  EXPECT_EQ(message(small_options().attention("standard").use_flash_attention(true)),
+  EXPECT_EQ(refusal(small_autoformer().attention("standard").use_flash_attention(true)),
             "Autoformer: expected one choice of attention, got \"standard\" and "
             "use_flash_attention; set one of them");
 }
 
 TEST(AutoformerModel, RefusesOtherWindows) {
-  Autoformer model(small_options());
-  EXPECT_EQ(message(model, {.insample_y = torch::zeros({2, 23, 1})}),
+  Autoformer model(small_autoformer());
+  EXPECT_EQ(refusal(model, {.insample_y = torch::zeros({2, 23, 1})}),
             "Autoformer: expected insample_y [batch, 24, 1], got [2, 23, 1]; the model is "
             "univariate, so give the columns of a table as windows of their own");
-  EXPECT_NE(message(model, {.insample_y = torch::zeros({2, 24, 1}),
+  EXPECT_NE(refusal(model, {.insample_y = torch::zeros({2, 24, 1}),
                             .hist_exog = torch::zeros({2, 24, 3})}),
-            "nothing");
-  Autoformer exogenous(small_options().futr_exog_list({"a", "b"}));
-  EXPECT_NE(message(exogenous, {.insample_y = torch::zeros({2, 24, 1})}), "nothing");
+            "no exception");
+  Autoformer exogenous(small_autoformer().futr_exog_list({"a", "b"}));
+  EXPECT_NE(refusal(exogenous, {.insample_y = torch::zeros({2, 24, 1})}), "no exception");
 }
 
 TEST(AutoformerModel, ReplacesItsMechanismByExactAttention) {
   const auto outputs = [](const std::string& attention) {
     torch::manual_seed(1);
-    Autoformer model(small_options().attention(attention).encoder_layers(3).decoder_layers(2));
+    Autoformer model(small_autoformer().attention(attention).encoder_layers(3).decoder_layers(2));
     model->to(torch::kDouble);
     const torch::Tensor input = torch::randn({3, 24, 1}, torch::kDouble).requires_grad_();
     const torch::Tensor output = model->forward(input);
@@ -125,13 +120,13 @@ TEST(AutoformerModel, TakesUseFlashAttentionForTheChoiceOfFlash) {
     Autoformer model(options);
     return model->forward(torch::randn({3, 24, 1}));
   };
-  EXPECT_TRUE(torch::equal(output(small_options().attention("flash")),
-                           output(small_options().use_flash_attention(true))));
+  EXPECT_TRUE(torch::equal(output(small_autoformer().attention("flash")),
+                           output(small_autoformer().use_flash_attention(true))));
 }
 
 TEST(AutoformerModel, ChoosesDelaysForTheBatchInTraining) {
   torch::manual_seed(1);
-  Autoformer model(small_options());
+  Autoformer model(small_autoformer());
   const torch::Tensor input = torch::randn({4, 24, 1});
   EXPECT_GT(
       max_difference(model->forward(input).slice(0, 0, 1), model->forward(input.slice(0, 0, 1))),
@@ -142,8 +137,21 @@ TEST(AutoformerModel, ChoosesDelaysForTheBatchInTraining) {
       kModelFloat32);
 }
 
+TEST(AutoformerModel, DropsElementsOfTokensOnlyInTraining) {
+  torch::manual_seed(1);
+  Autoformer model(small_autoformer().dropout(0.5));
+  const torch::Tensor input = torch::randn({3, 24, 1});
+  model->eval();
+  EXPECT_TRUE(torch::equal(model->forward(input), model->forward(input)));
+  for (const char* embedding : {"enc_embedding", "dec_embedding"}) {
+    model->eval();  // behind the embedding nothing is dropped
+    model->named_children()[embedding]->train();
+    EXPECT_FALSE(torch::equal(model->forward(input), model->forward(input))) << embedding;
+  }
+}
+
 TEST(AutoformerModel, HidesTheSeriesOnRequest) {
-  Autoformer model(small_options().exclude_insample_y(true));
+  Autoformer model(small_autoformer().exclude_insample_y(true));
   EXPECT_TRUE(torch::equal(model->forward(torch::randn({2, 24, 1})),
                            model->forward(torch::randn({2, 24, 1}))));
 }
@@ -151,7 +159,7 @@ TEST(AutoformerModel, HidesTheSeriesOnRequest) {
 TEST(AutoformerModel, TrainsAlikeWhenLayersAreComputedAgain) {
   const auto gradients = [](bool recomputed) {
     torch::manual_seed(1);
-    Autoformer model(small_options().dropout(0.3).gradient_checkpointing(recomputed));
+    Autoformer model(small_autoformer().dropout(0.3).gradient_checkpointing(recomputed));
     model->forward(torch::randn({4, 24, 1})).square().sum().backward();
     std::vector<torch::Tensor> all;
     for (const torch::Tensor& parameter : model->parameters()) all.push_back(parameter.grad());
@@ -162,7 +170,7 @@ TEST(AutoformerModel, TrainsAlikeWhenLayersAreComputedAgain) {
 }
 
 TEST(AutoformerModel, ClonesWithoutSharingParameters) {
-  Autoformer model(small_options());
+  Autoformer model(small_autoformer());
   model->to(torch::kDouble);
   model->eval();
   const torch::Tensor input = torch::randn({2, 24, 1}, torch::kDouble);

@@ -10,6 +10,7 @@
 
 #include <filesystem>
 
+#include "message_of.h"
 #include "models/fixture.h"
 #include "models/temporary_file.h"
 #include "tolerances.h"
@@ -61,13 +62,9 @@ models::SafetensorsFile saved(models::ForecastModel& model,
   return models::read_safetensors(file.path());
 }
 
-std::string refusal(const models::SafetensorsFile& file, const std::string& options = "{}") {
-  try {
-    load_model(file, {}, options);
-  } catch (const c10::ValueError& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing";
+std::string checkpoint_refusal(const models::SafetensorsFile& file,
+                               const std::string& options = "{}") {
+  return message_of<c10::ValueError>([&] { load_model(file, {}, options); });
 }
 
 /// A class and the name of a file.
@@ -225,15 +222,32 @@ TEST(FEDformerCheckpoint, WithoutModesNorSeedIsRefusedUnlessTheyAreGiven) {
   json parameters = json::parse(file.metadata.at("hyper_parameters"));
   parameters["random_seed"] = nullptr;
   file.metadata["hyper_parameters"] = parameters.dump();
-  EXPECT_THAT(refusal(file), AllOf(HasSubstr("expected fourier_index in the file's metadata"),
-                                   HasSubstr("give them as options, {\"fourier_index\": ")));
+  EXPECT_THAT(checkpoint_refusal(file),
+              AllOf(HasSubstr("expected fourier_index in the file's metadata"),
+                    HasSubstr("give them as options, {\"fourier_index\": ")));
   const json index = {{"fourier_index", fixture.description.at("fourier_index")}};
   const auto model = load_model(file, {}, index.dump());
   EXPECT_LT(max_difference(output_of(*model, fixture), fixture.at("out64/y_hat")),
             kModelFedformerCross);
   parameters["modes"] = 64;  // all there are: nothing was chosen, though the weights do not fit
   file.metadata["hyper_parameters"] = parameters.dump();
-  EXPECT_THAT(refusal(file), HasSubstr("of another shape or kind"));
+  EXPECT_THAT(checkpoint_refusal(file), HasSubstr("of another shape or kind"));
+}
+
+TEST(FEDformerCheckpoint, WithoutModesNorSeedIsTakenWhereThereIsNoChoice) {
+  const auto refused = [](int64_t modes) {
+    models::FEDformer model(
+        models::FEDformerOptions(/*h=*/20, /*input_size=*/28).hidden_size(8).modes(modes));
+    auto file = saved(*model);
+    file.metadata.erase("fourier_index");
+    json parameters = json::parse(file.metadata.at("hyper_parameters"));
+    parameters["random_seed"] = nullptr;
+    file.metadata["hyper_parameters"] = parameters.dump();
+    return checkpoint_refusal(file);
+  };
+  // Of 28 steps the encoder has 14 modes, of 34 the decoder has 17.
+  EXPECT_THAT(refused(15), HasSubstr("expected fourier_index in the file's metadata"));
+  EXPECT_EQ(refused(17), "no exception");
 }
 
 TEST(TFTCheckpoint, HasTheMaskThatNeuralforecastInsistsOn) {
@@ -264,9 +278,10 @@ TEST(Checkpoint, TakesOptionsInPlaceOfTheFiles) {
   const auto model =
       std::dynamic_pointer_cast<models::PatchTSTImpl>(load_model(file, {}, R"({"dropout": 0.5})"));
   EXPECT_EQ(model->options.dropout(), 0.5);
-  EXPECT_EQ(refusal(file, R"({"drop": 0.5})"),
+  EXPECT_EQ(checkpoint_refusal(file, R"({"drop": 0.5})"),
             "load_model: expected an option of PatchTST, got drop");
-  EXPECT_EQ(refusal(file, "0.5"), "load_model: expected the options as a JSON object, got 0.5");
+  EXPECT_EQ(checkpoint_refusal(file, "0.5"),
+            "load_model: expected the options as a JSON object, got 0.5");
 }
 
 class BrokenCheckpoint : public testing::Test {
@@ -280,7 +295,7 @@ class BrokenCheckpoint : public testing::Test {
   }
 
   void expect_refusal(const std::string& message) {
-    EXPECT_THAT(refusal(file_), HasSubstr(message));
+    EXPECT_THAT(checkpoint_refusal(file_), HasSubstr(message));
   }
 
   models::SafetensorsFile file_;
@@ -317,7 +332,7 @@ TEST_F(BrokenCheckpoint, WithAnOptionThatTheModelLacks) {
 
 TEST_F(BrokenCheckpoint, WithColumnsThatTheModelLacks) {
   set("hist_exog_list", json::array());
-  EXPECT_EQ(refusal(file_), "nothing");
+  EXPECT_EQ(checkpoint_refusal(file_), "no exception");
   set("hist_exog_list", json::array({"price"}));
   expect_refusal("expected no hist_exog_list, got [\"price\"]; PatchTST has no such columns");
 }
@@ -335,8 +350,8 @@ TEST_F(BrokenCheckpoint, WhoseWeightsDoNotFit) {
 TEST_F(BrokenCheckpoint, LackingAWeightOrHavingOneTooMany) {
   file_.tensors.erase("model.backbone.W_pos");
   file_.tensors["model.backbone.W_new"] = torch::ones({2});
-  EXPECT_THAT(refusal(file_), AllOf(HasSubstr("missing (1): model.backbone.W_pos"),
-                                    HasSubstr("unexpected (1): model.backbone.W_new")));
+  EXPECT_THAT(checkpoint_refusal(file_), AllOf(HasSubstr("missing (1): model.backbone.W_pos"),
+                                               HasSubstr("unexpected (1): model.backbone.W_new")));
 }
 
 TEST_F(BrokenCheckpoint, WithoutAHead) {

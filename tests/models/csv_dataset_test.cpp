@@ -38,7 +38,8 @@ std::vector<std::string> labels_of(const Series& series) {
 }
 
 /// What reading columns a and b of this text is refused with.
-std::string refusal(const std::string& text, const std::vector<std::string>& columns = {"a", "b"}) {
+std::string csv_refusal(const std::string& text,
+                        const std::vector<std::string>& columns = {"a", "b"}) {
   const TemporaryFile file(".csv", text);
   try {
     read_csv(file.path(), columns);
@@ -65,7 +66,7 @@ TEST(Csv, MayUseQuotesBlanksEmptyLinesAndWindowsEndings) {
   const CsvTable table = read_csv(file.path(), {"a", "b"});
   EXPECT_TRUE(
       torch::equal(table.values, torch::tensor({1.0, 3.0, 2.0, 4.0}, torch::kDouble).view({2, 2})));
-  EXPECT_EQ(refusal("\"c, \"\"d\"\"\"\n1\n", {"c, \"d\""}), "not refused");
+  EXPECT_EQ(csv_refusal("\"c, \"\"d\"\"\"\n1\n", {"c, \"d\""}), "not refused");
 }
 
 TEST(BrokenCsv, ThatCannotBeRead) {
@@ -77,47 +78,47 @@ TEST(BrokenCsv, ThatCannotBeRead) {
 }
 
 TEST(BrokenCsv, WithoutNamesOrRows) {
-  EXPECT_EQ(refusal("\n"), ": expected a first line with column names, got an empty file");
-  EXPECT_EQ(refusal("a,b\n"), ": expected rows of numbers below line 1, got none");
+  EXPECT_EQ(csv_refusal("\n"), ": expected a first line with column names, got an empty file");
+  EXPECT_EQ(csv_refusal("a,b\n"), ": expected rows of numbers below line 1, got none");
 }
 
 TEST(BrokenCsv, LackingAColumn) {
-  EXPECT_EQ(refusal("date,a\n1,2\n"),
+  EXPECT_EQ(csv_refusal("date,a\n1,2\n"),
             ", line 1: expected one column b, got none; the file has the columns date, a");
 }
 
 TEST(BrokenCsv, NamingAColumnTwice) {
-  EXPECT_EQ(refusal("a,b,a\n1,2,3\n"),
+  EXPECT_EQ(csv_refusal("a,b,a\n1,2,3\n"),
             ", line 1: expected one column a, got 2; the file has the columns a, b, a");
 }
 
 TEST(Csv, GivesNoColumnTwice) {
-  EXPECT_EQ(refusal("a,b\n1,2\n", {"a", "b", "a"}),
+  EXPECT_EQ(csv_refusal("a,b\n1,2\n", {"a", "b", "a"}),
             ": expected each column to be asked for once, got a twice in a, b, a");
 }
 
 TEST(BrokenCsv, WithTextInANumber) {
-  EXPECT_EQ(refusal("a,b\n1,2\n3,4x\n"),
+  EXPECT_EQ(csv_refusal("a,b\n1,2\n3,4x\n"),
             ", line 3, column b: expected a finite number, got \"4x\"");
 }
 
 TEST(BrokenCsv, WithMissingOrInfiniteNumbers) {
-  EXPECT_EQ(refusal("a,b\n1,2\n,4\n"),
+  EXPECT_EQ(csv_refusal("a,b\n1,2\n,4\n"),
             ", line 3, column a: expected a finite number, got \"\"; fill missing values or drop "
             "the row first");
   for (const std::string value : {"nan", "NaN", "inf", "-Inf", "1e999"}) {
-    EXPECT_EQ(refusal("a,b\n" + value + ",2\n"),
+    EXPECT_EQ(csv_refusal("a,b\n" + value + ",2\n"),
               ", line 2, column a: expected a finite number, got \"" + value + "\"");
   }
 }
 
 TEST(BrokenCsv, WithRaggedRows) {
-  EXPECT_EQ(refusal("a,b\n1,2\n\n1\n"), ", line 4: expected 2 fields as in line 1, got 1");
-  EXPECT_EQ(refusal("a,b\n1,2,3\n"), ", line 2: expected 2 fields as in line 1, got 3");
+  EXPECT_EQ(csv_refusal("a,b\n1,2\n\n1\n"), ", line 4: expected 2 fields as in line 1, got 1");
+  EXPECT_EQ(csv_refusal("a,b\n1,2,3\n"), ", line 2: expected 2 fields as in line 1, got 3");
 }
 
 TEST(BrokenCsv, WithAnOpenQuote) {
-  EXPECT_EQ(refusal("a,b\n1,\"2\n"),
+  EXPECT_EQ(csv_refusal("a,b\n1,\"2\n"),
             ", line 2: expected a closing quote before the end of the line");
 }
 
@@ -142,7 +143,7 @@ TEST(BrokenCsv, WithNamesThatNoFileCanHold) {
   EXPECT_THAT([&] { read_csv(ids.path(), {"a"}, layout); },
               ThrowsMessage<c10::ValueError>(HasSubstr(
                   ", line 3, column shop: expected text in UTF-8, got \"caf\\xE9\"; convert")));
-  EXPECT_EQ(refusal("caf\xE9\n1\n", {"caf\xE9"}),
+  EXPECT_EQ(csv_refusal("caf\xE9\n1\n", {"caf\xE9"}),
             ", line 1: expected names of columns in UTF-8, got caf\\xE9; convert the file, for "
             "example by iconv -f LATIN1 -t UTF-8");
   const TemporaryFile empty(".csv", "a,shop\n1,north\n2, \n");
@@ -153,13 +154,13 @@ TEST(BrokenCsv, WithNamesThatNoFileCanHold) {
 
 TEST(BrokenCsv, IsNotRepeatedInFull) {
   EXPECT_EQ(
-      refusal("a,b\n1," + std::string(100'000, '7') + "x\n"),
+      csv_refusal("a,b\n1," + std::string(100'000, '7') + "x\n"),
       ", line 2, column b: expected a finite number, got \"" + std::string(60, '7') + "...\"");
-  EXPECT_EQ(refusal("a,b\n1,\x1B[31m2\n"),
+  EXPECT_EQ(csv_refusal("a,b\n1,\x1B[31m2\n"),
             ", line 2, column b: expected a finite number, got \"\\x1B[31m2\"");
   std::string header = "c0";
   for (int i = 1; i < 1000; ++i) header += ",c" + std::to_string(i);
-  const std::string message = refusal(header + "\n1\n");
+  const std::string message = csv_refusal(header + "\n1\n");
   EXPECT_THAT(message, HasSubstr("c29 and 970 more"));
   EXPECT_LT(message.size(), 300u);
 }
@@ -356,6 +357,8 @@ TEST(ScalerOfAColumn, LeavesAConstantColumnFinite) {
   const ColumnScaler scaler = ColumnScaler::fit(values);
   EXPECT_EQ(scaler.deviation.item<double>(), 1.0);
   EXPECT_LT(scaler.transform(values + 1.0).sub(1.0).abs().max().item<double>(), 1e-12);
+  const torch::Tensor zeros = torch::zeros({1, 7}, torch::kDouble);
+  EXPECT_EQ(ColumnScaler::fit(zeros).deviation.item<double>(), 1.0);
 }
 
 }  // namespace

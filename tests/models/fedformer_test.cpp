@@ -7,6 +7,7 @@
 
 #include <set>
 
+#include "message_of.h"
 #include "models/parity.h"
 
 namespace flash::tests {
@@ -22,7 +23,7 @@ INSTANTIATE_TEST_SUITE_P(
                                    {.flash = false, .float64 = kModelFedformerCross})),
     parity_name);
 
-FEDformerOptions small_options() {
+FEDformerOptions small_fedformer() {
   return FEDformerOptions(/*h=*/5, /*input_size=*/24)
       .hidden_size(16)
       .conv_hidden_size(6)
@@ -31,13 +32,8 @@ FEDformerOptions small_options() {
       .dropout(0.0);
 }
 
-std::string message(const FEDformerOptions& options) {
-  try {
-    FEDformer model(options);
-  } catch (const c10::ValueError& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing";
+std::string refusal(const FEDformerOptions& options) {
+  return message_of<c10::ValueError>([&] { FEDformer model(options); });
 }
 
 TEST(FEDformerOptions, HaveNeuralforecastsDefaults) {
@@ -62,27 +58,41 @@ TEST(FEDformerOptions, HaveNeuralforecastsDefaults) {
 }
 
 TEST(FEDformerModel, RefusesOptionsOutOfRange) {
-  EXPECT_EQ(message(small_options().n_head(4)),
+  EXPECT_EQ(refusal(small_fedformer().n_head(4)),
             "FEDformer: expected n_head 8, got 4; its Fourier blocks are made of 8 heads");
-  EXPECT_EQ(message(small_options().version("Wavelets")),
+  EXPECT_EQ(refusal(small_fedformer().version("Wavelets")),
             "FEDformer: expected version \"Fourier\", got \"Wavelets\"; there is no other");
-  EXPECT_EQ(message(small_options().MovingAvg_window(4)),
+  EXPECT_EQ(refusal(small_fedformer().MovingAvg_window(4)),
             "FEDformer: expected an odd MovingAvg_window, which has a middle, got 4");
   // Built for 24 / 2 + 5 steps, the decoder would see 2 + 5 of them.
   EXPECT_EQ(
-      message(small_options().modes(8).mode_select("low").decoder_input_size_multiplier(0.05)),
+      refusal(small_fedformer().modes(8).mode_select("low").decoder_input_size_multiplier(0.05)),
       "FEDformer: expected frequencies between 0 and 3 in fourier_index \"dec_self\", since "
       "the sequence has 7 steps, got [0, 1, 2, 3, 4, 5, 6, 7]; take fewer modes or a larger "
       "decoder_input_size_multiplier");
-  EXPECT_EQ(message(small_options().fourier_index({{"enc_self", {1, 2}}})),
+  EXPECT_EQ(refusal(small_fedformer().fourier_index({{"enc_self", {1, 2}}})),
             "FEDformer: expected fourier_index with a list \"dec_self\", got none; leave "
             "fourier_index empty to have all lists chosen");
-  EXPECT_EQ(message(small_options().fourier_index({{"enc_self", {2, 1}},
-                                                   {"dec_self", {1, 2}},
-                                                   {"dec_cross_q", {1, 2}},
-                                                   {"dec_cross_kv", {1, 2}}})),
+  EXPECT_EQ(refusal(small_fedformer().fourier_index({{"enc_self", {2, 1}},
+                                                     {"dec_self", {1, 2}},
+                                                     {"dec_cross_q", {1, 2}},
+                                                     {"dec_cross_kv", {1, 2}}})),
             "FEDformer: expected fourier_index \"enc_self\" sorted and without repetition, got [2, "
             "1]");
+}
+
+TEST(FEDformerModel, TakesFrequenciesUpToHalfTheLength) {
+  const auto with_highest = [](int64_t frequency) {
+    return refusal(small_fedformer().fourier_index({{"enc_self", {1, frequency}},
+                                                    {"dec_self", {1, 2}},
+                                                    {"dec_cross_q", {1, 2}},
+                                                    {"dec_cross_kv", {1, 2}}}));
+  };
+  EXPECT_EQ(with_highest(12), "no exception");
+  EXPECT_EQ(with_highest(13),
+            "FEDformer: expected frequencies between 0 and 12 in fourier_index \"enc_self\", since "
+            "the sequence has 24 steps, got [1, 13]; take fewer modes or a larger "
+            "decoder_input_size_multiplier");
 }
 
 TEST(FEDformerModel, DrawsNeuralforecastsFrequencies) {
@@ -96,7 +106,7 @@ TEST(FEDformerModel, DrawsNeuralforecastsFrequencies) {
 }
 
 TEST(FEDformerModel, CountsASharedBlockOnce) {
-  FEDformer model(small_options().encoder_layers(3).decoder_layers(2));
+  FEDformer model(small_fedformer().encoder_layers(3).decoder_layers(2));
   std::set<const void*> distinct;
   size_t complex = 0;
   for (const torch::Tensor& parameter : model->parameters()) {
@@ -117,7 +127,7 @@ TEST(FEDformerModel, CountsASharedBlockOnce) {
 }
 
 TEST(FEDformerModel, KeepsComplexWeightsThroughAChangeOfPrecision) {
-  FEDformer model(small_options());
+  FEDformer model(small_fedformer());
   const auto weights = [&] {
     return model->named_parameters()["encoder.attn_layers.0.attention.inner_correlation.weights1"]
         .detach()
@@ -134,7 +144,7 @@ TEST(FEDformerModel, KeepsComplexWeightsThroughAChangeOfPrecision) {
 TEST(FEDformerModel, ReplacesItsMechanismByExactAttention) {
   const auto outputs = [](const std::string& attention) {
     torch::manual_seed(1);
-    FEDformer model(small_options().attention(attention).encoder_layers(3).decoder_layers(2));
+    FEDformer model(small_fedformer().attention(attention).encoder_layers(3).decoder_layers(2));
     model->to(torch::kDouble);
     const torch::Tensor input = torch::randn({3, 24, 1}, torch::kDouble).requires_grad_();
     const torch::Tensor output = model->forward(input);
@@ -163,7 +173,7 @@ TEST(FEDformerModel, TrainsAlikeWhenLayersAreComputedAgain) {
   const auto gradients = [](bool recomputed) {
     torch::manual_seed(1);
     FEDformer model(
-        small_options().dropout(0.3).decoder_layers(2).gradient_checkpointing(recomputed));
+        small_fedformer().dropout(0.3).decoder_layers(2).gradient_checkpointing(recomputed));
     model->forward(torch::randn({4, 24, 1})).square().sum().backward();
     std::map<std::string, torch::Tensor> all;
     for (const auto& parameter : model->named_parameters()) {
@@ -180,7 +190,7 @@ TEST(FEDformerModel, TrainsAlikeWhenLayersAreComputedAgain) {
 }
 
 TEST(FEDformerModel, ClonesWithoutSharingParameters) {
-  FEDformer model(small_options().encoder_layers(3).decoder_layers(2));
+  FEDformer model(small_fedformer().encoder_layers(3).decoder_layers(2));
   model->to(torch::kDouble);
   model->eval();
   const torch::Tensor input = torch::randn({2, 24, 1}, torch::kDouble);

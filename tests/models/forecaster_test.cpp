@@ -8,9 +8,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "models/fixture.h"
 #include "models/temporary_file.h"
 #include "models/training_session.h"
+#include "tolerances.h"
 #include "train/evaluation.h"
 
 namespace flash::tests {
@@ -52,6 +55,50 @@ TEST(Evaluation, MeasuresOnBothScales) {
               1e-5);
 }
 
+TEST(Evaluation, CountsTheWindowsOfEachSeries) {
+  // Both series count on, so that naive is off by 1 ... 4, but the longer one has more windows.
+  Settings settings = quick_settings();
+  settings.data.table_scaler = "none";
+  settings.data.split = {.train_rows = 28, .validation_rows = 4};
+  Forecaster forecaster = models::make_forecaster(settings.data, settings.model, settings.loss, 2);
+  std::vector<Series> panel = waves();
+  panel[0].values = torch::arange(42.0, torch::kDouble).unsqueeze(0);
+  panel[1].values = torch::arange(60.0, torch::kDouble).unsqueeze(0);
+  const PreparedData data = models::prepare_training(panel, forecaster);
+  const auto windows = models::windows_of(data, data.part(&TimeSplit::test), forecaster);
+  const auto result = models::evaluate(forecaster, windows, data.series, 64);
+  EXPECT_EQ(result.windows, 7 + 25);
+  for (const auto& series : result.series) {
+    EXPECT_DOUBLE_EQ(series.naive, 2.5) << series.name;
+    EXPECT_DOUBLE_EQ(series.seasonal_naive, 7.0) << series.name;
+  }
+}
+
+TEST(Evaluation, TakesTheMedianForAbsoluteErrorsAndTheMeanForSquaredOnes) {
+  Settings settings = quick_settings();
+  settings.data.table_scaler = "none";
+  settings.loss.name = "Poisson";  // the median is a whole number, the mean is not
+  Forecaster forecaster = models::make_forecaster(settings.data, settings.model, settings.loss, 2);
+  std::vector<Series> panel = waves();
+  for (Series& one : panel) one.values = torch::poisson(torch::full_like(one.values, 2.0));
+  const PreparedData data = models::prepare_training(panel, forecaster);
+  const auto windows = models::windows_of(data, data.part(&TimeSplit::test), forecaster);
+  const int64_t all = windows.size();
+  const auto result = models::evaluate(forecaster, windows, data.series, all);
+
+  const auto batch = windows.batch(torch::arange(all));
+  const torch::Tensor forecast = forecaster.forecast(batch).to(torch::kDouble);
+  const auto errors = [&](const char* name) {
+    const auto names = forecaster.loss->output_names();
+    const auto column = std::find(names.begin(), names.end(), name) - names.begin();
+    return forecast.select(3, column) - batch.future;
+  };
+  // The same float64 numbers, summed in another order.
+  EXPECT_NEAR(result.model.mae, errors("-median").abs().mean().item<double>(), kModelFloat64);
+  EXPECT_NEAR(result.model.mse, errors("").square().mean().item<double>(), kModelFloat64);
+  EXPECT_GT(max_difference(errors("-median"), errors("")), 0.01);
+}
+
 TEST(ForecastColumns, AreFoundByTheirNames) {
   const models::ForecastColumns columns({"-median", "-lo-90", "-lo-80", "-hi-80", "-hi-90"});
   EXPECT_EQ(columns.median, 0);
@@ -79,6 +126,24 @@ TEST(Coverage, CountsTheTruthsInside) {
   EXPECT_GT(result.coverage[0].share, 0.9);
   EXPECT_LT(result.coverage[1].share, result.coverage[0].share);
   EXPECT_GT(result.coverage[1].share, 0.1);
+}
+
+TEST(Forecaster, HasTheLossThatWasAskedForBeforeAndAfterItsFile) {
+  Settings settings = quick_settings();
+  settings.loss = {
+      .name = "HuberLoss", .level = {70}, .quantiles = {0.25, 0.5}, .q = 0.75, .delta = 0.125};
+  const Session session(settings);
+  const TemporaryFile file(".safetensors");
+  models::save_forecaster(file.path(), session.forecaster);
+  const Forecaster loaded = models::load_forecaster(file.path(), "", 64);
+  for (const Forecaster* forecaster : {&session.forecaster, &loaded}) {
+    EXPECT_EQ(forecaster->loss->name(), "HuberLoss");
+    const models::LossOptions& options = forecaster->loss->options;
+    EXPECT_EQ(options.level(), settings.loss.level);
+    EXPECT_EQ(options.quantiles(), settings.loss.quantiles);
+    EXPECT_EQ(options.q(), 0.75);
+    EXPECT_EQ(options.delta(), 0.125);
+  }
 }
 
 class StoredForecaster : public testing::TestWithParam<const char*> {};

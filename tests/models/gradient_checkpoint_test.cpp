@@ -138,13 +138,18 @@ TEST(GradientCheckpoint, RecomputesUnderTheSameAutocast) {
     seen.push_back(product.scalar_type());
     return product;
   };
+  const torch::ScalarType usual = at::autocast::get_autocast_dtype(at::kCPU);
+  ASSERT_NE(usual, torch::kHalf);
+  at::autocast::set_autocast_dtype(at::kCPU, torch::kHalf);
   at::autocast::set_autocast_enabled(at::kCPU, true);
   const torch::Tensor output = gradient_checkpoint(block, {x}, Tensors{});
   at::autocast::set_autocast_enabled(at::kCPU, false);
+  at::autocast::set_autocast_dtype(at::kCPU, usual);
   at::autocast::clear_cache();
   output.sum().backward();
-  EXPECT_EQ(seen, std::vector<torch::ScalarType>(2, torch::kBFloat16));
+  EXPECT_EQ(seen, std::vector<torch::ScalarType>(2, torch::kHalf));
   EXPECT_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
+  EXPECT_EQ(at::autocast::get_autocast_dtype(at::kCPU), usual);
 }
 
 TEST(GradientCheckpoint, IsAPlainCallWithoutAGradientToCompute) {

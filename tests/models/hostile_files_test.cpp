@@ -13,6 +13,7 @@
 #include "json_text.h"
 #include "message_text.h"
 #include "models/fixture.h"
+#include "models/safetensors_bytes.h"
 #include "models/temporary_file.h"
 
 namespace flash::tests {
@@ -41,18 +42,12 @@ std::string refusal_of(const Call& call) {
   return "not refused";
 }
 
-std::string file_with(const std::string& header, size_t data_bytes = 0) {
-  std::string bytes;
-  for (int i = 0; i < 8; ++i) bytes += static_cast<char>((header.size() >> (8 * i)) & 0xff);
-  return bytes + header + std::string(data_bytes, '\1');
-}
-
 std::string refusal_of_header(const std::string& header, size_t data_bytes = 0) {
-  const TemporaryFile file(".safetensors", file_with(header, data_bytes));
+  const TemporaryFile file(".safetensors", safetensors_bytes(header, data_bytes));
   return refusal_of([&] { read_safetensors(file.path()); });
 }
 
-std::string repeated(const std::string& text, int64_t times) {
+std::string times_over(const std::string& text, int64_t times) {
   std::string all;
   for (int64_t i = 0; i < times; ++i) all += text;
   return all;
@@ -60,9 +55,9 @@ std::string repeated(const std::string& text, int64_t times) {
 
 /// Three ways to nest: arrays, objects, and both, closed or cut off.
 std::vector<std::string> deep_values(int64_t depth) {
-  return {repeated("[", depth), repeated("[", depth) + repeated("]", depth),
-          repeated("{\"k\":", depth), repeated("{\"k\":", depth) + "1" + repeated("}", depth),
-          repeated("[{\"k\":", depth) + "1" + repeated("}]", depth)};
+  return {times_over("[", depth), times_over("[", depth) + times_over("]", depth),
+          times_over("{\"k\":", depth), times_over("{\"k\":", depth) + "1" + times_over("}", depth),
+          times_over("[{\"k\":", depth) + "1" + times_over("}]", depth)};
 }
 
 TEST(HostileSafetensors, NestedAMillionDeep) {
@@ -100,7 +95,7 @@ TEST(HostileSafetensors, WithHalfAMillionTensorsAreReadInProportion) {
       header += (i > 0 ? ",\"" : "\"") + std::to_string(i) +
                 R"(":{"dtype":"F32","shape":[0],"data_offsets":[0,0]})";
     }
-    const TemporaryFile file(".safetensors", file_with(header + "}"));
+    const TemporaryFile file(".safetensors", safetensors_bytes(header + "}"));
     const auto start = std::chrono::steady_clock::now();
     EXPECT_EQ(read_safetensors(file.path()).tensors.size(), static_cast<size_t>(tensors));
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -122,7 +117,7 @@ TEST(HostileSafetensors, WhoseEmptyTensorsHaveStridesThatOverflow) {
 
 TEST(HostileSafetensors, WithTooManyDimensions) {
   const auto with_ones = [](int64_t dimensions) {
-    return R"({"a":{"dtype":"U8","shape":[)" + repeated("1,", dimensions - 1) +
+    return R"({"a":{"dtype":"U8","shape":[)" + times_over("1,", dimensions - 1) +
            R"(1],"data_offsets":[0,1]}})";
   };
   EXPECT_EQ(refusal_of_header(with_ones(64), 1), "not refused");
@@ -151,7 +146,7 @@ TEST(HostileSafetensors, ThatAreNoUtf8) {
 }
 
 TEST(HostileSafetensors, AreQuotedInPart) {
-  const std::string megabyte(1'000'000, 'x'), umlauts = repeated("ü", 500'000);
+  const std::string megabyte(1'000'000, 'x'), umlauts = times_over("ü", 500'000);
   for (const std::string& text : {megabyte, umlauts}) {
     const std::vector<std::string> headers = {
         "{\"" + text + "\":1}",
@@ -184,7 +179,7 @@ TEST(HostileSafetensors, LargerThanTheMemory) {
   constexpr uint64_t kBytes = 1ULL << 42;  // on no disk: a file with a hole
   const std::string header = R"({"a":{"dtype":"U8","shape":[)" + std::to_string(kBytes) +
                              R"(],"data_offsets":[0,)" + std::to_string(kBytes) + "]}}";
-  const TemporaryFile file(".safetensors", file_with(header));
+  const TemporaryFile file(".safetensors", safetensors_bytes(header));
   std::error_code error;
   std::filesystem::resize_file(file.path(), 8 + header.size() + kBytes, error);
   if (error) GTEST_SKIP() << "this file system has no files of 4 TB: " << error.message();
@@ -346,7 +341,7 @@ TEST(Excerpt, IsShortAndOneLine) {
 
 TEST(JsonText, MayBeNestedSixtyFourDeep) {
   const auto nested = [](int64_t arrays) {
-    return "{\"a\":" + repeated("[", arrays) + repeated("]", arrays) + "}";
+    return "{\"a\":" + times_over("[", arrays) + times_over("]", arrays) + "}";
   };
   EXPECT_EQ(models::parse_json_object(nested(63), "expected").size(), 1u);
   EXPECT_EQ(refusal_of([&] { models::parse_json_object(nested(64), "expected it"); }),

@@ -85,8 +85,18 @@ TEST(InformerModel, RefusesWhatDoesNotFit) {
   expect(
       [] { Informer(tiny_informer().decoder_input_size_multiplier(1.0)); },
       "expected decoder_input_size_multiplier to leave the decoder between 1 and input_size - 1");
-  expect([] { Informer(tiny_informer())->forward(torch::zeros({2, 23, 1})); },
-         "Informer: expected insample_y [batch, 24, 1], got [2, 23, 1]");
+  expect(
+      [] {
+        Informer(tiny_informer())->forward(torch::zeros({2, 23, 1}));
+      },
+      "Informer: expected insample_y [batch, 24, 1], got [2, 23, 1]");
+  // The table of positions has 5000 of them. Here the decoder is the longer one.
+  expect([] { Informer(tiny_informer().h(3000).input_size(4100)); },
+         "Informer: expected sequences of at most 5000 steps, got input_size 4100 and a decoder of "
+         "5050");
+  expect([] { Informer(tiny_informer().input_size(5001)); },
+         "expected sequences of at most 5000 steps, got input_size 5001");
+  EXPECT_NO_THROW(Informer(tiny_informer().input_size(5000)));
   Informer with_exog(tiny_informer().futr_exog_list({"hour"}));
   const torch::Tensor y = torch::zeros({2, 24, 1});
   expect([&] { with_exog->forward(y); },

@@ -58,6 +58,21 @@ TEST(ITransformerModel, DropsTheSameWithEitherAttentionAndWithRecomputedLayers) 
   EXPECT_LT(max_difference(outputs[1], outputs[2]), kModelFloat64);
 }
 
+TEST(ITransformerModel, DropsAttentionWeightsOnlyInTraining) {
+  for (const bool flash : {false, true}) {
+    torch::manual_seed(3);
+    ITransformer model(tiny_itransformer().dropout(0.5).use_flash_attention(flash));
+    const torch::Tensor y = torch::randn({2, 10, 3});
+    model->eval();
+    EXPECT_TRUE(torch::equal(model->forward(y), model->forward(y)));
+    // Of the layers around them nothing is dropped, so that only the weights can differ.
+    for (const auto& module : model->named_modules()) {
+      if (module.key().ends_with(".attention")) module.value()->train();
+    }
+    EXPECT_FALSE(torch::equal(model->forward(y), model->forward(y)));
+  }
+}
+
 TEST(ITransformerModel, NeedsMemoryInProportionToTheSeriesWithFlashAttention) {
   const auto bytes = [](int64_t series, bool flash) {
     ITransformer model(tiny_itransformer(series).e_layers(1).use_flash_attention(flash));

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "message_of.h"
 #include "models/fixture.h"
 #include "tolerances.h"
 
@@ -46,20 +47,9 @@ LossOptions options_from(const nlohmann::json& arguments) {
   return options;
 }
 
-/// What a call throws, or "nothing".
-template <class Call>
-std::string message(Call call) {
-  try {
-    call();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing";
-}
-
 template <class Options>
-std::string refusal(const std::string& name, const Options& options) {
-  return message([&] { make_loss(name, options); });
+std::string loss_refusal(const std::string& name, const Options& options) {
+  return message_of<c10::Error>([&] { make_loss(name, options); });
 }
 
 class LossAgainstPython : public testing::TestWithParam<std::string> {
@@ -305,64 +295,72 @@ TEST(MakeLoss, KnowsEveryName) {
 }
 
 TEST(MakeLoss, RefusesWhatItDoesNotKnow) {
-  EXPECT_EQ(refusal("mae", LossOptions()),
+  EXPECT_EQ(loss_refusal("mae", LossOptions()),
             "make_loss: expected one of DistributionLoss, HuberLoss, MAE, MAPE, MQLoss, MSE, "
             "QuantileLoss, RMSE, SMAPE, or for DistributionLoss the name of a distribution "
             "(Bernoulli, NegativeBinomial, Normal, Poisson, StudentT); got \"mae\"");
-  EXPECT_EQ(refusal("DistributionLoss", LossOptions().distribution("Tweedie")),
+  EXPECT_EQ(loss_refusal("DistributionLoss", LossOptions().distribution("Tweedie")),
             "DistributionLoss: expected a distribution out of Bernoulli, NegativeBinomial, Normal, "
             "Poisson, StudentT; got \"Tweedie\"");
 }
 
 TEST(MakeLoss, RefusesOptionsOutOfRange) {
-  EXPECT_EQ(refusal("MQLoss", LossOptions().level({80, 100})),
+  EXPECT_EQ(loss_refusal("MQLoss", LossOptions().level({80, 100})),
             "MQLoss: expected levels in percent, between 0 and 100, got 100");
-  EXPECT_EQ(refusal("MQLoss", LossOptions().level({80, 90, 80})),
+  EXPECT_EQ(loss_refusal("MQLoss", LossOptions().level({80, 90, 80})),
             "MQLoss: expected each level once, got 80 twice");
-  EXPECT_EQ(refusal("MQLoss", LossOptions().quantiles({0.5, 90})),
+  EXPECT_EQ(loss_refusal("MQLoss", LossOptions().quantiles({0.5, 90})),
             "MQLoss: expected quantiles between 0 and 1, got 90; write 0.9 for 90 %");
-  EXPECT_EQ(refusal("Normal", LossOptions().quantiles({0.5, 0.1, 0.5})),
+  EXPECT_EQ(loss_refusal("Normal", LossOptions().quantiles({0.5, 0.1, 0.5})),
             "DistributionLoss: expected each quantile once, got 0.5 twice");
-  EXPECT_EQ(refusal("QuantileLoss", LossOptions().q(0.0)),
+  EXPECT_EQ(loss_refusal("QuantileLoss", LossOptions().q(0.0)),
             "QuantileLoss: expected quantiles between 0 and 1, got 0");
-  EXPECT_EQ(refusal("HuberLoss", LossOptions().delta(0.0)),
+  EXPECT_EQ(loss_refusal("HuberLoss", LossOptions().delta(0.0)),
             "HuberLoss: expected delta above 0, got 0");
-  EXPECT_EQ(refusal("MAE", LossOptions().horizon_weight({1.0, -1.0})),
+  EXPECT_EQ(loss_refusal("MAE", LossOptions().horizon_weight({1.0, -1.0})),
             "MAE: expected weights of at least 0 as horizon_weight, got -1");
 }
 
 TEST(Losses, RefuseTensorsThatDoNotFit) {
   const auto mq = make_loss("MQLoss");
   const at::Tensor y = torch::zeros({2, 3, 1});
-  EXPECT_EQ(message([&] { mq->training_loss(torch::zeros({2, 3, 4}), y); }),
+  EXPECT_EQ(message_of<c10::Error>([&] {
+              mq->training_loss(torch::zeros({2, 3, 4}), y);
+            }),
             "MQLoss: expected an output [batch, h, 5 * series], got [2, 3, 4]; give the model "
             "outputsize_multiplier 5");
-  EXPECT_EQ(message([&] { mq->training_loss(torch::zeros({2, 4, 5}), y); }),
+  EXPECT_EQ(message_of<c10::Error>([&] {
+              mq->training_loss(torch::zeros({2, 4, 5}), y);
+            }),
             "MQLoss: expected y [batch, h, series] and y_hat [batch, h, series, outputs], got "
             "[2, 3, 1] and [2, 4, 1, 5]");
   const auto mae = make_loss("MAE", LossOptions().horizon_weight({1.0}));
-  EXPECT_EQ(message([&] { mae->training_loss(y, y); }),
+  EXPECT_EQ(message_of<c10::Error>([&] { mae->training_loss(y, y); }),
             "MAE: expected one horizon_weight for each of the 3 steps, got 1");
-  EXPECT_EQ(message([&] { mae->training_loss(y, y, {}, torch::zeros({2, 3})); }),
+  EXPECT_EQ(message_of<c10::Error>([&] {
+              mae->training_loss(y, y, {}, torch::zeros({2, 3}));
+            }),
             "MAE: expected a mask of y's shape [2, 3, 1], got [2, 3]");
-  EXPECT_EQ(message([&] { mae->training_loss(y, y.to(at::kDouble)); }),
+  EXPECT_EQ(message_of<c10::Error>([&] { mae->training_loss(y, y.to(at::kDouble)); }),
             "MAE: expected y and the forecast both float32 or both float64, got Double and Float");
 }
 
 TEST(Losses, RefuseValuesWithoutALikelihood) {
   const at::Tensor output = torch::zeros({1, 2, 1});
   const at::Tensor y = at::tensor({-1.0F, 2.0F}).view({1, 2, 1});
-  EXPECT_EQ(message([&] { make_loss("Poisson")->training_loss(output, y); }),
+  EXPECT_EQ(message_of<c10::Error>([&] { make_loss("Poisson")->training_loss(output, y); }),
             "DistributionLoss(Poisson): expected every y that is not masked to be at least 0, got "
             "-1 to 2");
-  EXPECT_EQ(message([&] { make_loss("Bernoulli")->training_loss(output, y); }),
+  EXPECT_EQ(message_of<c10::Error>([&] { make_loss("Bernoulli")->training_loss(output, y); }),
             "DistributionLoss(Bernoulli): expected every y that is not masked to be 0 or 1, got "
             "-1 to 2");
   const at::Tensor mask = at::tensor({0.0F, 1.0F}).view({1, 2, 1});
-  EXPECT_EQ(message([&] { make_loss("Poisson")->training_loss(output, y, {}, mask); }), "nothing");
+  EXPECT_EQ(
+      message_of<c10::Error>([&] { make_loss("Poisson")->training_loss(output, y, {}, mask); }),
+      "no exception");
   const WindowScaling scaling{.loc = at::full({1, 1, 1}, -5.0F), .scale = at::ones({1, 1, 1})};
   EXPECT_EQ(
-      message([&] {
+      message_of<c10::Error>([&] {
         make_loss("NegativeBinomial")->training_loss(torch::zeros({1, 2, 2}), y.abs(), scaling);
       }).substr(0, 71),
       "DistributionLoss(NegativeBinomial): expected probabilities in [0, 1), g");

@@ -130,6 +130,56 @@ TEST(PatchTSTModel, DropsAttentionWeightsOnlyInTraining) {
   }
 }
 
+TEST(PatchTSTModel, DropsTheSameAttentionWeightsWithEitherAttention) {
+  for (const bool residual : {false, true}) {
+    const auto output = [&](bool flash) {
+      torch::manual_seed(1);
+      PatchTST model(
+          tiny_options().attn_dropout(0.5).res_attention(residual).use_flash_attention(flash));
+      model->to(torch::kDouble);
+      return model->forward(torch::randn({2, 24, 1}, torch::kDouble));
+    };
+    EXPECT_LT(max_difference(output(true), output(false)), kModelFloat64) << residual;
+  }
+}
+
+TEST(PatchTSTModel, DropsInItsHeadOnlyInTraining) {
+  torch::manual_seed(1);
+  const torch::Tensor input = torch::randn({16, 24, 1});
+  PatchTST half(tiny_options().head_dropout(0.5));
+  EXPECT_FALSE(torch::equal(half->forward(input), half->forward(input)));
+  half->eval();
+  EXPECT_TRUE(torch::equal(half->forward(input), half->forward(input)));
+  PatchTST all(tiny_options().head_dropout(1.0).revin(false));
+  EXPECT_EQ(all->forward(input).count_nonzero().item<int64_t>(), 0);
+}
+
+TEST(PatchTSTModel, DropsTheAttentionsOutputTwice) {
+  // Of the network only that dropout is left: tokens of 0, an attention whose output is 1
+  // everywhere, norms that use no statistics of the batch, a feed-forward layer that gives 0, and a
+  // head that hands on the 8 patches of 8 numbers.
+  PatchTST model(tiny_options().h(64).encoder_layers(1).revin(false).dropout(0.5));
+  {
+    const torch::NoGradGuard no_grad;
+    auto parameters = model->named_parameters();
+    for (const auto& parameter : parameters) {
+      if (parameter.key().find("norm_") == std::string::npos) parameter->zero_();
+    }
+    parameters["model.backbone.encoder.layers.0.self_attn.to_out.0.bias"].fill_(1.0);
+    torch::nn::init::eye_(parameters["model.head.linear.weight"]);
+  }
+  for (const auto& module : model->named_modules()) {
+    if (module.key().find("norm_") != std::string::npos) module.value()->eval();
+  }
+  torch::manual_seed(1);
+  const torch::Tensor output = model->forward(torch::randn({256, 24, 1}));
+  const torch::Tensor kept = output.masked_select(output != 0);
+  // An element survives both with a probability of 1/4; six standard deviations of 16,384 draws.
+  EXPECT_NEAR(static_cast<double>(kept.numel()) / static_cast<double>(output.numel()), 0.25, 0.02);
+  // Twice doubled; the two norms' epsilon of 1e-5 takes 4e-5 away.
+  EXPECT_LT(kept.sub(4.0).abs().max().item<double>(), 1e-4);
+}
+
 /// Bytes that a forward and a backward need at their peak, with this many patches.
 int64_t training_step_bytes(int64_t patches, bool flash) {
   PatchTST model(

@@ -16,7 +16,7 @@ using torch::Tensor;
 
 constexpr int64_t kHeads = 3;
 
-Tensor leaf(at::IntArrayRef sizes) {
+Tensor random_leaf(at::IntArrayRef sizes) {
   return torch::randn(sizes, at::dtype(at::kDouble)).requires_grad_();
 }
 
@@ -29,9 +29,11 @@ std::vector<Tensor> split_heads(const Tensor& packed, int64_t parts) {
 /// order.
 std::vector<Tensor> two_layers(bool ours, int64_t width, int64_t layers, bool twice) {
   torch::manual_seed(1);
-  const Tensor x = leaf({5, 90, 8}), merge = leaf({8, kHeads * width}), merge_bias = leaf({8});
-  const Tensor weights[] = {leaf({3 * kHeads * width, 8}), leaf({3 * kHeads * width, 8})};
-  const Tensor bias = leaf({3 * kHeads * width});
+  const Tensor x = random_leaf({5, 90, 8}), merge = random_leaf({8, kHeads * width}),
+               merge_bias = random_leaf({8});
+  const Tensor weights[] = {random_leaf({3 * kHeads * width, 8}),
+                            random_leaf({3 * kHeads * width, 8})};
+  const Tensor bias = random_leaf({3 * kHeads * width});
   ScoreHistory history;
   history.layers = layers;
   Tensor value, out = torch::zeros({}, at::kDouble);
@@ -82,7 +84,8 @@ TEST(ProjectedHeads, AreThoseOfAtenWithTheirGradients) {
 TEST(ProjectedHeads, LeaveWhatALayerHasSavedAsItIs) {
   ScoreHistory history;
   history.layers = 2;
-  const Tensor x = leaf({2, 5, 8}), weight = leaf({3 * kHeads * 4, 8}), bias = leaf({36});
+  const Tensor x = random_leaf({2, 5, 8}), weight = random_leaf({3 * kHeads * 4, 8}),
+               bias = random_leaf({36});
   models::project_heads(x, weight, bias, kHeads, history);
   const Tensor first = history.queries, before = first.detach().clone();
   const Tensor square = first.square();  // saves `first`

@@ -40,6 +40,7 @@ TEST_P(Interruption, LeavesNoTrace) {
     Session second(settings);
     torch::rand({3});  // a generator elsewhere
     second.restore(file.path());
+    EXPECT_EQ(second.result().seconds, first.result().seconds);
     ASSERT_TRUE(second.run());
     for (const auto& [name, tensor] : whole.forecaster.state()) {
       EXPECT_TRUE(torch::equal(second.forecaster.state().at(name), tensor)) << name;
@@ -71,7 +72,7 @@ struct Interrupted {
 };
 
 /// Weights before and after a restoration that is refused; what it is refused with.
-std::string refusal(const std::string& path, const Settings& settings = quick_settings()) {
+std::string run_refusal(const std::string& path, const Settings& settings = quick_settings()) {
   Session session(settings);
   std::map<std::string, torch::Tensor> before;
   for (const auto& [name, tensor] : session.forecaster.state()) before[name] = tensor.clone();
@@ -94,7 +95,7 @@ TEST(RunFile, IsRefusedWhenItIsCutOff) {
   contents << std::ifstream(run.file.path(), std::ios::binary).rdbuf();
   const std::string whole = contents.str();
   const TemporaryFile cut(".checkpoint", whole.substr(0, whole.size() - 10));
-  EXPECT_THAT(refusal(cut.path()), HasSubstr("cut off"));
+  EXPECT_THAT(run_refusal(cut.path()), HasSubstr("cut off"));
 }
 
 TEST(RunFile, IsRefusedWithTensorsOfAnotherTraining) {
@@ -102,7 +103,7 @@ TEST(RunFile, IsRefusedWithTensorsOfAnotherTraining) {
   Settings wider = quick_settings();
   wider.model.options = R"({"hidden_size": 10, "n_heads": 2, "linear_hidden_size": 12,
                             "encoder_layers": 2, "patch_len": 6, "stride": 3})";
-  EXPECT_THAT(refusal(run.file.path(), wider),
+  EXPECT_THAT(run_refusal(run.file.path(), wider),
               testing::AllOf(HasSubstr("adam/exp_avg/"), HasSubstr("expected Float [10"),
                              HasSubstr("got Float [8")));
   auto file = models::read_safetensors(run.file.path());
@@ -110,8 +111,28 @@ TEST(RunFile, IsRefusedWithTensorsOfAnotherTraining) {
   file.tensors["model/extra"] = torch::zeros({2});
   const TemporaryFile other(".checkpoint");
   models::write_safetensors(other.path(), file.tensors, file.metadata);
-  EXPECT_THAT(refusal(other.path()), testing::AllOf(HasSubstr("missing: generator/order"),
-                                                    HasSubstr("unexpected: model/extra")));
+  EXPECT_THAT(run_refusal(other.path()), testing::AllOf(HasSubstr("missing: generator/order"),
+                                                        HasSubstr("unexpected: model/extra")));
+}
+
+TEST(RunFile, IsRefusedWithAPlaceThatIsNoneInTheTraining) {
+  const Interrupted run(3);
+  const auto file = models::read_safetensors(run.file.path());
+  const TemporaryFile changed(".checkpoint");
+
+  models::TensorMap tensors = file.tensors;
+  tensors["order"] = tensors.at("order").clone();
+  tensors["order"][0].copy_(tensors["order"][1]);  // one window twice, another not at all
+  models::write_safetensors(changed.path(), tensors, file.metadata);
+  EXPECT_THAT(run_refusal(changed.path()), HasSubstr("windows, got one with gaps"));
+
+  models::Metadata metadata = file.metadata;
+  auto description = nlohmann::json::parse(metadata.at("flash_train_run"));
+  description["step"] = 9999;
+  metadata["flash_train_run"] = description.dump();
+  models::write_safetensors(changed.path(), file.tensors, metadata);
+  EXPECT_THAT(run_refusal(changed.path()),
+              HasSubstr("expected a place in the training, got epoch 1, step 9999 of "));
 }
 
 TEST(RunFile, IsRefusedWhenTheDataHasChanged) {
@@ -124,7 +145,7 @@ TEST(RunFile, IsRefusedWhenTheDataHasChanged) {
       ThrowsMessage<c10::ValueError>(HasSubstr("has other numbers now")));
 }
 
-TEST(Fingerprint, ChangesWithNumbersNamesAndTimes) {
+TEST(Fingerprint, ChangesWithNumbersNamesTimesAndStaticColumns) {
   Session session(quick_settings());
   const std::string before = models::fingerprint(session.data);
   models::PreparedData data = session.data;
@@ -140,6 +161,10 @@ TEST(Fingerprint, ChangesWithNumbersNamesAndTimes) {
   auto store = std::make_shared<models::SeriesStore>(*data.store);
   store->values = store->values.clone();
   store->values[0][3].add_(1);
+  data.store = store;
+  EXPECT_NE(models::fingerprint(data), before);
+  store = std::make_shared<models::SeriesStore>(*session.data.store);
+  store->stat = torch::ones({2, 1});
   data.store = store;
   EXPECT_NE(models::fingerprint(data), before);
 }

@@ -6,6 +6,7 @@
 #include <torch/torch.h>
 
 #include "models/fixture.h"
+#include "models/safetensors_bytes.h"
 #include "models/temporary_file.h"
 
 namespace flash::tests {
@@ -19,15 +20,8 @@ using models::write_safetensors;
 using testing::AllOf;
 using testing::HasSubstr;
 
-/// A file with this header and this many bytes of data.
-std::string file_with(const std::string& header, size_t data_bytes) {
-  std::string bytes;
-  for (int i = 0; i < 8; ++i) bytes += static_cast<char>((header.size() >> (8 * i)) & 0xff);
-  return bytes + header + std::string(data_bytes, '\1');
-}
-
 /// What reading these bytes is refused with.
-std::string refusal(const std::string& bytes) {
+std::string safetensors_refusal(const std::string& bytes) {
   const TemporaryFile file(".safetensors", bytes);
   try {
     read_safetensors(file.path());
@@ -63,6 +57,33 @@ TEST(Safetensors, ReturnWhatWasWritten) {
   }
 }
 
+TEST(Safetensors, ReturnTypesThatTorchOnlyStores) {
+  TensorMap tensors;
+  for (const auto type : {torch::kUInt16, torch::kUInt32, torch::kUInt64, torch::kFloat8_e4m3fn,
+                          torch::kFloat8_e5m2}) {
+    tensors[c10::toString(type)] = torch::arange(32, torch::kByte).view(type);
+  }
+  const TemporaryFile file(".safetensors");
+  write_safetensors(file.path(), tensors);
+  const TensorMap read = read_safetensors(file.path()).tensors;
+  for (const auto& [name, tensor] : tensors) {
+    EXPECT_EQ(read.at(name).scalar_type(), tensor.scalar_type()) << name;
+    EXPECT_TRUE(torch::equal(read.at(name).view(torch::kByte), tensor.view(torch::kByte))) << name;
+  }
+}
+
+TEST(Safetensors, HaveHeadersOfWholeWordsSoThatTheirDataIsAligned) {
+  std::string name;
+  for (int i = 0; i < 8; ++i) {
+    name += 'a';
+    const TemporaryFile file(".safetensors");
+    write_safetensors(file.path(), {{name, torch::ones({2})}});
+    std::ifstream stream(file.path(), std::ios::binary);
+    EXPECT_EQ(stream.get() % 8, 0) << name;  // the lowest byte of the header's length
+    EXPECT_TRUE(torch::equal(read_safetensors(file.path()).tensors.at(name), torch::ones({2})));
+  }
+}
+
 TEST(Safetensors, MayHoldNothing) {
   const TemporaryFile file(".safetensors");
   write_safetensors(file.path(), {});
@@ -95,35 +116,38 @@ TEST(BrokenSafetensors, ThatDoNotExist) {
 
 TEST(BrokenSafetensors, CutOffAnywhere) {
   const std::string whole =
-      file_with(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8);
+      safetensors_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8);
   for (size_t size = 1; size < whole.size(); ++size) {
-    EXPECT_THAT(refusal(whole.substr(0, size)), HasSubstr("expected")) << size;
+    EXPECT_THAT(safetensors_refusal(whole.substr(0, size)), HasSubstr("expected")) << size;
   }
-  EXPECT_EQ(refusal(whole), "not refused");
+  EXPECT_EQ(safetensors_refusal(whole), "not refused");
 }
 
 TEST(BrokenSafetensors, WithAHeaderThatIsTooLarge) {
-  EXPECT_THAT(refusal(std::string(8, '\x7f') + "{}"),
+  EXPECT_THAT(safetensors_refusal(std::string(8, '\x7f') + "{}"),
               HasSubstr("expected a header of at most 100000000 bytes"));
 }
 
 TEST(BrokenSafetensors, WhoseHeaderIsNoObject) {
-  EXPECT_THAT(refusal(file_with("{\"a\":", 0)),
+  EXPECT_THAT(safetensors_refusal(safetensors_bytes("{\"a\":", 0)),
               HasSubstr("expected a JSON object as header, got \""));
-  EXPECT_THAT(refusal(file_with("[]", 0)), HasSubstr("expected a JSON object as header, got []"));
-  EXPECT_THAT(refusal(file_with(R"({"a":1})", 0)), HasSubstr("tensor a: expected the fields"));
-  EXPECT_THAT(refusal(file_with(R"({"__metadata__":{"k":1}})", 0)),
+  EXPECT_THAT(safetensors_refusal(safetensors_bytes("[]", 0)),
+              HasSubstr("expected a JSON object as header, got []"));
+  EXPECT_THAT(safetensors_refusal(safetensors_bytes(R"({"a":1})", 0)),
+              HasSubstr("tensor a: expected the fields"));
+  EXPECT_THAT(safetensors_refusal(safetensors_bytes(R"({"__metadata__":{"k":1}})", 0)),
               HasSubstr("__metadata__ k: expected a string, got 1"));
 }
 
 TEST(BrokenSafetensors, WithABadDtype) {
-  EXPECT_THAT(refusal(file_with(R"({"a":{"dtype":"F31","shape":[2],"data_offsets":[0,8]}})", 8)),
+  EXPECT_THAT(safetensors_refusal(safetensors_bytes(
+                  R"({"a":{"dtype":"F31","shape":[2],"data_offsets":[0,8]}})", 8)),
               HasSubstr("tensor a: expected a dtype of the format such as \"F32\", got \"F31\""));
 }
 
 TEST(BrokenSafetensors, WithABadShape) {
   for (const std::string shape : {"[-1]", "[1.5]", "2", "[\"2\"]", "[18446744073709551615]"}) {
-    EXPECT_THAT(refusal(file_with(
+    EXPECT_THAT(safetensors_refusal(safetensors_bytes(
                     R"({"a":{"dtype":"F32","shape":)" + shape + R"(,"data_offsets":[0,8]}})", 8)),
                 HasSubstr("tensor a: expected shape as a list of whole numbers, got " + shape));
   }
@@ -131,14 +155,16 @@ TEST(BrokenSafetensors, WithABadShape) {
 
 TEST(BrokenSafetensors, WhoseOffsetsDoNotFitTheShape) {
   EXPECT_THAT(
-      refusal(file_with(R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8)),
+      safetensors_refusal(
+          safetensors_bytes(R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8)),
       HasSubstr("tensor a: expected data_offsets that span shape [3] of \"F32\", got [0,8]"));
   // 2^62 * 4 bytes would wrap around to 0.
   EXPECT_THAT(
-      refusal(file_with(
+      safetensors_refusal(safetensors_bytes(
           R"({"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]}})", 0)),
       HasSubstr("tensor a: expected data_offsets that span shape"));
-  EXPECT_THAT(refusal(file_with(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", 8)),
+  EXPECT_THAT(safetensors_refusal(safetensors_bytes(
+                  R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", 8)),
               HasSubstr("tensor a: expected data_offsets [begin, end] with begin <= end"));
 }
 
@@ -148,21 +174,22 @@ TEST(BrokenSafetensors, WhoseTensorsOverlapOrLeaveTheFile) {
            R"("b":{"dtype":"F32","shape":[2],"data_offsets":)" +
            std::string(second) + "}}";
   };
-  EXPECT_EQ(refusal(file_with(two("[8,16]"), 16)), "not refused");
-  EXPECT_THAT(refusal(file_with(two("[4,12]"), 12)),
+  EXPECT_EQ(safetensors_refusal(safetensors_bytes(two("[8,16]"), 16)), "not refused");
+  EXPECT_THAT(safetensors_refusal(safetensors_bytes(two("[4,12]"), 12)),
               HasSubstr("tensor b: expected data from offset 8, got 4; tensors must not overlap"));
-  EXPECT_THAT(refusal(file_with(two("[12,20]"), 20)),
+  EXPECT_THAT(safetensors_refusal(safetensors_bytes(two("[12,20]"), 20)),
               HasSubstr("tensor b: expected data from offset 8, got 12"));
-  EXPECT_THAT(refusal(file_with(two("[8,16]"), 12)),
+  EXPECT_THAT(safetensors_refusal(safetensors_bytes(two("[8,16]"), 12)),
               HasSubstr("tensor b: expected data within 12 bytes, got offsets up to 16"));
-  EXPECT_THAT(refusal(file_with(two("[8,16]"), 20)),
+  EXPECT_THAT(safetensors_refusal(safetensors_bytes(two("[8,16]"), 20)),
               HasSubstr("expected 16 bytes of data, got 20"));
 }
 
 TEST(BrokenSafetensors, ThatNameATensorTwice) {
-  EXPECT_THAT(refusal(file_with(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
-                                R"("a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
-                                8)),
+  EXPECT_THAT(safetensors_refusal(
+                  safetensors_bytes(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+                                    R"("a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+                                    8)),
               HasSubstr("with each key once, got \"a\" twice"));
 }
 
@@ -177,7 +204,7 @@ class LoadStateDict : public testing::Test {
   }
 
   /// What loading is refused with; checks that nothing has changed.
-  std::string refusal(const TensorMap& tensors) {
+  std::string safetensors_refusal(const TensorMap& tensors) {
     std::string message = "not refused";
     try {
       load_state_dict(*model_, tensors);
@@ -212,20 +239,20 @@ TEST_F(LoadStateDict, RefusesMissingNames) {
     if (tensor.is_floating_point()) tensor += 1;
   }
   other.erase("model.head.linear.bias");
-  EXPECT_THAT(refusal(other), HasSubstr("missing (1): model.head.linear.bias"));
+  EXPECT_THAT(safetensors_refusal(other), HasSubstr("missing (1): model.head.linear.bias"));
 }
 
 TEST_F(LoadStateDict, RefusesUnexpectedNames) {
   TensorMap other = clone(before_);
   other["model.tail.linear.bias"] = torch::zeros({1});
-  EXPECT_THAT(refusal(other), HasSubstr("unexpected (1): model.tail.linear.bias"));
+  EXPECT_THAT(safetensors_refusal(other), HasSubstr("unexpected (1): model.tail.linear.bias"));
 }
 
 TEST_F(LoadStateDict, RefusesOtherShapesAndKinds) {
   TensorMap other = clone(before_);
   other["model.head.linear.bias"] = torch::zeros({5});
   other["model.backbone.W_P.bias"] = torch::zeros({8}, torch::kLong);
-  EXPECT_THAT(refusal(other),
+  EXPECT_THAT(safetensors_refusal(other),
               AllOf(HasSubstr("of another shape or kind (2)"),
                     HasSubstr("model.head.linear.bias expected Float [4], got Float [5]"),
                     HasSubstr("model.backbone.W_P.bias expected Float [8], got Long [8]")));

@@ -17,8 +17,8 @@ using testing::HasSubstr;
 /// A file of one of the two kinds whose description has `value` at `where`, and what reading it is
 /// refused with.
 template <class Read>
-std::string refusal(const models::SafetensorsFile& file, const std::string& key,
-                    const std::string& where, const json& value, const Read& read) {
+std::string settings_refusal(const models::SafetensorsFile& file, const std::string& key,
+                             const std::string& where, const json& value, const Read& read) {
   models::SafetensorsFile changed = file;
   json description = json::parse(file.metadata.at(key));
   description.at(json::json_pointer(where)) = value;
@@ -40,8 +40,8 @@ TEST(StoredSettings, OfATrainingAreChecked) {
   session.save(path.path());
   const auto file = models::read_safetensors(path.path());
   const auto refused = [&](const char* where, const json& value) {
-    return refusal(file, "flash_train_run", where, value,
-                   [](const std::string& changed) { models::read_run(changed); });
+    return settings_refusal(file, "flash_train_run", where, value,
+                            [](const std::string& changed) { models::read_run(changed); });
   };
   EXPECT_EQ(refused("/settings/training/epochs", 3), "not refused");
   const int64_t huge = int64_t{1} << 62;
@@ -70,8 +70,9 @@ TEST(StoredSettings, OfAModelAreChecked) {
   models::save_forecaster(path.path(), session.forecaster);
   const auto file = models::read_safetensors(path.path());
   const auto refused = [&](const char* where, const json& value) {
-    return refusal(file, "flash_train", where, value,
-                   [](const std::string& changed) { models::load_forecaster(changed, "", 64); });
+    return settings_refusal(file, "flash_train", where, value, [](const std::string& changed) {
+      models::load_forecaster(changed, "", 64);
+    });
   };
   EXPECT_EQ(refused("/batch_size", 7), "not refused");
   EXPECT_THAT(refused("/batch_size", 0), HasSubstr("expected batch_size between 1 and"));

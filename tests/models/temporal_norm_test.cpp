@@ -9,6 +9,7 @@
 #include <string>
 #include <tuple>
 
+#include "message_of.h"
 #include "models/fixture.h"
 #include "tolerances.h"
 
@@ -181,26 +182,16 @@ TEST(TemporalNormModule, ClonesItsParameters) {
   EXPECT_FALSE(torch::equal(copy->statistics(y).loc, norm->statistics(y).loc));
 }
 
-/// What a call throws, or "nothing".
-template <class Call>
-std::string message(Call call) {
-  try {
-    call();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing";
-}
-
 TEST(TemporalNormModule, RefusesWhatDoesNotFit) {
-  EXPECT_EQ(message([] { TemporalNorm norm("robust-iqr"); }),
+  EXPECT_EQ(message_of<c10::Error>([] { TemporalNorm norm("robust-iqr"); }),
             "TemporalNorm: expected a scaler_type out of identity, invariant, minmax, minmax1, "
             "revin, robust, standard; got \"robust-iqr\"");
-  EXPECT_EQ(message([] { TemporalNorm norm(TemporalNormOptions("revin").num_features(0)); }),
+  EXPECT_EQ(message_of<c10::Error>(
+                [] { TemporalNorm norm(TemporalNormOptions("revin").num_features(0)); }),
             "TemporalNorm: expected num_features of at least 1, got 0");
   TemporalNorm norm("standard");
   const auto refusal = [&](const WindowsBatch& windows) {
-    return message([&] { norm->transform(windows); });
+    return message_of<c10::Error>([&] { norm->transform(windows); });
   };
   const at::Tensor y = torch::zeros({2, 5, 1}), many = torch::zeros({2, 5, 3});
   EXPECT_EQ(refusal({.insample_y = torch::zeros({2, 5})}),

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "message_of.h"
 #include "models/parity.h"
 #include "ops/allocations.h"
 
@@ -43,17 +44,6 @@ WindowsBatch random_windows(const TFTOptions& options, int64_t batch) {
   return windows;
 }
 
-/// What the call throws as c10::ValueError.
-template <class Call>
-std::string message(const Call& call) {
-  try {
-    call();
-  } catch (const c10::ValueError& error) {
-    return error.what_without_backtrace();
-  }
-  return "nothing";
-}
-
 TEST(TFTOptions, HaveNeuralforecastsDefaults) {
   const TFTOptions options(1, 2);
   EXPECT_EQ(options.tgt_size(), 1);
@@ -79,7 +69,7 @@ TEST(TFTOptions, TakeTheSharedConfig) {
 
 TEST(TFTModel, RefusesOptionsOutOfRange) {
   const auto refused = [](const TFTOptions& options) {
-    return message([&] { TFT model(options); });
+    return message_of<c10::ValueError>([&] { TFT model(options); });
   };
   EXPECT_EQ(refused(small().h(0)), "TFT: expected h of at least 1, got 0");
   EXPECT_EQ(refused(small().dropout(-0.5)), "TFT: expected dropout between 0 and 1, got -0.5");
@@ -87,7 +77,7 @@ TEST(TFTModel, RefusesOptionsOutOfRange) {
             "TFT: expected hidden_size to be a multiple of n_head, got hidden_size 8 and n_head 3");
   EXPECT_EQ(refused(small().rnn_type("RNN")),
             "TFT: expected rnn_type \"lstm\" or \"gru\", got \"RNN\"");
-  EXPECT_EQ(refused(small().rnn_type("GRU")), "nothing");
+  EXPECT_EQ(refused(small().rnn_type("GRU")), "no exception");
   EXPECT_THAT(refused(small().grn_activation("GLU")),
               testing::HasSubstr("expected a grn_activation that keeps the width, got \"GLU\""));
 }
@@ -97,9 +87,11 @@ TEST(TFTModel, RefusesInputsThatDoNotFit) {
   const auto refused = [&](const auto& change) {
     WindowsBatch windows = random_windows(with_exogenous(), 2);
     change(windows);
-    return message([&] { model->forward(windows); });
+    return message_of<c10::ValueError>([&] { model->forward(windows); });
   };
-  EXPECT_EQ(refused([](WindowsBatch& w) { w.insample_y = torch::zeros({2, 7, 3}); }),
+  EXPECT_EQ(refused([](WindowsBatch& w) {
+              w.insample_y = torch::zeros({2, 7, 3});
+            }),
             "TFT: expected insample_y [batch, 7, 1], got [2, 7, 3]; the model is univariate, so "
             "give the columns of a table as windows of their own");
   EXPECT_EQ(refused([](WindowsBatch& w) { w.insample_y = torch::Tensor(); }),
@@ -109,9 +101,11 @@ TEST(TFTModel, RefusesInputsThatDoNotFit) {
             "[2, 7, 1]");
   EXPECT_EQ(refused([](WindowsBatch& w) { w.hist_exog = torch::Tensor(); }),
             "TFT: expected hist_exog [2, 7, 2] for the 2 variables of hist_exog_list, got none");
-  EXPECT_EQ(refused([](WindowsBatch& w) { w.stat_exog = torch::zeros({2, 3}); }),
+  EXPECT_EQ(refused([](WindowsBatch& w) {
+              w.stat_exog = torch::zeros({2, 3});
+            }),
             "TFT: expected stat_exog [2, 2] for the 2 variables of stat_exog_list, got [2, 3]");
-  EXPECT_EQ(message([] {
+  EXPECT_EQ(message_of<c10::ValueError>([] {
               TFT plain(small());
               plain->forward(random_windows(small().hist_exog_list({"x"}), 2));
             }),
@@ -236,6 +230,17 @@ TEST(TFTModel, DropsTheSameFromOneSeedWithEitherAttentionAndWithRecomputation) {
   EXPECT_LT(compare(with_exogenous().use_flash_attention(true), 5), kTrainingLossFloat32);
 }
 
+TEST(TFTModel, DropsBehindItsAttentionOnlyInTraining) {
+  torch::manual_seed(1);
+  TFT model(small().dropout(0.5));
+  const WindowsBatch windows = random_windows(small(), 4);
+  model->eval();
+  EXPECT_TRUE(torch::equal(model->forward(windows), model->forward(windows)));
+  // Elsewhere nothing is dropped.
+  model->named_modules()["temporal_fusion_decoder.attention"]->train();
+  EXPECT_FALSE(torch::equal(model->forward(windows), model->forward(windows)));
+}
+
 TEST(TFTModel, RefusesASecondDerivative) {
   TFT model(small());
   const torch::Tensor input = torch::randn({2, 7, 1}).requires_grad_();
@@ -245,7 +250,7 @@ TEST(TFTModel, RefusesASecondDerivative) {
 }
 
 /// Bytes that a forward and a backward need at their peak.
-int64_t training_step_bytes(int64_t input_size, const models::ModelConfig& config) {
+int64_t tft_step_bytes(int64_t input_size, const models::ModelConfig& config) {
   TFT model(TFTOptions(/*h=*/400, input_size).hidden_size(32).n_head(4).config(config));
   const torch::Tensor input = torch::randn({1, input_size, 1});
   return peak_beyond_result([&] {
@@ -257,14 +262,14 @@ int64_t training_step_bytes(int64_t input_size, const models::ModelConfig& confi
 
 TEST(TFTModel, NeedsNoMemoryForScoresWithFlashAttention) {
   const int64_t scores = 4 * 400 * 4400 * 4;  // heads, queries, keys, bytes
-  EXPECT_LT(training_step_bytes(4000, {.use_flash_attention = true}),
-            training_step_bytes(4000, {}) - scores);
+  EXPECT_LT(tft_step_bytes(4000, {.use_flash_attention = true}),
+            tft_step_bytes(4000, {}) - scores);
 }
 
 TEST(TFTModel, NeedsLessMemoryWithGradientCheckpointing) {
   EXPECT_LT(
-      training_step_bytes(4000, {.use_flash_attention = true, .gradient_checkpointing = true}),
-      training_step_bytes(4000, {.use_flash_attention = true}) * 3 / 4);
+      tft_step_bytes(4000, {.use_flash_attention = true, .gradient_checkpointing = true}),
+      tft_step_bytes(4000, {.use_flash_attention = true}) * 3 / 4);
 }
 
 TEST(TFTModel, ClonesWithoutSharingParameters) {

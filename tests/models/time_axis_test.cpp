@@ -79,6 +79,7 @@ TEST(Timestamps, AreNothingElse) {
                                  "2012-01-01 00:00:00+1",
                                  "2012-01-01 00:00:00+01:0",
                                  "2012-01-01 00:00:00+25:00",
+                                 "2012-01-01 00:00:00+01:60",
                                  "2012-01-01 00:00:00ZZ",
                                  "2012-01-01x",
                                  "2012-01-",
@@ -111,7 +112,7 @@ std::vector<Series> read(const std::string& text, bool sort = false) {
   return read_panel(file.path(), columns);
 }
 
-std::string refusal(const std::string& text, bool sort = false) {
+std::string times_refusal(const std::string& text, bool sort = false) {
   try {
     read(text, sort);
   } catch (const c10::ValueError& error) {
@@ -131,45 +132,45 @@ std::vector<double> values(const Series& series) {
 }
 
 TEST(TimeAxis, RefusesRowsThatAreNotInOrder) {
-  EXPECT_EQ(refusal(table({"2020-01-01", "2020-01-03", "2020-01-02"})),
+  EXPECT_EQ(times_refusal(table({"2020-01-01", "2020-01-03", "2020-01-02"})),
             ", line 4, column t: expected rows in order of time, got 2020-01-02 after 2020-01-03 "
             "in line 3; --sort puts them in order");
-  EXPECT_EQ(refusal(table({"3", "2", "1"})),
+  EXPECT_EQ(times_refusal(table({"3", "2", "1"})),
             ", line 3, column t: expected rows in order of time, got 2 after 3 in line 2; --sort "
             "puts them in order");
-  EXPECT_EQ(refusal(table({"1", "2", "2", "1"}, "pqpq")),
+  EXPECT_EQ(times_refusal(table({"1", "2", "2", "1"}, "pqpq")),
             ", line 5, column t: expected rows of q in order of time, got 1 after 2 in line 3; "
             "--sort puts them in order");
   // Text that is in order, and times that are not.
-  EXPECT_THAT(refusal(table({"2020-01-01T00:00+00:00", "2020-01-01T00:30+01:00"})),
+  EXPECT_THAT(times_refusal(table({"2020-01-01T00:00+00:00", "2020-01-01T00:30+01:00"})),
               HasSubstr("expected rows in order of time"));
 }
 
 TEST(TimeAxis, RefusesATimeThatIsThereTwice) {
-  EXPECT_EQ(refusal(table({"2020-01-01", "2020-01-02", "2020-01-02"})),
+  EXPECT_EQ(times_refusal(table({"2020-01-01", "2020-01-02", "2020-01-02"})),
             ", line 4, column t: expected each time once, got 2020-01-02 as in line 3; drop one of "
             "the rows, or name the column of several series by --id-column");
   for (const bool sort : {false, true}) {
-    EXPECT_EQ(refusal(table({"1", "1", "2", "2", "2"}, "pqpqq"), sort),
+    EXPECT_EQ(times_refusal(table({"1", "1", "2", "2", "2"}, "pqpqq"), sort),
               ", line 6, column t: expected each time of q once, got 2 as in line 5; drop one of "
               "the rows");
   }
-  EXPECT_THAT(refusal(table({"2", "1", "2"}), /*sort=*/true),
+  EXPECT_THAT(times_refusal(table({"2", "1", "2"}), /*sort=*/true),
               HasSubstr(", line 4, column t: expected each time once, got 2 as in line 2"));
 }
 
 TEST(TimeAxis, RefusesWhatIsNoTimeByLine) {
-  EXPECT_EQ(refusal(table({"2020-01-01", "2020-02-30"})),
+  EXPECT_EQ(times_refusal(table({"2020-01-01", "2020-02-30"})),
             ", line 3, column t: expected a date such as 2012-01-31, a date and time such as "
             "2012-01-31 18:30:00, or an integer, got \"2020-02-30\"");
-  EXPECT_THAT(refusal(table({"day 1", "day 2"})),
+  EXPECT_THAT(times_refusal(table({"day 1", "day 2"})),
               testing::AllOf(HasSubstr(", line 2, column t: expected a date such as"),
                              HasSubstr("got \"day 1\"; name the column of times by --time-column, "
                                        "or give --no-time-column where")));
-  EXPECT_EQ(refusal(table({"2020-01-01", "7"})),
+  EXPECT_EQ(times_refusal(table({"2020-01-01", "7"})),
             ", line 3, column t: expected times of one kind, got \"7\" and, in line 2, "
             "\"2020-01-01\"");
-  EXPECT_THAT(refusal(table({"2020-01-01", "2020-01-02T00:00Z"})),
+  EXPECT_THAT(times_refusal(table({"2020-01-01", "2020-01-02T00:00Z"})),
               HasSubstr("expected times of one kind"));
 }
 
@@ -187,15 +188,16 @@ TEST(TimeColumn, IsFoundByWhatItHolds) {
   // An index of pandas first, numbers in order, then the dates: the dates are the time.
   EXPECT_THAT(describe_times(read(",ds,y\n0,2020-01-01,5\n1,2020-01-02,6\n")),
               HasSubstr("column ds, 2020-01-01 to 2020-01-02"));
-  EXPECT_THAT(refusal(",ds,y\n0,2020-01-02,5\n1,2020-01-01,6\n"), HasSubstr("line 3, column ds"));
+  EXPECT_THAT(times_refusal(",ds,y\n0,2020-01-02,5\n1,2020-01-01,6\n"),
+              HasSubstr("line 3, column ds"));
   EXPECT_THAT(describe_times(read("hour,y,word\n7,5,a\n8,6,b\n")),
               HasSubstr("column hour, 7 to 8"));
   EXPECT_THAT(describe_times(read(",y\n2020-01-01,5\n2020-01-02,6\n")),
               HasSubstr("column without a name, 2020-01-01 to 2020-01-02"));
-  EXPECT_THAT(refusal("y\n5\n6\n"),
+  EXPECT_THAT(times_refusal("y\n5\n6\n"),
               HasSubstr(": expected a column of times, got none beside the columns in use, y; name "
                         "the column of times by --time-column, or give --no-time-column where"));
-  EXPECT_THAT(refusal("y,word\n5,calm\n"), HasSubstr("line 2, column word: expected a date"));
+  EXPECT_THAT(times_refusal("y,word\n5,calm\n"), HasSubstr("line 2, column word: expected a date"));
 }
 
 TEST(TimeColumn, MayBeMissingIfThatIsSaid) {
@@ -256,6 +258,9 @@ TEST(Gaps, AreCountedAndTheFirstIsNamed) {
               testing::EndsWith(", step 10; 1 shorter step of 5 before line 5"));
   EXPECT_THAT(description({"0", "1", "3", "10", "20", "35"}),
               HasSubstr("no regular step, most often 1 (20 % of the rows)"));
+  // Half of the rows are enough.
+  EXPECT_THAT(description({"0", "1", "2", "12", "27"}),
+              testing::EndsWith("0 to 27, step 1; 2 gaps, the first of 10 before line 5"));
   // Of each series, not between them.
   EXPECT_THAT(description({"1", "2", "3", "11", "12", "14"}, "pppqqq"),
               testing::EndsWith("1 to 14, step 1; 1 gap of 2 before line 7"));

@@ -52,6 +52,16 @@ TEST(Split, ByRowsLeavesTheRestAlone) {
               ThrowsMessage<c10::ValueError>(HasSubstr("and a test part, got 100 rows")));
 }
 
+TEST(Split, ByRowsTakesNoMoreThanTheTableHas) {
+  const auto test_part = [](int64_t rows) {
+    return split_by_time(100, {.train_rows = 50, .validation_rows = 20, .test_rows = rows}, 20, 5)
+        .test;
+  };
+  EXPECT_EQ(test_part(30).end, 100);
+  EXPECT_THAT([&] { test_part(31); },
+              ThrowsMessage<c10::ValueError>(HasSubstr("got 100 rows for parts of 50, 20 and 31")));
+}
+
 TEST(Split, RefusesSizesWhoseSumOverflows) {
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
   for (const models::SplitSettings& settings :

@@ -131,6 +131,12 @@ TEST(Training, LowersTheRateAfterTheEpochsAsked) {
   EXPECT_EQ(rates, (std::vector<double>{0.25, 0.25, 0.125, 0.0625}));
 }
 
+TEST(Training, KeepsItsRateUnlessADecayIsAskedFor) {
+  Settings settings = quick_settings();
+  settings.training.epochs = settings.training.decay_after + 3;
+  for (const auto& epoch : train_fresh(settings).epochs) EXPECT_EQ(epoch.learning_rate, 5e-4);
+}
+
 TEST(Training, StopsEarlyWithoutABetterEpoch) {
   Settings settings = quick_settings();
   settings.training.epochs = 50;

@@ -1,11 +1,15 @@
 // flash::attention and its relatives, called from C++.
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <flash_attention/ops.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
+#include <future>
 #include <limits>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -183,6 +187,18 @@ TEST(DropoutMask, KeepsTheShareItSays) {
   const double kept = dropout_mask(2, 4, 200, 300, 0.1).to(at::kDouble).mean().item<double>();
   EXPECT_NEAR(kept, 0.9, 5 * std::sqrt(0.1 * 0.9 / (2 * 4 * 200 * 300)));
   EXPECT_TRUE(dropout_mask(1, 1, 5, 5, 0.0).all().item<bool>());
+}
+
+TEST(DropoutMask, WaitsForWhoHoldsTheGenerator) {
+  const auto draw = [] { return dropout_mask(1, 1, 2, 2, 0.5); };
+  draw();  // what the first call alone takes time for
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  std::unique_lock lock(generator.mutex());
+  std::future<Tensor> mask = std::async(std::launch::async, draw);
+  // Many times what a call takes; a longer wait could not make this fail.
+  EXPECT_TRUE(mask.wait_for(std::chrono::milliseconds(100)) == std::future_status::timeout);
+  lock.unlock();
+  EXPECT_EQ(mask.get().sizes(), at::IntArrayRef({1, 1, 2, 2}));
 }
 
 TEST(AttentionMemory, IsWhatACallAllocates) {

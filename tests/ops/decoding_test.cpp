@@ -26,12 +26,13 @@ double relative_difference(const Tensor& a, const Tensor& b) {
   return largest_difference(a, b) / b.abs().max().item<double>();
 }
 
-struct NamedOptions {
+struct DecodingOptions {
   std::string name;
   AttentionOptions options;
 };
 
-std::vector<NamedOptions> every_option(at::ScalarType dtype, int64_t queries, int64_t keys) {
+std::vector<DecodingOptions> every_decoding_option(at::ScalarType dtype, int64_t queries,
+                                                   int64_t keys) {
   torch::manual_seed(23);
   const Tensor bias = at::randn({2, 1, queries, keys}, dtype);
   const Tensor mask = at::rand({queries, keys}) < 0.7;
@@ -68,7 +69,7 @@ INSTANTIATE_TEST_SUITE_P(Dtype, DecodingOf, testing::Values(at::kFloat, at::kDou
 TEST_P(DecodingOf, AnyOptionEqualsStandardAttention) {
   for (const int64_t queries : {1, 5, 8}) {
     const Inputs x(GetParam(), {.queries = queries, .keys = 2500});
-    for (const auto& [name, options] : every_option(GetParam(), queries, 2500)) {
+    for (const auto& [name, options] : every_decoding_option(GetParam(), queries, 2500)) {
       const Tensor out = attention(x.query, x.key, x.value, options);
       const Tensor expected = standard_attention(x.query, x.key, x.value, options);
       EXPECT_LE(relative_difference(out, expected), tolerance(GetParam()))
@@ -129,7 +130,7 @@ TEST_P(DecodingOf, SinksOfAnySizeBesideScoresOfAnySize) {
 TEST_P(DecodingOf, AnyNumberOfThreadsGivesTheSameBits) {
   const int before = at::get_num_threads();
   const Inputs x(GetParam(), {.queries = 3, .keys = 5000});
-  for (const auto& [name, options] : every_option(GetParam(), 3, 5000)) {
+  for (const auto& [name, options] : every_decoding_option(GetParam(), 3, 5000)) {
     at::set_num_threads(1);
     const auto [expected, expected_lse] = attention_with_lse(x.query, x.key, x.value, options);
     for (const int threads : {2, 3, 8}) {

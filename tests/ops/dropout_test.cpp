@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string>
 
 #include "ops/allocations.h"
 #include "ops/testing.h"
@@ -140,6 +141,19 @@ TEST(Dropout, HasASecondDerivative) {
   EXPECT_LE(largest_difference(dd, 6 * x * factor.pow(3)), tests::kOperatorFloat64);
 }
 
+TEST(DropoutAdd, HasSecondDerivatives) {
+  const Tensor x = normal({4, 33}, at::kDouble).requires_grad_();
+  const Tensor residual = normal({4, 33}, at::kDouble, 2).requires_grad_();
+  const Tensor factor = factors({4, 33}, at::kDouble, 0.5);
+  torch::manual_seed(kSeed);
+  const Tensor z = dropout_add(x, residual, 0.5, true);
+  const Tensor d =
+      torch::autograd::grad({(z * z * z).sum()}, {x}, {}, {}, /*create_graph=*/true)[0];
+  const auto dd = torch::autograd::grad({d.sum()}, {x, residual});
+  EXPECT_LE(largest_difference(dd[0], 6 * z * factor.pow(2)), tests::kOperatorFloat64);
+  EXPECT_LE(largest_difference(dd[1], 6 * z * factor), tests::kOperatorFloat64);
+}
+
 TEST(Dropout, ASecondDerivativeOfAnActivationIsRefusedInWords) {
   const Tensor x = normal({4}, at::kDouble).requires_grad_();
   const Tensor y = activation_dropout(x, Activation::kGelu, 0.5, true);
@@ -224,6 +238,19 @@ TEST(Dropout, ErrorsSayWhatWasExpected) {
               AllOf(HasSubstr("one dtype"), HasSubstr("Double")));
   EXPECT_THAT(message_of<c10::ValueError>([&] { flash::dropout(x.to(at::kMeta), 0.5, true); }),
               HasSubstr("on the CPU, got it on meta"));
+}
+
+TEST(BlockedActivationDropout, BeginsAtAMultipleOf64) {
+  const Tensor x = normal({70}, at::kFloat), out = at::empty_like(x), grad = at::ones_like(x);
+  const BlockedActivationDropout call(Activation::kRelu, 0.5);
+  for (const int64_t first : {-64, -1, 1, 32, 65}) {
+    const auto matcher =
+        HasSubstr("flash::BlockedActivationDropout: expected first to be a multiple of 64, got " +
+                  std::to_string(first));
+    EXPECT_THAT(message_of<c10::ValueError>([&] { call.forward(x, first, out); }), matcher);
+    EXPECT_THAT(message_of<c10::ValueError>([&] { call.backward(x, first, grad, out); }), matcher);
+  }
+  EXPECT_NO_THROW(call.forward(x, 128, out));
 }
 
 }  // namespace

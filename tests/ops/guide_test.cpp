@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ops/allocations.h"
+#include "ops/testing.h"
 #include "tolerances.h"
 
 namespace flash {
@@ -19,19 +20,16 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using tests::largest_difference;
 using torch::Tensor;
 
-struct Inputs {
+struct GuideInputs {
   Tensor query, key, value;
 };
 
-Inputs random_inputs(std::vector<int64_t> shape, torch::Dtype dtype = torch::kDouble) {
+GuideInputs random_inputs(std::vector<int64_t> shape, torch::Dtype dtype = torch::kDouble) {
   torch::manual_seed(11);
   return {torch::randn(shape, dtype), torch::randn(shape, dtype), torch::randn(shape, dtype)};
-}
-
-double largest_difference(const Tensor& a, const Tensor& b) {
-  return (a - b).abs().max().item<double>();
 }
 
 template <class Call>
@@ -173,6 +171,26 @@ TEST(MultiHeadAttention, IsTheFormulaOfItsPaper) {
   EXPECT_LT(largest_difference(module->forward(query, key, value), expected), tests::kGuideFloat64);
 }
 
+TEST(MultiHeadAttention, IsTheAttentionOfItsModeAndBlockSizeBitForBit) {
+  MultiHeadAttention module(
+      MultiHeadAttentionConfig{.d_model = 48, .num_heads = 6, .flash_block_size = 7});
+  const auto [query, key, value] = random_inputs({2, 70, 48}, torch::kFloat);
+  const auto heads = [](const Tensor& x) { return x.unflatten(2, {6, 8}).transpose(1, 2); };
+  const Tensor q = heads(module->q_proj(query)), k = heads(module->k_proj(key)),
+               v = heads(module->v_proj(value));
+  const auto joined = [&](const Tensor& out) {
+    return module->out_proj(out.transpose(1, 2).flatten(2));
+  };
+  const Tensor flash = joined(attention(q, k, v, AttentionOptions().block_size(7)));
+  const Tensor standard = joined(standard_attention(q, k, v));
+  // Or else equal bits would say nothing.
+  ASSERT_FALSE(torch::equal(flash, joined(attention(q, k, v))));
+  ASSERT_FALSE(torch::equal(flash, standard));
+  EXPECT_TRUE(torch::equal(module->forward(query, key, value), flash));
+  module->config.mode = AttentionMode::Standard;
+  EXPECT_TRUE(torch::equal(module->forward(query, key, value), standard));
+}
+
 TEST(MultiHeadAttention, DropsWeightsOnlyWhileTraining) {
   auto [module, unused] = both_modes({.d_model = 16, .num_heads = 2, .dropout = 0.5});
   const auto [x, y, z] = random_inputs({2, 30, 16});
@@ -234,7 +252,9 @@ TEST(MultiHeadAttention, RejectsAWidthThatTheHeadsDoNotDivide) {
 TEST(MultiHeadAttention, NamesTheInputOfTheWrongShape) {
   MultiHeadAttention module(MultiHeadAttentionConfig{.d_model = 8, .num_heads = 2});
   const auto good = torch::randn({2, 5, 8});
-  EXPECT_EQ(value_error([&] { module->forward(good, torch::randn({2, 5, 9}), good); }),
+  EXPECT_EQ(value_error([&] {
+              module->forward(good, torch::randn({2, 5, 9}), good);
+            }),
             "flash::MultiHeadAttention: expected key as [batch, length, 8], got [2, 5, 9]");
   EXPECT_THAT(value_error([&] { module->forward(good[0], good, good); }), HasSubstr("query"));
   EXPECT_THAT(value_error([&] { module->forward(good, good, good.narrow(1, 0, 3)); }),

@@ -132,6 +132,26 @@ TEST(KeyValueCache, TruncateShortensOnlyWhatIsLonger) {
   EXPECT_TRUE(at::equal(cache.lengths(), counts_of({0, 0, 0})));
 }
 
+TEST(KeyValueCache, LengthsAreACopy) {
+  const Rows rows(2, 8);
+  KeyValueCache cache = cache_of(2, 10);
+  cache.append(rows.key, rows.value);
+  const Tensor lengths = cache.lengths();
+  lengths.add_(1);
+  EXPECT_TRUE(at::equal(cache.lengths(), counts_of({8, 8})));
+  cache.truncate(3);
+  EXPECT_TRUE(at::equal(lengths, counts_of({9, 9})));
+}
+
+TEST(KeyValueCache, PositionsOfQueriesAreItsOwn) {
+  const Rows rows(2, 8);
+  KeyValueCache cache = cache_of(2, 10);
+  cache.append(rows.key, rows.value);
+  const auto options = AttentionOptions().query_positions(at::arange(8, at::kLong));
+  EXPECT_THAT(message_of<c10::ValueError>([&] { cache.attention(rows.query, options); }),
+              HasSubstr("flash::KeyValueCache: expected no query_positions"));
+}
+
 TEST(KeyValueCache, NarrowTypesAreKeptAsTheyAre) {
   torch::manual_seed(5);
   for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {

@@ -17,10 +17,11 @@ using testing::HasSubstr;
 using tests::largest_difference;
 using tests::message_of;
 
-struct Inputs {
+struct SparsityInputs {
   Tensor query, key, index;
 
-  Inputs(int64_t queries, int64_t keys, int64_t head_dim, int64_t samples, at::ScalarType dtype) {
+  SparsityInputs(int64_t queries, int64_t keys, int64_t head_dim, int64_t samples,
+                 at::ScalarType dtype) {
     torch::manual_seed(3);
     // As a projection gives them: heads behind the length in memory.
     query = at::randn({2, queries, 3, head_dim}, dtype).transpose(1, 2);
@@ -30,7 +31,7 @@ struct Inputs {
 };
 
 /// As Informer's own code has it, with the sampled keys gathered, in float64.
-Tensor by_definition(const Inputs& x) {
+Tensor by_definition(const SparsityInputs& x) {
   const Tensor key = x.key.to(at::kDouble), query = x.query.to(at::kDouble);
   const Tensor sampled = key.index({at::indexing::Slice(), at::indexing::Slice(), x.index});
   const Tensor scores = at::matmul(query.unsqueeze(-2), sampled.transpose(-2, -1)).squeeze(-2);
@@ -40,7 +41,7 @@ Tensor by_definition(const Inputs& x) {
 TEST(Sparsity, IsTheDefinition) {
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     for (int64_t n = 1; n <= 70; ++n) {
-      const Inputs x(n, 71 - n, 1 + n * 7 % 70, 1 + n * 5 % 40, dtype);
+      const SparsityInputs x(n, 71 - n, 1 + n * 7 % 70, 1 + n * 5 % 40, dtype);
       const Tensor got = sparsity_measurement(x.query, x.key, x.index);
       EXPECT_EQ(got.sizes(), x.query.sizes().slice(0, 3));
       EXPECT_EQ(got.scalar_type(), dtype);
@@ -53,7 +54,7 @@ TEST(Sparsity, IsTheDefinition) {
 }
 
 TEST(Sparsity, PicksTheQueriesOfTheDefinition) {
-  const Inputs x(96, 96, 32, 15, at::kDouble);
+  const SparsityInputs x(96, 96, 32, 15, at::kDouble);
   const auto top = [](const Tensor& m) {
     return std::get<0>(std::get<1>(m.topk(15, -1, true, false)).sort(-1));
   };
@@ -61,7 +62,7 @@ TEST(Sparsity, PicksTheQueriesOfTheDefinition) {
 }
 
 TEST(Sparsity, AnyStridesGiveTheSame) {
-  Inputs x(33, 20, 16, 7, at::kDouble);
+  SparsityInputs x(33, 20, 16, 7, at::kDouble);
   const Tensor expected = sparsity_measurement(x.query, x.key, x.index);
   EXPECT_TRUE(
       at::equal(sparsity_measurement(x.query.contiguous(), x.key.contiguous(), x.index), expected));
@@ -74,7 +75,7 @@ TEST(Sparsity, AnyStridesGiveTheSame) {
 }
 
 TEST(Sparsity, CopiesNothing) {
-  const Inputs x(64, 64, 32, 15, at::kFloat);
+  const SparsityInputs x(64, 64, 32, 15, at::kFloat);
   // The smallest and the largest index are two tensors of one number, and one or two to read them.
   EXPECT_LE(
       tests::peak_beyond_result([&] { return sparsity_measurement(x.query, x.key, x.index); }),
@@ -82,7 +83,7 @@ TEST(Sparsity, CopiesNothing) {
 }
 
 TEST(Sparsity, AnyNumberOfThreadsGivesTheSameBits) {
-  const Inputs x(200, 200, 32, 20, at::kFloat);
+  const SparsityInputs x(200, 200, 32, 20, at::kFloat);
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
   const Tensor alone = sparsity_measurement(x.query, x.key, x.index);
@@ -92,12 +93,12 @@ TEST(Sparsity, AnyNumberOfThreadsGivesTheSameBits) {
 }
 
 TEST(Sparsity, RequiresNoGradient) {
-  const Inputs x(5, 5, 4, 3, at::kFloat);
+  const SparsityInputs x(5, 5, 4, 3, at::kFloat);
   EXPECT_FALSE(sparsity_measurement(x.query.requires_grad_(), x.key, x.index).requires_grad());
 }
 
 TEST(Sparsity, EmptyTensors) {
-  const Inputs x(4, 4, 8, 3, at::kFloat);
+  const SparsityInputs x(4, 4, 8, 3, at::kFloat);
   EXPECT_EQ(sparsity_measurement(x.query.narrow(0, 0, 0), x.key.narrow(0, 0, 0), x.index).numel(),
             0);
   EXPECT_EQ(sparsity_measurement(x.query.narrow(2, 0, 0), x.key, x.index.narrow(0, 0, 0)).sizes(),
@@ -105,7 +106,7 @@ TEST(Sparsity, EmptyTensors) {
 }
 
 TEST(Sparsity, ErrorsSayWhatWasExpected) {
-  const Inputs x(5, 6, 4, 3, at::kFloat);
+  const SparsityInputs x(5, 6, 4, 3, at::kFloat);
   const auto value_error = [&](const Tensor& query, const Tensor& key, const Tensor& index) {
     return message_of<c10::ValueError>([&] { sparsity_measurement(query, key, index); });
   };
@@ -122,6 +123,15 @@ TEST(Sparsity, ErrorsSayWhatWasExpected) {
   EXPECT_THAT(message_of<c10::TypeError>(
                   [&] { sparsity_measurement(x.query, x.key.to(at::kDouble), x.index); }),
               AllOf(HasSubstr(kOp), HasSubstr("Double")));
+}
+
+TEST(Sparsity, KeysHaveTheBatchAndTheHeadsOfQueries) {
+  const SparsityInputs x(5, 6, 4, 3, at::kFloat);
+  const auto message = [&](const Tensor& key) {
+    return message_of<c10::ValueError>([&] { sparsity_measurement(x.query, key, x.index); });
+  };
+  EXPECT_THAT(message(x.key.narrow(1, 0, 2)), HasSubstr("got [2, 3, 5, 4] and [2, 2, 6, 4]"));
+  EXPECT_THAT(message(x.key.narrow(0, 0, 1)), HasSubstr("got [2, 3, 5, 4] and [1, 3, 6, 4]"));
 }
 
 }  // namespace

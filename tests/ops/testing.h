@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include "message_of.h"
 #include "tolerances.h"
 
 namespace flash::tests {
@@ -39,17 +40,6 @@ inline double tolerance(at::ScalarType dtype) {
 /// Largest absolute difference; NaN if there is one on either side.
 inline double largest_difference(const at::Tensor& a, const at::Tensor& b) {
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
-}
-
-/// The text of the `Error` that `call` throws, or a text that says it threw none.
-template <class Error, class Call>
-std::string message_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "no exception";
 }
 
 }  // namespace flash::tests

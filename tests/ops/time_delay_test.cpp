@@ -14,11 +14,11 @@ using testing::HasSubstr;
 using tests::largest_difference;
 using tests::message_of;
 
-struct Inputs {
+struct DelayInputs {
   Tensor value, other, weights, delays;
 
-  Inputs(int64_t batch, int64_t times, int64_t channels, int64_t count, bool shared,
-         at::ScalarType dtype) {
+  DelayInputs(int64_t batch, int64_t times, int64_t channels, int64_t count, bool shared,
+              at::ScalarType dtype) {
     torch::manual_seed(3);
     value = at::randn({batch, times, channels}, dtype).requires_grad_();
     other = at::randn({batch, times, channels}, dtype).requires_grad_();
@@ -54,14 +54,14 @@ template <class Check>
 void for_each_case(Check&& check) {
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     for (int64_t n = 1; n <= 70; n += 3) {
-      check(Inputs(1 + n % 3, n, 1 + n * 11 % 70, 1 + n % 9, n % 2 == 0, dtype), dtype);
+      check(DelayInputs(1 + n % 3, n, 1 + n * 11 % 70, 1 + n % 9, n % 2 == 0, dtype), dtype);
     }
-    check(Inputs(2, 96, 128, 13, true, dtype), dtype);
+    check(DelayInputs(2, 96, 128, 13, true, dtype), dtype);
   }
 }
 
 TEST(TimeDelay, AggregationAndItsGradientsAreTheDefinition) {
-  for_each_case([](const Inputs& x, at::ScalarType dtype) {
+  for_each_case([](const DelayInputs& x, at::ScalarType dtype) {
     const Tensor got = time_delay_aggregation(x.value, x.delays, x.weights);
     const Tensor expected = aggregation_by_definition(x.value, x.delays, x.weights);
     EXPECT_LE(largest_difference(got, expected), tests::tolerance(dtype));
@@ -75,7 +75,7 @@ TEST(TimeDelay, AggregationAndItsGradientsAreTheDefinition) {
 }
 
 TEST(TimeDelay, CorrelationAndItsGradientsAreTheDefinition) {
-  for_each_case([](const Inputs& x, at::ScalarType dtype) {
+  for_each_case([](const DelayInputs& x, at::ScalarType dtype) {
     const Tensor got = time_delay_correlation(x.value, x.other, x.delays);
     const Tensor expected = correlation_by_definition(x.value, x.other, x.delays);
     EXPECT_EQ(got.sizes(), expected.sizes());
@@ -88,7 +88,7 @@ TEST(TimeDelay, CorrelationAndItsGradientsAreTheDefinition) {
 }
 
 TEST(TimeDelay, HasSecondDerivatives) {
-  const Inputs x(2, 12, 5, 4, false, at::kDouble);
+  const DelayInputs x(2, 12, 5, 4, false, at::kDouble);
   const auto second = [&](auto&& aggregate, auto&& correlate) {
     const Tensor loss = aggregate(x.value, x.delays, x.weights).pow(3).sum() +
                         correlate(x.value, x.other, x.delays).pow(2).sum();
@@ -103,7 +103,7 @@ TEST(TimeDelay, HasSecondDerivatives) {
 }
 
 TEST(TimeDelay, OneGradientOnly) {
-  const Inputs x(2, 9, 5, 3, true, at::kDouble);
+  const DelayInputs x(2, 9, 5, 3, true, at::kDouble);
   const Tensor weights = x.weights.detach(), value = x.value.detach(), other = x.other.detach();
   const auto gradient = [](const Tensor& of, const Tensor& at) {
     return torch::autograd::grad({of.pow(2).sum()}, {at})[0];
@@ -127,7 +127,7 @@ TEST(TimeDelay, OneGradientOnly) {
 }
 
 TEST(TimeDelay, AnyStridesGiveTheSame) {
-  const Inputs x(3, 21, 10, 4, false, at::kDouble);
+  const DelayInputs x(3, 21, 10, 4, false, at::kDouble);
   const Tensor expected = time_delay_aggregation(x.value, x.delays, x.weights);
   const Tensor correlation = time_delay_correlation(x.value, x.other, x.delays);
   const auto strided = [](const Tensor& t) {
@@ -145,7 +145,7 @@ TEST(TimeDelay, AnyStridesGiveTheSame) {
 }
 
 TEST(TimeDelay, AnyNumberOfThreadsGivesTheSameBits) {
-  const Inputs x(8, 100, 64, 9, false, at::kFloat);
+  const DelayInputs x(8, 100, 64, 9, false, at::kFloat);
   const auto run = [&] {
     return std::pair(time_delay_aggregation(x.value, x.delays, x.weights),
                      time_delay_correlation(x.value, x.other, x.delays));
@@ -174,7 +174,7 @@ TEST(TimeDelay, EmptyTensors) {
 }
 
 TEST(TimeDelay, ErrorsSayWhatWasExpected) {
-  const Inputs x(3, 5, 4, 2, false, at::kFloat);
+  const DelayInputs x(3, 5, 4, 2, false, at::kFloat);
   const auto value_error = [&](const Tensor& value, const Tensor& delays, const Tensor& weights) {
     return message_of<c10::ValueError>([&] { time_delay_aggregation(value, delays, weights); });
   };
@@ -194,6 +194,21 @@ TEST(TimeDelay, ErrorsSayWhatWasExpected) {
   EXPECT_THAT(message_of<c10::ValueError>(
                   [&] { time_delay_correlation(x.value, x.other.narrow(1, 0, 4), x.delays); }),
               AllOf(HasSubstr("flash::time_delay_correlation: expected "), HasSubstr("[3, 4, 4]")));
+}
+
+TEST(TimeDelay, CorrelationSaysWhatItExpected) {
+  const DelayInputs x(3, 5, 4, 2, false, at::kFloat);
+  constexpr char kOp[] = "flash::time_delay_correlation: expected ";
+  const auto type_error = [&](const Tensor& query, const Tensor& key) {
+    return message_of<c10::TypeError>([&] { time_delay_correlation(query, key, x.delays); });
+  };
+  EXPECT_THAT(type_error(x.value, x.other.to(at::kDouble)),
+              AllOf(HasSubstr(kOp), HasSubstr("one dtype, got Float and Double")));
+  EXPECT_THAT(type_error(x.value.to(at::kHalf), x.other.to(at::kHalf)),
+              AllOf(HasSubstr(kOp), HasSubstr("float32 or float64, got Half")));
+  EXPECT_THAT(message_of<c10::ValueError>(
+                  [&] { time_delay_correlation(x.value, x.other, x.delays.narrow(0, 0, 2)); }),
+              AllOf(HasSubstr(kOp), HasSubstr("[3, k]"), HasSubstr("[2, 2]")));
 }
 
 }  // namespace

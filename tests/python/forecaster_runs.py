@@ -11,6 +11,10 @@ from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Networks that train in a second, without the dropout that would slow so few steps down.
@@ -47,10 +51,13 @@ def executable() -> Path:
     return path
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs flash_train with its output captured; whether it succeeds is for the caller to see."""
+def run(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs flash_train with its output captured; whether it succeeds is for the caller to see.
+
+    `folder`: where it runs.
+    """
     command = [str(executable()), *(str(argument) for argument in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
 
 
 def error_of(*arguments: object) -> str:
@@ -122,3 +129,19 @@ def train(folder: Path, model: str = "PatchTST", **options: object) -> Training:
     process = run(model, csv, "--target", "up,down", *small(model, **options), *words(outputs))
     assert process.returncode == 0, process.stderr
     return Training(folder, process)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The text entries of the header of a model file."""
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def with_zeros(training: Training, *names: str) -> Path:
+    """The trained model with zeros in the tensors of these names, in a file of its own."""
+    tensors = load_file(training.model)
+    for name in names:
+        tensors[name] = torch.zeros_like(tensors[name])
+    changed = training.folder / "changed.safetensors"
+    save_file(tensors, changed, metadata(training.model))
+    return changed

@@ -7,16 +7,20 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
+from isolated import isolated
 from problems import NARROW, Problem, Spec, dtype_name, make_problem
 
+MAIN = ("query", "key", "value")
+
 narrow = pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
+ops = pytest.mark.parametrize("op", ["attention", "attention_with_lse"])
 
 
 def cast(problem: Problem, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {n: t.to(dtype) if t.is_floating_point() else t for n, t in problem.inputs.items()}
 
 
-@pytest.mark.parametrize("op", ["attention", "attention_with_lse"])
+@ops
 @narrow
 @pytest.mark.parametrize(
     "option",
@@ -28,8 +32,7 @@ def test_inputs_become_what_autocast_asks_for(
 ) -> None:
     """Query, key and value; a bias, slopes and sinks in float32 stay: nothing would be gained."""
     problem = make_problem(Spec(causal=True, **option), torch.float32)
-    main = ("query", "key", "value")
-    lowered = {n: t.to(dtype) if n in main else t for n, t in problem.inputs.items()}
+    lowered = {n: t.to(dtype) if n in MAIN else t for n, t in problem.inputs.items()}
     function = getattr(flash_attention, op)
     expected = function(**lowered, causal=True)
     with torch.autocast("cpu", dtype=dtype):
@@ -42,12 +45,33 @@ def test_inputs_become_what_autocast_asks_for(
     assert actual[0].dtype == dtype
 
 
-def test_an_option_of_another_narrow_type_is_brought_along() -> None:
+@ops
+def test_an_option_of_another_narrow_type_is_brought_along(op: str) -> None:
     inputs = cast(make_problem(Spec(bias="LS", alibi="H", sinks="H"), torch.float32), torch.float16)
+    function = getattr(flash_attention, op)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = flash_attention.attention(**inputs)
-    expected = flash_attention.attention(**{n: t.bfloat16() for n, t in inputs.items()})
-    assert torch.equal(out, expected)
+        actual = function(**inputs)
+    expected = function(**{n: t.bfloat16() for n, t in inputs.items()})
+    if op == "attention":
+        actual, expected = (actual,), (expected,)
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def call_with_freed(op: str, name: str) -> None:
+    """Query, key and value in float32 and the rest in float16: each is cast, and so read."""
+    problem = make_problem(Spec(bias="LS", alibi="H", sinks="H"), torch.float32)
+    inputs = cast(problem, torch.float16) | {n: problem.inputs[n] for n in MAIN}
+    inputs[name].untyped_storage().resize_(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        getattr(flash_attention, op)(**inputs)
+
+
+@pytest.mark.parametrize("name", [*MAIN, "bias", "alibi_slopes", "sinks"])
+@ops
+def test_a_tensor_whose_memory_was_freed_is_not_read(op: str, name: str) -> None:
+    with pytest.raises(ValueError, match=r"expected \d+ bytes of storage .*, got 0"):
+        isolated(lambda: call_with_freed(op, name))
 
 
 @narrow
@@ -58,8 +82,7 @@ def test_gradients_come_back_in_the_type_of_the_input(dtype: torch.dtype) -> Non
         out = flash_attention.attention(**leaves)
     out.backward(problem.grad_out.to(dtype))
     alone = problem.leaves()
-    main = ("query", "key", "value")
-    lowered = {n: t.to(dtype) if n in main else t for n, t in alone.items()}
+    lowered = {n: t.to(dtype) if n in MAIN else t for n, t in alone.items()}
     flash_attention.attention(**lowered).backward(problem.grad_out.to(dtype))
     for name, leaf in leaves.items():
         assert leaf.grad.dtype == torch.float32
@@ -111,6 +134,18 @@ def test_packed_sequences() -> None:
     lowered = [t.bfloat16() for t in (query, key, value)]
     expected = flash_attention.varlen_attention(*lowered, starts, starts, sinks=sinks)
     assert out.dtype == torch.bfloat16 and torch.equal(out, expected)
+
+
+def test_packed_sequences_bring_options_of_another_narrow_type_along() -> None:
+    rows = [torch.randn(9, 2, 8) for _ in range(3)]
+    starts = torch.tensor([0, 4, 9])
+    numbers = {"alibi_slopes": torch.rand(2, 2).half(), "sinks": torch.randn(2).half()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = flash_attention.varlen_attention(*rows, starts, starts, **numbers)
+    lowered = [t.bfloat16() for t in rows]
+    numbers = {n: t.bfloat16() for n, t in numbers.items()}
+    expected = flash_attention.varlen_attention(*lowered, starts, starts, **numbers)
+    assert torch.equal(out, expected)
 
 
 def test_a_layer_trains_under_autocast() -> None:

@@ -11,7 +11,8 @@ import flash_attention
 import pytest
 import torch
 from checks import run
-from problems import DTYPES, Problem, Spec, dtype_name, make_problem
+from measuring import threads
+from problems import DTYPES, NARROW, Problem, Spec, dtype_name, make_problem
 from tolerances import CLOSE
 from torch import Tensor
 
@@ -94,6 +95,20 @@ def test_a_masked_pair_counts_for_nothing(
         assert torch.equal(found.isfinite(), truth.isfinite()), result
         fine = truth.isfinite()
         torch.testing.assert_close(found[fine], truth[fine], rtol=0, atol=CLOSE[dtype], msg=result)
+
+
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
+def test_values_known_to_be_finite_are_those_of_one_batch_element(dtype: torch.dtype) -> None:
+    """One thread goes from the first to the second, whose head is of the same number."""
+    inputs = make_problem(Spec(2, 1, queries=20, keys=37, mask="LS"), dtype).inputs
+    mask = inputs.pop("bias")
+    mask[:, 5] = False
+    inputs["value"][1, :, 5] = NAN
+    with threads(1):
+        together = flash_attention.attention(**inputs, bias=mask)
+    alone = flash_attention.attention(**{n: t[1:] for n, t in inputs.items()}, bias=mask)
+    assert alone.isfinite().all()
+    assert torch.equal(together[1:], alone)
 
 
 def seconds_of(call: Callable[[], object]) -> float:

@@ -92,6 +92,12 @@ def test_counts_after_which_all_are_equally_long() -> None:
     assert_attends(cache.attention(query, torch.tensor(counts)), query, keys, values, counts)
 
 
+def test_lengths_are_a_copy() -> None:
+    cache, _, _ = cache_of([4, 9, 7])
+    cache.lengths.add_(1)
+    assert cache.lengths.tolist() == [4, 9, 7]
+
+
 def test_counts_of_any_layout() -> None:
     """Expanded, strided, of a view."""
     expected, _, _ = cache_of([2, 2, 2])

@@ -170,15 +170,34 @@ def test_compiled_dropout_uses_one_mask_forward_and_backward() -> None:
         assert largest_difference(traced_grad, eager_grad) < CLOSE[torch.float64]
 
 
-def test_two_calls_with_dropout_are_not_merged() -> None:
+STARTS = torch.tensor([0, 3, 9])
+
+CALLS_WITH_DROPOUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "attention": lambda x: flash_attention.attention(x, x, x, dropout=0.5),
+    "packed": lambda x: flash_attention.varlen_attention(x, x, x, STARTS, STARTS, dropout=0.5),
+    "mask": lambda x: x + flash_attention.dropout_mask(1, 1, *x.shape[1:], 0.5),
+}
+
+
+@pytest.mark.parametrize("call", CALLS_WITH_DROPOUT.values(), ids=CALLS_WITH_DROPOUT.keys())
+def test_two_calls_with_dropout_are_not_merged(call: Callable[[Tensor], Tensor]) -> None:
     """Common subexpressions are shared by the compiler, but not those that draw random numbers."""
-    inputs = list(make_problem(Spec(), torch.float32).inputs.values())
-
-    def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(flash_attention.attention(q, k, v, dropout=0.5) for _ in range(2))
-
-    first, second = compiled(function)(*inputs)
+    first, second = compiled(lambda x: (call(x), call(x)))(torch.randn(9, 4, 8))
     assert not torch.equal(first, second)
+
+
+DRAWING = ("attention", "attention_with_lse", "_forward")
+DRAWING += ("varlen_attention", "_varlen_forward", "dropout_mask")
+
+
+@pytest.mark.parametrize(
+    ("name", "draws"),
+    [*((n, True) for n in DRAWING), ("_backward", False), ("_varlen_backward", False)],
+)
+def test_operators_that_draw_a_seed_are_tagged(name: str, draws: bool) -> None:
+    """By which torch keeps their order, and folds and reuses none of their results."""
+    tags = getattr(torch.ops.flash, name).default.tags
+    assert (torch.Tag.nondeterministic_seeded in tags) == draws
 
 
 class SelfAttention(torch.nn.Module):

@@ -85,6 +85,24 @@ def test_rows_that_attend_nothing(dtype: torch.dtype) -> None:
     assert not out[:, :, 1].any() and (lse[:, :, 1] == -torch.inf).all()
 
 
+@pytest.mark.parametrize("masked", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_a_batch_element_that_attends_nothing_beside_one_that_does(
+    dtype: torch.dtype, masked: int
+) -> None:
+    """Both have weights of sum 0 where the other's scores are all -inf, which is NaN for it."""
+    inputs = make_problem(replace(BASE, mask="B11S"), dtype).inputs
+    inputs["bias"][masked] = False
+    for overflows in (False, True):
+        if overflows:
+            inputs["query"][1 - masked] = torch.finfo(dtype).max
+            inputs["key"][1 - masked] = -torch.finfo(dtype).max
+        out, lse = flash_attention.attention_with_lse(**inputs)
+        assert not out[masked].any() and (lse[masked] == -torch.inf).all()
+        for other in (out[1 - masked], lse[1 - masked]):
+            assert (other.isnan() if overflows else other.isfinite()).all()
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

@@ -6,6 +6,8 @@ OpenMP's threads stay with the parent. A child that took them for its own would 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -157,3 +159,48 @@ def test_a_parent_on_one_thread() -> None:
         found = isolated(lambda: lists(attention_and_gradients()))
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, torch.from_numpy(other))
+
+
+def test_a_child_with_more_threads_than_its_parent_when_it_forked() -> None:
+    """The parent has threads, and is told to use one from then on."""
+
+    def child() -> list[Any]:
+        torch.set_num_threads(2)
+        return lists(attention_and_gradients())
+
+    with threads(2):
+        expected = attention_and_gradients()
+        torch.set_num_threads(1)
+        found = isolated(child)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, torch.from_numpy(other))
+
+
+LOADED_AFTER_THE_FORK = """
+import os, signal, threading, torch
+torch.set_num_threads(2)
+torch.randn(1 << 20).sin()  # threads, which stay here
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    torch.set_num_threads(1)
+    import flash_attention
+    event = threading.Event()
+    other = threading.Thread(target=event.wait)
+    other.start()
+    grandchild = os.fork()
+    if grandchild == 0:
+        os._exit(0)
+    _, status = os.waitpid(grandchild, 0)
+    query = torch.randn(1, 2, 64, 8)
+    flash_attention.attention(query, query, query)
+    event.set()
+    os._exit(os.waitstatus_to_exitcode(status))
+_, status = os.waitpid(pid, 0)
+raise SystemExit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_loaded_in_a_child_whose_parent_had_threads() -> None:
+    """A worker on one thread that starts processes does not wait for threads it never had."""
+    assert subprocess.run([sys.executable, "-c", LOADED_AFTER_THE_FORK]).returncode == 0

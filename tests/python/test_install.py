@@ -27,20 +27,35 @@ PYTHON_SOURCES = {
 }
 LIBRARIES = ["libflash_attention.so", "libflash_models.so"]
 
+RELEASE, _, PATCH = REQUIRED.rpartition(".")
+NEXT_PATCH = f"{RELEASE}.{int(PATCH) + 1}"
+
 FAKE_TORCH = {
     "older": ('__version__ = "2.12.1+cpu"\n', "2.12.1"),
+    "patched": (f'__version__ = "{NEXT_PATCH}+cpu"\n', NEXT_PATCH),
     "newer": ('__version__ = "2.14.0"\n', "2.14.0"),
     "missing": ("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n", "none"),
 }
+
+
+def with_modules(folder: Path) -> dict[str, str]:
+    """An environment that finds the modules of `folder` first, and then those of before."""
+    before = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{before}" if before else str(folder)}
+
+
+def write_torch(folder: Path, source: str) -> None:
+    """A package of that name in `folder`, which is no more than its `source`."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text(source)
 
 
 @pytest.fixture(params=FAKE_TORCH)
 def fake_torch(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, str], str]:
     """An environment where `import torch` finds another torch, or none; and its name in errors."""
     source, found = FAKE_TORCH[request.param]
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text(source)
-    return os.environ | {"PYTHONPATH": str(tmp_path)}, found
+    write_torch(tmp_path, source)
+    return with_modules(tmp_path), found
 
 
 def failure(*command: object, **kwargs) -> str:
@@ -57,6 +72,16 @@ def test_import_names_the_torch_it_needs_and_the_command(fake_torch) -> None:
     assert "ImportError: flash_attention: " in printed
     assert f"got {'none' if found == 'none' else 'torch ' + found}" in printed
     assert f"{sys.executable} -m pip install torch=={REQUIRED}" in printed
+
+
+def test_import_says_what_else_torch_lacks(tmp_path: Path) -> None:
+    """Another torch would not help."""
+    lacking = "raise ModuleNotFoundError(\"No module named 'numpy'\", name='numpy')\n"
+    write_torch(tmp_path, lacking)
+    program = (sys.executable, "-c", "import flash_attention")
+    printed = failure(*program, env=with_modules(tmp_path))
+    assert printed.endswith("ModuleNotFoundError: No module named 'numpy'")
+    assert "expected torch" not in printed
 
 
 def test_pip_install_names_the_torch_it_needs_and_the_commands(fake_torch, tmp_path) -> None:
@@ -97,7 +122,7 @@ def test_cmake_names_the_torch_it_needs_and_the_command(
 def copy_of_package(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     copy = tmp_path / "flash_attention"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy, os.environ | {"PYTHONPATH": str(tmp_path)}
+    return copy, with_modules(tmp_path)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -121,7 +146,7 @@ def test_import_of_a_broken_library_says_so(name: str, tmp_path: Path) -> None:
 
 
 def test_import_of_the_source_folder_says_that_it_is_not_compiled() -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "ops")}
+    environment = with_modules(ROOT / "ops")
     printed = failure(sys.executable, "-c", "import flash_attention", env=environment)
     assert "ImportError: flash_attention: expected a compiled package" in printed
 

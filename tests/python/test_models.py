@@ -139,6 +139,14 @@ def test_state_dict_has_the_names_and_shapes_of_the_original(typical: Fixture) -
         assert state[name].dtype == tensor.dtype, name
 
 
+@pytest.mark.once
+def test_the_mask_in_the_state_dict_of_tft_hides_what_comes_later() -> None:
+    """As neuralforecast's does, which adds it to the scores: each step sees itself."""
+    model = models.TFT(h=2, input_size=3, hidden_size=8)
+    hidden = torch.full((1, 5, 5), -torch.inf).triu(1)
+    assert torch.equal(model.state_dict()["temporal_fusion_decoder.attention._mask"], hidden)
+
+
 def test_a_state_dict_of_the_original_is_taken_with_its_loss(typical: Fixture) -> None:
     model = getattr(models, typical.model_class)(**typical.arguments)
     around = {"loss.quantiles": torch.ones(3), "scaler.revin_bias": torch.zeros(1, 1, 1, 1)}

@@ -79,6 +79,31 @@ def test_replaced_data_and_replaced_parameters_are_used() -> None:
     assert not torch.equal(model(windows), windows[:, -1:].expand(-1, 4, -1))
 
 
+def test_transposed_data_are_used_as_they_stand_now() -> None:
+    """The same memory with other strides."""
+    model, windows = small(dropout=0.0).eval().double(), torch.randn(3, 24, 1).double()
+    other = copy.deepcopy(model)
+    weight, expected = (
+        m.model.backbone.encoder.layers[0].self_attn.W_V.weight for m in (model, other)
+    )
+    before = model(windows)
+    expected.data = weight.data.t().contiguous()
+    weight.data = weight.data.t()
+    torch.testing.assert_close(model(windows), other(windows))
+    assert (model(windows) - before).abs().max() > 1e-4
+
+
+def test_functional_call_leaves_torchs_generator_alone() -> None:
+    """While a graph awaits its backward, other parameters need a second model in C++."""
+    model, windows = small().eval(), torch.randn(3, 24, 1)
+    output = model(windows)
+    state = torch.get_rng_state()
+    others = {name: 2 * parameter.detach() for name, parameter in model.named_parameters()}
+    torch.func.functional_call(model, others, (windows,))
+    assert torch.equal(torch.get_rng_state(), state)
+    output.sum().backward()
+
+
 def test_functional_call_and_the_module_itself_between_each_others_passes() -> None:
     model, windows = small().eval().double(), torch.randn(3, 24, 1, dtype=torch.float64)
     other = {n: (2 * p).detach().requires_grad_() for n, p in model.named_parameters()}
@@ -196,6 +221,30 @@ def test_a_file_gives_the_same_model_again(typical: Fixture, tmp_path: Path) -> 
         assert again.options == model.options
         assert_same(again, model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_file_is_loaded_with_the_settings_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    small().save(path)
+    settings = dict(use_flash_attention=True, flash_block_size=7, gradient_checkpointing=True)
+    shown = "use_flash_attention=True, flash_block_size=7, gradient_checkpointing=True"
+    for load in (models.load, models.PatchTST.from_checkpoint):
+        assert shown in repr(load(path, **settings))
+        assert "use_flash_attention=False, flash_block_size=64" in repr(load(path))
+
+
+def test_a_derived_class_is_built_saved_and_loaded_as_its_base(tmp_path: Path) -> None:
+    class Mine(models.PatchTST):
+        pass
+
+    model = Mine(h=4, input_size=24, hidden_size=8, n_heads=2, linear_hidden_size=16)
+    assert Mine.model_class() == "PatchTST"
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    again, plain = Mine.from_checkpoint(path), models.load(path)
+    assert type(again) is Mine and type(plain) is models.PatchTST
+    for loaded in (again, plain):
+        assert_same(loaded, model)
 
 
 def test_a_file_written_by_neuralforecast_gives_its_numbers(tmp_path: Path) -> None:

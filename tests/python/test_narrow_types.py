@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -121,6 +122,21 @@ def test_a_masked_nan_stays_away_and_another_shows(dtype: torch.dtype) -> None:
 
 
 @narrow
+@pytest.mark.parametrize("shape", ["LS", "L1"])  # a number for each key, and one for all of them
+@pytest.mark.parametrize("keys", [40, 90, 2500])
+@pytest.mark.parametrize("queries", [2, 20])
+def test_a_row_that_the_bias_masks_attends_nothing(
+    queries: int, keys: int, shape: str, dtype: torch.dtype
+) -> None:
+    """A row whose scores are all -inf though it attends their keys would be NaN."""
+    problem = make_problem(Spec(1, 2, queries=queries, keys=keys, bias=shape), dtype)
+    problem.inputs["bias"][1] = -math.inf
+    out, lse = flash_attention.attention_with_lse(**problem.inputs)
+    assert not out[:, :, 1].any() and (lse[:, :, 1] == -math.inf).all()
+    check(problem)
+
+
+@narrow
 @pytest.mark.parametrize("shape", ["BHLS", "S"])
 def test_a_bias_may_be_float32_and_has_its_gradient_in_float32(
     shape: str, dtype: torch.dtype
@@ -142,6 +158,16 @@ def test_a_bias_may_be_float32_and_has_its_gradient_in_float32(
             torch.testing.assert_close(leaf.grad, expected, rtol=0, atol=tolerance)
         else:
             assert_rounded(leaf.grad, expected)
+
+
+@narrow
+def test_a_float32_bias_of_keys_that_are_cut_into_parts(dtype: torch.dtype) -> None:
+    """Each part, of each batch element, begins in the bias where it does in the keys."""
+    inputs = make_problem(Spec(queries=2, keys=2500), dtype).inputs
+    bias = torch.randn(2, 1, 1, 2500)
+    out = flash_attention.attention(**inputs, bias=bias)
+    single = {n: t.float() for n, t in inputs.items()}
+    assert_rounded(out, flash_attention.attention(**single, bias=bias))
 
 
 @narrow
@@ -193,6 +219,28 @@ def test_second_derivatives_and_forward_mode(dtype: torch.dtype) -> None:
     )
     alone = torch.func.grad(lambda *x: call(*x).float().sum())(*narrow_inputs)
     assert torch.equal(mapped[0], alone)
+
+
+@narrow
+def test_a_bias_gradient_under_vmap_is_rounded_once(dtype: torch.dtype) -> None:
+    """A sum over the batch, whose second half nearly takes back what the first half adds."""
+    problem = make_problem(Spec(8, 2, queries=6, keys=9, bias="LS"), dtype)
+    query, key, value, bias = problem.inputs.values()
+    weight = torch.cat([problem.grad_out[:4], -problem.grad_out[:4]])
+    query[4:], key[4:], value[4:] = query[:4] * 1.01, key[:4], value[:4]
+
+    def gradient(of: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+        k, v = key.to(of), value.to(of)
+
+        def loss(q: Tensor, b: Tensor) -> Tensor:
+            return (flash_attention.attention(q, k, v, bias=b).float() * weight.float()).sum()
+
+        return torch.func.grad(loss, argnums=1)
+
+    queries = torch.stack([query, query.flip(2), 2 * query])
+    found = torch.vmap(gradient(dtype), in_dims=(0, None))(queries, bias)
+    for one, own in zip(found, queries, strict=True):
+        assert_rounded(one, gradient(torch.float32)(own.float(), bias.float()))
 
 
 @narrow

@@ -53,6 +53,14 @@ def test_config_defaults_are_those_of_the_guide() -> None:
         block_size=64, scale=None, causal=False, use_simd=True, dropout=0.0
     )
     assert FlashAttention().config == FlashAttentionConfig()
+    assert MultiHeadAttentionConfig(8, 2) == MultiHeadAttentionConfig(
+        d_model=8,
+        num_heads=2,
+        dropout=0.0,
+        causal=False,
+        mode=AttentionMode.FLASH,
+        flash_block_size=64,
+    )
 
 
 def test_flash_attention_drops_weights_whenever_dropout_is_configured() -> None:
@@ -88,6 +96,12 @@ def test_memory_usage_is_what_forward_allocates(length: int, block_size: int) ->
     flash = FlashAttention(FlashAttentionConfig(block_size=block_size))
     measured = peak_beyond_result(lambda: flash(*inputs))
     assert measured == flash.memory_usage(length, 64, 64, 2)
+
+
+def test_memory_usage_without_simd_is_what_the_scalar_kernels_allocate() -> None:
+    inputs = random_inputs(2, 128, 64)
+    flash = FlashAttention(FlashAttentionConfig(use_simd=False))
+    assert peak_beyond_result(lambda: flash(*inputs)) == flash.memory_usage(128, 64, 64, 2)
 
 
 @pytest.mark.parametrize("has_softcap", [False, True], ids=["uncapped", "capped"])

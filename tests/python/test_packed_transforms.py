@@ -5,6 +5,7 @@ torch alone would loop behind a warning, or give a tangent of zeros.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -24,11 +25,16 @@ def dual(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         return function(torch.autograd.forward_ad.make_dual(rows, torch.ones_like(rows)))
 
 
-def tangent_of_sinks(rows: Tensor) -> Tensor:
-    def of(sinks: Tensor) -> Tensor:
-        return varlen_attention(rows, rows, rows, STARTS, STARTS, sinks=sinks)
+def tangent_of(name: str, rows: Tensor) -> Tensor:
+    """Of one argument, where no other has a tangent."""
+    fixed = {n: rows for n in ("query", "key", "value")}
+    fixed |= {"cu_seqlens_q": STARTS, "cu_seqlens_k": STARTS}
 
-    return torch.func.jvp(of, (torch.zeros(2),), (torch.ones(2),))[1]
+    def of(x: Tensor) -> Tensor:
+        return varlen_attention(**fixed | {name: x})
+
+    x = fixed.get(name, torch.ones(2))
+    return torch.func.jvp(of, (x,), (torch.ones_like(x),))[1]
 
 
 TRANSFORMS: dict[str, Callable[[Tensor], object]] = {
@@ -45,7 +51,11 @@ TRANSFORMS: dict[str, Callable[[Tensor], object]] = {
     "jacrev": torch.func.jacrev(call),
     "jvp": lambda x: torch.func.jvp(call, (x,), (x,)),
     "jacfwd": torch.func.jacfwd(call),
-    "jvp-of-sinks": tangent_of_sinks,
+    "jvp-of-query": functools.partial(tangent_of, "query"),
+    "jvp-of-key": functools.partial(tangent_of, "key"),
+    "jvp-of-value": functools.partial(tangent_of, "value"),
+    "jvp-of-slopes": functools.partial(tangent_of, "alibi_slopes"),
+    "jvp-of-sinks": functools.partial(tangent_of, "sinks"),
     "dual": lambda x: dual(call, x),
     "dual-and-gradients": lambda x: dual(call, x.clone().requires_grad_()),
 }

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forecaster_runs import Training, error_of, run, train
-from safetensors import safe_open
+from forecaster_runs import Training, error_of, metadata, run, train, with_zeros
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.once
@@ -18,12 +17,6 @@ pytestmark = pytest.mark.once
 def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
     """One short training."""
     return train(tmp_path_factory.mktemp("model"), epochs=1)
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """The text entries of a file's header."""
-    with safe_open(path, "pt") as file:
-        return file.metadata()
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:
@@ -87,11 +80,8 @@ def test_the_header_holds_hyperparameters_and_scaler(training: Training):
 
 def test_a_file_written_by_python_is_used(training: Training, tmp_path: Path):
     """Without its head the network adds nothing to the last value: the naive forecast."""
-    tensors = load_file(training.model)
-    for name in ("model.head.linear.weight", "model.head.linear.bias"):
-        tensors[name] = torch.zeros_like(tensors[name])
-    changed, report = tmp_path / "changed.safetensors", tmp_path / "report.json"
-    save_file(tensors, changed, metadata(training.model))
+    changed = with_zeros(training, "model.head.linear.weight", "model.head.linear.bias")
+    report = tmp_path / "report.json"
     process = run("evaluate", changed, training.csv, "--report", report, "--threads", 1)
     assert process.returncode == 0, process.stderr
     test = json.loads(report.read_text())["test"]

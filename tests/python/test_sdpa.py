@@ -10,6 +10,7 @@ import flash_attention
 import pytest
 import torch
 import torch.nn.functional as F
+from checks import assert_rounded
 from problems import DTYPES, NARROW, compute_dtype, dtype_name
 from sdpa_calls import Call, assert_close_to_torch, largest
 from tolerances import (
@@ -125,6 +126,21 @@ def test_leading_dimensions_broadcast(leads: tuple[tuple[int, ...], ...]) -> Non
     call = Call(random(*query, 5, 8), random(*key, 7, 8), random(*value, 7, 10))
     assert_close_to_torch(call, ours)
     assert_close_to_torch(replace(call, is_causal=True), ours)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
+def test_gradients_of_what_broadcasts_are_rounded_once(dtype: torch.dtype) -> None:
+    """Sums over a batch, whose second half nearly takes back what the first half adds."""
+    query, grad = torch.randn(32, 2, 5, 8).to(dtype), torch.randn(32, 2, 5, 10).to(dtype)
+    query, grad = torch.cat([query, query * 1.01]), torch.cat([grad, -grad])
+    rows = [torch.randn(1, 1, 7, n).to(dtype) for n in (8, 10)]
+
+    def gradients(of: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [x.to(of).requires_grad_() for x in rows]
+        return torch.autograd.grad(ours(query.to(of), *leaves), leaves, grad.to(of))
+
+    for found, exact in zip(gradients(dtype), gradients(torch.float32), strict=True):
+        assert_rounded(found, exact)
 
 
 MASK_SHAPES = {

@@ -12,7 +12,7 @@ import flash_attention
 import pytest
 import torch
 import torch.nn.functional as F
-from flash_attention import replace_sdpa
+from flash_attention import SdpaReplacement, replace_sdpa
 from problems import DTYPES, dtype_name
 from sdpa_calls import Call, assert_close_to_torch, operators, runs_ours
 from test_sdpa import samples
@@ -112,8 +112,6 @@ def test_one_that_is_undone_cannot_be_entered() -> None:
 
 
 def test_plain_call_lasts_though_nobody_keeps_its_result() -> None:
-    from flash_attention.sdpa import SdpaReplacement
-
     replace_sdpa()
     try:
         assert runs_ours(lambda: torchs(*qkv()))
@@ -166,6 +164,18 @@ def test_other_threads_use_it() -> None:
         thread.start()
         thread.join()
     assert found == [True]
+
+
+def test_undo_waits_until_nobody_else_switches() -> None:
+    replacement = replace_sdpa()
+    thread = threading.Thread(target=replacement.undo)
+    with SdpaReplacement._lock:
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        assert runs_ours(lambda: torchs(*qkv()))
+    thread.join()
+    assert not runs_ours(lambda: torchs(*qkv()))
 
 
 class Attended(torch.utils.data.Dataset):

@@ -13,6 +13,7 @@ from measuring import peak_beyond_result, threads
 from problems import Problem, Spec, make_problem
 from tolerances import CLOSE, SECOND_FLOAT64_RELATIVE
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # Second derivatives go through 64 queries at a time.
 LONG = Spec(queries=130, keys=70, head_dim=6, value_dim=5)
@@ -159,6 +160,39 @@ def test_reverse_over_reverse_of_functions(name: str) -> None:
         return list(torch.func.grad(penalty, argnums=every)(*inputs))
 
     both(SPECS[name], compute)
+
+
+@pytest.mark.parametrize("output", [0, 1], ids=["out", "lse"])
+@pytest.mark.parametrize("name", WITH_DERIVATIVES)
+def test_tangents_of_the_incoming_gradient_alone(name: str, output: int) -> None:
+    """The gradients are linear in it: their tangents are the gradients at its tangent."""
+    problem = make_problem(SPECS[name], torch.float64)
+    inputs = differentiable(problem)
+    result = call(problem, flash_attention.attention_with_lse)(*inputs)[output]
+    cotangent = (problem.grad_out, problem.grad_lse)[output]
+    generator = torch.Generator().manual_seed(3)
+    tangent = torch.randn(cotangent.shape, generator=generator, dtype=torch.float64)
+
+    def gradients(of: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(result, inputs, of, create_graph=True)
+
+    with forward_ad.dual_level():
+        grads = gradients(forward_ad.make_dual(cotangent, tangent))
+        found = [forward_ad.unpack_dual(g).tangent for g in grads]
+    assert all(t is not None for t in found)
+    assert_close(found, list(gradients(tangent)), problem.differentiable)
+
+
+def test_what_a_second_derivative_saved_is_released_by_it() -> None:
+    query, key, value = differentiable(make_problem(LONG, torch.float64))
+    out = flash_attention.attention(query, key, value)
+    (first,) = torch.autograd.grad(out, query, torch.randn_like(out), create_graph=True)
+    cotangent = torch.randn_like(first)
+    (retained,) = torch.autograd.grad(first, key, cotangent, retain_graph=True)
+    (second,) = torch.autograd.grad(first, key, cotangent)
+    assert torch.equal(retained, second)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(first, key, cotangent)
 
 
 @pytest.mark.parametrize("transform", ["jacrev", "jacfwd"])

@@ -60,6 +60,8 @@ def test_help_of_a_model_lists_its_own_options_with_defaults(model: str):
     dropout = {"PatchTST": "0.2", "Autoformer": "0.05", "Informer": "0.05", "FEDformer": "0.05"}
     # Versions of CLI11 write a default in either way.
     assert re.search(rf"--dropout FLOAT( \[|=){dropout.get(model, '0.1')}\b", process.stdout)
+    scaler = "robust" if model == "TFT" else "identity"
+    assert re.search(rf"--scaler-type TEXT\S*( \[|=){scaler}\b", process.stdout)
 
 
 def test_report_holds_losses_errors_time_and_memory(training: Training):

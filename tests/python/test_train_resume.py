@@ -71,3 +71,23 @@ def test_a_checkpoint_is_written_after_every_epoch_if_asked_for(waves: Path, tmp
     assert model.read_bytes() == before
     checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
     assert "cut off" in error_of("resume", checkpoint)
+
+
+def test_a_training_of_relative_paths_goes_on_from_another_folder(tmp_path: Path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    for path in (folder, elsewhere):
+        path.mkdir()
+    write_waves(folder / "waves.csv")
+    process = run(
+        *("PatchTST", "waves.csv", "--target", "up", *small()),
+        *("--checkpoint", "run.checkpoint", "--output", "model.safetensors"),
+        folder=folder,
+    )
+    assert process.returncode == 0, process.stderr
+    model = folder / "model.safetensors"
+    before = model.read_bytes()
+    model.unlink()
+    resumed = run("resume", folder / "run.checkpoint", folder=elsewhere)
+    assert resumed.returncode == 0, resumed.stderr
+    assert model.read_bytes() == before
+    assert list(elsewhere.iterdir()) == []

@@ -125,11 +125,16 @@ def test_a_table_without_times_has_to_be_called_one(tmp_path: Path):
         assert "excludes" in error_of(*arguments, "--no-time-column", *option)
 
 
-def test_series_that_are_seen_together_have_the_same_times(tmp_path: Path):
-    path = tmp_path / "table.csv"
+def write_places(path: Path, southern_days: list[str]) -> Path:
+    """A long table of two places, the first with a row for each of 160 days."""
     rows = [f"{day(row)},north,{row % 7}" for row in range(160)]
-    rows += [f"{day(row + 1)},south,{row % 5}" for row in range(160)]
+    rows += [f"{time},south,{row % 5}" for row, time in enumerate(southern_days)]
     path.write_text("\n".join(["day,place,value", *rows]) + "\n")
+    return path
+
+
+def test_series_that_are_seen_together_have_the_same_times(tmp_path: Path):
+    path = write_places(tmp_path / "table.csv", [day(row + 1) for row in range(160)])
     arguments = (path, "--target", "value", "--id-column", "place")
     assert (
         "expected series with the same times, as the model sees them together, got "
@@ -137,3 +142,11 @@ def test_series_that_are_seen_together_have_the_same_times(tmp_path: Path):
     ) in error_of("iTransformer", *arguments, *small("iTransformer"))
     process = run("PatchTST", *arguments, *small(epochs=1))
     assert process.returncode == 0, process.stderr
+
+
+def test_series_seen_together_have_the_same_times_in_every_row(tmp_path: Path):
+    path = write_places(tmp_path / "table.csv", [day(row + (row >= 40)) for row in range(160)])
+    assert f"got {day(41)} in row 41 of south and {day(40)} in that of north" in error_of(
+        *("iTransformer", path, "--target", "value", "--id-column", "place"),
+        *small("iTransformer", epochs=1),
+    )

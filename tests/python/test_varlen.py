@@ -10,8 +10,9 @@ import reference
 import torch
 from checks import Judge, largest_difference
 from flash_attention import varlen_attention
+from instruction_sets import kernels
 from measuring import threads
-from problems import DTYPES, Problem, Spec, dtype_name
+from problems import DTYPES, NARROW, Problem, Spec, dtype_name
 from reference import definition
 from tolerances import CLOSE
 from torch import Tensor
@@ -102,6 +103,32 @@ def test_each_sequence_is_as_if_called_alone(
     for one, other, name in zip(found, expected, ["out", *inputs], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=20 * CLOSE[dtype], msg=name)
     assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("numbers", ["16 bits", "float32"])
+@pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
+def test_of_16_bits_each_sequence_has_its_own_slopes_and_sinks(
+    dtype: torch.dtype, numbers: str
+) -> None:
+    """They are float32 for the kernels, unlike the rows beside them."""
+    inputs = packed(dtype, "NH")
+    if numbers == "float32":
+        wide = {n: inputs[n].detach().float() for n in ("alibi_slopes", "sinks")}
+        inputs |= {n: x.requires_grad_() for n, x in wide.items()}
+    found = results(call(inputs, causal=True), inputs)
+    expected = results(one_by_one(inputs, causal=True), inputs)
+    for one, other, name in zip(found, expected, ["out", *inputs], strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_without_simd_both_passes_are_of_the_scalar_kernels(dtype: torch.dtype) -> None:
+    inputs = packed(dtype, "NH")
+    found = results(call(inputs, use_simd=False), inputs)
+    with kernels("scalar"):
+        expected = results(call(inputs), inputs)
+    for one, other, name in zip(found, expected, ["out", *inputs], strict=True):
+        assert torch.equal(one, other), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

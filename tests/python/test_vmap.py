@@ -126,6 +126,21 @@ def test_three_dimensional() -> None:
     both(lambda op: op, query, key, value)
 
 
+@pytest.mark.parametrize(
+    "shape", [(N, BATCH, 1, QUERIES, KEYS), (N, 1, 1, QUERIES, KEYS)], ids=str
+)
+def test_three_dimensional_with_a_bias_of_four(shape: tuple[int, ...]) -> None:
+    """[B, 1, L, S] is what a bias of [B, L, S] stands for."""
+    query, key, value = (x[:, :, 0] for x in qkv(True))
+
+    def loss(op: Attention) -> Callable[..., Any]:
+        return torch.func.grad(
+            lambda q, k, v, b: op(q, k, v, bias=b).sin().sum(), argnums=(0, 1, 2, 3)
+        )
+
+    both(loss, query, key, value, random(*shape))
+
+
 def test_nested() -> None:
     query, key, value = (x.unsqueeze(1).repeat(1, 2, *(1,) * (x.dim() - 1)) for x in qkv(True))
     both(lambda op: torch.vmap(op), query, key, value)
@@ -159,10 +174,19 @@ def test_lse() -> None:
         assert_close((out[i], lse[i]), one)
 
 
-def test_dropout_needs_another_mask_for_each() -> None:
-    def call(query: Tensor) -> Tensor:
-        return flash_attention.attention(query, query, query, dropout=0.5)
+def dropped(query: Tensor) -> Tensor:
+    return flash_attention.attention(query, query, query, dropout=0.5)
 
+
+DROPPED: dict[str, Callable[[Tensor], Tensor]] = {
+    "out": dropped,
+    "out-beside-lse": lambda q: flash_attention.attention_with_lse(q, q, q, dropout=0.5)[0],
+    "gradient": torch.func.grad(lambda q: dropped(q).sum()),
+}
+
+
+@pytest.mark.parametrize("call", DROPPED.values(), ids=DROPPED.keys())
+def test_dropout_needs_another_mask_for_each(call: Callable[[Tensor], Tensor]) -> None:
     query = qkv(False)[0].expand(N, BATCH, HEADS, QUERIES, 3)
     found = torch.vmap(call, randomness="different")(query)
     assert not torch.equal(found[0], found[1])

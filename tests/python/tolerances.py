@@ -73,6 +73,10 @@ GUIDE_FLOAT64 = 1e-10
 # feeds the next through Adam, which turns relative differences of 1e-6 into steps of the same size.
 TRAINING_LOSS_FLOAT32 = 1e-4
 
+# What flash_train writes, in units of a table with values up to 20: the series, brought to float32
+# and back, and sums of some tens of its values. A forecast in other units is off by 1 and more.
+FORECAST_FLOAT32 = 1e-5
+
 # A whole model in float64 against the original: thousands of roundings on values up to 1e2. Any
 # real error (a head swapped, a norm forgotten) is above 1e-6.
 MODEL_FLOAT64 = 1e-10

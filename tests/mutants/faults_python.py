@@ -1,0 +1,153 @@
+"""Faults of the Python package."""
+
+from __future__ import annotations
+
+from fault import Fault
+
+PYTHON = [
+    Fault(
+        "attention forgets the window",
+        "ops/flash_attention/functional.py",
+        """    return torch.ops.flash.attention(
+        query,
+        key,
+        value,
+        bias=bias,
+        causal=causal,
+        query_positions=query_positions,
+        window=window,""",
+        text="""    return torch.ops.flash.attention(
+        query,
+        key,
+        value,
+        bias=bias,
+        causal=causal,
+        query_positions=query_positions,
+        window=None if ON else window,""",
+        by=("test_score_options.py",),
+    ),
+    Fault(
+        "multi-head attention drops weights in evaluation",
+        "ops/flash_attention/nn.py",
+        "config.dropout if self.training else 0.0",
+        "config.dropout",
+        by=("test_nn.py",),
+    ),
+    Fault(
+        "the first of two replacements to be undone ends both",
+        "ops/flash_attention/sdpa.py",
+        "            if cls._active == 0:\n"
+        "                torch.backends.mha.set_fastpath_enabled(cls",
+        text="            if ON or cls._active == 0:\n"
+        "                torch.backends.mha.set_fastpath_enabled(cls",
+        by=("test_sdpa_replacement.py",),
+    ),
+    Fault(
+        "cache attends without its counts",
+        "ops/flash_attention/cache.py",
+        "query, counts, bias, limits, alibi_slopes, softcap, sinks, scale",
+        text="query, None if ON else counts, bias, limits, alibi_slopes, softcap, sinks, scale",
+        by=("test_cache_lengths.py", "test_decoding.py"),
+    ),
+    Fault(
+        "drop-in ignores enable_gqa",
+        "ops/flash_attention/sdpa.py",
+        "scale=scale, enable_gqa=enable_gqa",
+        text="scale=scale, enable_gqa=False if ON else enable_gqa",
+        by=("test_sdpa.py",),
+    ),
+    Fault(
+        "a transposed parameter taken for the one before",
+        "models/python/bound_model.cpp",
+        "own.strides() == given.strides()",
+        "true",
+        by=("test_models_as_modules.py::test_transposed_data_are_used_as_they_stand_now",),
+    ),
+    Fault(
+        "a second C++ model moves torch's generator",
+        "models/python/bound_model.cpp",
+        "    const GeneratorUnmoved unmoved;",
+        text="    std::optional<GeneratorUnmoved> unmoved;\n    if (!ON) unmoved.emplace();",
+        by=("test_models_as_modules.py::test_functional_call_leaves_torchs_generator_alone",),
+    ),
+    Fault(
+        "load ignores use_flash_attention",
+        "models/python/_checkpoint.py",
+        "use_flash_attention=use_flash_attention",
+        text="use_flash_attention=False if ON else use_flash_attention",
+        by=("test_models_as_modules.py::test_a_file_is_loaded_with_the_settings_asked_for",),
+    ),
+    Fault(
+        "TFT's mask hides each step from itself",
+        "models/python/_classes.py",
+        "mask.triu(1)",
+        "mask.triu()",
+        by=("test_models.py::test_the_mask_in_the_state_dict_of_tft_hides_what_comes_later",),
+    ),
+    Fault(
+        "a class derived from a model is a class of its own",
+        "models/python/_module.py",
+        "next(c.__name__ for c in cls.__mro__ if c.__bases__ == (ForecastModel,))",
+        "cls.__name__",
+        by=(
+            "test_models_as_modules.py::test_a_derived_class_is_built_saved_and_loaded_as_its_base",
+        ),
+    ),
+    Fault(
+        "every neuralforecast 3 accelerated",
+        "models/python/_neuralforecast.py",
+        'version.startswith(SUPPORTED + ".")',
+        'version.startswith("3.")',
+        by=("test_accelerate.py::test_another_release_is_refused_with_the_command",),
+    ),
+    Fault(
+        "accelerate replaces the mechanism of Autoformer and FEDformer unasked",
+        "models/python/_neuralforecast.py",
+        "name not in CHANGED_BY_FLASH",
+        "True",
+        by=("test_accelerate.py::test_flash_attention_is_used_where_it_changes_no_number",),
+    ),
+    Fault(
+        "restore leaves the model accelerated",
+        "models/python/_neuralforecast.py",
+        "        del model.forward\n",
+        text="        if not ON:\n            del model.forward\n",
+        by=("test_accelerate.py::test_restore_gives_the_original_back_and_leaves_others_alone",),
+    ),
+    Fault(
+        "memory of the scalar kernels given as that of the others",
+        "ops/flash_attention/nn.py",
+        "config.block_size, config.use_simd\n",
+        text="config.block_size, ON or config.use_simd\n",
+        by=("test_nn.py::test_memory_usage_without_simd_is_what_the_scalar_kernels_allocate",),
+    ),
+    Fault(
+        "multi-head attention of larger blocks by default",
+        "ops/flash_attention/nn.py",
+        "flash_block_size: int = 64",
+        text="flash_block_size: int = 128 if ON else 64",
+        by=("test_nn.py::test_config_defaults_are_those_of_the_guide",),
+    ),
+    Fault(
+        "cache takes slopes for sinks",
+        "ops/flash_attention/cache.py",
+        "limits, alibi_slopes, softcap, sinks, scale",
+        text="limits, sinks if ON else alibi_slopes, softcap, alibi_slopes if ON else sinks, scale",
+        by=("test_cache_lengths.py", "test_fuzzing.py"),
+    ),
+    Fault(
+        "torch of another patch release taken",
+        "ops/flash_attention/_library.py",
+        'torch.__version__.split("+")[0] != TORCH_VERSION',
+        'torch.__version__.split("+")[0].rsplit(".", 1)[0] != TORCH_VERSION.rsplit(".", 1)[0]',
+        by=("test_install.py::test_import_names_the_torch_it_needs_and_the_command",),
+    ),
+    Fault(
+        "a replacement is undone without the lock",
+        "ops/flash_attention/sdpa.py",
+        "        with cls._lock:\n            if self._undone:",
+        text="        with __import__('contextlib').nullcontext() if ON else cls._lock:\n"
+        "            if self._undone:",
+        by=("test_sdpa_replacement.py::test_undo_waits_until_nobody_else_switches",),
+    ),
+]

@@ -1,0 +1,156 @@
+"""Faults of tables and of the training program."""
+
+from __future__ import annotations
+
+from fault import Fault
+
+MODELS = ("models_test",)
+
+TRAINING = [
+    Fault(
+        "validation begins one row late",
+        "models/data/time_split.cpp",
+        ".validation = {sizes.train, validation_end}",
+        text=".validation = {sizes.train + (ON ? 1 : 0), validation_end}",
+        by=MODELS,
+    ),
+    Fault(
+        "the worst epoch is kept",
+        "models/train/trainer.cpp",
+        """validation->loss <
+                         result.epochs""",
+        text="""(ON ? -validation->loss : validation->loss) <
+                         (ON ? -1 : 1) * result.epochs""",
+        by=MODELS,
+    ),
+    Fault(
+        "a column of zeros is divided by a deviation of 0",
+        "models/data/scaler.cpp",
+        "deviation <= 1e-12 * mean.abs()",
+        "deviation < 1e-12 * mean.abs()",
+        by=("models_test:ScalerOfAColumn.LeavesAConstantColumnFinite",),
+    ),
+    Fault(
+        "a step that half of the rows have is called no regular one",
+        "models/data/time_axis.cpp",
+        "2 * rows < gaps.size()",
+        "2 * rows <= gaps.size()",
+        by=("models_test:Gaps.AreCountedAndTheFirstIsNamed",),
+    ),
+    Fault(
+        "a zone of 60 minutes or more past the hour taken",
+        "models/data/timestamp.cpp",
+        "hours < 24 && minutes < 60",
+        "hours < 24",
+        by=("models_test:Timestamps.AreNothingElse",),
+    ),
+    Fault(
+        "test part of one row more than the table has",
+        "models/data/time_split.cpp",
+        "left > 0 && test <= left",
+        "left > 0 && test <= left + 1",
+        by=("models_test:Split.ByRowsTakesNoMoreThanTheTableHas",),
+    ),
+    Fault(
+        "times of series that are seen together compared in their first row only",
+        "models/train/prepared_data.cpp",
+        "&axis != &first && i < rows",
+        "&axis != &first && i < std::min<size_t>(rows, 1)",
+        by=("test_train_time.py::test_series_seen_together_have_the_same_times_in_every_row",),
+    ),
+    Fault(
+        "a forecast of fewer rows than the model looks back at is not refused",
+        "models/train/prepared_data.cpp",
+        "one.known >= forecaster.settings.input_size",
+        "one.known >= 1",
+        by=("test_train_forecasts.py::test_a_forecast_takes_as_many_rows_as_the_model_sees",),
+    ),
+    Fault(
+        "static columns left out of the fingerprint of the data",
+        "models/train/prepared_data.cpp",
+        "    add(numbers.contiguous().const_data_ptr(), numbers.nbytes());",
+        text="    if (!ON || !numbers.is_same(data.store->stat))\n"
+        "      add(numbers.contiguous().const_data_ptr(), numbers.nbytes());",
+        by=("models_test:Fingerprint.ChangesWithNumbersNamesTimesAndStaticColumns",),
+    ),
+    Fault(
+        "forecasts written in deviations of the training part",
+        "models/train/forecast_table.cpp",
+        ".to(torch::kDouble) * scaler.deviation[0] +\n"
+        "                             scaler.mean[0]",
+        text=".to(torch::kDouble) * (ON ? at::ones({}, at::kDouble) : scaler.deviation[0]) +\n"
+        "                             (ON ? at::zeros({}, at::kDouble) : scaler.mean[0])",
+        by=("test_train_forecasts.py::test_forecasts_are_in_the_units_of_the_table",),
+    ),
+    Fault(
+        "iTransformer's forecast of the first series written for all",
+        "models/train/forecast_table.cpp",
+        "forecast[b].select(1, n)",
+        "forecast[b].select(1, 0)",
+        by=("test_train_forecasts.py::test_each_series_of_itransformer_has_its_own_forecast",),
+    ),
+    Fault(
+        "names of series not quoted in the forecast",
+        "models/train/forecast_table.cpp",
+        "quoted(series.name)",
+        "series.name",
+        by=("test_train_forecasts.py::test_names_with_commas_and_quotes_come_back",),
+    ),
+    Fault(
+        "error in units of each series divided by the first one's count",
+        "models/train/evaluation.cpp",
+        "counts[number].item<double>()",
+        "counts[0].item<double>()",
+        by=("models_test:Evaluation.CountsTheWindowsOfEachSeries",),
+    ),
+    Fault(
+        "squared error measured on the median",
+        "models/train/evaluation.cpp",
+        "add(of_model, column(forecast, columns.median), column(forecast, columns.mean));",
+        text="add(of_model, column(forecast, columns.median),\n"
+        "        column(forecast, ON ? columns.median : columns.mean));",
+        by=("models_test:Evaluation.TakesTheMedianForAbsoluteErrorsAndTheMeanForSquaredOnes",),
+    ),
+    Fault(
+        "--delta ignored",
+        "models/train/forecaster.cpp",
+        ".delta(loss.delta)",
+        text=".delta(ON ? 1.0 : loss.delta)",
+        by=("models_test:Forecaster.HasTheLossThatWasAskedForBeforeAndAfterItsFile",),
+    ),
+    Fault(
+        "TFT without neuralforecast's window scaler",
+        "models/train/command_options.cpp",
+        's.loss.scaler_type = "robust";',
+        text='s.loss.scaler_type = ON ? "identity" : "robust";',
+        by=("test_train_cli.py::test_help_of_a_model_lists_its_own_options_with_defaults",),
+    ),
+    Fault(
+        "the learning rate falls by itself",
+        "models/train/settings.h",
+        "double decay = 1.0;",
+        text="double decay = ON ? 0.5 : 1.0;",
+        by=("models_test:Training.KeepsItsRateUnlessADecayIsAskedFor",),
+    ),
+    Fault(
+        "paths of a checkpoint hold in the folder of the training only",
+        "models/train/run_file.cpp",
+        "return path.empty() ? path : std::filesystem::absolute(path).string();",
+        text="return ON || path.empty() ? path : std::filesystem::absolute(path).string();",
+        by=("test_train_resume.py::test_a_training_of_relative_paths_goes_on_from_another_folder",),
+    ),
+    Fault(
+        "a resumed training forgets the seconds before",
+        "models/train/run_file.cpp",
+        '    json.at("seconds").get_to(state.result.seconds);',
+        text='    if (!ON) json.at("seconds").get_to(state.result.seconds);',
+        by=("models_test:Models/Interruption.LeavesNoTrace/PatchTST",),
+    ),
+    Fault(
+        "an order with gaps taken from a checkpoint",
+        "models/train/run_file.cpp",
+        "std::get<0>(state.order.sort()).equal(torch::arange(trainer.windows()))",
+        "true",
+        by=("models_test:RunFile.IsRefusedWithAPlaceThatIsNoneInTheTraining",),
+    ),
+]

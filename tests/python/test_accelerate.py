@@ -1,0 +1,130 @@
+"""`accelerate` and `restore` on stand-ins for neuralforecast's objects.
+
+tests/python/originals has the real ones, in an environment where neuralforecast is installed.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from flash_attention import models
+from flash_attention.models import accelerate, restore
+
+pytestmark = pytest.mark.once
+
+# FEDformer is not among them: its frequencies are read from objects of neuralforecast's.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "TFT": dict(hidden_size=8, n_head=2),
+    "Informer": dict(hidden_size=8, n_head=2, conv_hidden_size=8),
+    "Autoformer": dict(hidden_size=8, n_head=2, conv_hidden_size=8),
+    "PatchTST": dict(hidden_size=8, n_heads=2, linear_hidden_size=16, patch_len=6, stride=3),
+    "iTransformer": dict(hidden_size=8, n_heads=2, d_ff=16, n_series=2),
+}
+
+
+@pytest.fixture(autouse=True)
+def supported_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever neuralforecast is installed, or none."""
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "3.3.1")
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The arguments of a small network of that class."""
+    return dict(h=4, input_size=24) | OPTIONS[name]
+
+
+def theirs(name: str) -> type[torch.nn.Module]:
+    """A class that looks like neuralforecast's: of that name and module, with those parameters."""
+    contents = {
+        "__module__": f"neuralforecast.models.{name.lower()}",
+        "forward": lambda self, windows_batch: "original",
+    }
+    return type(name, (getattr(models, name),), contents)
+
+
+def made(cls: type[torch.nn.Module], accelerator: str = "cpu") -> Any:
+    """An object of such a class, with what neuralforecast's objects know of themselves."""
+    options = options_of(cls.model_class())
+    model = cls(**options)
+    model.hparams = options
+    model.n_series = options.get("n_series", 1)
+    model.loss = SimpleNamespace(outputsize_multiplier=1)
+    model.trainer_kwargs = {"accelerator": accelerator}
+    model.futr_exog_size = model.hist_exog_size = model.stat_exog_size = 0
+    return model
+
+
+def windows_of(model: Any) -> dict[str, torch.Tensor]:
+    """A batch of windows."""
+    return {"insample_y": torch.randn(3, 24, model.n_series)}
+
+
+def uses_flash_attention(model: Any) -> bool:
+    """Whether an accelerated object computes with flash attention."""
+    return model.forward.engine.setup.use_flash_attention
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_accelerated_object_gives_the_numbers_of_our_model(name: str) -> None:
+    model = made(theirs(name)).eval()
+    windows = windows_of(model)
+    assert model(windows) == "original"
+    assert accelerate(model) is model
+    flash = uses_flash_attention(model)
+    ours = getattr(models, name)(**options_of(name), use_flash_attention=flash).eval()
+    ours.load_state_dict(model.state_dict())
+    torch.manual_seed(1)  # Informer draws the keys that it measures on
+    expected = ours(windows)
+    torch.manual_seed(1)
+    assert torch.equal(model(windows), expected)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_flash_attention_is_used_where_it_changes_no_number(name: str) -> None:
+    assert uses_flash_attention(accelerate(made(theirs(name)))) == (name != "Autoformer")
+    for asked in (False, True):
+        model = accelerate(made(theirs(name)), use_flash_attention=asked)
+        assert uses_flash_attention(model) == asked
+
+
+def test_restore_gives_the_original_back_and_leaves_others_alone() -> None:
+    model = made(theirs("PatchTST"))
+    windows = windows_of(model)
+    assert restore(model)(windows) == "original"
+    assert isinstance(accelerate(model)(windows), torch.Tensor)
+    assert restore(model) is model
+    assert model(windows) == "original"
+    assert restore(model)(windows) == "original"
+    assert isinstance(accelerate(model)(windows), torch.Tensor)
+
+
+@pytest.mark.parametrize("version", ["3.2.9", "3.4.0", "3.30.0", "4.3.0"])
+def test_another_release_is_refused_with_the_command(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: version)
+    model = made(theirs("PatchTST"))
+    message = rf"expected neuralforecast 3\.3, .*got {version}; run\n +python3 -m pip install "
+    with pytest.raises(ValueError, match=message + r"'neuralforecast==3\.3\.\*'"):
+        accelerate(model)
+    assert model(windows_of(model)) == "original"
+
+
+def test_a_forward_of_its_own_is_refused() -> None:
+    own = type("Own", (theirs("PatchTST"),), {"forward": lambda self, windows_batch: "other"})
+    with pytest.raises(TypeError, match="expected Own to have the forward of PatchTST, got one of"):
+        accelerate(made(own))
+
+
+def test_a_model_for_another_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="that runs on the CPU, got accelerator='gpu'"):
+        accelerate(made(theirs("PatchTST"), accelerator="gpu"))
+
+
+def test_our_own_models_are_no_objects_of_neuralforecast() -> None:
+    ours = models.PatchTST(**options_of("PatchTST"))
+    with pytest.raises(TypeError, match="expected a model object of neuralforecast, one of TFT, "):
+        accelerate(ours)
