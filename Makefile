@@ -86,23 +86,20 @@ stress: compile-all build build/sanitized/build.ninja build/fuzz/build.ninja
 	echo "== The exponential of every float"; \
 	build/tests/csrc_test --gtest_brief=1 --gtest_also_run_disabled_tests \
 	  --gtest_filter='*EveryFloat'; \
-	echo "== Sanitized C++ tests of the kernels"; \
-	build/sanitized/tests/csrc_test --gtest_brief=1; \
-	echo "== Sanitized C++ tests of the operator and of the models"; \
-	for layer in ops models; do \
-	  ASAN_OPTIONS=detect_leaks=0 build/sanitized/tests/$${layer}_test --gtest_brief=1; \
-	done; \
+	echo "== Sanitized C++ tests"; \
+	printf '%s\n' ops=0 models=0 csrc=1 | xargs -P $(JOBS) -I TEST bash -c \
+	  'test=TEST; ASAN_OPTIONS=detect_leaks=$${test#*=} \
+	   build/sanitized/tests/$${test%=*}_test --gtest_brief=1'; \
 	echo "== Every pair of options"; \
 	$(VENV) $(PYTEST) -n $(JOBS) --all-pairs -k every_two_options tests/python; \
 	echo "== Randomly generated calls, on every instruction set in turn"; \
 	$(VENV) tests/python/fuzzing.py --cases $(CASES); \
-	for parser in csv options safetensors; do \
-	  echo "== The parser of $$parser under libFuzzer"; \
-	  mkdir -p build/fuzz/corpus/$$parser; \
-	  ASAN_OPTIONS=detect_leaks=0 build/fuzz/$${parser}_fuzz -max_total_time=$(FUZZ_SECONDS) \
+	echo "== The parsers of tables, options and safetensors under libFuzzer"; \
+	mkdir -p build/fuzz/corpus/{csv,options,safetensors}; \
+	printf '%s\n' csv options safetensors | ASAN_OPTIONS=detect_leaks=0 \
+	  xargs -P $(JOBS) -I PARSER build/fuzz/PARSER_fuzz -max_total_time=$(FUZZ_SECONDS) \
 	    -timeout=10 -malloc_limit_mb=256 -dict=tests/fuzz/json.dict -artifact_prefix=build/fuzz/ \
-	    -verbosity=0 -print_final_stats=1 build/fuzz/corpus/$$parser tests/fuzz/corpus/$$parser; \
-	done
+	    -verbosity=0 -print_final_stats=1 build/fuzz/corpus/PARSER tests/fuzz/corpus/PARSER
 
 mutants: build
 	@$(VENV) tests/mutants/mutants.py --jobs $(JOBS) $(FAULTS)

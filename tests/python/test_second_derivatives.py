@@ -178,8 +178,8 @@ def test_tangents_of_the_incoming_gradient_alone(name: str, output: int) -> None
 
     with forward_ad.dual_level():
         grads = gradients(forward_ad.make_dual(cotangent, tangent))
-        found = [forward_ad.unpack_dual(g).tangent for g in grads]
-    assert all(t is not None for t in found)
+        duals = [forward_ad.unpack_dual(g) for g in grads]
+    found = [torch.zeros_like(g) if t is None else t for g, t in duals]  # of value by lse
     assert_close(found, list(gradients(tangent)), problem.differentiable)
 
 

@@ -144,6 +144,7 @@ def test_series_that_are_seen_together_have_the_same_times(tmp_path: Path):
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.once
 def test_series_seen_together_have_the_same_times_in_every_row(tmp_path: Path):
     path = write_places(tmp_path / "table.csv", [day(row + (row >= 40)) for row in range(160)])
     assert f"got {day(41)} in row 41 of south and {day(40)} in that of north" in error_of(

@@ -126,9 +126,7 @@ def test_three_dimensional() -> None:
     both(lambda op: op, query, key, value)
 
 
-@pytest.mark.parametrize(
-    "shape", [(N, BATCH, 1, QUERIES, KEYS), (N, 1, 1, QUERIES, KEYS)], ids=str
-)
+@pytest.mark.parametrize("shape", [(N, BATCH, 1, QUERIES, KEYS), (N, 1, 1, QUERIES, KEYS)], ids=str)
 def test_three_dimensional_with_a_bias_of_four(shape: tuple[int, ...]) -> None:
     """[B, 1, L, S] is what a bias of [B, L, S] stands for."""
     query, key, value = (x[:, :, 0] for x in qkv(True))
