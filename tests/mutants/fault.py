@@ -2,8 +2,8 @@
 
 A fault is text of the sources and what takes its place: for an expression the wrong expression, for
 statements whole text in which `ON` is true while the fault is switched on. `by` names the tests of
-`make test` that are tried, in this order, until one fails: a C++ binary, with a filter of its tests
-behind a colon ("ops_test:Cache.*"), or a file of tests/python, with a test ("test_vmap.py::test_x").
+`make test` that are tried, in this order, until one fails: a C++ binary, or some of its tests
+("ops_test:Cache.*"), or a file of tests/python, or a test of it ("test_vmap.py::test_x").
 """
 
 from __future__ import annotations

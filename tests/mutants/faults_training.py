@@ -76,8 +76,7 @@ TRAINING = [
     Fault(
         "forecasts written in deviations of the training part",
         "models/train/forecast_table.cpp",
-        ".to(torch::kDouble) * scaler.deviation[0] +\n"
-        "                             scaler.mean[0]",
+        ".to(torch::kDouble) * scaler.deviation[0] +\n                             scaler.mean[0]",
         text=".to(torch::kDouble) * (ON ? at::ones({}, at::kDouble) : scaler.deviation[0]) +\n"
         "                             (ON ? at::zeros({}, at::kDouble) : scaler.mean[0])",
         by=("test_train_forecasts.py::test_forecasts_are_in_the_units_of_the_table",),
