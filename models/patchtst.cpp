@@ -16,14 +16,19 @@
 namespace flash::models {
 namespace {
 
+/// A longer stride than this gives the same patches, the second one of the last value alone.
+int64_t patch_stride(const PatchTSTOptions& options) {
+  return std::min(options.stride(), std::max(options.input_size(), options.patch_len()));
+}
+
 int64_t patch_length(const PatchTSTOptions& options) {
-  return std::min(options.patch_len(), options.input_size() + options.stride());
+  return std::min(options.patch_len(), options.input_size() + patch_stride(options));
 }
 
 /// The series is continued by one stride of its last value, so that no step is left over.
 int64_t patch_count(const PatchTSTOptions& options) {
-  const int64_t padded = options.input_size() + options.stride();
-  return (padded - patch_length(options)) / options.stride() + 1;
+  const int64_t padded = options.input_size() + patch_stride(options);
+  return (padded - patch_length(options)) / patch_stride(options) + 1;
 }
 
 PatchTSTOptions checked(PatchTSTOptions options) {
@@ -132,9 +137,10 @@ class PatchTSTNetworkImpl : public torch::nn::Cloneable<PatchTSTNetworkImpl> {
   torch::Tensor forward(torch::Tensor windows) {
     WindowStatistics statistics;
     if (rev_in_) std::tie(windows, statistics) = rev_in_->normalize(windows);
+    const int64_t stride = patch_stride(options_);
     const torch::Tensor padded =
-        torch::cat({windows, windows.slice(1, -1).expand({-1, options_.stride()})}, 1);
-    const torch::Tensor patches = padded.unfold(1, patch_length(options_), options_.stride());
+        torch::cat({windows, windows.slice(1, -1).expand({-1, stride})}, 1);
+    const torch::Tensor patches = padded.unfold(1, patch_length(options_), stride);
     const torch::Tensor outputs = head_->forward(backbone_->forward(patches));
     return rev_in_ ? rev_in_->denormalize(outputs, statistics) : outputs;
   }

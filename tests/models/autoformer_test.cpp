@@ -5,6 +5,7 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "layers/auto_correlation.h"
 #include "layers/series_decomposition.h"
@@ -59,7 +60,17 @@ TEST(AutoformerOptions, HaveNeuralforecastsDefaults) {
   EXPECT_FALSE(options.use_flash_attention());
 }
 
+TEST(AutoformerModel, TakesAnyWindowOfTheMovingAverage) {
+  Autoformer model(small_autoformer().MovingAvg_window(std::numeric_limits<int32_t>::max()));
+  const torch::Tensor series = torch::randn({2, 24, 1}).requires_grad_();
+  const torch::Tensor out = model->forward(series);
+  EXPECT_TRUE(out.isfinite().all().item<bool>());
+  EXPECT_TRUE(torch::autograd::grad({out.sum()}, {series})[0].isfinite().all().item<bool>());
+}
+
 TEST(AutoformerModel, RefusesOptionsOutOfRange) {
+  EXPECT_EQ(refusal(small_autoformer().MovingAvg_window((int64_t{1} << 62) + 1)),
+            "Autoformer: expected MovingAvg_window of at most 2147483647, got 4611686018427387905");
   EXPECT_EQ(refusal(small_autoformer().MovingAvg_window(4)),
             "Autoformer: expected an odd MovingAvg_window, which has a middle, got 4");
   EXPECT_EQ(refusal(small_autoformer().decoder_input_size_multiplier(1.0)),

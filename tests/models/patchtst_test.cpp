@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <limits>
+
 #include "models/fixture.h"
 #include "models/parity.h"
 #include "ops/allocations.h"
@@ -56,6 +58,8 @@ TEST(PatchTSTModel, RefusesOptionsOutOfRange) {
     return "nothing";
   };
   EXPECT_EQ(message(tiny_options().stride(0)), "PatchTST: expected stride of at least 1, got 0");
+  EXPECT_EQ(message(tiny_options().stride(int64_t{1} << 62)),
+            "PatchTST: expected stride of at most 2147483647, got 4611686018427387904");
   EXPECT_EQ(message(tiny_options().dropout(1.5)),
             "PatchTST: expected dropout between 0 and 1, got 1.5");
   EXPECT_EQ(message(tiny_options().n_heads(9)),
@@ -63,6 +67,21 @@ TEST(PatchTSTModel, RefusesOptionsOutOfRange) {
   EXPECT_EQ(message(tiny_options().activation("tanh")),
             "PatchTST: expected activation \"gelu\" or \"relu\", got \"tanh\"");
   EXPECT_EQ(message(tiny_options().activation("ReLU")), "nothing");
+}
+
+TEST(PatchTSTModel, TakesAnyStrideAtTheCostOfTheLongestThatMatters) {
+  // Of 24 steps: patches of 4 and of 40, one behind the other and far apart.
+  for (const int64_t patch_len : {4, 40}) {
+    const auto output = [&](int64_t stride) {
+      torch::manual_seed(3);
+      PatchTST model(tiny_options().patch_len(patch_len).stride(stride));
+      model->eval();
+      return model->forward(torch::arange(48.0F).sin().view({2, 24, 1}));
+    };
+    const torch::Tensor expected = output(patch_len == 4 ? 24 : 40);
+    EXPECT_TRUE(torch::equal(output(100), expected));
+    EXPECT_TRUE(torch::equal(output(std::numeric_limits<int32_t>::max()), expected));
+  }
 }
 
 TEST(PatchTSTModel, RefusesAnInputOfAnotherShape) {

@@ -36,6 +36,9 @@ SECONDS = 600
 # Declared in every namespace that a file with faults is included in.
 HEADER = """extern "C" __attribute__((visibility("default"))) int flash_fault;
 """
+# Behind the line that every module begins its code with. A constant, for torch.compile to trace.
+PYTHON_BEGINS = "from __future__ import annotations\n"
+PYTHON_HEADER = "_FLASH_FAULT = __import__('os').environ.get('FLASH_FAULT')\n"
 DEFINITION = """
 #include <cstdlib>
 extern "C" {
@@ -48,7 +51,7 @@ def planted(number: int, fault: Fault) -> str:
     """The text that takes the place of `fault.old`."""
     on = f"(flash_fault == {number})"
     if fault.layer == "python":
-        on = f"(__import__('os').environ.get('FLASH_FAULT') == '{number}')"
+        on = f"(_FLASH_FAULT == '{number}')"
         expression = f"(({fault.new}) if {on} else ({fault.old}))"
     else:
         expression = f"({on} ? ({fault.new}) : ({fault.old}))"
@@ -69,9 +72,12 @@ def plant(faults: list[tuple[int, Fault]]) -> None:
         texts[path] = text.replace(fault.old, planted(number, fault))
     dispatch = ROOT / "csrc" / "dispatch.cpp"
     texts[dispatch] = (texts.get(dispatch) or dispatch.read_text()) + DEFINITION
-    for path in texts:
-        if path.suffix != ".py":
-            texts[path] = f'#include "{COPY}/fault.h"\n{texts[path]}'
+    for path, text in texts.items():
+        if path.suffix == ".py":
+            before, begins, code = text.partition(PYTHON_BEGINS)
+            texts[path] = before + begins + PYTHON_HEADER + code
+        else:
+            texts[path] = f'#include "{COPY}/fault.h"\n{text}'
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
