@@ -42,6 +42,10 @@ function(flash_torch_defaults target)
   flash_defaults(${target})
   flash_openmp(${target})
   target_precompile_headers(${target} REUSE_FROM flash_torch_header)
+  if(FLASH_ATTENTION_UNITY_BUILD)
+    # For GCC an anonymous namespace in an included file is one of a header.
+    target_compile_options(${target} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
+  endif()
   set_target_properties(${target} PROPERTIES
     UNITY_BUILD ${FLASH_ATTENTION_UNITY_BUILD}
     UNITY_BUILD_BATCH_SIZE 10)

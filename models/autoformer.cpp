@@ -25,7 +25,7 @@ void check_delays(int64_t factor, int64_t length) {
 AutoformerOptions checked(AutoformerOptions options) {
   const DecompositionTransformerOptions network = decomposition_options(kAutoformer, options);
   if (network.attention == AttentionChoice::kNative) {
-    Checks(kAutoformer).positive("factor", options.factor());
+    Checks(kAutoformer).size("factor", options.factor());
     check_delays(options.factor(), network.input_size);
     check_delays(options.factor(), network.label_length + network.h);
   }

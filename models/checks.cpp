@@ -9,14 +9,18 @@ namespace flash::models {
 
 namespace {
 
-constexpr int64_t kLargestCount = std::numeric_limits<int32_t>::max();  // sums and products fit
+constexpr int64_t kLargestSize = std::numeric_limits<int32_t>::max();  // sums and products fit
 
 }  // namespace
 
 void Checks::positive(const char* name, int64_t value) const {
   TORCH_CHECK_VALUE(value >= 1, model_, ": expected ", name, " of at least 1, got ", value);
-  TORCH_CHECK_VALUE(value <= kLargestCount, model_, ": expected ", name, " of at most ",
-                    kLargestCount, ", got ", value);
+}
+
+void Checks::size(const char* name, int64_t value) const {
+  positive(name, value);
+  TORCH_CHECK_VALUE(value <= kLargestSize, model_, ": expected ", name, " of at most ",
+                    kLargestSize, ", got ", value);
 }
 
 void Checks::probability(const char* name, double value) const {

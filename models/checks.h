@@ -14,6 +14,8 @@ class Checks {
   explicit Checks(std::string model) : model_(std::move(model)) {}
 
   void positive(const char* name, int64_t value) const;
+  /// At least 1, and small enough to calculate with.
+  void size(const char* name, int64_t value) const;
   void probability(const char* name, double value) const;
   /// A head needs a width of at least 1.
   void heads(int64_t hidden_size, const char* name, int64_t heads) const;

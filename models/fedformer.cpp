@@ -64,7 +64,7 @@ FEDformerOptions checked(FEDformerOptions options) {
   TORCH_CHECK_VALUE(options.version() == "Fourier", kFEDformer,
                     ": expected version \"Fourier\", got \"", excerpt(options.version()),
                     "\"; there is no other");
-  Checks(kFEDformer).positive("modes", options.modes());
+  Checks(kFEDformer).size("modes", options.modes());
   TORCH_CHECK_VALUE(options.random_seed() >= 0 && options.random_seed() <= 0xffffffff, kFEDformer,
                     ": expected random_seed between 0 and 2^32 - 1, got ", options.random_seed());
   if (options.fourier_index().empty()) options.fourier_index(chosen_modes(options));

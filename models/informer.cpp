@@ -25,15 +25,15 @@ int64_t label_length(const InformerOptions& options) {
 
 InformerOptions checked(InformerOptions options) {
   const Checks check("Informer");
-  check.positive("h", options.h());
-  check.positive("input_size", options.input_size());
-  check.positive("hidden_size", options.hidden_size());
-  check.positive("factor", options.factor());
-  check.positive("n_head", options.n_head());
-  check.positive("conv_hidden_size", options.conv_hidden_size());
-  check.positive("encoder_layers", options.encoder_layers());
-  check.positive("decoder_layers", options.decoder_layers());
-  check.positive("outputsize_multiplier", options.outputsize_multiplier());
+  check.size("h", options.h());
+  check.size("input_size", options.input_size());
+  check.size("hidden_size", options.hidden_size());
+  check.size("factor", options.factor());
+  check.size("n_head", options.n_head());
+  check.size("conv_hidden_size", options.conv_hidden_size());
+  check.size("encoder_layers", options.encoder_layers());
+  check.size("decoder_layers", options.decoder_layers());
+  check.size("outputsize_multiplier", options.outputsize_multiplier());
   check.positive("flash_block_size", options.flash_block_size());
   check.probability("dropout", options.dropout());
   check.heads(options.hidden_size(), "n_head", options.n_head());

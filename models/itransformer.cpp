@@ -16,14 +16,14 @@ constexpr double kVarianceFloor = 1e-5;
 
 ITransformerOptions checked(ITransformerOptions options) {
   const Checks check("iTransformer");
-  check.positive("h", options.h());
-  check.positive("input_size", options.input_size());
-  check.positive("n_series", options.n_series());
-  check.positive("hidden_size", options.hidden_size());
-  check.positive("n_heads", options.n_heads());
-  check.positive("e_layers", options.e_layers());
-  check.positive("d_ff", options.d_ff());
-  check.positive("outputsize_multiplier", options.outputsize_multiplier());
+  check.size("h", options.h());
+  check.size("input_size", options.input_size());
+  check.size("n_series", options.n_series());
+  check.size("hidden_size", options.hidden_size());
+  check.size("n_heads", options.n_heads());
+  check.size("e_layers", options.e_layers());
+  check.size("d_ff", options.d_ff());
+  check.size("outputsize_multiplier", options.outputsize_multiplier());
   check.positive("flash_block_size", options.flash_block_size());
   check.probability("dropout", options.dropout());
   check.heads(options.hidden_size(), "n_heads", options.n_heads());

@@ -33,15 +33,15 @@ int64_t patch_count(const PatchTSTOptions& options) {
 
 PatchTSTOptions checked(PatchTSTOptions options) {
   const Checks check("PatchTST");
-  check.positive("h", options.h());
-  check.positive("input_size", options.input_size());
-  check.positive("encoder_layers", options.encoder_layers());
-  check.positive("n_heads", options.n_heads());
-  check.positive("hidden_size", options.hidden_size());
-  check.positive("linear_hidden_size", options.linear_hidden_size());
-  check.positive("patch_len", options.patch_len());
-  check.positive("stride", options.stride());
-  check.positive("outputsize_multiplier", options.outputsize_multiplier());
+  check.size("h", options.h());
+  check.size("input_size", options.input_size());
+  check.size("encoder_layers", options.encoder_layers());
+  check.size("n_heads", options.n_heads());
+  check.size("hidden_size", options.hidden_size());
+  check.size("linear_hidden_size", options.linear_hidden_size());
+  check.size("patch_len", options.patch_len());
+  check.size("stride", options.stride());
+  check.size("outputsize_multiplier", options.outputsize_multiplier());
   check.positive("flash_block_size", options.flash_block_size());
   check.probability("dropout", options.dropout());
   check.probability("fc_dropout", options.fc_dropout());

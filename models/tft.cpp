@@ -29,13 +29,13 @@ RecurrentCell cell(const TFTOptions& options) {
 
 TFTOptions checked(TFTOptions options) {
   const Checks check("TFT");
-  check.positive("h", options.h());
-  check.positive("input_size", options.input_size());
-  check.positive("tgt_size", options.tgt_size());
-  check.positive("hidden_size", options.hidden_size());
-  check.positive("n_head", options.n_head());
-  check.positive("n_rnn_layers", options.n_rnn_layers());
-  check.positive("outputsize_multiplier", options.outputsize_multiplier());
+  check.size("h", options.h());
+  check.size("input_size", options.input_size());
+  check.size("tgt_size", options.tgt_size());
+  check.size("hidden_size", options.hidden_size());
+  check.size("n_head", options.n_head());
+  check.size("n_rnn_layers", options.n_rnn_layers());
+  check.size("outputsize_multiplier", options.outputsize_multiplier());
   check.positive("flash_block_size", options.flash_block_size());
   check.probability("dropout", options.dropout());
   check.probability("attn_dropout", options.attn_dropout());
