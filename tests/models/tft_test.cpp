@@ -262,14 +262,12 @@ int64_t tft_step_bytes(int64_t input_size, const models::ModelConfig& config) {
 
 TEST(TFTModel, NeedsNoMemoryForScoresWithFlashAttention) {
   const int64_t scores = 4 * 400 * 4400 * 4;  // heads, queries, keys, bytes
-  EXPECT_LT(tft_step_bytes(4000, {.use_flash_attention = true}),
-            tft_step_bytes(4000, {}) - scores);
+  EXPECT_LT(tft_step_bytes(4000, {.use_flash_attention = true}), tft_step_bytes(4000, {}) - scores);
 }
 
 TEST(TFTModel, NeedsLessMemoryWithGradientCheckpointing) {
-  EXPECT_LT(
-      tft_step_bytes(4000, {.use_flash_attention = true, .gradient_checkpointing = true}),
-      tft_step_bytes(4000, {.use_flash_attention = true}) * 3 / 4);
+  EXPECT_LT(tft_step_bytes(4000, {.use_flash_attention = true, .gradient_checkpointing = true}),
+            tft_step_bytes(4000, {.use_flash_attention = true}) * 3 / 4);
 }
 
 TEST(TFTModel, ClonesWithoutSharingParameters) {
