@@ -97,7 +97,7 @@ stress: compile-all build build/sanitized/build.ninja build/fuzz/build.ninja
 	echo "== The parsers of tables, options and safetensors under libFuzzer"; \
 	mkdir -p build/fuzz/corpus/{csv,options,safetensors}; \
 	printf '%s\n' csv options safetensors | ASAN_OPTIONS=detect_leaks=0 \
-	  xargs -P $(JOBS) -I PARSER build/fuzz/PARSER_fuzz -max_total_time=$(FUZZ_SECONDS) \
+	  xargs -P $(JOBS) -I PARSER env build/fuzz/PARSER_fuzz -max_total_time=$(FUZZ_SECONDS) \
 	    -timeout=10 -malloc_limit_mb=256 -dict=tests/fuzz/json.dict -artifact_prefix=build/fuzz/ \
 	    -verbosity=0 -print_final_stats=1 build/fuzz/corpus/PARSER tests/fuzz/corpus/PARSER
 
