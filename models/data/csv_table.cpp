@@ -23,8 +23,8 @@ struct Header {
 
   size_t find(const std::string& name) const {
     const auto count = std::count(names.begin(), names.end(), name);
-    TORCH_CHECK_VALUE(count == 1, path, ", line ", line, ": expected one column ", name, ", got ",
-                      count == 0 ? "none" : std::to_string(count).c_str(),
+    TORCH_CHECK_VALUE(count == 1, path, ", line ", line, ": expected one column ", shown(name),
+                      ", got ", count == 0 ? "none" : std::to_string(count).c_str(),
                       "; the file has the columns ", join(names));
     TORCH_CHECK_VALUE(is_utf8(name), path, ", line ", line,
                       ": expected names of columns in UTF-8, got ", shown(name), kConvert);
@@ -60,8 +60,8 @@ std::vector<size_t> find_columns(const Header& header, const std::vector<std::st
   std::vector<size_t> positions;
   for (const std::string& name : wanted) {
     TORCH_CHECK_VALUE(std::count(wanted.begin(), wanted.end(), name) == 1, header.path,
-                      ": expected each column to be asked for once, got ", name, " twice in ",
-                      join(wanted));
+                      ": expected each column to be asked for once, got ", shown(name),
+                      " twice in ", join(wanted));
     positions.push_back(header.find(name));
   }
   return positions;

@@ -156,6 +156,9 @@ TEST(BrokenCsv, IsNotRepeatedInFull) {
   EXPECT_EQ(
       csv_refusal("a,b\n1," + std::string(100'000, '7') + "x\n"),
       ", line 2, column b: expected a finite number, got \"" + std::string(60, '7') + "...\"");
+  EXPECT_EQ(
+      csv_refusal("a\x88,a\x88,b\n1,2,3\n", {"a\x88"}),
+      ", line 1: expected one column a\\x88, got 2; the file has the columns a\\x88, a\\x88, b");
   EXPECT_EQ(csv_refusal("a,b\n1,\x1B[31m2\n"),
             ", line 2, column b: expected a finite number, got \"\\x1B[31m2\"");
   std::string header = "c0";

@@ -222,7 +222,7 @@ def fingerprint(problem: Problem) -> bytes:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             add((value.dtype, tuple(value.shape)))
-            own = value.detach().resolve_neg().contiguous()
+            own = value.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
             digest.update(own.view(-1).view(torch.uint8).numpy())
         else:
             digest.update(repr(value).encode())
