@@ -115,6 +115,8 @@ def lay_out(shape: tuple[int, ...], layout: str, generator: torch.Generator) -> 
         wide = torch.randn((*shape[:-1], 2 * shape[-1]), generator=generator, dtype=torch.float64)
         return wide[..., ::2]
     if layout == "column-major":
+        if len(shape) == 1:  # a vector has one order
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
         swapped = (*shape[:-2], shape[-1], shape[-2])
         return torch.randn(swapped, generator=generator, dtype=torch.float64).transpose(-1, -2)
     if layout == "offset":  # one element off any alignment
