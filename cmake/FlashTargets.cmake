@@ -32,7 +32,7 @@ flash_openmp(flash_torch_header)
 target_link_libraries(flash_torch_header PRIVATE torch)
 target_precompile_headers(flash_torch_header PRIVATE <torch/library.h> <torch/torch.h>)
 
-# Torch's headers leave templates behind that the compiler instantiates anew for every file, in 14 s,
+# Torch's headers leave templates behind that the compiler instantiates anew for every file, in 10 s,
 # with the precompiled header, too. So the files of a target are compiled ten at a time, which takes
 # a fifth of the time; names in their anonymous namespaces have to differ within a target.
 option(FLASH_ATTENTION_UNITY_BUILD "Compile ten files that include Torch at a time" ON)
