@@ -106,7 +106,7 @@ class BackwardBlock {
         read_rows<V>(p_.grad_out, p_.grad_out_storage, batch_, head_, first, count, shape.value_dim,
                      scratch_.grad_out_rows + shape.value_dim * at);
     if (t == 0) query_rows_ = query, grad_out_rows_ = grad_out;
-    if (can_exclude(p_.score)) {
+    if (can_exclude(p_.score) || shape.keys == 0) {
       queries_are_finite_ &= all_finite<V>(query.data, query.stride, count, shape.head_dim);
       grad_out_is_finite_ &= all_finite<V>(grad_out.data, grad_out.stride, count, shape.value_dim);
     }
@@ -131,6 +131,7 @@ class BackwardBlock {
       Reg delta = row_dots<V>(out.data, out.stride, rows, shape.value_dim,
                               {scratch_.grad_out + shape.value_dim * at + lane, kLanes});
       if (keep != 1) delta = V::mul(delta, V::broadcast(static_cast<T>(keep > 0 ? 1 / keep : 0)));
+      if (!grad_out_is_finite_) delta = without_empty_rows(delta, stages_[t], lane, rows);
       if (grad_lse != nullptr) delta = V::sub(delta, read(grad_lse));
       const Reg base = V::if_equal(max, minus_inf, V::zero(), max);
       const Reg inverse = V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
@@ -147,6 +148,17 @@ class BackwardBlock {
                  V::if_equal(sum, V::zero(), V::zero(), grad), mask);
       }
     }
+  }
+
+  // A row that attends nothing is 0 whatever its inputs: what is asked of it, NaN too, goes nowhere.
+  [[gnu::noinline]] static Reg without_empty_rows(Reg delta, const ScoreStage<V>& stage,
+                                                  int64_t lane, int64_t rows) {
+    T each[V::kWidth];
+    V::store(each, delta);
+    for (int64_t i = 0; i < rows; ++i) {
+      if (!stage.attends_any(lane + i)) each[i] = T(0);
+    }
+    return V::load(each);
   }
 
   template <int kVecs>

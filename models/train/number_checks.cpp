@@ -11,7 +11,7 @@ namespace {
 /// Between `least` and `most`, or what to tell the user.
 template <class Number>
 std::string check(std::string& text, const char* kind, Number least, Number most) {
-  const bool plus = text.starts_with('+');
+  const bool plus = text.starts_with('+') && !text.starts_with("+-");
   Number number{};
   const auto [end, error] = std::from_chars(text.data() + plus, text.data() + text.size(), number);
   const bool is_number = error == std::errc() && end == text.data() + text.size();

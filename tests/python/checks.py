@@ -16,6 +16,7 @@ from tolerances import (
     FLOAT32_ROUNDING_UNITS_LARGEST,
     FLOAT32_ROUNDING_UNITS_RMS,
     FLOAT32_TIMES_MATH_PATH,
+    FLOAT32_UNDERFLOW,
     FLOAT64_ABSOLUTE,
     NARROW_ABSOLUTE,
     UNIT_ROUNDOFF,
@@ -100,7 +101,8 @@ class Judge:
     def complaint_of_rounding(self, name: str, actual: Tensor) -> str | None:
         expected, dtype = self.truth[name], actual.dtype
         single = FLOAT32_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[torch.float32]
-        absolute = self.slack * single * self.rounding[name].largest + NARROW_ABSOLUTE[dtype]
+        absolute = self.slack * single * self.rounding[name].largest
+        absolute = max(absolute, FLOAT32_UNDERFLOW) + NARROW_ABSOLUTE[dtype]
         # Of a number just below a power of two the rounding is up to the spacing above it.
         allowed = UNIT_ROUNDOFF[dtype] * (expected.abs() + absolute) + absolute
         excess = differences(actual, expected) - allowed
@@ -129,8 +131,8 @@ class Judge:
                 return None
             return f"{name}: error {error.largest:.3g}, allowed {self.slack * FLOAT64_ABSOLUTE:.3g}"
         math_error = size_of_error(self.math_path[name], expected, rows)
-        rms = FLOAT32_TIMES_MATH_PATH * math_error.rms
-        largest = FLOAT32_TIMES_MATH_PATH * math_error.largest
+        rms = max(FLOAT32_TIMES_MATH_PATH * math_error.rms, FLOAT32_UNDERFLOW)
+        largest = max(FLOAT32_TIMES_MATH_PATH * math_error.largest, FLOAT32_UNDERFLOW)
         if error.rms <= rms and error.largest <= largest:
             return None
         unit = self.slack * UNIT_ROUNDOFF[torch.float32]  # only now is the model worth its time

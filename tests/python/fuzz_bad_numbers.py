@@ -25,11 +25,14 @@ from reference import (
     with_heads,
     with_sink,
 )
-from tolerances import CLOSE, FUZZED_BAD_TIMES_CLOSE, NARROW_ABSOLUTE, UNIT_ROUNDOFF
+from tolerances import (
+    CLOSE,
+    FLOAT32_UNDERFLOW,
+    FUZZED_BAD_TIMES_CLOSE,
+    NARROW_ABSOLUTE,
+    UNIT_ROUNDOFF,
+)
 from torch import Tensor
-
-# A float32 weight may have underflown below this.
-LEAST_WEIGHT = 1e-30
 
 
 def poison(problem: Problem, draw: random.Random) -> None:
@@ -111,7 +114,7 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
         scores = scores.masked_fill(empty, 0.0)
     every_weight = torch.softmax(scores, -1)
     weight = every_weight[..., : pairs.size(-1)]
-    certain = pairs & ~(weight < LEAST_WEIGHT)
+    certain = pairs & ~(weight < FLOAT32_UNDERFLOW)
     # Of a row that attends nothing the sink alone is the sum, however large.
     nothing = torch.full((), -math.inf, dtype=torch.float64)
     alone = scores[..., -1] if "sinks" in inputs else nothing
@@ -160,7 +163,7 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
         sinks = inputs["sinks"].shape
         sink = every_weight[..., -1:]
         rows, perhaps_rows = (-sink * delta for delta in deltas)
-        sure = rows.isnan() & ~(sink < LEAST_WEIGHT) & ~empty
+        sure = rows.isnan() & ~(sink < FLOAT32_UNDERFLOW) & ~empty
         perhaps_bad = perhaps_rows.isnan() | open_rows
         found["dsinks"] = Expected(rows.nan_to_num(0, 0, 0), sure, perhaps_bad).map(
             lambda x: x.sum((-2, -1)).sum_to_size(sinks)

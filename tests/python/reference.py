@@ -286,8 +286,9 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
     after another, up to 128 at a time: the sum of n equal ones meets the roundings of n partial
     sums, n / 3 squares of that of the whole, and a rounding that is spread evenly is a third of
     a unit, squared. The error of a row's sum is one for all of its weights, and so for the
-    output, too, and for what the row adds to the gradient of a slope. The slope of a cap,
-    1 - tanh^2, is off by the roundings of tanh^2 and by what the error of the product moves it.
+    output and the gradient of the query, too, and for what the row adds to that of a slope. The
+    slope of a cap, 1 - tanh^2, is off by the roundings of tanh^2 and by what the error of the
+    product moves it.
     """
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     options = problem.options
@@ -338,10 +339,11 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
         moved = (2.0 * parts.tangent * slope_of_cap / options["softcap"]) ** 2 * product_error
         cap_error = 4.0 * parts.tangent**4 + slope_of_cap**2 + moved
         dproduct_error = dscore_error * slope_of_cap**2 + (weights * slope) ** 2 * cap_error
+    dq = scale * (weights * slope * slope_of_cap) @ every_key
     squares = {
         "out": dropped_error @ value**2 + sum_error * out**2,
         "lse": 1.0 + sum_error + torch.where(weights > 0, score_error, 0.0),
-        "dq": scale**2 * dproduct_error @ every_key**2,
+        "dq": scale**2 * dproduct_error @ every_key**2 + sum_error * dq**2,
         "dk": group_sum(scale**2 * dproduct_error.mT @ query**2, key),
         "dv": group_sum(dropped_error.mT @ grad_out**2, inputs["value"]),
     }

@@ -97,6 +97,24 @@ def test_a_masked_pair_counts_for_nothing(
         torch.testing.assert_close(found[fine], truth[fine], rtol=0, atol=CLOSE[dtype], msg=result)
 
 
+@pytest.mark.parametrize("keys", [0, 1, 40])
+@pytest.mark.parametrize("bad", [NAN, INF], ids=["nan", "inf"])
+@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
+def test_what_is_asked_of_a_row_that_attends_nothing_goes_nowhere(
+    dtype: torch.dtype, bad: float, keys: int
+) -> None:
+    """Not even into the gradient of its sink: the row is 0 whatever the inputs."""
+    spec = replace(BASE, batch=2, queries=49, keys=keys, causal=True, sinks="BH", dropout=0.1)
+    problem = make_problem(spec, dtype)
+    problem.grad_out[1, 0, 2] = 0
+    expected = run(problem)
+    problem.grad_out[1, 0, 2] = bad
+    found = run(problem)
+    for name, gradient in expected.grads.items():
+        assert found.grads[name].isfinite().all(), name
+        assert torch.equal(found.grads[name], gradient), name
+
+
 @pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
 def test_values_known_to_be_finite_are_those_of_one_batch_element(dtype: torch.dtype) -> None:
     """One thread goes from the first to the second, whose head is of the same number."""

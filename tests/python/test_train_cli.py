@@ -298,6 +298,7 @@ def test_a_picture_is_drawn(training: Training, tmp_path: Path):
         (["--target", "up", "--attention", "sparse"], "--attention: sparse not in {flash,standard"),
         (["--target", "up", "--loss", "Cauchy"], "--loss: Cauchy not in {"),
         (["--target", "up", "--epochs", "0"], "--epochs"),
+        (["--target", "up", "--delta", "+-5"], "--delta: expected a finite number, got +-5"),
         (["--target", "up", "--dropuot", "0.5"], "--dropuot"),
         (
             ["--target", "up", "--input-size", "20", "--horizon", "4", "--n-heads", "129"],

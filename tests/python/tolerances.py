@@ -42,6 +42,10 @@ UNIT_ROUNDOFF = {
 # its least normal number is spaced by 2^-24.
 NARROW_ABSOLUTE = {torch.bfloat16: 0.0, torch.float16: 2.0**-25}
 
+# A float32 weight below 2^-126 of the largest of its row may be 0, and what it would have added
+# with it: a weight times products of values, scales and gradients, up to 10^8 of them.
+FLOAT32_UNDERFLOW = 1e-30
+
 # standard_attention against attention on values of order 1: both are within FLOAT64_ABSOLUTE of the
 # truth in float64; in float32 each is within a few units of the last place of values up to 10.
 # Two that were rounded to 16 bits may lie on either side of a rounding of values up to 10.
