@@ -44,7 +44,7 @@ def poison(problem: Problem, draw: random.Random) -> None:
     finite_weights = name in ("query", "key", "bias", "alibi_slopes", "sinks")
     bad = draw.choice([math.nan, math.inf, -math.inf]) if finite_weights else math.nan
     own = tensors[name].clone(memory_format=torch.contiguous_format)
-    flat = own.view(-1) if draw.random() < 0.8 or own.dim() == 0 else own.flatten(0, -2)
+    flat = own.view(-1) if draw.random() < 0.8 or own.dim() < 2 else own.flatten(0, -2)
     for _ in range(draw.choice([1, 1, 3])):
         flat[draw.randrange(flat.size(0))] = bad
     if name in problem.inputs:

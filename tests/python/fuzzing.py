@@ -109,7 +109,7 @@ def run_case(number: int) -> str:
             try:
                 check()
             except Exception as error:
-                error.add_note(f"with the kernels of {isa}, case {number}: {kind}")
+                error.add_note(f"with the kernels of {isa}")
                 raise
     REMEMBERED.clear()  # no other case asks for the same
     return kind
@@ -129,8 +129,8 @@ def main() -> None:
             kind = run_case(number)
         except Exception as error:  # of any kind: all are findings
             failures.append(number)
-            notes = "; ".join(getattr(error, "__notes__", []))
-            print(f"{notes}: {type(error).__name__}: {error}", file=sys.stderr)
+            where = ", ".join([f"case {number}", *getattr(error, "__notes__", [])])
+            print(f"{where}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
         kinds.setdefault(kind, []).append(time.monotonic() - since)
         if time.monotonic() - shown > 10:
