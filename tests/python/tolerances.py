@@ -26,7 +26,8 @@ FLOAT32_ROUNDING_UNITS_LARGEST = 8.0
 
 # Of fewer numbers, or of fewer rows of queries, than this the root mean square is luck, too, and
 # only the largest error is judged: the gradient of a bias that is one number for all scores, say,
-# or those of 8 heads of one query, whose errors are as many as the rows that they share.
+# or those of 8 heads of one query, whose errors are as many as the rows that they share. Rows of
+# the same scores (of a scale of 0, say) have one error, and count as one.
 FEWEST_FOR_RMS = 16
 
 # Half the spacing of floats at 1: the relative error of one rounding.
