@@ -1,12 +1,13 @@
 """Builds the wheel by running CMake on this folder; project metadata is in pyproject.toml.
 
-FLASH_ATTENTION_BUILD_DIR names a CMake build directory to use, so that `make`, which has compiled
-everything there, does not compile it twice. Without it the operator is built in setuptools' own
-temporary directory.
+FLASH_ATTENTION_LIBRARIES names a folder that `cmake --install --component libraries` has filled,
+for one release of torch or for several, so that `make` does not compile twice. Without it the
+libraries are built here, for the torch that this Python imports.
 """
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,29 +17,52 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+LIBRARIES = os.environ.get("FLASH_ATTENTION_LIBRARIES")
 
 
-def required_torch() -> str:
-    """The version that requirements.txt pins."""
-    return re.search(r"^torch==([\d.]+)", (ROOT / "requirements.txt").read_text(), re.M)[1]
+def supported_torch() -> list[str]:
+    """The releases that requirements.txt allows: "2.13", ..."""
+    text = (ROOT / "requirements.txt").read_text()
+    first, end = re.search(r"^torch>=2\.(\d+),<2\.(\d+)", text, re.M).groups()
+    return [f"2.{minor}" for minor in range(int(first), int(end))]
 
 
-def check_torch() -> None:
-    """Stop unless the torch to compile against is here, with the commands that bring it."""
-    expected = required_torch()
+def active_torch() -> str:
+    """The release to compile against; stops, with the commands to run, unless it is here."""
+    supported = supported_torch()
     try:
         import torch
 
         found = torch.__version__
     except ModuleNotFoundError:
         found = "none"
-    if found.split("+")[0] != expected:
+    release = ".".join(found.split("+")[0].split(".")[:2])
+    if release not in supported:
         sys.exit(
-            f"flash_attention: expected torch {expected} to compile against, got {found}. Run\n"
-            f"    python3 -m pip install torch=={expected} -r requirements-dev.txt\n"
+            f"flash_attention: expected torch {', '.join(supported)} to compile against, "
+            f"got {found}. Run\n"
+            f'    python3 -m pip install "torch=={supported[-1]}.*" "setuptools>=77.0.3" wheel\n'
             "    python3 -m pip install --no-build-isolation .\n"
             "(--no-build-isolation, or pip builds where the installed torch cannot be seen)"
         )
+    return release
+
+
+def releases() -> list[str]:
+    """Of torch, that the wheel is for."""
+    if LIBRARIES is None:
+        return [active_torch()]
+    found = [path.name.removeprefix("torch-") for path in Path(LIBRARIES, "lib").glob("torch-*")]
+    if not found:
+        sys.exit(f"flash_attention: expected libraries in {LIBRARIES}/lib/torch-*, got none")
+    return [release for release in supported_torch() if release in found]
+
+
+def requirement(of: list[str]) -> str:
+    """What pip has to bring: a release that the wheel has libraries for."""
+    if len(of) == 1:
+        return f"torch=={of[0]}.*"
+    return f"torch>={of[0]},<2.{int(of[-1].split('.')[1]) + 1}"
 
 
 def run_tool(*command: object) -> None:
@@ -52,15 +76,19 @@ def run_tool(*command: object) -> None:
 
 
 class CMakeBuild(build_ext):
-    """Builds the two libraries and installs them where the wheel is put together."""
+    """Brings the libraries, headers and CMake files to where the wheel is put together."""
 
     def build_extension(self, ext: Extension) -> None:
-        build = Path(os.environ.get("FLASH_ATTENTION_BUILD_DIR") or self.build_temp).resolve()
+        package = Path(self.build_lib).resolve() / "flash_attention"
+        if LIBRARIES is not None:
+            for folder in ("lib", "include"):
+                shutil.copytree(Path(LIBRARIES, folder), package / folder, dirs_exist_ok=True)
+            return
+        build = Path(self.build_temp).resolve()
         if not (build / "build.ninja").is_file():
             self.configure(build)
-        run_tool("cmake", "--build", build, "--target", "flash_attention", "flash_models")
-        wheel = Path(self.build_lib).resolve()
-        run_tool("cmake", "--install", build, "--component", "python", "--prefix", wheel)
+        run_tool("cmake", "--build", build)
+        run_tool("cmake", "--install", build, "--component", "libraries", "--prefix", package)
 
     def configure(self, build: Path) -> None:
         import torch
@@ -68,8 +96,6 @@ class CMakeBuild(build_ext):
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_PREFIX_PATH": torch.utils.cmake_prefix_path,
-            "FLASH_ATTENTION_BUILD_MODELS": "ON",
-            "FLASH_ATTENTION_BUILD_TRAIN": "OFF",
             "FLASH_ATTENTION_BUILD_TESTS": "OFF",
         }
         defines = [f"-D{name}={value}" for name, value in options.items()]
@@ -77,7 +103,7 @@ class CMakeBuild(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """Tags the wheel for every Python: the library in it does not know which one loads it."""
+    """Tags the wheel for every Python: the libraries in it do not know which one loads them."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
@@ -90,10 +116,9 @@ def project_version() -> str:
     )[1]
 
 
-check_torch()
 setup(
     version=project_version(),
-    install_requires=[f"torch=={required_torch()}"],
+    install_requires=[requirement(releases())],
     ext_modules=[Extension("flash_attention.lib.libflash_attention", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": PlatformWheel},
     # setuptools' default is build/, which is the CMake build directory of `make`.

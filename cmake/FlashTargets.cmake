@@ -29,7 +29,7 @@ file(CONFIGURE OUTPUT torch_header.cpp CONTENT "")
 add_library(flash_torch_header OBJECT ${CMAKE_CURRENT_BINARY_DIR}/torch_header.cpp)
 flash_defaults(flash_torch_header)
 flash_openmp(flash_torch_header)
-target_link_libraries(flash_torch_header PRIVATE torch)
+target_link_libraries(flash_torch_header PRIVATE FlashAttention::torch)
 target_precompile_headers(flash_torch_header PRIVATE <torch/library.h> <torch/torch.h>)
 
 # Torch's headers leave templates behind that the compiler instantiates anew for every file, in 10 s,

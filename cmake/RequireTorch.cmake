@@ -1,29 +1,24 @@
-# Finds Torch at the version that requirements.txt names, or stops with the command that provides
-# it.
-#
-# The operator uses Torch's C++ interface, which changes between releases: code compiled against one
-# and run on another crashes, so nothing but the named version will do.
+# Finds a torch that requirements.txt allows, or stops with the command that provides it. What is
+# compiled here works with that release of torch and no other: its C++ interface changes from one to
+# the next.
 
+include(${CMAKE_CURRENT_LIST_DIR}/FlashTorch.cmake)
+
+# torch>=2.13,<2.16: 2.13, 2.14 and 2.15.
 set(_requirements ${CMAKE_CURRENT_LIST_DIR}/../requirements.txt)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${_requirements})
-file(STRINGS ${_requirements} _torch_line REGEX "^torch==")
-string(REGEX REPLACE "^torch==([0-9.]+).*" "\\1" FLASH_ATTENTION_TORCH_VERSION "${_torch_line}")
+file(STRINGS ${_requirements} _torch_line REGEX "^torch>=2\\.[0-9]+,<2\\.[0-9]+")
+string(REGEX REPLACE "^torch>=2\\.([0-9]+),<2\\.([0-9]+).*" "\\1;\\2" _range "${_torch_line}")
+list(GET _range 0 _minor)
+list(GET _range 1 _end)
+set(FLASH_TORCH_RELEASES)
+while(_minor LESS _end)
+  list(APPEND FLASH_TORCH_RELEASES 2.${_minor})
+  math(EXPR _minor "${_minor} + 1")
+endwhile()
 
-# Torch's own configuration warns of a library (kineto) that its wheel does not hold and nothing
-# here needs.
-set(CMAKE_MESSAGE_LOG_LEVEL ERROR)
-find_package(Torch QUIET)
-unset(CMAKE_MESSAGE_LOG_LEVEL)
-if(NOT Torch_FOUND OR NOT Torch_VERSION VERSION_EQUAL FLASH_ATTENTION_TORCH_VERSION)
-  if(Torch_FOUND)
-    set(_found "Torch ${Torch_VERSION} in ${Torch_DIR}")
-  else()
-    set(_found "none")
-  endif()
-  message(FATAL_ERROR
-    "FlashAttention: expected Torch ${FLASH_ATTENTION_TORCH_VERSION}, found ${_found}. Run\n"
-    "    python3 -m pip install torch==${FLASH_ATTENTION_TORCH_VERSION}\n"
-    "and configure a fresh build directory with\n"
-    "    -DCMAKE_PREFIX_PATH="
-    "\"$(python3 -c 'import torch; print(torch.utils.cmake_prefix_path)')\"")
+flash_find_torch("${FLASH_TORCH_RELEASES}")
+if(FLASH_TORCH_PROBLEM)
+  message(FATAL_ERROR "FlashAttention: ${FLASH_TORCH_PROBLEM}")
 endif()
+message(STATUS "torch ${FLASH_TORCH_VERSION} in ${FLASH_TORCH_LIBRARY_DIR}")

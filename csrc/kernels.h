@@ -60,22 +60,26 @@ struct KernelTable {
   const LayerKernels<double>* layers_f64;
 };
 
+/// Marks what the library of kernels exports.
+#define FLASH_KERNELS_API __attribute__((visibility("default")))
+
 /// Every table compiled in, best first; the scalar one is last and always supported.
-const std::vector<const KernelTable*>& all_kernels();
+FLASH_KERNELS_API const std::vector<const KernelTable*>& all_kernels();
 
 /// The table that FLASH_ATTENTION_ISA names, or else the best that the CPU supports and
 /// ATEN_CPU_CAPABILITY allows. Read once per process.
 /// Throws std::invalid_argument if FLASH_ATTENTION_ISA is unknown or not supported here.
-const KernelTable& active_kernels();
+FLASH_KERNELS_API const KernelTable& active_kernels();
 
 /// Makes the table of this name the active one from the next call of a kernel on, so that one
 /// process can test all of them. Returns the one that was active. Throws as `active_kernels`.
-const KernelTable& use_kernels(const char* name);
+FLASH_KERNELS_API const KernelTable& use_kernels(const char* name);
 
 /// The choice behind `active_kernels`, for tests: the two variables as given, null where unset.
-const KernelTable& choose_kernels(const char* flash_attention_isa, const char* aten_cpu_capability);
+FLASH_KERNELS_API const KernelTable& choose_kernels(const char* flash_attention_isa,
+                                                    const char* aten_cpu_capability);
 
 /// The portable table, for `use_simd = false`.
-const KernelTable& scalar_kernels();
+FLASH_KERNELS_API const KernelTable& scalar_kernels();
 
 }  // namespace flash

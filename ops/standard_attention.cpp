@@ -31,6 +31,31 @@ at::Tensor standard_attention(const at::Tensor& query, const at::Tensor& key,
   return standard_attention(query, key, value, AttentionOptions().scale(scale).causal(causal));
 }
 
+namespace {
+
+at::Tensor standard_attention_of(const at::Tensor& query, const at::Tensor& key,
+                                 const at::Tensor& value, const std::optional<at::Tensor>& bias,
+                                 bool causal, const std::optional<at::Tensor>& query_positions,
+                                 at::OptionalIntArrayRef window,
+                                 const std::optional<at::Tensor>& alibi_slopes, double softcap,
+                                 const std::optional<at::Tensor>& sinks,
+                                 std::optional<double> scale, double dropout) {
+  const CallOptions o = pack_options(bias, causal, query_positions, window, alibi_slopes, softcap,
+                                     sinks, scale, dropout, /*block_size=*/64, /*use_simd=*/true);
+  return standard_attention(query, key, value,
+                            AttentionOptions()
+                                .bias(bias)
+                                .causal(causal)
+                                .query_positions(query_positions)
+                                .window(o.window)
+                                .alibi_slopes(alibi_slopes)
+                                .softcap(softcap)
+                                .sinks(sinks)
+                                .scale(scale)
+                                .dropout(dropout));
+}
+
+}  // namespace
 }  // namespace flash
 
 TORCH_LIBRARY_FRAGMENT(flash, m) {
@@ -39,24 +64,10 @@ TORCH_LIBRARY_FRAGMENT(flash, m) {
       "bool causal=False, Tensor? query_positions=None, int[2]? window=None, "
       "Tensor? alibi_slopes=None, float softcap=0.0, Tensor? sinks=None, float? scale=None, "
       "float dropout=0.0) -> Tensor",
-      [](const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-         const std::optional<at::Tensor>& bias, bool causal,
-         const std::optional<at::Tensor>& query_positions, at::OptionalIntArrayRef window,
-         const std::optional<at::Tensor>& alibi_slopes, double softcap,
-         const std::optional<at::Tensor>& sinks, std::optional<double> scale, double dropout) {
-        const flash::CallOptions o =
-            flash::pack_options(bias, causal, query_positions, window, alibi_slopes, softcap, sinks,
-                                scale, dropout, /*block_size=*/64, /*use_simd=*/true);
-        return flash::standard_attention(query, key, value,
-                                         flash::AttentionOptions()
-                                             .bias(bias)
-                                             .causal(causal)
-                                             .query_positions(query_positions)
-                                             .window(o.window)
-                                             .alibi_slopes(alibi_slopes)
-                                             .softcap(softcap)
-                                             .sinks(sinks)
-                                             .scale(scale)
-                                             .dropout(dropout));
-      });
+      flash::standard_attention_of);
+}
+
+// torch.vmap decomposes it, too: its parts have batching rules. Before 2.15 torch did so unasked.
+TORCH_LIBRARY_IMPL(flash, FuncTorchBatchedDecomposition, m) {
+  m.impl("standard_attention", flash::standard_attention_of);
 }

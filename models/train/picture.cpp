@@ -8,8 +8,8 @@ namespace flash::models {
 
 void check_pictures() {
   TORCH_CHECK_VALUE(false,
-                    "--forecast-png: expected a flash_train built with Cairo; install "
-                    "libcairo2-dev and configure again, or use --forecast-csv");
+                    "--forecast-png: expected a flash_train compiled with Cairo's headers; "
+                    "install libcairo2-dev and compile again, or use --forecast-csv");
 }
 
 void draw_forecast(const std::string&, const ForecastTable&) { check_pictures(); }
@@ -17,8 +17,6 @@ void draw_forecast(const std::string&, const ForecastTable&) { check_pictures();
 }  // namespace flash::models
 
 #else
-
-#include <cairo.h>
 
 #include <algorithm>
 #include <cmath>
@@ -30,6 +28,7 @@ void draw_forecast(const std::string&, const ForecastTable&) { check_pictures();
 #include "atomic_file.h"
 #include "data/csv_reader.h"
 #include "train/evaluation.h"
+#include "train/libcairo.h"
 
 namespace flash::models {
 namespace {
@@ -62,9 +61,9 @@ class Panel {
     for (int i = 0; first_value + i * step <= high_; ++i) {
       const double value = first_value + i * step;
       colour(kFrame, 1.0);
-      cairo_move_to(cairo_, kLeft, y(value));
-      cairo_line_to(cairo_, kWidth - kRight, y(value));
-      cairo_stroke(cairo_);
+      libcairo().move_to(cairo_, kLeft, y(value));
+      libcairo().line_to(cairo_, kWidth - kRight, y(value));
+      libcairo().stroke(cairo_);
       char label[32];
       std::snprintf(label, sizeof(label), "%.6g", value);
       text(label, kLeft - 8, y(value) + 4, 1.0);
@@ -74,31 +73,31 @@ class Panel {
   void line(const at::Tensor& values, int64_t first, const Colour& with, double width) {
     colour(with, width);
     for (int64_t i = 0; i < values.size(0); ++i) {
-      cairo_line_to(cairo_, x(first + i), y(values[i].item<double>()));
+      libcairo().line_to(cairo_, x(first + i), y(values[i].item<double>()));
     }
-    cairo_stroke(cairo_);
+    libcairo().stroke(cairo_);
   }
 
   void band(const at::Tensor& low, const at::Tensor& high, int64_t first) {
     colour(kInterval, 1.0);
     const int64_t rows = low.size(0);
     for (int64_t i = 0; i < rows; ++i)
-      cairo_line_to(cairo_, x(first + i), y(low[i].item<double>()));
+      libcairo().line_to(cairo_, x(first + i), y(low[i].item<double>()));
     for (int64_t i = rows - 1; i >= 0; --i) {
-      cairo_line_to(cairo_, x(first + i), y(high[i].item<double>()));
+      libcairo().line_to(cairo_, x(first + i), y(high[i].item<double>()));
     }
-    cairo_close_path(cairo_);
-    cairo_fill(cairo_);
+    libcairo().close_path(cairo_);
+    libcairo().fill(cairo_);
   }
 
   /// anchor 0: the text begins there, 1: it ends there.
   void text(const std::string& words, double at_x, double at_y, double anchor,
             const Colour& with = kInk) {
     cairo_text_extents_t extents;
-    cairo_text_extents(cairo_, words.c_str(), &extents);
+    libcairo().text_extents(cairo_, words.c_str(), &extents);
     colour(with, 1.0);
-    cairo_move_to(cairo_, at_x - anchor * extents.x_advance, at_y);
-    cairo_show_text(cairo_, words.c_str());
+    libcairo().move_to(cairo_, at_x - anchor * extents.x_advance, at_y);
+    libcairo().show_text(cairo_, words.c_str());
   }
 
  private:
@@ -112,9 +111,9 @@ class Panel {
     return top_ + kPanelHeight - kBottom - share * (kPanelHeight - kTop - kBottom);
   }
   void colour(const Colour& c, double width) {
-    cairo_set_source_rgba(cairo_, c.red, c.green, c.blue, c.opacity);
-    cairo_set_line_width(cairo_, width);
-    cairo_new_path(cairo_);
+    libcairo().set_source_rgba(cairo_, c.red, c.green, c.blue, c.opacity);
+    libcairo().set_line_width(cairo_, width);
+    libcairo().new_path(cairo_);
   }
 
   cairo_t* cairo_;
@@ -181,28 +180,29 @@ struct Png {
 
 }  // namespace
 
-void check_pictures() {}
+void check_pictures() { libcairo(); }
 
 void draw_forecast(const std::string& path, const ForecastTable& table) {
   const auto panels = static_cast<int>(std::min<size_t>(table.series.size(), kPanels));
   const std::unique_ptr<cairo_surface_t, decltype(&cairo_surface_destroy)> surface(
-      cairo_image_surface_create(CAIRO_FORMAT_RGB24, kWidth, panels * kPanelHeight),
-      cairo_surface_destroy);
-  const std::unique_ptr<cairo_t, decltype(&cairo_destroy)> cairo(cairo_create(surface.get()),
-                                                                 cairo_destroy);
-  cairo_set_source_rgb(cairo.get(), 1.0, 1.0, 1.0);
-  cairo_paint(cairo.get());
-  cairo_select_font_face(cairo.get(), "sans-serif", CAIRO_FONT_SLANT_NORMAL,
-                         CAIRO_FONT_WEIGHT_NORMAL);
-  cairo_set_font_size(cairo.get(), 13.0);
+      libcairo().image_surface_create(CAIRO_FORMAT_RGB24, kWidth, panels * kPanelHeight),
+      libcairo().surface_destroy);
+  const std::unique_ptr<cairo_t, decltype(&cairo_destroy)> cairo(libcairo().create(surface.get()),
+                                                                 libcairo().destroy);
+  libcairo().set_source_rgb(cairo.get(), 1.0, 1.0, 1.0);
+  libcairo().paint(cairo.get());
+  libcairo().select_font_face(cairo.get(), "sans-serif", CAIRO_FONT_SLANT_NORMAL,
+                              CAIRO_FONT_WEIGHT_NORMAL);
+  libcairo().set_font_size(cairo.get(), 13.0);
   for (int i = 0; i < panels; ++i) {
     draw_panel(cairo.get(), i * kPanelHeight, table.series[static_cast<size_t>(i)], table);
   }
   Png png{.file = AtomicFile(path), .problem = nullptr};
-  const cairo_status_t status = cairo_surface_write_to_png_stream(surface.get(), Png::write, &png);
+  const cairo_status_t status =
+      libcairo().surface_write_to_png_stream(surface.get(), Png::write, &png);
   if (png.problem) std::rethrow_exception(png.problem);
   TORCH_CHECK_VALUE(status == CAIRO_STATUS_SUCCESS, path,
-                    ": cannot be written: ", cairo_status_to_string(status));
+                    ": cannot be written: ", libcairo().status_to_string(status));
   png.file.commit();
 }
 

@@ -11,11 +11,12 @@ the functions here are its typed and documented face.
 torch.Size([2, 8, 100, 64])
 """
 
+import importlib.metadata
+
 from flash_attention import _library
 
 _library.load()  # before the imports below: they name operators that the library registers
 
-from flash_attention._build_config import VERSION as __version__  # noqa: E402
 from flash_attention.cache import KeyValueCache  # noqa: E402
 from flash_attention.functional import (  # noqa: E402
     BuildInfo,
@@ -42,6 +43,10 @@ from flash_attention.sdpa import (  # noqa: E402
     scaled_dot_product_attention,
 )
 
+__version__ = importlib.metadata.version("flash_attention")
+# For CMAKE_PREFIX_PATH, so that find_package(FlashAttention) finds this package.
+cmake_prefix_path = _library.cmake_prefix_path()
+
 __all__ = [
     "AttentionMode",
     "BuildInfo",
@@ -58,6 +63,7 @@ __all__ = [
     "attention_memory",
     "attention_with_lse",
     "build_info",
+    "cmake_prefix_path",
     "dropout_mask",
     "replace_sdpa",
     "scaled_dot_product_attention",

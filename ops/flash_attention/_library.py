@@ -8,50 +8,72 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 
 
+def cmake_prefix_path() -> str:
+    """What to add to CMAKE_PREFIX_PATH for `find_package(FlashAttention)` to find this package."""
+    return str(_PACKAGE / "lib" / "cmake")
+
+
+def releases() -> list[str]:
+    """The releases of torch that the package holds libraries for, as "2.13", oldest first."""
+    names = [path.name.removeprefix("torch-") for path in (_PACKAGE / "lib").glob("torch-*")]
+    return sorted(names, key=lambda name: tuple(map(int, name.split("."))))
+
+
 def _reinstall_command() -> str:
     return f"{sys.executable} -m pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
-def load(name: str = "libflash_attention.so") -> None:
-    """Check torch, then load a library of the package.
+def path_of(name: str) -> Path:
+    """Where the library `name` for this release of torch is.
 
     A library is compiled against one release of torch and calls its C++ interface, which changes
     between releases: loading it beside another would end in unresolved symbols or a crash.
 
     Raises:
-        ImportError: torch is missing or not the release the library was compiled against, or the
-            library is missing. The text carries the command that repairs it.
+        ImportError: torch is missing or of a release that there is no library for, or the library
+            is missing. The text carries the command that repairs it.
     """
-    try:
-        from flash_attention._build_config import TORCH_VERSION
-    except ModuleNotFoundError:
+    known = releases()
+    if not known:
         raise ImportError(
-            f"flash_attention: expected a compiled package, got {_PACKAGE} without "
-            "_build_config.py; in a clone of the repository run\n"
-            f"    {_reinstall_command()}"
-        ) from None
-
-    install_torch = f"    {sys.executable} -m pip install torch=={TORCH_VERSION}"
+            f"flash_attention: expected a compiled package, got {_PACKAGE} without libraries; in a "
+            f"clone of the repository run\n    {_reinstall_command()}"
+        )
+    expected = f"torch {', '.join(known)}"
+    install_torch = f"    {sys.executable} -m pip install 'torch=={known[-1]}.*'"
     try:
         import torch
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise ImportError(
-            f"flash_attention: expected torch {TORCH_VERSION}, got none; run\n{install_torch}"
+            f"flash_attention: expected {expected}, got none; run\n{install_torch}"
         ) from None
-    if torch.__version__.split("+")[0] != TORCH_VERSION:
+    release = ".".join(torch.__version__.split("+")[0].split(".")[:2])
+    if release not in known:
         raise ImportError(
-            f"flash_attention: compiled against torch {TORCH_VERSION}, got torch "
-            f"{torch.__version__}; run\n{install_torch}"
+            f"flash_attention: compiled for {expected}, got torch {torch.__version__}; run\n"
+            f"{install_torch}\nor, in a clone of the repository, compile it for this one:\n"
+            f"    {_reinstall_command()}"
         )
-
-    library = _PACKAGE / "lib" / name
+    library = _PACKAGE / "lib" / f"torch-{release}" / name
     if not library.is_file():
         raise ImportError(
             f"flash_attention: expected the compiled library at {library}, got no such file; in a "
             f"clone of the repository run\n    {_reinstall_command()}"
         )
+    return library
+
+
+def load(name: str = "libflash_attention.so") -> None:
+    """Load the library `name` of the package.
+
+    Raises:
+        ImportError: see `path_of`; or the library is there and does not load.
+    """
+    library = path_of(name)
+    import torch
+
     try:
         torch.ops.load_library(str(library))
     except OSError as error:

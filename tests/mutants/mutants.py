@@ -114,16 +114,20 @@ def build(jobs: int) -> None:
     subprocess.run(["cmake", "--build", BUILD, "-j", str(jobs)], check=True)
     # As `make build` installs it, with the modules in front of those of the environment.
     shutil.rmtree(PACKAGE, ignore_errors=True)
-    install = ["cmake", "--install", BUILD, "--component", "python", "--prefix", PACKAGE]
-    subprocess.run([str(word) for word in install], check=True, stdout=subprocess.DEVNULL)
     modules = PACKAGE / "flash_attention"
-    shutil.copytree(SOURCES / "ops/flash_attention", modules, dirs_exist_ok=True)
-    shutil.copytree(
-        SOURCES / "models/python",
-        modules / "models",
-        dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("*.cpp", "*.h"),
-    )
+    install = ["cmake", "--install", BUILD, "--component", "libraries", "--prefix", modules]
+    subprocess.run([str(word) for word in install], check=True, stdout=subprocess.DEVNULL)
+    for source, package in (
+        ("ops/flash_attention", ""),
+        ("models/python", "models"),
+        ("models/train/python", "train"),
+    ):
+        shutil.copytree(
+            SOURCES / source,
+            modules / package,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("*.cpp", "*.h"),
+        )
 
 
 @dataclass

@@ -112,3 +112,33 @@ def test_build_info() -> None:
     names = [isa.name for isa in info.isa]
     assert names[-1] == "scalar" and "avx2" in names and info.active in names
     assert all(isa.description for isa in info.isa)
+
+
+OTHER_DEVICES = ["CUDA", "XPU", "MPS"]
+
+
+def cpu_operators() -> list[str]:
+    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("flash::")]
+    return [n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(n, "CPU")]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("key", OTHER_DEVICES)
+def test_what_has_kernels_for_the_cpu_refuses_every_other_device(key: str) -> None:
+    operators = cpu_operators()
+    assert "flash::attention" in operators and "flash::_varlen_backward" in operators
+    for name in operators:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, key), name
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("key", OTHER_DEVICES)
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_another_device_is_told_what_to_do(op: str, key: str) -> None:
+    """There is none here: a call that the dispatcher takes for one with its tensors."""
+    device = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    inputs = [torch.zeros(1, 1, 2, 4) for _ in range(3)]
+    with pytest.raises(NotImplementedError, match="expected tensors on the CPU") as raised:
+        getattr(torch.ops.flash, op).default.redispatch(device, *inputs)
+    assert str(raised.value).startswith(f"flash::{op}: ")
+    assert "move them with .cpu()" in str(raised.value)

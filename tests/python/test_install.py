@@ -18,22 +18,28 @@ pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(flash_attention.__file__).parent
-REQUIRED = re.search(r"^torch==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)[1]
+FIRST, END = map(
+    int,
+    re.search(
+        r"^torch>=2\.(\d+),<2\.(\d+)", (ROOT / "requirements.txt").read_text(), re.M
+    ).groups(),
+)
+SUPPORTED = [f"2.{minor}" for minor in range(FIRST, END)]
+# What is installed was compiled for one release or for several.
+COMPILED = flash_attention._library.releases()
+ACTIVE = ".".join(torch.__version__.split("+")[0].split(".")[:2])
 VERSION = re.search(r"project\(\w+ VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())[1]
 # Where each folder of the installed package comes from.
 PYTHON_SOURCES = {
     "flash_attention": "ops/flash_attention",
     "flash_attention/models": "models/python",
+    "flash_attention/train": "models/train/python",
 }
 LIBRARIES = ["libflash_attention.so", "libflash_models.so"]
 
-RELEASE, _, PATCH = REQUIRED.rpartition(".")
-NEXT_PATCH = f"{RELEASE}.{int(PATCH) + 1}"
-
 FAKE_TORCH = {
-    "older": ('__version__ = "2.12.1+cpu"\n', "2.12.1"),
-    "patched": (f'__version__ = "{NEXT_PATCH}+cpu"\n', NEXT_PATCH),
-    "newer": ('__version__ = "2.14.0"\n', "2.14.0"),
+    "older": (f'__version__ = "2.{FIRST - 1}.1+cpu"\n', f"2.{FIRST - 1}.1"),
+    "newer": (f'__version__ = "2.{END}.0"\n', f"2.{END}.0"),
     "missing": ("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n", "none"),
 }
 
@@ -71,7 +77,8 @@ def test_import_names_the_torch_it_needs_and_the_command(fake_torch) -> None:
     printed = failure(sys.executable, "-c", "import flash_attention", env=environment)
     assert "ImportError: flash_attention: " in printed
     assert f"got {'none' if found == 'none' else 'torch ' + found}" in printed
-    assert f"{sys.executable} -m pip install torch=={REQUIRED}" in printed
+    assert f"torch {', '.join(COMPILED)}, got" in printed
+    assert f"{sys.executable} -m pip install 'torch=={COMPILED[-1]}.*'" in printed
 
 
 def test_import_says_what_else_torch_lacks(tmp_path: Path) -> None:
@@ -96,26 +103,28 @@ def test_pip_install_names_the_torch_it_needs_and_the_commands(fake_torch, tmp_p
         "--no-index",
     ]
     printed = failure(*pip, "--target", tmp_path / "target", ROOT, env=environment)
-    assert f"expected torch {REQUIRED} to compile against, got {found}" in printed
-    assert f"pip install torch=={REQUIRED}" in printed
+    assert f"expected torch {', '.join(SUPPORTED)} to compile against, got {found}" in printed
+    assert f'pip install "torch=={SUPPORTED[-1]}.*"' in printed
     assert "pip install --no-build-isolation ." in printed
 
 
-@pytest.mark.parametrize("version", ["2.12.1", "2.14.0", None])
-def test_cmake_names_the_torch_it_needs_and_the_command(
-    version: str | None, tmp_path: Path
-) -> None:
-    find = ["-DCMAKE_DISABLE_FIND_PACKAGE_Torch=ON"]
-    if version is not None:
-        (tmp_path / "TorchConfig.cmake").write_text("set(Torch_FOUND TRUE)\n")
-        (tmp_path / "TorchConfigVersion.cmake").write_text(
-            f'set(PACKAGE_VERSION "{version}")\nset(PACKAGE_VERSION_COMPATIBLE TRUE)\n'
-        )
-        find = [f"-DTorch_DIR={tmp_path}"]
+@pytest.mark.parametrize("minor", [FIRST - 1, END, None])
+def test_cmake_names_the_torch_it_needs_and_the_command(minor: int | None, tmp_path: Path) -> None:
+    find = ["-DCMAKE_DISABLE_FIND_PACKAGE_Python3=ON", "-DCMAKE_PREFIX_PATH=/nowhere"]
+    if minor is not None:
+        headers = tmp_path / "include" / "torch"
+        (headers / "csrc/api/include/torch").mkdir(parents=True)
+        (headers / "csrc/api/include/torch/torch.h").touch()
+        (headers / "headeronly").mkdir()
+        (tmp_path / "share/cmake").mkdir(parents=True)
+        numbers = {"MAJOR": 2, "MINOR": minor, "PATCH": 1}
+        lines = [f"#define TORCH_VERSION_{name} {number}\n" for name, number in numbers.items()]
+        (headers / "headeronly/version.h").write_text("".join(lines))
+        find = [f"-DCMAKE_PREFIX_PATH={tmp_path}/share/cmake"]
     printed = failure("cmake", "-S", ROOT, "-B", tmp_path / "build", "-G", "Ninja", *find)
-    found = "none" if version is None else f"Torch {version}"
-    assert f"expected Torch {REQUIRED}, found {found}" in printed
-    assert f"pip install torch=={REQUIRED}" in printed
+    found = "none" if minor is None else f"torch 2.{minor}.1 in {tmp_path}/include"
+    assert f"expected torch {', '.join(SUPPORTED)}, found {found}. Run" in printed
+    assert f'pip install "torch=={SUPPORTED[-1]}.*"' in printed
     assert "-DCMAKE_PREFIX_PATH=" in printed
 
 
@@ -128,7 +137,7 @@ def copy_of_package(tmp_path: Path) -> tuple[Path, dict[str, str]]:
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_import_without_a_library_says_which_file_is_missing(name: str, tmp_path: Path) -> None:
     copy, environment = copy_of_package(tmp_path)
-    library = copy / "lib" / name
+    library = copy / "lib" / f"torch-{ACTIVE}" / name
     library.unlink()
     printed = failure(sys.executable, "-c", "import flash_attention.models", env=environment)
     assert f"expected the compiled library at {library}, got no such file" in printed
@@ -138,7 +147,7 @@ def test_import_without_a_library_says_which_file_is_missing(name: str, tmp_path
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_import_of_a_broken_library_says_so(name: str, tmp_path: Path) -> None:
     copy, environment = copy_of_package(tmp_path)
-    library = copy / "lib" / name
+    library = copy / "lib" / f"torch-{ACTIVE}" / name
     library.write_bytes(b"not a shared library")
     printed = failure(sys.executable, "-c", "import flash_attention.models", env=environment)
     assert f"ImportError: flash_attention: expected {library} to load, got" in printed
@@ -159,7 +168,7 @@ def test_version_is_that_of_the_project() -> None:
 
 def test_build_info_names_torch_and_the_kernels() -> None:
     info = flash_attention.build_info()
-    assert info.torch_version.split("+")[0] == REQUIRED == torch.__version__.split("+")[0]
+    assert info.torch_version.split("+")[0] == torch.__version__.split("+")[0]
     assert info.isa[-1].name == "scalar"
     assert info.active in [isa.name for isa in info.isa if isa.supported]
     assert info.active == os.environ.get("FLASH_ATTENTION_ISA", info.active)
@@ -174,12 +183,25 @@ def test_wheel_holds_the_package_and_nothing_else() -> None:
         for folder, sources in PYTHON_SOURCES.items()
         for path in (ROOT / sources).glob("*.py")
     }
-    assert package == modules | {
-        "flash_attention/_build_config.py",
-        "flash_attention/lib/libflash_attention.so",
-        "flash_attention/lib/libflash_models.so",
+    headers = {
+        f"flash_attention/{path.relative_to(ROOT / layer)}"
+        for layer in ("ops", "models")
+        for path in (ROOT / layer / "include").rglob("*.h")
+    }
+    libraries = {
+        f"flash_attention/lib/torch-{release}/{name}"
+        for release in COMPILED
+        for name in (*LIBRARIES, "libflash_train.so")
+    }
+    assert "../../../bin/flash_train" in package
+    package = {name for name in package if "/cmake/" not in name and "/bin/" not in name}
+    others = package - modules - headers - libraries
+    assert others == {
+        "flash_attention/lib/libflash_kernels.so",
+        "flash_attention/include/flash_attention/version.h",
         "flash_attention/py.typed",
     }
+    assert modules | headers | libraries <= package
 
 
 def test_the_models_library_is_loaded_when_the_models_are_imported() -> None:
@@ -209,11 +231,34 @@ def test_wheel_is_for_every_python_on_this_platform() -> None:
     assert re.search(r"^Tag: py3-none-linux_\w+$", wheel, re.M)
     for name in LIBRARIES:
         dynamic = subprocess.run(
-            ["readelf", "-d", PACKAGE / "lib" / name], capture_output=True, text=True, check=True
+            ["readelf", "-d", PACKAGE / "lib" / f"torch-{ACTIVE}" / name],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         assert "libtorch_cpu.so" in dynamic
         assert "python" not in dynamic
 
 
-def test_wheel_requires_exactly_the_torch_it_was_compiled_against() -> None:
-    assert importlib.metadata.requires("flash_attention") == [f"torch=={REQUIRED}"]
+def test_wheel_requires_the_torch_it_was_compiled_for() -> None:
+    (requirement,) = importlib.metadata.requires("flash_attention")
+    if COMPILED == SUPPORTED:
+        assert requirement in (f"torch>=2.{FIRST},<2.{END}", f"torch<2.{END},>=2.{FIRST}")
+    else:
+        assert requirement == f"torch=={COMPILED[0]}.*"
+
+
+def test_cmake_finds_the_installed_package(tmp_path: Path) -> None:
+    """Headers, libraries and the CMake package of the wheel alone, and the program runs."""
+    prefixes = f"{flash_attention.cmake_prefix_path};{torch.utils.cmake_prefix_path}"
+    project = ROOT / "tests" / "install"
+    for command in (
+        ["cmake", "-S", project, "-B", tmp_path, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefixes}"],
+        ["cmake", "--build", tmp_path],
+        [tmp_path / "consumer"],
+    ):
+        words = [str(word) for word in command]
+        result = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+    linked = subprocess.run(["ldd", tmp_path / "consumer"], capture_output=True, text=True).stdout
+    assert str(PACKAGE / "lib" / f"torch-{ACTIVE}" / "libflash_attention.so") in linked

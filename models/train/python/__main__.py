@@ -1,0 +1,5 @@
+import sys
+
+from flash_attention.train import main
+
+sys.exit(main())

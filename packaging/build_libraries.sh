@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# build_libraries.sh <folder> [python]: compiles what a wheel holds, for every release of torch that
+# requirements.txt allows, into <folder>/package. JOBS=... compilers at once.
+#
+# To compile, torch's own wheel will do, without what a CUDA build requires. The kernels, which know
+# no torch, are compiled once: the builds for later releases take those of the first.
+set -euo pipefail
+
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+python=${2:-python3}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+read -r first end < <(sed -n 's/^torch>=2\.\([0-9]*\),<2\.\([0-9]*\).*/\1 \2/p' requirements.txt)
+rm -rf "$folder/package"
+kernels=
+for minor in $(seq "$first" $((end - 1))); do
+  torch=$folder/torch-2.$minor build=$folder/build-2.$minor
+  if [ ! -e "$torch/.ready" ]; then
+    "$python" -m pip --disable-pip-version-check install --quiet --no-deps --upgrade \
+      --target "$torch" "torch==2.$minor.*"
+    touch "$torch/.ready"
+  fi
+  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DFLASH_ATTENTION_BUILD_TESTS=OFF \
+    -DFLASH_ATTENTION_KERNELS="$kernels" -DCMAKE_PREFIX_PATH="$torch/torch/share/cmake"
+  cmake --build "$build" --parallel "${JOBS:-$(nproc)}" \
+    --target flash_attention flash_models flash_train_program
+  cmake --install "$build" --component libraries --prefix "$folder/package" >"$build/install.log"
+  kernels=${kernels:-$build}
+done
