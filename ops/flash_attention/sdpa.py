@@ -27,7 +27,8 @@ def scaled_dot_product_attention(
     mask that wants a gradient, for value of another width than query.
 
     Args:
-        query: [.., H, L, D] of two or more dimensions, floating, on the CPU.
+        query: [.., H, L, D] of two or more dimensions, floating. On another device than the CPU
+            the call is torch's.
         key: [.., Hk, S, D]; Hk is H or 1, with `enable_gqa` any divisor of H.
         value: [.., Hv, S, Dv]; Hv likewise. What stands before the heads broadcasts.
         attn_mask: broadcasts to [.., H, L, S]. bool: True = attend; floating: added to the scores,

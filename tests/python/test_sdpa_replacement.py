@@ -17,6 +17,7 @@ from problems import DTYPES, dtype_name
 from sdpa_calls import Call, assert_close_to_torch, operators, runs_ours
 from test_sdpa import samples
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
@@ -350,3 +351,14 @@ def test_operators_sees_what_runs_inside() -> None:
     assert "aten::scaled_dot_product_attention" in operators(lambda: torchs(*qkv()))
     call = Call(*qkv())
     assert runs_ours(lambda: flash_attention.scaled_dot_product_attention(**vars(call)))
+
+
+@pytest.mark.parametrize(("device", "ours"), [("cuda", False), ("cpu", True)])
+def test_tensors_of_another_device_are_left_to_torch(device: str, ours: bool) -> None:
+    """Of a CUDA device that is not there: tensors without numbers."""
+    with FakeTensorMode():
+        inputs = [torch.empty(1, 2, 3, 8, device=device) for _ in range(3)]
+        assert runs_ours(lambda: flash_attention.scaled_dot_product_attention(*inputs)) == ours
+        with replace_sdpa():
+            assert runs_ours(lambda: F.scaled_dot_product_attention(*inputs)) == ours
+            assert F.scaled_dot_product_attention(*inputs).device.type == device
