@@ -9,11 +9,12 @@
 
 namespace flash {
 
-/// Signature and meaning of at::scaled_dot_product_attention (torch 2.13), computed by
+/// Signature and meaning of at::scaled_dot_product_attention, computed by
 /// flash::attention: exact, in O(N) memory whatever the arguments are.
 ///
 /// query [.., H, L, D], key [.., Hk, S, D], value [.., Hv, S, Dv] of two or more dimensions,
-/// floating, on the CPU; what stands before H broadcasts. Hk and Hv are H or 1; with
+/// floating; what stands before H broadcasts. A query on another device than the CPU makes the
+/// call at::scaled_dot_product_attention's. Hk and Hv are H or 1; with
 /// `enable_gqa` any divisor of H. attn_mask broadcasts to [.., H, L, S]: bool, True = attend, or
 /// floating, added to the scores and differentiable. `is_causal` aligns the mask at the top left:
 /// query i attends keys 0 … i. `dropout_p` drops whenever it is above 0, in training or not.
