@@ -1,10 +1,10 @@
-# flash_find_torch(<releases>): the imported target FlashAttention::torch, made from the torch that
+# flash_find_torch(<releases> [folder]): the imported target FlashAttention::torch, made from the torch that
 # is there, whether a CPU or a CUDA build; the build and find_package(FlashAttention) share it.
 #
 # Not find_package(Torch): of a CUDA build that demands CUDA's tool kit, of which code for the CPU
 # needs nothing. Where to look, in this order: the target `torch` of a project that has called
-# find_package(Torch) itself; Torch_DIR or CMAKE_PREFIX_PATH, as for find_package(Torch); the torch
-# that `python3` imports.
+# find_package(Torch) itself; Torch_DIR or CMAKE_PREFIX_PATH, as for find_package(Torch); the folder;
+# the torch that `python3` imports.
 #
 # <releases>: those that will do, as "2.13;2.14". Sets FLASH_TORCH_VERSION, FLASH_TORCH_RELEASE and
 # FLASH_TORCH_LIBRARY_DIR, or FLASH_TORCH_PROBLEM to what is wrong and what to do about it.
@@ -23,7 +23,7 @@ function(_flash_torch_version include result)
   set(${result} "${version}" PARENT_SCOPE)
 endfunction()
 
-# The include folder of the torch to use; empty where there is none.
+# The include folder of the torch to use, in [folder] perhaps; empty where there is none.
 function(_flash_torch_include result)
   if(TARGET torch)
     foreach(property IMPORTED_LOCATION IMPORTED_LOCATION_RELEASE IMPORTED_LOCATION_RELWITHDEBINFO
@@ -39,7 +39,7 @@ function(_flash_torch_include result)
   # torch.utils.cmake_prefix_path is <torch>/share/cmake.
   set(found NOTFOUND)
   find_path(found torch/csrc/api/include/torch/torch.h NO_CACHE
-            HINTS ${Torch_DIR}/../../.. ENV Torch_DIR PATH_SUFFIXES include ../../include)
+            HINTS ${Torch_DIR}/../../.. PATHS ${ARGN} PATH_SUFFIXES include ../../include)
   if(NOT found)
     find_package(Python3 QUIET COMPONENTS Interpreter)
     if(Python3_FOUND)
@@ -61,7 +61,7 @@ endfunction()
 
 function(flash_find_torch releases)
   set(FLASH_TORCH_PROBLEM "" PARENT_SCOPE)
-  _flash_torch_include(include)
+  _flash_torch_include(include ${ARGN})
   set(release)
   if(include)
     file(REAL_PATH ${include} include)

@@ -248,12 +248,12 @@ def test_wheel_requires_the_torch_it_was_compiled_for() -> None:
         assert requirement == f"torch=={COMPILED[0]}.*"
 
 
-def test_cmake_finds_the_installed_package(tmp_path: Path) -> None:
+def test_cmake_finds_the_installed_package_and_the_torch_beside_it(tmp_path: Path) -> None:
     """Headers, libraries and the CMake package of the wheel alone, and the program runs."""
-    prefixes = f"{flash_attention.cmake_prefix_path};{torch.utils.cmake_prefix_path}"
-    project = ROOT / "tests" / "install"
+    find = [f"-DCMAKE_PREFIX_PATH={flash_attention.cmake_prefix_path}"]
+    find += ["-DCMAKE_DISABLE_FIND_PACKAGE_Python3=ON"]
     for command in (
-        ["cmake", "-S", project, "-B", tmp_path, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefixes}"],
+        ["cmake", "-S", ROOT / "tests" / "install", "-B", tmp_path, "-G", "Ninja", *find],
         ["cmake", "--build", tmp_path],
         [tmp_path / "consumer"],
     ):
@@ -262,3 +262,4 @@ def test_cmake_finds_the_installed_package(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stdout + result.stderr
     linked = subprocess.run(["ldd", tmp_path / "consumer"], capture_output=True, text=True).stdout
     assert str(PACKAGE / "lib" / f"torch-{ACTIVE}" / "libflash_attention.so") in linked
+    assert str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so") in linked
