@@ -32,7 +32,8 @@ PACKAGE = COPY / "package"
 # A test that hangs has found the fault, too. The slowest one takes a minute alone.
 SECONDS = 600
 
-# One variable of one library, so that all layers see it; read once, while the library is loaded.
+# One variable, read while a library is loaded: the kernels have it, who tests them alone, and the
+# operator, whose library everything above it links.
 # Declared in every namespace that a file with faults is included in.
 HEADER = """extern "C" __attribute__((visibility("default"))) int flash_fault;
 """
@@ -70,8 +71,8 @@ def plant(faults: list[tuple[int, Fault]]) -> None:
                 f"times; mend the fault {fault.what!r} in tests/mutants/faults.py"
             )
         texts[path] = text.replace(fault.old, planted(number, fault))
-    dispatch = ROOT / "csrc" / "dispatch.cpp"
-    texts[dispatch] = (texts.get(dispatch) or dispatch.read_text()) + DEFINITION
+    for path in (ROOT / "csrc" / "dispatch.cpp", ROOT / "ops" / "build_info.cpp"):
+        texts[path] = (texts.get(path) or path.read_text()) + DEFINITION
     for path, text in texts.items():
         if path.suffix == ".py":
             before, begins, code = text.partition(PYTHON_BEGINS)
