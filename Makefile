@@ -90,6 +90,9 @@ test: compile-all build
 	  ctest --test-dir $(BUILD) -j $(JOBS) --output-on-failure --no-tests=error; \
 	$(PYTHON_TESTS)
 
+# Without those of the benchmarks, which need what `compile-all` compiles.
+test-python: PYTEST += $(patsubst %,--ignore=%,$(wildcard tests/python/test_bench*.py) \
+  tests/python/test_speed.py)
 test-python: build
 	@rm -rf $(RESULTS); $(PYTHON_TESTS)
 
