@@ -150,7 +150,8 @@ class BackwardBlock {
     }
   }
 
-  // A row that attends nothing is 0 whatever its inputs: what is asked of it, NaN too, goes nowhere.
+  // A row that attends nothing is 0 whatever its inputs: what is asked of it, NaN too, goes
+  // nowhere.
   [[gnu::noinline]] static Reg without_empty_rows(Reg delta, const ScoreStage<V>& stage,
                                                   int64_t lane, int64_t rows) {
     T each[V::kWidth];
