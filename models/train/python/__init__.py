@@ -18,10 +18,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Raises:
         ImportError: there is no library for this torch.
-
-    >>> main(["PatchTST", "--season"])
-    ...
-    106
     """
     import flash_attention.models  # noqa: F401  loads what the program links
     from flash_attention import _library
