@@ -18,8 +18,8 @@
 #
 # Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make
 # .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB) and of tests, CASES=... the
-# number of calls that `make stress` generates, TORCH=... the torch that .venv gets, FUZZ_SECONDS=... the time for each of its three parsers,
-# FAULTS=... words of the faults that `make mutants` plants,
+# number of calls that `make stress` generates, FUZZ_SECONDS=... the time for each of its three parsers,
+# FAULTS=... words of the faults that `make mutants` plants, TORCH=... the torch that .venv gets,
 # BENCH=... options of bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
 
 SHELL := /bin/bash
@@ -47,7 +47,6 @@ ORIGINALS := .venv-neuralforecast/bin/python
 ORIGINALS_REQUIREMENTS := $(REQUIREMENTS) bench/requirements.txt
 packages_in = $(shell sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' $(1))
 PACKAGES := $(call packages_in,requirements-system.txt)
-RELEASES := $(shell sed -n 's/^torch>=2\.\([0-9]*\),<2\.\([0-9]*\).*/seq -f 2.%g \1 $$((\2-1))/p' requirements.txt | sh)
 LIBRARIES := $(addprefix $(BUILD)/,ops/libflash_attention.so models/libflash_models.so \
   models/libflash_train.so)
 PACKAGE_SOURCES := $(wildcard ops/flash_attention/*.py models/python/*.py models/train/python/*.py) \
@@ -98,7 +97,7 @@ test-python: build
 
 # One release at a time, so that the disk holds them.
 compatibility:
-	@for release in $(RELEASES); do \
+	@for release in $$(packaging/torch_releases.sh); do \
 	  echo "== torch $$release"; \
 	  rm -rf build/compatibility; \
 	  $(MAKE) test-python TORCH="$$release.*" BUILD=build/compatibility/build \

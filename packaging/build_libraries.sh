@@ -10,14 +10,13 @@ folder=$(mkdir -p "$1" && cd "$1" && pwd)
 python=${2:-python3}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-read -r first end < <(sed -n 's/^torch>=2\.\([0-9]*\),<2\.\([0-9]*\).*/\1 \2/p' requirements.txt)
 rm -rf "$folder/package"
 kernels=
-for minor in $(seq "$first" $((end - 1))); do
-  torch=$folder/torch-2.$minor build=$folder/build-2.$minor
+for release in $(packaging/torch_releases.sh); do
+  torch=$folder/torch-$release build=$folder/build-$release
   if [ ! -e "$torch/.ready" ]; then
     "$python" -m pip --disable-pip-version-check install --quiet --no-deps --upgrade \
-      --target "$torch" "torch==2.$minor.*"
+      --target "$torch" "torch==$release.*"
     touch "$torch/.ready"
   fi
   cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DFLASH_ATTENTION_BUILD_TESTS=OFF \
