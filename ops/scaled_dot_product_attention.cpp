@@ -111,7 +111,7 @@ void check_mask(const Tensor& mask, c10::SymIntArrayRef scores) {
 Tensor compute(const Tensor& query, const Tensor& key, const Tensor& value,
                const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
                std::optional<double> scale, bool enable_gqa) {
-  if (!query.is_cpu() && !query.is_meta()) {  // a model that is moved goes on
+  if (query.defined() && !query.is_cpu() && !query.is_meta()) {  // a model that is moved goes on
     return at::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal,
                                             scale, enable_gqa);
   }
