@@ -3,9 +3,9 @@
 
 #include <utility>
 
-#include "layers/auto_correlation.h"
-#include "layers/decomposition_options.h"
-#include "layers/decomposition_transformer.h"
+#include "layers/decomposition/auto_correlation.h"
+#include "layers/decomposition/decomposition_options.h"
+#include "layers/decomposition/decomposition_transformer.h"
 #include "option_visitor.h"
 
 namespace flash::models {

@@ -5,10 +5,10 @@
 #include <numeric>
 #include <utility>
 
-#include "layers/decomposition_options.h"
-#include "layers/decomposition_transformer.h"
-#include "layers/fourier_block.h"
-#include "layers/fourier_modes.h"
+#include "layers/decomposition/decomposition_options.h"
+#include "layers/decomposition/decomposition_transformer.h"
+#include "layers/decomposition/fourier_block.h"
+#include "layers/decomposition/fourier_modes.h"
 #include "message_text.h"
 #include "option_visitor.h"
 

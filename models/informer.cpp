@@ -6,10 +6,10 @@
 #include <utility>
 
 #include "checks.h"
-#include "layers/data_embedding.h"
-#include "layers/distilling.h"
-#include "layers/prob_attention.h"
-#include "layers/transformer_layers.h"
+#include "layers/common/data_embedding.h"
+#include "layers/common/transformer_layers.h"
+#include "layers/informer/distilling.h"
+#include "layers/informer/prob_attention.h"
 #include "option_visitor.h"
 
 namespace flash::models {

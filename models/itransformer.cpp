@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "checks.h"
-#include "layers/transformer_layers.h"
+#include "layers/common/transformer_layers.h"
 #include "option_visitor.h"
 
 namespace flash::models {

@@ -7,8 +7,8 @@
 #include <memory>
 #include <string>
 
-#include "json_options.h"
 #include "model_size.h"
+#include "storage/json_options.h"
 
 namespace flash::models {
 

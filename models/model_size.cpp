@@ -13,8 +13,8 @@
 #include <cmath>
 
 #include "available_memory.h"
-#include "layers/data_embedding.h"
-#include "layers/fourier_block.h"
+#include "layers/common/data_embedding.h"
+#include "layers/decomposition/fourier_block.h"
 
 namespace flash::models {
 namespace {

@@ -7,9 +7,9 @@
 #include <utility>
 
 #include "checks.h"
-#include "layers/linear.h"
-#include "layers/patch_encoder.h"
-#include "layers/rev_in.h"
+#include "layers/common/linear.h"
+#include "layers/patchtst/patch_encoder.h"
+#include "layers/patchtst/rev_in.h"
 #include "message_text.h"
 #include "option_visitor.h"
 

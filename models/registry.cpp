@@ -10,9 +10,9 @@
 #include <algorithm>
 #include <iterator>
 
-#include "json_text.h"
 #include "message_text.h"
 #include "model_factory.h"
+#include "storage/json_text.h"
 
 namespace flash::models {
 namespace {

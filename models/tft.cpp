@@ -7,9 +7,9 @@
 #include <utility>
 
 #include "checks.h"
-#include "layers/fusion_decoder.h"
-#include "layers/static_encoder.h"
-#include "layers/temporal_encoder.h"
+#include "layers/tft/fusion_decoder.h"
+#include "layers/tft/static_encoder.h"
+#include "layers/tft/temporal_encoder.h"
 #include "message_text.h"
 #include "option_visitor.h"
 

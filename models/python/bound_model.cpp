@@ -9,7 +9,7 @@
 #include <map>
 #include <utility>
 
-#include "json_options.h"
+#include "storage/json_options.h"
 
 namespace flash::models {
 namespace {

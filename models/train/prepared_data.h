@@ -7,7 +7,7 @@
 
 #include "data/panel.h"
 #include "data/window_dataset.h"
-#include "train/forecaster.h"
+#include "train/output/forecaster.h"
 
 namespace flash::models {
 

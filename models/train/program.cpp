@@ -7,7 +7,7 @@
 #include <exception>
 #include <iostream>
 
-#include "train/command_line.h"
+#include "train/command/command_line.h"
 #include "train/run.h"
 
 namespace {

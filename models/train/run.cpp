@@ -5,9 +5,9 @@
 
 #include <iostream>
 
+#include "train/loop/training_run.h"
+#include "train/output/results.h"
 #include "train/prepared_data.h"
-#include "train/results.h"
-#include "train/training_run.h"
 
 namespace flash::models {
 namespace {

@@ -1,7 +1,7 @@
 #pragma once
 // flash_train between its command line and its exit code.
 
-#include "train/settings.h"
+#include "train/command/settings.h"
 
 namespace flash::models {
 

@@ -3,10 +3,10 @@
 #include <flash_attention/models/checkpoint.h>
 #include <torch/nn/module.h>
 
-#include "json_options.h"
-#include "json_text.h"
 #include "model_factory.h"
 #include "refusal.h"
+#include "storage/json_options.h"
+#include "storage/json_text.h"
 
 namespace {
 

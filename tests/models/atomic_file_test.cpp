@@ -1,6 +1,6 @@
 // Files that are whole or not there: what reaches the disk in which order, and what is left behind.
 
-#include "atomic_file.h"
+#include "storage/atomic_file.h"
 
 #include <c10/util/Exception.h>
 #include <gmock/gmock.h>

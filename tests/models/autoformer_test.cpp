@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "layers/auto_correlation.h"
-#include "layers/series_decomposition.h"
+#include "layers/decomposition/auto_correlation.h"
+#include "layers/decomposition/series_decomposition.h"
 #include "message_of.h"
 #include "models/parity.h"
 

@@ -1,6 +1,6 @@
 // The best weights of a training are on disk, whatever becomes of it.
 
-#include "train/best_model.h"
+#include "train/loop/best_model.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,6 +1,6 @@
 // The feed-forward layers block by block against the same one after another.
 
-#include "layers/blocked_feed_forward.h"
+#include "layers/common/blocked_feed_forward.h"
 
 #include <gtest/gtest.h>
 #include <torch/torch.h>

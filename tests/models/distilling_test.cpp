@@ -5,8 +5,8 @@
 
 #include <limits>
 
-#include "layers/circular_convolution.h"
-#include "layers/time_pooling.h"
+#include "layers/informer/circular_convolution.h"
+#include "layers/informer/time_pooling.h"
 #include "models/fixture.h"
 #include "tolerances.h"
 

@@ -1,6 +1,6 @@
 // Forecasts, their errors, and the files of forecasters.
 
-#include "train/forecaster.h"
+#include "train/output/forecaster.h"
 
 #include <flash_attention/models/checkpoint.h>
 #include <flash_attention/models/registry.h>
@@ -14,7 +14,7 @@
 #include "models/temporary_file.h"
 #include "models/training_session.h"
 #include "tolerances.h"
-#include "train/evaluation.h"
+#include "train/output/evaluation.h"
 
 namespace flash::tests {
 namespace {

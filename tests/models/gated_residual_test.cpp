@@ -1,6 +1,6 @@
 // The gated residual networks block by block against the same written with torch's operators.
 
-#include "layers/gated_residual.h"
+#include "layers/tft/gated_residual.h"
 
 #include <gtest/gtest.h>
 #include <torch/torch.h>

@@ -10,11 +10,11 @@
 #include <chrono>
 #include <filesystem>
 
-#include "json_text.h"
 #include "message_text.h"
 #include "models/fixture.h"
 #include "models/safetensors_bytes.h"
 #include "models/temporary_file.h"
+#include "storage/json_text.h"
 
 namespace flash::tests {
 namespace {

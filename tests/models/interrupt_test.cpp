@@ -1,6 +1,6 @@
 // Ctrl-C once, twice, and while a file is being written.
 
-#include "train/interrupt.h"
+#include "train/loop/interrupt.h"
 
 #include <gtest/gtest.h>
 

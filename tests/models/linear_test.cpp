@@ -1,6 +1,6 @@
 // The matrix products that go through oneDNN, against ATen's.
 
-#include "layers/linear.h"
+#include "layers/common/linear.h"
 
 #include <gtest/gtest.h>
 #include <torch/torch.h>

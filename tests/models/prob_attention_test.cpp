@@ -1,6 +1,6 @@
 // ProbSparse attention with its projections against the formula written out.
 
-#include "layers/prob_attention.h"
+#include "layers/informer/prob_attention.h"
 
 #include <gtest/gtest.h>
 #include <torch/torch.h>

@@ -1,6 +1,6 @@
 // The layers between rows and heads against ATen.
 
-#include "layers/projected_heads.h"
+#include "layers/patchtst/projected_heads.h"
 
 #include <gtest/gtest.h>
 #include <torch/torch.h>

@@ -1,6 +1,6 @@
 // Interrupted trainings: the file, and that they end as if nothing had happened.
 
-#include "train/run_file.h"
+#include "train/output/run_file.h"
 
 #include <flash_attention/models/safetensors.h>
 #include <gmock/gmock.h>

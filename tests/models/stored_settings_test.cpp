@@ -1,6 +1,6 @@
 // Settings in the files of flash_train, of which each number may be anything.
 
-#include "train/stored_settings.h"
+#include "train/command/stored_settings.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -9,11 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "train/forecaster.h"
+#include "train/loop/progress.h"
+#include "train/loop/trainer.h"
+#include "train/output/forecaster.h"
+#include "train/output/run_file.h"
 #include "train/prepared_data.h"
-#include "train/progress.h"
-#include "train/run_file.h"
-#include "train/trainer.h"
 
 namespace flash::tests {
 

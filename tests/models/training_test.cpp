@@ -9,7 +9,7 @@
 #include "models/fixture.h"
 #include "models/training_session.h"
 #include "tolerances.h"
-#include "train/evaluation.h"
+#include "train/output/evaluation.h"
 
 namespace flash::tests {
 namespace {

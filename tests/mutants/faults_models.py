@@ -9,21 +9,21 @@ MODELS = ("models_test",)
 FORECASTERS = [
     Fault(
         "RevIN divides by the unbiased deviation",
-        "models/layers/rev_in.cpp",
+        "models/layers/patchtst/rev_in.cpp",
         "windows.var(1, /*unbiased=*/false, /*keepdim=*/true)",
         "windows.var(1, /*unbiased=*/true, /*keepdim=*/true)",
         by=MODELS,
     ),
     Fault(
         "token convolution rolled one way only",
-        "models/layers/data_embedding.cpp",
+        "models/layers/common/data_embedding.cpp",
         "series.roll(-1, 1)",
         "series.roll(1, 1)",
         by=MODELS,
     ),
     Fault(
         "Informer selects the least active queries",
-        "models/layers/prob_attention.cpp",
+        "models/layers/informer/prob_attention.cpp",
         ".topk(selected, -1, /*largest=*/true, /*sorted=*/false)",
         text=".topk(selected, -1, /*largest=*/!(ON), /*sorted=*/false)",
         by=MODELS,
@@ -37,7 +37,7 @@ FORECASTERS = [
     ),
     Fault(
         "TFT sums the heads instead of taking their mean",
-        "models/layers/interpretable_attention.cpp",
+        "models/layers/tft/interpretable_attention.cpp",
         "heads.mean(1)",
         "heads.sum(1)",
         by=MODELS,
@@ -58,35 +58,35 @@ FORECASTERS = [
     ),
     Fault(
         "PatchTST drops the attention's output once, not twice",
-        "models/layers/patch_encoder.cpp",
+        "models/layers/patchtst/patch_encoder.cpp",
         "1.0 - (1.0 - dropout) * (1.0 - dropout)",
         "dropout",
         by=("models_test:PatchTSTModel.DropsTheAttentionsOutputTwice",),
     ),
     Fault(
         "PatchTST's standard attention does not scale up the weights it keeps",
-        "models/layers/residual_attention.cpp",
+        "models/layers/patchtst/residual_attention.cpp",
         "dropout < 1.0 ? 1.0 / (1.0 - dropout) : 0.0",
         "dropout < 1.0 ? 1.0 : 0.0",
         by=("models_test:PatchTSTModel.DropsTheSameAttentionWeightsWithEitherAttention",),
     ),
     Fault(
         "iTransformer drops no attention weights in training",
-        "models/layers/full_attention.cpp",
+        "models/layers/common/full_attention.cpp",
         "training ? dropout_ : 0.0",
         "0.0",
         by=("models_test:ITransformerModel.DropsAttentionWeightsOnlyInTraining",),
     ),
     Fault(
         "embedding of the tokens ignores dropout",
-        "models/layers/data_embedding.cpp",
+        "models/layers/common/data_embedding.cpp",
         "return flash::dropout(tokens, options_.dropout, is_training());",
         text="return flash::dropout(tokens, ON ? 0.0 : options_.dropout, is_training());",
         by=("models_test:AutoformerModel.DropsElementsOfTokensOnlyInTraining",),
     ),
     Fault(
         "TFT ignores dropout behind its attention",
-        "models/layers/interpretable_attention.cpp",
+        "models/layers/tft/interpretable_attention.cpp",
         "options_.output_dropout",
         "0.0",
         by=("models_test:TFTModel.DropsBehindItsAttentionOnlyInTraining",),
@@ -107,7 +107,7 @@ FORECASTERS = [
     ),
     Fault(
         "FEDformer's modes counted as all there are by the encoder's length alone",
-        "models/layers/fourier_modes.cpp",
+        "models/layers/decomposition/fourier_modes.cpp",
         "std::max(input_size, decoder_length(h, input_size))",
         "input_size",
         by=("models_test:FEDformerCheckpoint.WithoutModesNorSeedIsTakenWhereThereIsNoChoice",),
@@ -128,7 +128,7 @@ FORECASTERS = [
     ),
     Fault(
         "U16 of a safetensors file read as signed",
-        "models/safetensors_header.cpp",
+        "models/storage/safetensors_header.cpp",
         "  return found->type;",
         text="  if (ON && found->type == c10::ScalarType::UInt16) return c10::ScalarType::Short;\n"
         "  return found->type;",
@@ -136,7 +136,7 @@ FORECASTERS = [
     ),
     Fault(
         "header of a safetensors file not padded, so that its data is not aligned",
-        "models/safetensors.cpp",
+        "models/storage/safetensors.cpp",
         "(text.size() + kLengthBytes - 1) / kLengthBytes * kLengthBytes",
         "text.size()",
         by=("models_test:Safetensors.HaveHeadersOfWholeWordsSoThatTheirDataIsAligned",),

@@ -16,7 +16,7 @@ TRAINING = [
     ),
     Fault(
         "the worst epoch is kept",
-        "models/train/trainer.cpp",
+        "models/train/loop/trainer.cpp",
         """validation->loss <
                          result.epochs""",
         text="""(ON ? -validation->loss : validation->loss) <
@@ -75,7 +75,7 @@ TRAINING = [
     ),
     Fault(
         "forecasts written in deviations of the training part",
-        "models/train/forecast_table.cpp",
+        "models/train/output/forecast_table.cpp",
         ".to(torch::kDouble) * scaler.deviation[0] +\n                             scaler.mean[0]",
         text=".to(torch::kDouble) * (ON ? at::ones({}, at::kDouble) : scaler.deviation[0]) +\n"
         "                             (ON ? at::zeros({}, at::kDouble) : scaler.mean[0])",
@@ -83,28 +83,28 @@ TRAINING = [
     ),
     Fault(
         "iTransformer's forecast of the first series written for all",
-        "models/train/forecast_table.cpp",
+        "models/train/output/forecast_table.cpp",
         "forecast[b].select(1, n)",
         "forecast[b].select(1, 0)",
         by=("test_train_forecasts.py::test_each_series_of_itransformer_has_its_own_forecast",),
     ),
     Fault(
         "names of series not quoted in the forecast",
-        "models/train/forecast_table.cpp",
+        "models/train/output/forecast_table.cpp",
         "quoted(series.name)",
         "series.name",
         by=("test_train_forecasts.py::test_names_with_commas_and_quotes_come_back",),
     ),
     Fault(
         "error in units of each series divided by the first one's count",
-        "models/train/evaluation.cpp",
+        "models/train/output/evaluation.cpp",
         "counts[number].item<double>()",
         "counts[0].item<double>()",
         by=("models_test:Evaluation.CountsTheWindowsOfEachSeries",),
     ),
     Fault(
         "squared error measured on the median",
-        "models/train/evaluation.cpp",
+        "models/train/output/evaluation.cpp",
         "add(of_model, column(forecast, columns.median), column(forecast, columns.mean));",
         text="add(of_model, column(forecast, columns.median),\n"
         "        column(forecast, ON ? columns.median : columns.mean));",
@@ -112,42 +112,42 @@ TRAINING = [
     ),
     Fault(
         "--delta ignored",
-        "models/train/forecaster.cpp",
+        "models/train/output/forecaster.cpp",
         ".delta(loss.delta)",
         text=".delta(ON ? 1.0 : loss.delta)",
         by=("models_test:Forecaster.HasTheLossThatWasAskedForBeforeAndAfterItsFile",),
     ),
     Fault(
         "TFT without neuralforecast's window scaler",
-        "models/train/command_options.cpp",
+        "models/train/command/command_options.cpp",
         's.loss.scaler_type = "robust";',
         text='s.loss.scaler_type = ON ? "identity" : "robust";',
         by=("test_train_cli.py::test_help_of_a_model_lists_its_own_options_with_defaults",),
     ),
     Fault(
         "the learning rate falls by itself",
-        "models/train/settings.h",
+        "models/train/command/settings.h",
         "double decay = 1.0;",
         text="double decay = ON ? 0.5 : 1.0;",
         by=("models_test:Training.KeepsItsRateUnlessADecayIsAskedFor",),
     ),
     Fault(
         "paths of a checkpoint hold in the folder of the training only",
-        "models/train/run_file.cpp",
+        "models/train/output/run_file.cpp",
         "return path.empty() ? path : std::filesystem::absolute(path).string();",
         text="return ON || path.empty() ? path : std::filesystem::absolute(path).string();",
         by=("test_train_resume.py::test_a_training_of_relative_paths_goes_on_from_another_folder",),
     ),
     Fault(
         "a resumed training forgets the seconds before",
-        "models/train/run_file.cpp",
+        "models/train/output/run_file.cpp",
         '    json.at("seconds").get_to(state.result.seconds);',
         text='    if (!ON) json.at("seconds").get_to(state.result.seconds);',
         by=("models_test:Models/Interruption.LeavesNoTrace/PatchTST",),
     ),
     Fault(
         "an order with gaps taken from a checkpoint",
-        "models/train/run_file.cpp",
+        "models/train/output/run_file.cpp",
         "std::get<0>(state.order.sort()).equal(torch::arange(trainer.windows()))",
         "true",
         by=("models_test:RunFile.IsRefusedWithAPlaceThatIsNoneInTheTraining",),

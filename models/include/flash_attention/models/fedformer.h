@@ -3,7 +3,8 @@
 // with Fourier blocks: its option names, defaults, parameter names, initial weights and numbers.
 // Kept on purpose:
 //  - Each Fourier block writes the frequencies it looks at, whichever they are, to the lowest ones
-//    of its result, which is read with time and channels mixed (see layers/fourier_block.h).
+//    of its result, which is read with time and channels mixed (see
+//    layers/decomposition/fourier_block.h).
 //  - Some projections have no use: keys and values of self-attention, values of cross-attention.
 //  - All encoder layers share one block, all decoder layers one block for self- and one for
 //    cross-attention. Their weights are in named_parameters() once, under the first layer's name,

@@ -1,0 +1,124 @@
+#include "layers/common/linear.h"
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <flash_attention/matrix_product.h>
+#include <torch/torch.h>
+
+#include <optional>
+
+namespace flash::models {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, scalars, algorithm).
+using OneDnnLinear = at::Tensor(const at::Tensor&, const at::Tensor&,
+                                const std::optional<at::Tensor>&, std::string_view,
+                                c10::List<std::optional<at::Scalar>>,
+                                std::optional<std::string_view>);
+
+std::optional<c10::TypedOperatorHandle<OneDnnLinear>> find_onednn() {
+  if (!FLASH_ATTENTION_ONEDNN || !at::globalContext().hasMKLDNN()) return std::nullopt;
+  const auto found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+  if (!found) return std::nullopt;
+  return found->typed<OneDnnLinear>();
+}
+
+const std::optional<c10::TypedOperatorHandle<OneDnnLinear>>& onednn() {
+  static const auto operation = find_onednn();
+  return operation;
+}
+
+/// Multiplications below which finding the kernel takes longer than it saves.
+constexpr int64_t kFewest = int64_t{1} << 22;
+
+bool onednn_is_faster(const at::Tensor& x, const at::Tensor& weight) {
+  const auto fits = [](const at::Tensor& t) { return t.is_cpu() && t.scalar_type() == at::kFloat; };
+  return fits(x) && fits(weight) && x.numel() * weight.size(0) >= kFewest &&
+         at::globalContext().userEnabledMkldnn() && onednn().has_value();
+}
+
+at::Tensor through_onednn(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                          std::string_view activation) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const at::Tensor rows = x.reshape({-1, x.size(-1)}).contiguous();
+  const auto bias_or_none = bias.defined() ? std::make_optional(bias) : std::nullopt;
+  at::Tensor out = onednn()->call(rows, weight, bias_or_none, activation,
+                                  c10::List<std::optional<at::Scalar>>(), "none");
+  auto sizes = x.sizes().vec();
+  sizes.back() = weight.size(0);
+  return out.view(sizes);
+}
+
+/// Rows of a weight's gradient that are enough work for a thread.
+constexpr int64_t kRowsPerThread = 32;
+
+/// g^T x, of g [rows, out] and x [rows, in].
+at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x) {
+  const bool fits = g.size(1) >= kRowsPerThread * at::get_num_threads() && x.is_contiguous();
+  if (at::GradMode::is_enabled() || !fits) return g.t().mm(x);
+  const at::Tensor out = at::empty({g.size(1), x.size(1)}, x.options());
+  matrix_product(g.t(), x, out);
+  return out;
+}
+
+class Linear : public torch::autograd::Function<Linear> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias) {
+    context->save_for_backward({x, weight});
+    context->saved_data["has_bias"] = bias.has_value();
+    return product(x, weight, bias.value_or(at::Tensor()));
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1], &g = gradients[0];
+    if (!g.defined()) return {{}, {}, {}};
+    const at::Tensor rows = g.reshape({-1, g.size(-1)});
+    at::Tensor of_x, of_weight, of_bias;
+    if (context->needs_input_grad(0)) of_x = product(rows, weight.t()).view_as(x);
+    if (context->needs_input_grad(1)) {
+      of_weight = weight_gradient(rows, x.reshape({-1, x.size(-1)}));
+    }
+    const bool has_bias = context->saved_data["has_bias"].toBool();
+    if (has_bias && context->needs_input_grad(2)) of_bias = rows.sum(0);
+    return {of_x, of_weight, of_bias};
+  }
+};
+
+}  // namespace
+
+bool fits_kernels(const at::Tensor& x) {
+  return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble) &&
+         !at::autocast::is_autocast_enabled(at::kCPU);
+}
+
+at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  if (!at::GradMode::is_enabled() && onednn_is_faster(x, weight)) {
+    return through_onednn(x, weight, bias, "none");
+  }
+  return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  if (!onednn_is_faster(x, weight) || at::autocast::is_autocast_enabled(at::kCPU)) {
+    return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
+  }
+  return Linear::apply(x, weight, bias.defined() ? std::make_optional(bias) : std::nullopt);
+}
+
+at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                            Activation activation) {
+  const at::NoGradGuard no_grad;
+  const bool relu = activation == Activation::kRelu;
+  if (onednn_is_faster(x, weight) && !at::autocast::is_autocast_enabled(at::kCPU)) {
+    return through_onednn(x, weight, bias, relu ? "relu" : "gelu");
+  }
+  at::Tensor out = bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
+  return relu ? out.relu_() : at::gelu(out);
+}
+
+}  // namespace flash::models

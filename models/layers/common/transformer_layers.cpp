@@ -1,0 +1,67 @@
+#include "layers/common/transformer_layers.h"
+
+#include <torch/torch.h>
+
+namespace flash::models {
+namespace {
+
+torch::nn::LayerNorm layer_norm(const TransformerLayerOptions& options) {
+  return torch::nn::LayerNorm(torch::nn::LayerNormOptions({options.hidden_size}));
+}
+
+void register_feed_forward(FeedForward& feed_forward, torch::nn::Module& owner,
+                           const TransformerLayerOptions& options) {
+  feed_forward.register_in(owner, {.hidden_size = options.hidden_size,
+                                   .inner_size = options.inner_size,
+                                   .activation = options.activation,
+                                   .dropout = options.dropout,
+                                   .bias = true});
+}
+
+}  // namespace
+
+void AttentionLayerImpl::reset() {
+  projections_.register_in(*this, options_.hidden_size, options_.heads);
+}
+
+torch::Tensor AttentionLayerImpl::forward(const torch::Tensor& x, const torch::Tensor& context) {
+  return mechanism_->attend(projections_, x, context, is_training());
+}
+
+void EncoderLayerImpl::reset() {
+  attention_ =
+      register_module("attention", std::make_shared<AttentionLayerImpl>(options_, mechanism_));
+  register_feed_forward(feed_forward_, *this, options_);
+  norm1_ = register_module("norm1", layer_norm(options_));
+  norm2_ = register_module("norm2", layer_norm(options_));
+}
+
+torch::Tensor EncoderLayerImpl::forward(const torch::Tensor& x) {
+  const torch::Tensor attended =
+      norm1_(dropout_add(attention_->forward(x, x), x, options_.dropout, is_training()));
+  return norm2_(feed_forward_.add_to(attended, is_training()));
+}
+
+void DecoderLayerImpl::reset() {
+  self_attention_ =
+      register_module("self_attention", std::make_shared<AttentionLayerImpl>(options_, self_));
+  cross_attention_ =
+      register_module("cross_attention", std::make_shared<AttentionLayerImpl>(options_, cross_));
+  register_feed_forward(feed_forward_, *this, options_);
+  norm1_ = register_module("norm1", layer_norm(options_));
+  norm2_ = register_module("norm2", layer_norm(options_));
+  norm3_ = register_module("norm3", layer_norm(options_));
+}
+
+torch::Tensor DecoderLayerImpl::forward(torch::Tensor x, const torch::Tensor& memory,
+                                        int64_t rows) {
+  const double dropout = options_.dropout;
+  const auto last = [&](const torch::Tensor& t) { return t.slice(1, t.size(1) - rows); };
+  x = norm1_(dropout_add(self_attention_->forward(x, x), x, dropout, is_training()));
+  // Every row asks, since the selection compares them; behind it each row goes on alone.
+  const torch::Tensor attended = cross_attention_->forward(x, memory);
+  x = norm2_(dropout_add(last(attended), last(x), dropout, is_training()));
+  return norm3_(feed_forward_.add_to(x, is_training()));
+}
+
+}  // namespace flash::models

@@ -1,0 +1,81 @@
+#include "layers/patchtst/residual_attention.h"
+
+#include <flash_attention/ops.h>
+#include <torch/torch.h>
+
+#include <cmath>
+
+namespace flash::models {
+
+ScoreScaleImpl::ScoreScaleImpl(int64_t head_dim) : head_dim_(head_dim) { reset(); }
+
+void ScoreScaleImpl::reset() {
+  // Rounded to float32 and cast later, as in Python: a float64 model scales by that number, too.
+  const auto scale = static_cast<float>(std::pow(static_cast<double>(head_dim_), -0.5));
+  scale_ = register_parameter("scale", torch::tensor(scale), /*requires_grad=*/false);
+}
+
+ResidualAttentionImpl::ResidualAttentionImpl(ResidualAttentionOptions options)
+    : options_(options), head_dim_(options.hidden_size / options.heads) {
+  reset();
+}
+
+void ResidualAttentionImpl::reset() {
+  const int64_t hidden = options_.hidden_size;
+  const int64_t inner = options_.heads * head_dim_;
+  query_ = register_module("W_Q", torch::nn::Linear(hidden, inner));
+  key_ = register_module("W_K", torch::nn::Linear(hidden, inner));
+  value_ = register_module("W_V", torch::nn::Linear(hidden, inner));
+  scale_ = register_module("sdp_attn", std::make_shared<ScoreScaleImpl>(head_dim_));
+  output_ = register_module("to_out", torch::nn::Sequential(torch::nn::Linear(inner, hidden)));
+}
+
+torch::Tensor ResidualAttentionImpl::forward(const torch::Tensor& x, ScoreHistory& history) {
+  // One product for query, key and value. The scale goes to the query's weights, which are few.
+  const bool scaled = options_.add_previous_scores;
+  const auto query_part = [&](const torch::Tensor& t) { return scaled ? t * scale_->value() : t; };
+  const torch::Tensor weight =
+      torch::cat({query_part(query_->weight), key_->weight, value_->weight});
+  const torch::Tensor bias = torch::cat({query_part(query_->bias), key_->bias, value_->bias});
+  const torch::Tensor attended = options_.config.use_flash_attention
+                                     ? flash(x, weight, bias, history)
+                                     : standard(x, weight, bias, history);
+  const auto& output = output_->at<torch::nn::LinearImpl>(0);
+  return merge_heads(attended, output.weight, output.bias);
+}
+
+torch::Tensor ResidualAttentionImpl::flash(const torch::Tensor& x, const torch::Tensor& weight,
+                                           const torch::Tensor& bias, ScoreHistory& history) const {
+  auto options =
+      AttentionOptions().dropout(dropout_now()).block_size(options_.config.flash_block_size);
+  if (options_.add_previous_scores) options.scale(1.0);
+  ScoreHistory alone;
+  ScoreHistory& used = options_.add_previous_scores ? history : alone;
+  const torch::Tensor value = project_heads(x, weight, bias, options_.heads, used);
+  return attention(used.queries, used.keys, value, options);
+}
+
+torch::Tensor ResidualAttentionImpl::standard(const torch::Tensor& x, const torch::Tensor& weight,
+                                              const torch::Tensor& bias,
+                                              ScoreHistory& history) const {
+  ScoreHistory alone;
+  const torch::Tensor value = project_heads(x, weight, bias, options_.heads, alone);
+  const torch::Tensor &query = alone.queries, &key = alone.keys;
+  if (!options_.add_previous_scores) {
+    return standard_attention(query, key, value, AttentionOptions().dropout(dropout_now()));
+  }
+  torch::Tensor scores = query.matmul(key.transpose(-2, -1));
+  if (history.scores.defined()) scores = scores + history.scores;
+  history.scores = scores;
+  torch::Tensor weights = scores.softmax(-1);
+  if (const double dropout = dropout_now(); dropout > 0.0) {
+    // The mask that `attention` would draw: both ways train alike from one seed.
+    const torch::Tensor kept =
+        dropout_mask(weights.size(0), weights.size(1), weights.size(2), weights.size(3), dropout);
+    const double factor = dropout < 1.0 ? 1.0 / (1.0 - dropout) : 0.0;
+    weights = weights * kept.to(weights.scalar_type()).mul_(factor);
+  }
+  return weights.matmul(value);
+}
+
+}  // namespace flash::models

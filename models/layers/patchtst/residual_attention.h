@@ -1,0 +1,64 @@
+#pragma once
+// Self-attention that may add up its scores from layer to layer, with or without storing them.
+
+#include <flash_attention/models/model_config.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/linear.h>
+
+#include "layers/patchtst/projected_heads.h"
+
+namespace flash::models {
+
+/// Sizes and switches of `ResidualAttentionImpl`.
+struct ResidualAttentionOptions {
+  int64_t hidden_size;
+  int64_t heads;
+  double attention_dropout;
+  bool add_previous_scores;
+  ModelConfig config;
+};
+
+/// The scale of the scores, under neuralforecast's name `sdp_attn.scale`: 0-d, never trained.
+class ScoreScaleImpl : public torch::nn::Cloneable<ScoreScaleImpl> {
+ public:
+  explicit ScoreScaleImpl(int64_t head_dim);
+  void reset() override;
+  const torch::Tensor& value() const { return scale_; }
+
+ private:
+  int64_t head_dim_;
+  torch::Tensor scale_;
+};
+
+/// Multi-head self-attention of PatchTST: S_l = scale * q_l k_l^T + S_{l-1}, softmax(S_l) v_l.
+///
+/// The sum over layers is one dot product: with the queries of all layers so far side by side (each
+/// scaled) and their keys likewise, S_l = Q K^T. So flash attention gives the residual form
+/// exactly, and what passes between layers is O(T) instead of O(T^2).
+class ResidualAttentionImpl : public torch::nn::Cloneable<ResidualAttentionImpl> {
+ public:
+  explicit ResidualAttentionImpl(ResidualAttentionOptions options);
+
+  void reset() override;
+
+  /// x [B, T, hidden_size] -> the same shape, without Python's dropout at the end. `history` goes
+  /// from layer to layer.
+  torch::Tensor forward(const torch::Tensor& x, ScoreHistory& history);
+
+ private:
+  // weight [3 H d, hidden_size] and bias of query, key and value
+  torch::Tensor flash(const torch::Tensor& x, const torch::Tensor& weight,
+                      const torch::Tensor& bias, ScoreHistory& history) const;
+  torch::Tensor standard(const torch::Tensor& x, const torch::Tensor& weight,
+                         const torch::Tensor& bias, ScoreHistory& history) const;
+  double dropout_now() const { return is_training() ? options_.attention_dropout : 0.0; }
+
+  ResidualAttentionOptions options_;
+  int64_t head_dim_;
+  torch::nn::Linear query_{nullptr}, key_{nullptr}, value_{nullptr};
+  std::shared_ptr<ScoreScaleImpl> scale_;
+  torch::nn::Sequential output_{nullptr};
+};
+
+}  // namespace flash::models

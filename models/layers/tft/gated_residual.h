@@ -1,0 +1,61 @@
+#pragma once
+// The gated residual networks of TFT as differentiable functions. Each goes through its rows block
+// by block, so that what is between two matrix products never leaves the cache, and keeps for the
+// backward only what the products read: of the gates, norms, activations and dropout masks,
+// nothing.
+//
+// All tensors are float32 or float64 of one dtype, rows contiguous. Differentiable once: a second
+// derivative throws c10::NotImplementedError. What dropout draws is one seed of torch's CPU
+// generator per block.
+//
+// Source: Lim et al., "Temporal Fusion Transformers" (arXiv:1912.09363), sections 4.1 and 4.2.
+
+#include <ATen/core/Tensor.h>
+#include <flash_attention/export.h>
+
+#include "layers/common/gated_rows.h"
+
+namespace flash::models {
+
+/// LayerNorm(GLU(x W^T + b) + skip), epsilon 1e-3. x and skip [R, D], W [2D, D] -> [R, D].
+struct GateWeights {
+  at::Tensor weight, bias;            ///< [2D, D], [2D]
+  at::Tensor norm_weight, norm_bias;  ///< [D]
+};
+at::Tensor gated_norm(const at::Tensor& x, const at::Tensor& skip, const GateWeights& gate);
+
+/// What follows the first layer of a gated residual network: activation, W, dropout, gate and norm.
+/// For `selected_variables`, each with a leading dimension of one entry per variable.
+struct ResidualWeights {
+  at::Tensor weight, bias;  ///< [D, D], [D]: neuralforecast's lin_i
+  GateWeights gate;
+};
+
+/// x [R, D] -> gate(dropout(weight activation(x first^T + shift[row % P])) + x) [R, D]; `first`
+/// [D, D] and `shift` [P, D] are lin_a, a context included.
+FLASH_API at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& first,
+                                    const at::Tensor& shift, const ResidualWeights& weights,
+                                    GatedActivation activation, double dropout);
+
+/// What the embedding of a scalar and the layer behind it make of n variables, all [n, D]. A
+/// variable x is embedded as x v + b, so that both the skip connection and the first layer A (x v +
+/// b) + a are linear in the scalar: no product with A per row, and no embedding is ever stored.
+struct ScalarEmbedding {
+  at::Tensor factor, shift;              ///< v and b
+  at::Tensor first_factor, first_shift;  ///< A v and A b + a
+};
+
+/// sum_j selection[r, j] * GRN_j(x[r, j]) with x and selection [R, n] -> [R, D].
+FLASH_API at::Tensor selected_variables(const at::Tensor& x, const at::Tensor& selection,
+                                        const ScalarEmbedding& embedding,
+                                        const ResidualWeights& weights, GatedActivation activation,
+                                        double dropout);
+
+/// activation(x first + shift[row % P]) second^T: x [R, n], first [n, D], shift [P, D], second [m,
+/// D]
+/// -> [R, m]. Only x is kept.
+FLASH_API at::Tensor narrow_network(const at::Tensor& x, const at::Tensor& first,
+                                    const at::Tensor& shift, const at::Tensor& second,
+                                    GatedActivation activation);
+
+}  // namespace flash::models

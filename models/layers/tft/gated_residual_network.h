@@ -1,0 +1,91 @@
+#pragma once
+// The modules around gated_residual.h: they hold the parameters under neuralforecast's names.
+
+#include <torch/nn/cloneable.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/normalization.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "layers/tft/gated_residual.h"
+
+namespace flash::models {
+
+inline constexpr double kTftNormEpsilon = 1e-3;
+
+/// One linear layer, `lin`, to twice the width: values and their gates.
+class GatedLinearUnitImpl : public torch::nn::Cloneable<GatedLinearUnitImpl> {
+ public:
+  GatedLinearUnitImpl(int64_t input_size, int64_t output_size);
+  void reset() override;
+  const torch::nn::Linear& linear() const { return linear_; }
+
+ private:
+  int64_t input_size_, output_size_;
+  torch::nn::Linear linear_{nullptr};
+};
+TORCH_MODULE(GatedLinearUnit);
+
+/// GatedLinearUnit, residual connection and layer norm of one gate outside any network.
+GateWeights gate_weights(const GatedLinearUnit& gate, const torch::nn::LayerNorm& norm);
+
+/// A layer norm called `ln`, or none at all.
+class OptionalLayerNormImpl : public torch::nn::Cloneable<OptionalLayerNormImpl> {
+ public:
+  /// Of `features` numbers; absent: the identity.
+  explicit OptionalLayerNormImpl(std::optional<int64_t> features);
+  void reset() override;
+  torch::Tensor forward(const torch::Tensor& x) { return norm_.is_empty() ? x : norm_(x); }
+  const torch::nn::LayerNorm& norm() const { return norm_; }
+
+ private:
+  std::optional<int64_t> features_;
+  torch::nn::LayerNorm norm_{nullptr};
+};
+TORCH_MODULE(OptionalLayerNorm);
+
+/// Sizes and switches of `GatedResidualNetwork`.
+struct GatedResidualNetworkOptions {
+  int64_t input_size;
+  int64_t hidden_size;
+  std::optional<int64_t> output_size = std::nullopt;  ///< none: hidden_size, and no projection
+  bool context = false;
+  double dropout = 0.0;
+  GatedActivation activation = GatedActivation::kElu;
+};
+
+/// GRN(x; c) = LayerNorm(GLU(dropout(lin_i f(lin_a x + lin_c c))) + skip).
+class GatedResidualNetworkImpl : public torch::nn::Cloneable<GatedResidualNetworkImpl> {
+ public:
+  explicit GatedResidualNetworkImpl(GatedResidualNetworkOptions options);
+  void reset() override;
+
+  /// x [R, hidden_size] -> the same shape, for a network without output_size. Row r belongs to row
+  /// r % P of context [P, hidden_size].
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& context = {});
+
+  /// A network with output_size n and without dropout, on n scalars x [R, n] of which each becomes
+  /// x vectors + biases, [n, hidden_size] both -> [R, n]. As it has no dropout, its second layer
+  /// and its gate are one matrix, and so are the embedding and the first layer.
+  torch::Tensor forward_scalars(const torch::Tensor& x, const torch::Tensor& vectors,
+                                const torch::Tensor& biases, const torch::Tensor& context);
+
+  ResidualWeights weights() const;
+  /// All but those of the layer on the context, if there is none.
+  std::vector<torch::Tensor> trained_parameters(bool context) const;
+  const torch::nn::Linear& first() const { return first_; }
+
+ private:
+  /// The first layer's bias, with the context's part if there is one.
+  torch::Tensor shift(const torch::Tensor& bias, const torch::Tensor& context);
+
+  GatedResidualNetworkOptions options_;
+  OptionalLayerNorm norm_{nullptr};
+  torch::nn::Linear first_{nullptr}, context_{nullptr}, second_{nullptr}, projection_{nullptr};
+  GatedLinearUnit gate_{nullptr};
+};
+TORCH_MODULE(GatedResidualNetwork);
+
+}  // namespace flash::models

@@ -1,0 +1,169 @@
+#include "train/loop/training_run.h"
+
+#include <torch/torch.h>
+#include <unistd.h>
+
+#include <iostream>
+
+#include "train/loop/best_model.h"
+#include "train/loop/interrupt.h"
+#include "train/output/outputs.h"
+#include "train/output/results.h"
+#include "train/output/run_file.h"
+#include "train/prepared_data.h"
+#include "train/run.h"
+
+namespace flash::models {
+namespace {
+
+/// Writes what will be written later under other names, while nothing is lost yet.
+void rehearse_writing(const Settings& settings, const Forecaster& forecaster,
+                      const Trainer& trainer, const std::string& data_fingerprint) {
+  rehearse(checkpoint_path(settings.output), [&](const std::string& path) {
+    save_run(path, settings, forecaster, trainer, data_fingerprint);
+  });
+  rehearse(best_model_path(settings.output),
+           [&](const std::string& path) { save_forecaster(path, forecaster); });
+}
+
+/// What a training works on.
+struct TrainingParts {
+  const Settings& settings;
+  Forecaster& forecaster;
+  const PreparedData& data;
+  const WindowDataset& test_windows;
+  Trainer& trainer;
+  const std::string& data_fingerprint;
+
+  void save(const std::string& path) const {
+    const HoldInterrupts hold;
+    save_run(path, settings, forecaster, trainer, data_fingerprint);
+  }
+};
+
+/// After each epoch. A disk that is full is no reason to end the training.
+void save_epoch(const TrainingParts& parts, BestModel& best, bool is_best) {
+  if (is_best) best.keep(parts.forecaster, parts.trainer.state.result.best_epoch);
+  if (parts.settings.output.checkpoint.empty()) return;
+  try {
+    parts.save(parts.settings.output.checkpoint);
+  } catch (const c10::Error& error) {
+    std::cerr << "flash_train: " << error.what_without_backtrace()
+              << "; the training goes on without this checkpoint" << std::endl;
+  }
+}
+
+int save_interrupted(const TrainingParts& parts, const BestModel& best) {
+  const HoldInterrupts hold;  // the user should read how to go on
+  const std::string path = checkpoint_path(parts.settings.output);
+  parts.save(path);
+  std::cerr << "Interrupted in epoch " << parts.trainer.state.epoch << " after step "
+            << parts.trainer.state.step << " of " << parts.trainer.steps_per_epoch()
+            << ". To go on:\n  flash_train resume " << path << std::endl;
+  if (const std::string where = best.where(); !where.empty()) {
+    std::cerr << "Until then " << where << std::endl;
+  }
+  return kInterruptedExitCode;
+}
+
+void write_results(const TrainingParts& parts, BestModel& best, int64_t memory_before) {
+  OutputWriter writer;
+  // First of all: what follows may fail, and what the training found must not depend on it.
+  writer.write("Model", parts.settings.output.model,
+               [&] { best.finish(parts.forecaster, parts.trainer.state.result.best_epoch); });
+  stop_watching_for_interrupts();
+  finish({.settings = parts.settings,
+          .forecaster = parts.forecaster,
+          .series = parts.data.series,
+          .test_windows = parts.test_windows,
+          .training = parts.trainer.state.result,
+          .memory_before_bytes = memory_before},
+         writer);
+}
+
+/// From wherever the trainer is to the end, or to an interrupt. What is thrown says where the best
+/// weights are.
+int train_to_the_end(const TrainingParts& parts, bool resumed) {
+  const int64_t memory_before = process_memory().now;
+  const TrainingState& state = parts.trainer.state;
+  Progress progress(std::cerr, isatty(STDERR_FILENO) == 1, parts.settings.training.epochs,
+                    parts.trainer.steps_per_epoch(), state.result.seconds + state.epoch_seconds);
+  BestModel best(parts.settings.output, resumed);
+  try {
+    const bool finished = parts.trainer.run(
+        progress, interrupted, [&](bool is_best) { save_epoch(parts, best, is_best); });
+    progress.end_line();
+    if (!finished) return save_interrupted(parts, best);
+    write_results(parts, best, memory_before);
+    return 0;
+  } catch (c10::Error& error) {
+    progress.end_line();
+    const std::string where = best.rescue(parts.forecaster, state);
+    if (!where.empty()) error.add_context(where);
+    throw;
+  } catch (const std::exception& error) {  // out of memory, say
+    progress.end_line();
+    const std::string where = best.rescue(parts.forecaster, state);
+    TORCH_CHECK(false, error.what(), where.empty() ? where : " (" + where + ")");
+  }
+}
+
+/// From `run` where it is not null.
+int train(const Settings& settings, const RunFile* run) {
+  check_outputs(settings);
+  check_season(settings.data.season, settings.model.input_size);
+  if (settings.threads > 0) at::set_num_threads(settings.threads);
+  std::vector<Series> series = announced(read_panel(settings.csv, settings.data.columns));
+  // Before a model is made of sizes that no table has rows for.
+  split_panel(series, settings.data.split, settings.model);
+  torch::manual_seed(settings.training.seed);
+  Forecaster forecaster = make_forecaster(
+      settings.data, settings.model, settings.loss, static_cast<int64_t>(series.size()),
+      run ? limit_of_file(run->file.tensors) : limit_of_machine());
+  forecaster.batch_size = settings.training.batch_size;
+  // Dropout draws the same numbers, whatever making the model has drawn.
+  torch::manual_seed(settings.training.seed);
+  const PreparedData data = prepare_training(std::move(series), forecaster);
+  const WindowDataset train_windows = windows_of(data, data.part(&TimeSplit::train), forecaster);
+  const WindowDataset validation_windows =
+      windows_of(data, data.part(&TimeSplit::validation), forecaster);
+  const WindowDataset test_windows = windows_of(data, data.part(&TimeSplit::test), forecaster);
+  Trainer trainer(forecaster, train_windows, validation_windows, settings.training);
+  const std::string data_fingerprint = fingerprint(data);
+  if (run != nullptr) restore_run(*run, forecaster, trainer, data_fingerprint);
+  watch_for_interrupts();
+  rehearse_writing(settings, forecaster, trainer, data_fingerprint);
+
+  std::cout << (run == nullptr ? "Training " : "Going on with the training of ")
+            << settings.model.model_class << " on " << train_windows.size() << " windows of "
+            << data.series.size() << " series, " << forecaster.parameter_count() << " parameters, "
+            << settings.model.attention << " attention, " << at::get_num_threads() << " thread(s)"
+            << std::endl;
+  return train_to_the_end({.settings = settings,
+                           .forecaster = forecaster,
+                           .data = data,
+                           .test_windows = test_windows,
+                           .trainer = trainer,
+                           .data_fingerprint = data_fingerprint},
+                          run != nullptr);
+}
+
+}  // namespace
+
+int run_training(const Settings& settings) {
+  Settings resolved = settings;
+  // The sums of floating-point numbers, and so the weights, depend on it.
+  if (resolved.threads == 0) resolved.threads = at::get_num_threads();
+  return train(resolved, nullptr);
+}
+
+int run_resumed_training(const Settings& settings) {
+  const RunFile run = read_run(settings.input);
+  Settings stored = run.settings;
+  if (stored.output.checkpoint.empty() && stored.output.model.empty()) {
+    stored.output.checkpoint = settings.input;
+  }
+  return train(stored, &run);
+}
+
+}  // namespace flash::models
