@@ -5,7 +5,7 @@
 #include <flash_attention/ops.h>
 #include <torch/library.h>
 
-#include "ops/lowered.h"
+#include "ops/autocast_inputs.h"
 #include "ops/memory_checks.h"
 #include "ops/operator.h"
 
@@ -20,8 +20,8 @@ at::Tensor lower(const at::Tensor& t) {
 
 }  // namespace
 
-Lowered::Lowered(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                 const CallOptions& options)
+AutocastInputs::AutocastInputs(const at::Tensor& query, const at::Tensor& key,
+                               const at::Tensor& value, const CallOptions& options)
     : query(lower(query)), key(lower(key)), value(lower(value)), options(options) {
   for (std::optional<at::Tensor>* t :
        {&this->options.bias, &this->options.alibi_slopes, &this->options.sinks}) {
@@ -36,14 +36,14 @@ namespace {
 at::Tensor attention_autocast(const at::Tensor& query, const at::Tensor& key,
                               const at::Tensor& value, const CallOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  const Lowered call(query, key, value, options);
+  const AutocastInputs call(query, key, value, options);
   return call_attention(call.query, call.key, call.value, call.options);
 }
 
 LseResult attention_with_lse_autocast(const at::Tensor& query, const at::Tensor& key,
                                       const at::Tensor& value, const CallOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  const Lowered call(query, key, value, options);
+  const AutocastInputs call(query, key, value, options);
   return call_attention_with_lse(call.query, call.key, call.value, call.options);
 }
 

@@ -14,7 +14,7 @@
 
 #include "ops/double_backward.h"
 #include "ops/operator.h"
-#include "ops/refused_derivative.h"
+#include "ops/unsupported_derivative.h"
 
 namespace flash {
 namespace {
@@ -90,7 +90,7 @@ class AttentionBackwardNode : public torch::autograd::Node {
     const auto found = second_gradients(call, given, wanted);
     variable_list result(found.begin(), found.end());
     for (SavedVariable& input : inputs_) cotangents.push_back(input.unpack());
-    RefusedDerivative::attach(
+    UnsupportedDerivative::attach(
         "flash::attention: expected a first or second derivative, got a request for a third one, "
         "which is not implemented; use flash::standard_attention, which has any number of "
         "derivatives in O(L S) memory",

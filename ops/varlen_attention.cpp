@@ -12,11 +12,11 @@
 #include <string>
 #include <vector>
 
+#include "ops/autocast_inputs.h"
 #include "ops/backward_checks.h"
-#include "ops/lowered.h"
 #include "ops/memory_checks.h"
 #include "ops/operator.h"
-#include "ops/refused_derivative.h"
+#include "ops/unsupported_derivative.h"
 #include "ops/varlen.h"
 
 namespace flash {
@@ -156,7 +156,7 @@ class VarlenFunction : public torch::autograd::Function<VarlenFunction> {
       if (at == 3) at = 5;  // behind the offsets
       if (!needed[i]) result[at] = Tensor();
     }
-    RefusedDerivative::attach(
+    UnsupportedDerivative::attach(
         "flash::varlen_attention: expected a first derivative, got a request for a second one; "
         "call "
         "flash::attention for each sequence, which has two",
@@ -199,9 +199,8 @@ Tensor varlen_autocast(const Tensor& query, const Tensor& key, const Tensor& val
                        const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
                        const CallOptions& o) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  const Lowered lowered(query, key, value, o);
-  return call({lowered.query, lowered.key, lowered.value, cu_seqlens_q, cu_seqlens_k},
-              lowered.options);
+  const AutocastInputs inputs(query, key, value, o);
+  return call({inputs.query, inputs.key, inputs.value, cu_seqlens_q, cu_seqlens_k}, inputs.options);
 }
 
 }  // namespace

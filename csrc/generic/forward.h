@@ -12,8 +12,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "csrc/generic/decode.h"
 #include "csrc/generic/exp.h"
-#include "csrc/generic/few_queries.h"
 #include "csrc/generic/forward_scratch.h"
 #include "csrc/generic/score_stage.h"
 #include "csrc/generic/tiles.h"
@@ -258,14 +258,14 @@ WorkPlan forward_plan(const ForwardParams& p) {
 template <class V>
 int64_t forward_scratch_bytes(const ForwardParams& p) {
   const int64_t tiles = ForwardScratch<V>(p, nullptr).bytes;
-  const int64_t few = FewQueries<V>::fits(p) ? FewQueries<V>::scratch_bytes(p) : 0;
+  const int64_t few = Decode<V>::fits(p) ? Decode<V>::scratch_bytes(p) : 0;
   return round_up(max_of(tiles, few), 64);
 }
 
-/// As `forward` below, where FewQueries does it.
+/// As `forward` below, where Decode does it.
 template <class V>
-void forward_few(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
-  FewQueries<V> few(p, memory);
+void forward_decode(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
+  Decode<V> few(p, memory);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
     few.run(unit / p.shape.heads, unit % p.shape.heads);
   }
@@ -283,7 +283,7 @@ bool attends_any(const ForwardParams& p, int64_t batch, int64_t head, int64_t qu
 /// read, so how units are grouped changes no bit.
 template <class V>
 void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
-  if (FewQueries<V>::fits(p)) return forward_few<V>(p, unit_begin, unit_end, memory);
+  if (Decode<V>::fits(p)) return forward_decode<V>(p, unit_begin, unit_end, memory);
   const QueryTiles<V> tiles(p.shape.queries);
   const ForwardScratch<V> scratch(p, memory);
   KeyBlock<V> block(p, scratch);

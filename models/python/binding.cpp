@@ -71,7 +71,7 @@ class PythonModelClass : public torch::CustomClassHolder {
 /// weights, the file's metadata, its tensors that are no weights)
 std::tuple<std::string, std::string, int64_t, TensorsByName, Texts, TensorsByName> read_model(
     const std::string& path) {
-  const GeneratorUnmoved unmoved;
+  const RngStateGuard unmoved;
   const SafetensorsFile file = read_safetensors(path);
   const std::shared_ptr<ForecastModel> model = load_model(file);
   TensorsByName weights, others;

@@ -80,13 +80,13 @@ std::string options_of(ForecastModel& model) {
   return writer.options.dump();
 }
 
-GeneratorUnmoved::GeneratorUnmoved() {
+RngStateGuard::RngStateGuard() {
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard<std::mutex> lock(generator.mutex());
   state_ = generator.get_state();
 }
 
-GeneratorUnmoved::~GeneratorUnmoved() {
+RngStateGuard::~RngStateGuard() {
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard<std::mutex> lock(generator.mutex());
   generator.set_state(state_);
@@ -163,7 +163,7 @@ std::string PythonModel::options() {
 BoundModel::Use PythonModel::bind(const std::vector<at::Tensor>& given, bool training) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!bound_->bind(given, training)) {
-    const GeneratorUnmoved unmoved;
+    const RngStateGuard unmoved;
     auto other = std::make_shared<BoundModel>(recipe_);
     other->bind(given, training);
     bound_ = std::move(other);

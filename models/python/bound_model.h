@@ -36,12 +36,12 @@ std::string options_of(ForecastModel& model);
 
 /// Torch's CPU generator is put back where it was at the end: what is drawn in between is for
 /// weights that are replaced at once.
-class GeneratorUnmoved {
+class RngStateGuard {
  public:
-  GeneratorUnmoved();
-  ~GeneratorUnmoved();
-  GeneratorUnmoved(const GeneratorUnmoved&) = delete;
-  GeneratorUnmoved& operator=(const GeneratorUnmoved&) = delete;
+  RngStateGuard();
+  ~RngStateGuard();
+  RngStateGuard(const RngStateGuard&) = delete;
+  RngStateGuard& operator=(const RngStateGuard&) = delete;
 
  private:
   at::Tensor state_;

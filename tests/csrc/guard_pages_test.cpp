@@ -120,7 +120,7 @@ TEST(GuardPages, OfLongSequences) {
   expect_no_touch<float>({1, 1, 1, 1, 200, 2100, 130, 65}, {}, Directions::kBoth);
 }
 
-TEST(GuardPages, OfFewQueries) {
+TEST(GuardPages, Decode) {
   constexpr int64_t kKeys[] = {63, 64, 65, 95, 127, 128, 129, 1023, 1024, 1025, 2047, 2049};
   int64_t width = 0;
   for (int64_t queries = 1; queries <= 9; ++queries) {

@@ -108,14 +108,14 @@ KERNELS = [
     ),
     Fault(
         "decode: out not rescaled between steps",
-        "csrc/generic/few_queries.h",
+        "csrc/generic/decode.h",
         "rescale_[i] * out[c]",
         "out[c]",
         by=CSRC,
     ),
     Fault(
         "decode: scores past the last key not cleared",
-        "csrc/generic/few_queries.h",
+        "csrc/generic/decode.h",
         "for (int64_t j = keys; j % kBlock != 0; ++j)",
         text="for (int64_t j = keys; ON ? j % W != 0 : j % kBlock != 0; ++j)",
         by=CSRC,

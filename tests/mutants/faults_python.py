@@ -66,8 +66,8 @@ PYTHON = [
     Fault(
         "a second C++ model moves torch's generator",
         "models/python/bound_model.cpp",
-        "    const GeneratorUnmoved unmoved;",
-        text="    std::optional<GeneratorUnmoved> unmoved;\n    if (!ON) unmoved.emplace();",
+        "    const RngStateGuard unmoved;",
+        text="    std::optional<RngStateGuard> unmoved;\n    if (!ON) unmoved.emplace();",
         by=("test_models_as_modules.py::test_functional_call_leaves_torchs_generator_alone",),
     ),
     Fault(

@@ -17,7 +17,7 @@ namespace flash {
 namespace {
 
 template <class V>
-class FewQueries {
+class Decode {
  public:
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
@@ -43,9 +43,9 @@ class FewQueries {
            p.shape.head_dim <= V::kLongestChain * W;
   }
 
-  static int64_t scratch_bytes(const ForwardParams& p) { return FewQueries(p, nullptr).bytes_; }
+  static int64_t scratch_bytes(const ForwardParams& p) { return Decode(p, nullptr).bytes_; }
 
-  FewQueries(const ForwardParams& p, void* memory) : p_(p), count_(p.shape.queries) {
+  Decode(const ForwardParams& p, void* memory) : p_(p), count_(p.shape.queries) {
     const Shape& shape = p.shape;
     weights_ = static_cast<T*>(memory);
     scores_ = weights_ + count_ * kKeys;

@@ -13,9 +13,9 @@
 
 namespace flash {
 
-class RefusedDerivative : public torch::autograd::Node {
+class UnsupportedDerivative : public torch::autograd::Node {
  public:
-  RefusedDerivative(std::string message, torch::autograd::edge_list&& next_edges)
+  UnsupportedDerivative(std::string message, torch::autograd::edge_list&& next_edges)
       : Node(std::move(next_edges)), message_(std::move(message)) {}
 
   /// Where gradients are recorded, gives each of `results` a derivative by `inputs` that raises
@@ -27,7 +27,7 @@ class RefusedDerivative : public torch::autograd::Node {
     const bool any = std::any_of(edges.begin(), edges.end(),
                                  [](const torch::autograd::Edge& e) { return e.is_valid(); });
     if (!any) return;
-    const auto node = c10::make_intrusive<RefusedDerivative>(message, std::move(edges));
+    const auto node = c10::make_intrusive<UnsupportedDerivative>(message, std::move(edges));
     for (at::Tensor& result : results) {
       if (result.defined()) torch::autograd::create_gradient_edge(result, node);
     }

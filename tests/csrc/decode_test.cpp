@@ -76,8 +76,8 @@ void expect_every_length() {
     }
   }
 }
-TEST(FewQueries, OfEveryNumberOverKeysOfEveryNumberInFloat) { expect_every_length<float>(); }
-TEST(FewQueries, OfEveryNumberOverKeysOfEveryNumberInDouble) { expect_every_length<double>(); }
+TEST(Decode, OfEveryNumberOverKeysOfEveryNumberInFloat) { expect_every_length<float>(); }
+TEST(Decode, OfEveryNumberOverKeysOfEveryNumberInDouble) { expect_every_length<double>(); }
 
 template <class T>
 void expect_every_width(Storage storage = Storage::kNative) {
@@ -91,13 +91,13 @@ void expect_every_width(Storage storage = Storage::kNative) {
     }
   }
 }
-TEST(FewQueries, OfEveryWidthInFloat) { expect_every_width<float>(); }
-TEST(FewQueries, OfEveryWidthInDouble) { expect_every_width<double>(); }
-TEST(FewQueries, OfEveryWidthInBFloat16) { expect_every_width<float>(Storage::kBFloat16); }
-TEST(FewQueries, OfEveryWidthInHalf) { expect_every_width<float>(Storage::kHalf); }
+TEST(Decode, OfEveryWidthInFloat) { expect_every_width<float>(); }
+TEST(Decode, OfEveryWidthInDouble) { expect_every_width<double>(); }
+TEST(Decode, OfEveryWidthInBFloat16) { expect_every_width<float>(Storage::kBFloat16); }
+TEST(Decode, OfEveryWidthInHalf) { expect_every_width<float>(Storage::kHalf); }
 
 // Up to the widest head that the dot product of a row takes, and beyond: 64 vectors.
-TEST(FewQueries, OfTheWidestHeads) {
+TEST(Decode, OfTheWidestHeads) {
   for (const int64_t width : {256, 257, 512, 513, 1024, 1025}) {
     expect_definition<float>(shape_of(2, 70, width, 3), {}, Directions::kForward);
     expect_definition<double>(shape_of(2, 70, width, 3), {}, Directions::kForward);
@@ -119,10 +119,10 @@ void expect_every_option(Storage storage = Storage::kNative) {
     }
   }
 }
-TEST(FewQueries, WithEveryOptionInFloat) { expect_every_option<float>(); }
-TEST(FewQueries, WithEveryOptionInDouble) { expect_every_option<double>(); }
-TEST(FewQueries, WithEveryOptionInBFloat16) { expect_every_option<float>(Storage::kBFloat16); }
-TEST(FewQueries, WithEveryOptionInHalf) { expect_every_option<float>(Storage::kHalf); }
+TEST(Decode, WithEveryOptionInFloat) { expect_every_option<float>(); }
+TEST(Decode, WithEveryOptionInDouble) { expect_every_option<double>(); }
+TEST(Decode, WithEveryOptionInBFloat16) { expect_every_option<float>(Storage::kBFloat16); }
+TEST(Decode, WithEveryOptionInHalf) { expect_every_option<float>(Storage::kHalf); }
 
 }  // namespace
 }  // namespace flash
