@@ -1,10 +1,10 @@
+#include "csrc/dispatch.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <stdexcept>
 #include <string>
-
-#include "csrc/kernels.h"
 
 namespace flash {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "csrc/kernels.h"
+#include "csrc/dispatch.h"
 #include "tests/csrc/exp_check.h"
 
 namespace flash {

@@ -4,7 +4,7 @@
 #include <random>
 #include <vector>
 
-#include "csrc/kernels.h"
+#include "csrc/dispatch.h"
 
 namespace flash::testing {
 

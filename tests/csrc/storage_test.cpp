@@ -8,7 +8,7 @@
 #include <limits>
 #include <string>
 
-#include "csrc/kernels.h"
+#include "csrc/dispatch.h"
 #include "tests/csrc/storage_check.h"
 
 namespace flash {
