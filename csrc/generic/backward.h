@@ -108,7 +108,7 @@ class BackwardBlock {
         read_rows<V>(p_.grad_out, p_.grad_out_storage, batch_, head_, first, count, shape.value_dim,
                      scratch_.grad_out_rows + shape.value_dim * at);
     if (t == 0) query_rows_ = query, grad_out_rows_ = grad_out;
-    if (can_exclude(p_.score) || shape.keys == 0) {
+    if (can_mask(p_.score) || shape.keys == 0) {
       queries_are_finite_ &= all_finite<V>(query.data, query.stride, count, shape.head_dim);
       grad_out_is_finite_ &= all_finite<V>(grad_out.data, grad_out.stride, count, shape.value_dim);
     }
@@ -194,11 +194,11 @@ class BackwardBlock {
   void attend(int64_t t, int64_t key, int64_t keys, T* weights, T* grad_scores) {
     ScoreStage<V>& stage = stages_[t];
     // It has the layout of dS, so the offset is the same.
-    T* slope_of_cap = scratch_.slope_of_cap + (grad_scores - scratch_.grad_scores);
+    T* cap_derivative = scratch_.cap_derivative + (grad_scores - scratch_.grad_scores);
     stage.template start_block<kVecs>(key, keys);
     stage.ranges().template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int, bool limited) {
-          form_weights<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores, slope_of_cap);
+          form_weights<kVecs, kLive>(t, key, j, n, limited, weights, grad_scores, cap_derivative);
         });
     if (stage.has_dropout()) {
       stage.template mark_dropped<kVecs>(weights, Scratch::kStride, key, keys);
@@ -222,11 +222,12 @@ class BackwardBlock {
           grad_scores, Scratch::kStride, key, keys,
           static_cast<T*>(p_.grad_slope_rows) + row_index(first_ + at));
     }
+    // The gradients above are of terms added after the cap, so only what follows passes through it.
     if (p_.score.softcap > 0) {
       stage.ranges().template for_segments<kVecs>(
           key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool) {
             const int64_t offset = j * Scratch::kStride + dead * V::kWidth;
-            multiply_rows<V, kLive>(grad_scores + offset, slope_of_cap + offset, n);
+            multiply_rows<V, kLive>(grad_scores + offset, cap_derivative + offset, n);
           });
     }
     if (p_.grad_query.data == nullptr) return;
@@ -248,7 +249,7 @@ class BackwardBlock {
   // Forms one segment of weights[key][lane] = P, before dropout.
   template <int kVecs, int kLive>
   void form_weights(int64_t t, int64_t block, int64_t j, int64_t keys, bool limited, T* weights,
-                    T* grad_scores, T* slope_of_cap) {
+                    T* grad_scores, T* cap_derivative) {
     constexpr int64_t kStride = Scratch::kStride;
     constexpr int64_t kLanes = kVecs * V::kWidth;
     constexpr int64_t kSkip = (kVecs - kLive) * V::kWidth;
@@ -273,7 +274,7 @@ class BackwardBlock {
       Reg unused[kLive];
       for (int v = 0; v < kLive; ++v) unused[v] = V::zero();
       stages_[t].template apply<kVecs, kLive>(live, kStride, block, j, keys, limited, unused,
-                                              slope_of_cap + j * kStride + kSkip);
+                                              cap_derivative + j * kStride + kSkip);
       // If masked weights are marked later, they may have any value until then.
       marks_masked() ? weights_from_scores<V, kLive, false>(row_max, inverse_sum, keys, live)
                      : weights_from_scores<V, kLive, true>(row_max, inverse_sum, keys, live);

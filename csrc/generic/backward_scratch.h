@@ -21,15 +21,15 @@ struct BackwardScratch {
   static constexpr int64_t kMaxKeys = 128;
 
   int64_t block;
-  T* queries;       // per tile [D][lanes], scaled
-  T* grad_out;      // per tile [Dv][lanes], scaled
-  T* weights;       // [block][kStride]
-  T* grad_scores;   // [block][kStride]
-  T* row_max;       // [kQueries]
-  T* inverse_sum;   // [kQueries]
-  T* delta;         // [kQueries]
-  T* bias;          // [block][lanes], if there is a bias
-  T* slope_of_cap;  // [block][kStride], if scores are capped
+  T* queries;         // per tile [D][lanes], scaled
+  T* grad_out;        // per tile [Dv][lanes], scaled
+  T* weights;         // [block][kStride]
+  T* grad_scores;     // [block][kStride]
+  T* row_max;         // [kQueries]
+  T* inverse_sum;     // [kQueries]
+  T* delta;           // [kQueries]
+  T* bias;            // [block][lanes], if there is a bias
+  T* cap_derivative;  // [block][kStride], if scores are capped: 1 - tanh^2
   // Float copies of rows stored in a 16-bit type.
   T* query_rows;     // [kQueries][D]
   T* grad_out_rows;  // [kQueries][Dv]
@@ -49,14 +49,14 @@ struct BackwardScratch {
     delta = inverse_sum + kQueries;
     bias = delta + kQueries;
     const bool has_bias = p.score.bias_kind != BiasKind::kNone;
-    slope_of_cap = bias + (has_bias ? block * QueryTiles<V>::kMaxLanes : 0);
-    query_rows = slope_of_cap + (p.score.softcap > 0 ? block * kStride : 0);
-    const bool widens = p.storage != Storage::kNative || p.out_storage != Storage::kNative ||
-                        p.grad_out_storage != Storage::kNative;
-    grad_out_rows = query_rows + (widens ? kQueries * shape.head_dim : 0);
-    key_rows = grad_out_rows + (widens ? kQueries * shape.value_dim : 0);
-    value_rows = key_rows + (widens ? block * shape.head_dim : 0);
-    const T* end = value_rows + (widens ? max_of(block, V::kWidth) * shape.value_dim : 0);
+    cap_derivative = bias + (has_bias ? block * QueryTiles<V>::kMaxLanes : 0);
+    query_rows = cap_derivative + (p.score.softcap > 0 ? block * kStride : 0);
+    const bool is_16_bit = p.storage != Storage::kNative || p.out_storage != Storage::kNative ||
+                           p.grad_out_storage != Storage::kNative;
+    grad_out_rows = query_rows + (is_16_bit ? kQueries * shape.head_dim : 0);
+    key_rows = grad_out_rows + (is_16_bit ? kQueries * shape.value_dim : 0);
+    value_rows = key_rows + (is_16_bit ? block * shape.head_dim : 0);
+    const T* end = value_rows + (is_16_bit ? max_of(block, V::kWidth) * shape.value_dim : 0);
     bytes = (end - queries) * static_cast<int64_t>(sizeof(T));
   }
 };

@@ -1,5 +1,5 @@
 #pragma once
-// A product of matrices small enough for the caches, in one go.
+// The product of two matrices that fit the caches, without cache blocking.
 
 #include "csrc/generic/product.h"
 #include "csrc/kernels.h"
@@ -7,16 +7,16 @@
 namespace flash {
 namespace {
 
-/// Up to kVecs vectors of columns. Apart from `update_columns`, since a depth of few terms leaves
-/// no time to ask for each tile what else could be wanted of it.
+/// kVecs vectors of columns. `update_columns` without its run-time options, whose checks per
+/// register block would cost too much for sums of a few terms.
 template <class V, int kVecs, bool kTail, bool kAdd>
 [[gnu::noinline]] void block_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
                                      int64_t depth, typename V::Scalar* out, int64_t stride,
                                      int64_t rows, typename V::Mask tail) {
-  for_row_tiles<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
-    update_tile<V, kRows, kVecs, kTail>({a.data + r * a.row, a.row, a.step}, x, depth,
-                                        out + r * stride, stride, {kAdd, 1, nullptr, nullptr},
-                                        tail);
+  for_row_blocks<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
+    micro_kernel<V, kRows, kVecs, kTail>({a.data + r * a.row, a.row, a.step}, x, depth,
+                                         out + r * stride, stride, {kAdd, 1, nullptr, nullptr},
+                                         tail);
   });
 }
 

@@ -59,28 +59,28 @@ template <class V, int kVecs, bool kMasked, bool kDropout>
   constexpr int W = V::kWidth;
   constexpr int64_t kStride = BackwardScratch<V>::kStride;
   const Reg keep = V::broadcast(static_cast<T>(keep_scale));
-  score_tiles<V, kVecs>(values.data, values.stride, keys, value_dim, grad_out,
-                        [&]<int kRows>(int64_t j, Reg(&tile)[kRows][kVecs]) {
+  score_blocks<V, kVecs>(values.data, values.stride, keys, value_dim, grad_out,
+                         [&]<int kRows>(int64_t j, Reg(&tile)[kRows][kVecs]) {
 #pragma GCC unroll 4
-                          for (int v = 0; v < kVecs; ++v) {
-                            const Reg delta = V::load(row_delta + v * W);
+                           for (int v = 0; v < kVecs; ++v) {
+                             const Reg delta = V::load(row_delta + v * W);
 #pragma GCC unroll 16
-                            for (int r = 0; r < kRows; ++r) {
-                              T* weight = weights + (j + r) * kStride + v * W;
-                              Reg w = V::load(weight);
-                              Reg grad = tile[r][v];
-                              if constexpr (kDropout) {
-                                const Reg signed_weight = w;
-                                grad = V::if_positive(signed_weight, grad);
-                                w = V::abs(w);
-                                V::store(weight, V::if_positive(signed_weight, V::mul(w, keep)));
-                              }
-                              Reg ds = V::mul(w, V::sub(grad, delta));
-                              if constexpr (kMasked) ds = V::if_equal(w, V::zero(), V::zero(), ds);
-                              V::store(grad_scores + (j + r) * kStride + v * W, ds);
-                            }
-                          }
-                        });
+                             for (int r = 0; r < kRows; ++r) {
+                               T* weight = weights + (j + r) * kStride + v * W;
+                               Reg w = V::load(weight);
+                               Reg grad = tile[r][v];
+                               if constexpr (kDropout) {
+                                 const Reg signed_weight = w;
+                                 grad = V::if_positive(signed_weight, grad);
+                                 w = V::abs(w);
+                                 V::store(weight, V::if_positive(signed_weight, V::mul(w, keep)));
+                               }
+                               Reg ds = V::mul(w, V::sub(grad, delta));
+                               if constexpr (kMasked) ds = V::if_equal(w, V::zero(), V::zero(), ds);
+                               V::store(grad_scores + (j + r) * kStride + v * W, ds);
+                             }
+                           }
+                         });
 }
 
 /// x *= factor for `keys` rows. A zero keeps its sign, whatever the factor is, and no other element

@@ -74,7 +74,7 @@ void expect_definition_of_all(Storage storage = Storage::kNative) {
   for (const Shape& shape : kShapes) {
     for (Options options : kOptions) {
       options.storage = storage;
-      options.narrow_out = storage != Storage::kNative && shape.queries % 2 == 1;
+      options.out_16_bit = storage != Storage::kNative && shape.queries % 2 == 1;
       expect_definition<T>(shape, options);
     }
   }

@@ -81,7 +81,7 @@ void expect_close(const Answer& got, const Answer& expected, const Options& opti
                   Directions directions = Directions::kBoth) {
   constexpr Storage kNative = Storage::kNative;
   expect_close<T>("out", got.out, expected.out, kUnits,
-                  options.narrow_out ? options.storage : kNative);
+                  options.out_16_bit ? options.storage : kNative);
   expect_close<T>("lse", got.lse, expected.lse, kUnits, kNative);
   if (directions == Directions::kForward) return;
   expect_close<T>("dq", got.dq, expected.dq, kUnits, kNative);

@@ -84,7 +84,7 @@ void expect_every_width(Storage storage = Storage::kNative) {
   int64_t queries = 0;
   for (const int64_t width : kWidths) {
     for (const int64_t other : {int64_t{5}, int64_t{33}}) {
-      const Options options = {.storage = storage, .narrow_out = storage != Storage::kNative};
+      const Options options = {.storage = storage, .out_16_bit = storage != Storage::kNative};
       queries = queries % 8 + 1;
       expect_definition<T>(shape_of(queries, 75, width, other), options, Directions::kForward);
       expect_definition<T>(shape_of(queries, 131, other, width), options, Directions::kForward);
@@ -111,7 +111,7 @@ void expect_every_option(Storage storage = Storage::kNative) {
     options.storage = storage;
     for (const int64_t queries : {1, 2, 3, 4, 7, 8}) {
       for (const int64_t keys : {66, 640, 1100}) {
-        options.narrow_out = storage != Storage::kNative && queries % 2 == 0;
+        options.out_16_bit = storage != Storage::kNative && queries % 2 == 0;
         const int64_t head_dim = kWidths[width++ % 20], value_dim = kWidths[7 * width % 20];
         expect_definition<T>(shape_of(queries, keys, head_dim, value_dim), options,
                              keys < 300 ? Directions::kBoth : Directions::kForward);

@@ -52,7 +52,7 @@ void expect_no_touch_of_any_type(const Shape& shape, Options options,
   expect_no_touch<double>(shape, options, directions);
   for (const Storage storage : {Storage::kBFloat16, Storage::kHalf}) {
     options.storage = storage;
-    options.narrow_out = !options.narrow_out;
+    options.out_16_bit = !options.out_16_bit;
     expect_no_touch<float>(shape, options, directions);
   }
 }

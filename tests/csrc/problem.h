@@ -35,7 +35,7 @@ struct Options {
   bool bias_of_keys = false;  ///< one bias for all batches, heads and queries
   bool grad_lse = false;
   Storage storage = Storage::kNative;  ///< of query, key, value, bias and grad_out
-  bool narrow_out = false;             ///< out is rounded to `storage`, too
+  bool out_16_bit = false;             ///< out is rounded to `storage`, too
   Layout layout = Layout::kContiguous;
 };
 
@@ -49,7 +49,7 @@ inline std::string describe(const Shape& s, const Options& o) {
        << o.block_size << " window " << o.left << " " << o.right << " softcap " << o.softcap
        << " slopes " << o.slopes << " sinks " << o.sinks << " positions "
        << static_cast<int>(o.positions) << " grad_lse " << o.grad_lse << " storage "
-       << static_cast<int>(o.storage) << (o.narrow_out ? " and out" : "") << " layout "
+       << static_cast<int>(o.storage) << (o.out_16_bit ? " and out" : "") << " layout "
        << static_cast<int>(o.layout);
   return text.str();
 }
@@ -60,7 +60,7 @@ T rounded(T x, Storage storage) {
   if constexpr (std::is_same_v<T, float>) {
     if (storage != Storage::kNative) {
       uint16_t bits[1];
-      with_narrow(static_cast<void*>(bits), storage, [&](auto* p) {
+      with_16_bit(static_cast<void*>(bits), storage, [&](auto* p) {
         round_to(x, p);
         x = to_float(*p);
       });

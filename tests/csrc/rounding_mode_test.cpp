@@ -71,7 +71,7 @@ TEST(RoundingMode, OfTheCallerChangesNoBitOfAttention) {
       for (const Storage storage : {Storage::kBFloat16, Storage::kHalf}) {
         Options narrow = options;
         narrow.storage = storage;
-        narrow.narrow_out = true;
+        narrow.out_16_bit = true;
         expect_nearest_attention<float>(shape, narrow);
       }
     }

@@ -86,7 +86,7 @@ class Arrays {
     const auto size = static_cast<size_t>(stored_bytes(storage, sizeof(T)));
     auto* bytes = static_cast<uint8_t*>(from.data);
     rows.for_each([&](int64_t at, int64_t i) {
-      numbers[i] = static_cast<double>(stored_number<T>(from.data, at, storage));
+      numbers[i] = static_cast<double>(stored_element<T>(from.data, at, storage));
       std::memset(bytes + at * size, memory_.fill(), size);
     });
     const auto written = std::count_if(bytes, bytes + rows.extent() * size,
@@ -148,14 +148,14 @@ class KernelRun {
 
   Answer run(Directions directions) {
     Answer a;
-    a.out = forward(p_.options.narrow_out ? p_.options.storage : Storage::kNative);
+    a.out = forward(p_.options.out_16_bit ? p_.options.storage : Storage::kNative);
     a.lse.resize(rows_);
     for (int64_t i = 0; i < rows_; ++i) {
       a.lse[i] = static_cast<double>(row_max_[i]) + std::log(static_cast<double>(row_sum_[i]));
     }
     if (directions == Directions::kForward) return a;
     // The backward takes the rounded sums of no row: it reads out as it was computed.
-    if (p_.options.narrow_out) forward(Storage::kNative);
+    if (p_.options.out_16_bit) forward(Storage::kNative);
     backward(a);
     return a;
   }
@@ -283,7 +283,7 @@ class KernelRun {
     }
     a.dbias.resize(biases);
     for (int64_t i = 0; i < biases; ++i) {
-      a.dbias[i] = static_cast<double>(stored_number<T>(p.grad_bias, i, p.grad_bias_storage));
+      a.dbias[i] = static_cast<double>(stored_element<T>(p.grad_bias, i, p.grad_bias_storage));
     }
   }
 

@@ -220,8 +220,8 @@ KERNELS = [
     Fault(
         "a row masked by a 16-bit bias taken for one whose scores overflow",
         "csrc/generic/score_stage.h",
-        "stored_number<T>(params_->bias, i, params_->bias_storage) != -kInf",
-        "stored_number<T>(params_->bias, i, params_->bias_storage) != kInf",
+        "stored_element<T>(params_->bias, i, params_->bias_storage) != -kInf",
+        "stored_element<T>(params_->bias, i, params_->bias_storage) != kInf",
         by=("test_narrow_types.py::test_a_row_that_the_bias_masks_attends_nothing",),
     ),
 ]
