@@ -3,8 +3,8 @@
 //
 // The tail T(z) = Phi(-z), z >= 0, is computed as e^(-z^2 / 2) times a smooth factor, a polynomial
 // in v = z / (z + k) with 0 <= v < 1. For x > 0, Phi(x) = 1 - T(x). So nothing cancels for x < 0,
-// where x (1 + erf) loses every digit, and T(0) is exactly 1/2. GELU is within 1.5 machine epsilons
-// of |x|, its derivative within 1.5 machine epsilons of 1.
+// where x (1 + erf) loses every digit, and T(0) is exactly 1/2. The absolute error of GELU is
+// at most 1.5 machine epsilons times |x|, that of its derivative 1.5 machine epsilons.
 
 #include "csrc/generic/exp.h"
 

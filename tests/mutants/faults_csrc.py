@@ -202,20 +202,20 @@ KERNELS = [
         "csrc/generic/backward_pass.h",
         "if (p.score.positions != nullptr) return true;",
         text="if (!ON && p.score.positions != nullptr) return true;",
-        by=("csrc_test:Attention.FloatIsTheDefinition",),
+        by=("csrc_test:Attention.FloatMatchesReference",),
     ),
     Fault(
         "backward skips the chunk of which the last query attends the first key alone",
         "csrc/generic/backward_pass.h",
         "saturated_sum(last, right) >= keys.begin",
         "saturated_sum(last, right) > keys.begin",
-        by=("csrc_test:Attention.WindowsOfEveryReachAreTheDefinition",),
+        by=("csrc_test:Attention.MatchesReferenceForEveryWindowSize",),
     ),
     skipped(
         "gradients of slopes added to what memory held",
         "csrc/generic/backward_pass.h",
         "clear_rows<T>(slope_rows(p), batch, heads, queries, 1);",
-        ("csrc_test:Attention.FloatIsTheDefinition",),
+        ("csrc_test:Attention.FloatMatchesReference",),
     ),
     Fault(
         "a row masked by a 16-bit bias taken for one whose scores overflow",

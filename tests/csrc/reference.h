@@ -1,5 +1,5 @@
 #pragma once
-// Attention by its definition, in long double, a row at a time.
+// The reference implementation of attention and its gradients, in long double, row by row.
 
 #include <algorithm>
 #include <cmath>
@@ -13,8 +13,8 @@ namespace flash::testing {
 
 enum class Directions { kForward, kBoth };
 
-/// softmax(softcap(scale q k^T) - slope |distance| + bias) v over the keys that a query may attend
-/// and the sink, and its gradients.
+/// softmax(softcap(scale q k^T) - slope |distance| + bias) v over the attended keys and the sink,
+/// and its gradients.
 template <class T>
 Answer reference(const Problem<T>& p, Directions directions = Directions::kBoth) {
   using Real = long double;
