@@ -50,8 +50,7 @@ template <class V, int kRows, int kVecs>
 /// Which factors a product uses. A masked weight is 0, but 0 * NaN is NaN. So where a tile has
 /// masked keys, the rows of x are checked first, each block once (all_finite). If they contain NaN
 /// or Inf, masked factors are marked as -0 (ScoreStage::mark_masked) and their terms skipped. No
-/// row is computed twice, so no input takes more than twice the time of a finite one
-/// (bench/bad_numbers.py).
+/// row is computed twice, so no input takes more than twice the time of a finite one.
 enum class Factors { kAll, kUnmasked };
 
 /// Adds a product of `depth` terms to a register block. With kTail, the last vector of a row is
