@@ -78,9 +78,9 @@ struct ForwardParams {
   void* row_max;  ///< native [batch, heads, queries]: the largest score
   void* row_sum;  ///< native [batch, heads, queries]: sum of exp(score - row_max)
   int64_t block_size;
-  /// Whether `key` is a part of a longer sequence, whose results are merged. A row without a
-  /// positive weight is then 0. Otherwise it is NaN if it attends a key, as the softmax of -inf
-  /// only is.
+  /// Whether `key` is a part of a longer sequence, whose partial results are merged. If so, a row
+  /// without a positive weight is 0. If not, it is NaN if it attends a key, as the softmax of
+  /// scores that are all -inf is.
   bool is_part;
 };
 

@@ -27,16 +27,16 @@ void block_product_as(const ProductParams& p) {
   constexpr int64_t kPanel = V::kColumnVecs * W;
   const Left<T> left = {static_cast<const T*>(p.left), p.left_row, p.left_step};
   for (int64_t c = 0; c < p.columns; c += kPanel) {
-    const int64_t columns = min_of(kPanel, p.columns - c), rest = columns % W;
+    const int64_t columns = min_of(kPanel, p.columns - c), remainder = columns % W;
     const Right<T> right = {static_cast<const T*>(p.right) + c, p.right_row};
     T* const out = static_cast<T*>(p.out) + c;
     with_vecs<V::kColumnVecs>(static_cast<int>(ceil_div(columns, W)), [&]<int kVecs>() {
-      if (rest == 0) {
+      if (remainder == 0) {
         block_columns<V, kVecs, false, kAdd>(left, right, p.depth, out, p.out_row, p.rows,
                                              V::first(W));
       } else {
         block_columns<V, kVecs, true, kAdd>(left, right, p.depth, out, p.out_row, p.rows,
-                                            V::first(rest));
+                                            V::first(remainder));
       }
     });
   }

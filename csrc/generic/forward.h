@@ -85,7 +85,7 @@ class ForwardTile {
     for (int64_t i = 0; i < count_; ++i) {
       if (!has_keys || row_sum_[i] == 0) finish_empty_row(i);
     }
-    store_out();
+    convert_out();
   }
 
  private:
@@ -218,7 +218,7 @@ class ForwardTile {
     }
   }
 
-  void store_out() const {
+  void convert_out() const {
     if (!out_is_16_bit()) return;
     for (int64_t i = 0; i < count_; ++i) {
       store_16_bit<V>(out_ + i * out_stride_, p_->shape.value_dim, p_->out_storage, p_->out.data,

@@ -91,13 +91,13 @@ template <int kRows, class F>
   for (; r + kRows <= rows; r += kRows) f.template operator()<kRows>(r);
   if constexpr (kRows > 6) {
     if (r < rows) {
-      for_row_blocks<6>(rows - r,
-                        [&]<int kRest>(int64_t i) { f.template operator()<kRest>(r + i); });
+      for_row_blocks<6>(
+          rows - r, [&]<int kRemainder>(int64_t i) { f.template operator()<kRemainder>(r + i); });
     }
   } else if constexpr (kRows > 1) {
     if (r < rows) {
-      for_row_blocks<kRows - 1>(rows - r,
-                                [&]<int kRest>(int64_t i) { f.template operator()<kRest>(r + i); });
+      for_row_blocks<kRows - 1>(
+          rows - r, [&]<int kRemainder>(int64_t i) { f.template operator()<kRemainder>(r + i); });
     }
   }
 }
@@ -246,11 +246,11 @@ void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_
     update_columns<V, kMax, false, kFactors>(a, {x.data + c, x.stride}, depth, out + c, stride,
                                              rows, epilogue, terms, all);
   }
-  const int64_t rest = columns - c;
-  if (rest == 0) return;
+  const int64_t remainder = columns - c;
+  if (remainder == 0) return;
   const Right<typename V::Scalar> last = {x.data + c, x.stride};
-  const int64_t tail = rest % W;
-  with_vecs<kMax>(static_cast<int>(ceil_div(rest, W)), [&]<int kVecs>() {
+  const int64_t tail = remainder % W;
+  with_vecs<kMax>(static_cast<int>(ceil_div(remainder, W)), [&]<int kVecs>() {
     if (tail == 0) {
       update_columns<V, kVecs, false, kFactors>(a, last, depth, out + c, stride, rows, epilogue,
                                                 terms, all);

@@ -73,12 +73,12 @@ void aggregation(const AggregationParams& p, int64_t unit_begin, int64_t unit_en
     T* out = static_cast<T*>(p.out.data) + batch * p.out.batch_stride;
     for (int64_t c = 0; c < p.channels; c += kColumns) {
       const int64_t columns = min_of(kColumns, p.channels - c);
-      const int64_t rest = columns % V::kWidth;
-      const auto tail = V::first(rest);
+      const int64_t remainder = columns % V::kWidth;
+      const auto tail = V::first(remainder);
       with_vecs<kAggregationVecs>(static_cast<int>(ceil_div(columns, V::kWidth)), [&]<int kVecs>() {
         for (int64_t t = begin; t < end; ++t) {
           T* row = out + t * p.out.time_stride + c;
-          if (rest == 0) {
+          if (remainder == 0) {
             aggregate_row<V, kVecs, false>(p, t, delay, weights, value + c, row, tail);
           } else {
             aggregate_row<V, kVecs, true>(p, t, delay, weights, value + c, row, tail);
