@@ -1,9 +1,10 @@
-// The most fused multiply-adds that one core does: what `bench/run.py` calls the peak.
+// Measures the fused multiply-add throughput of one core, the peak that `bench/run.py` reports.
 //
-// Compiled once per instruction set with its flags, FLASH_PEAK_ISA being its name, and loaded by
-// bench/peak.py after it has asked whether this CPU runs it. Each step multiplies and adds on
-// kChains independent registers: a multiply-add takes four cycles, and a core starts up to two in
-// each, so eight would do; twelve and the two factors still fit the sixteen registers of AVX2.
+// Compiled once per instruction set with its flags and its name as FLASH_PEAK_ISA; bench/peak.py
+// loads it after checking that the CPU supports it. Each step is one multiply-add on each of
+// kChains independent registers. A multiply-add takes four cycles and a core starts up to two per
+// cycle, so eight chains would suffice; twelve chains and two constants fit the sixteen registers
+// of AVX2.
 
 #include <immintrin.h>
 
@@ -41,9 +42,9 @@ struct Doubles {
 };
 #endif
 
-// x -> x * 0.999 + 0.001 on every chain, `steps` times. It tends to 1, so that no value becomes
-// infinite or denormal, which some CPUs are slow on. The sum keeps the compiler from leaving it
-// out.
+// Applies x = x * 0.999 + 0.001 to every chain, `steps` times. x converges to 1, so no value
+// becomes infinite or denormal, which would be slow on some CPUs. Returning the sum keeps the
+// compiler from removing the loop.
 template <class Lanes>
 double chains(int64_t steps) {
   const typename Lanes::Vector factor = Lanes::set(0.999);
@@ -71,8 +72,8 @@ double operations_per_step() {
 #define FLASH_NAME(prefix) FLASH_JOIN(prefix, FLASH_PEAK_ISA)
 #define FLASH_EXPORT extern "C" __attribute__((visibility("default")))
 
-// fma_<dtype>_<isa>(steps) does the work; fma_<dtype>_operations_<isa>() is how many operations a
-// step has, a multiply-add counted as two.
+// fma_<dtype>_<isa>(steps) runs the loop; fma_<dtype>_operations_<isa>() returns the operations per
+// step, two for each multiply-add.
 FLASH_EXPORT double FLASH_NAME(fma_float32_)(int64_t steps) { return chains<Floats>(steps); }
 FLASH_EXPORT double FLASH_NAME(fma_float64_)(int64_t steps) { return chains<Doubles>(steps); }
 FLASH_EXPORT double FLASH_NAME(fma_float32_operations_)() {

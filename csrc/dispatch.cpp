@@ -1,11 +1,12 @@
-// Chooses a kernel table. Compiled with baseline flags only: it runs before the CPU is known.
+// Compiled with baseline flags only, because it runs before the CPU's features are known.
+
+#include "csrc/dispatch.h"
 
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
+#include <string>
 #include <string_view>
-
-#include "csrc/kernels.h"
 
 namespace flash {
 
@@ -40,7 +41,7 @@ std::string known_names() {
   return names;
 }
 
-// torch's own names for "no vector kernels" and "AVX2 at most"; any other value sets no limit here.
+// torch's names for "no vector kernels" and "at most AVX2". Any other value sets no limit here.
 bool allowed_by_aten(const KernelTable& table, std::string_view capability) {
   const std::string_view name = table.name;
   if (capability == "default") return name == "scalar";

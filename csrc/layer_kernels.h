@@ -1,7 +1,7 @@
 #pragma once
-// The loops of the models' layers as functions of one instruction set. They work on the caller's
-// memory, float or double, never on threads of their own: a call is one thread's share. What each
-// one computes is written beside its code in generic/.
+// The loops of the models' layers, as a table of functions of one instruction set. They run on the
+// caller's thread and memory, in float or double; a call is one thread's share of the work. Each
+// function is documented at its definition in generic/.
 
 #include <cstdint>
 
@@ -11,16 +11,16 @@ namespace flash {
 
 enum class GatedActivation { kRelu, kSoftplus, kTanh, kSelu, kLeakyRelu, kSigmoid, kElu, kGelu };
 
-/// Rows of LayerNorm(a * sigmoid(b) + skip), where [a | b] = gate + bias; generic/gated_norm.h.
+/// Rows of LayerNorm(a * sigmoid(b) + skip), where [a | b] = gate + bias. See generic/gated_norm.h.
 template <class T>
 struct GatedNormParams {
   const T* gate;         ///< [rows, 2 width]
   const T* bias;         ///< [2 width]
   const T* skip;         ///< [rows, width]
-  const T* scale;        ///< [width], of the norm
-  const T* shift;        ///< [width], of the norm
-  T* statistics;         ///< [rows, 2]: mean and reciprocal deviation, which the forward writes
-  const T* row_factors;  ///< [rows], `factor_stride` apart; null: 1
+  const T* scale;        ///< [width], of the layer norm
+  const T* shift;        ///< [width], of the layer norm
+  T* statistics;         ///< [rows, 2]: mean and 1 / standard deviation; the forward writes it
+  const T* row_factors;  ///< [rows], `factor_stride` apart; null: none
   int64_t factor_stride;
   int64_t width;
 };
@@ -32,16 +32,16 @@ struct GatedNormGradients {
   T* skip;         ///< [rows, width]
   T* row_factors;  ///< [rows], `factor_stride` apart; null without row factors
   int64_t factor_stride;
-  T* sums;  ///< [4, width], added to: of scale, shift and the halves of bias
+  T* sums;  ///< [4, width], added to: gradients of scale, shift and both halves of bias
 };
 
-/// A series [times, channels], contiguous, averaged over `reach` steps to either side.
+/// A contiguous series [times, channels], averaged over `reach` times to either side.
 struct SeriesShape {
   int64_t times, channels, reach;
 };
 
 /// A series of T times and its folded form: rows t = 0 … T / 2 of sums x[t] + x[T - t] and of
-/// differences, `row` numbers apart; generic/folding.h.
+/// differences, `row` elements apart. See generic/folding.h.
 struct FoldedShape {
   int64_t times, channels, row;
   int64_t steps() const { return times / 2 + 1; }
@@ -49,7 +49,7 @@ struct FoldedShape {
 
 template <class T>
 struct LayerKernels {
-  /// As `product`, in one unit; rows of `right` are contiguous.
+  /// `product` in one unit of work. Rows of `right` must be contiguous.
   void (*block_product)(const ProductParams&);
 
   void (*complex_tanh)(const T* in, T* out, int64_t count);

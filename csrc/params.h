@@ -1,13 +1,14 @@
 #pragma once
-// What a kernel is told: raw pointers, strides and sizes. Every stride is in elements, and the last
-// dimension of query, key, value, output and their gradients is contiguous.
+// The arguments of the kernels: raw pointers, strides and sizes. Strides are in elements. The last
+// dimension of query, key, value, output and their gradients is contiguous. "Native" is the type
+// that the kernel computes in, float or double.
 
 #include <cstdint>
 
 namespace flash {
 
-/// How numbers lie in memory: as what the kernels compute in, or as 16 bits, which a kernel of
-/// float widens as it reads and rounds as it writes.
+/// The type of elements in memory: native, or a 16-bit type, which the float kernels convert as
+/// they load and round to as they store.
 enum class Storage { kNative, kBFloat16, kHalf };
 
 struct Strides {
@@ -16,7 +17,7 @@ struct Strides {
   int64_t row;
 };
 
-/// A [batch, heads, rows, columns] tensor; null where it is not wanted.
+/// A [batch, heads, rows, columns] tensor. `data` may be null where that is documented.
 template <class Pointer>
 struct RowsOf {
   Pointer data;
@@ -27,7 +28,7 @@ using MutableRows = RowsOf<void*>;
 
 struct Shape {
   int64_t batch;
-  int64_t heads;  ///< query heads, a multiple of the two below
+  int64_t heads;  ///< query heads, a multiple of key_heads and value_heads
   int64_t key_heads;
   int64_t value_heads;
   int64_t queries;
@@ -38,27 +39,28 @@ struct Shape {
 
 enum class BiasKind { kNone, kAdditive, kBoolean };
 
-/// What happens to a score between `scale * q k^T` and the softmax, and to a weight after it.
-/// A new score option gets its fields here and its arithmetic in generic/score_stage.h.
+/// The options of the score stage: what happens to a score between `scale * q k^T` and the softmax,
+/// and to a weight after it. To add one, see generic/score_stage.h.
 struct ScoreParams {
   double scale;
 
-  double softcap;  ///< c > 0: a score s becomes c tanh(s / c); 0: it stays as it is
+  double softcap;  ///< c > 0: a score s becomes c tanh(s / c); 0: off
 
-  const void* alibi_slopes;  ///< native: -slope |position - key| is added; null: none
+  const void* alibi_slopes;  ///< native; adds -slope |position - key|; null: none
   int64_t slope_strides[2];  ///< batch, head
 
   BiasKind bias_kind;
-  Storage bias_storage;     ///< of an additive one
-  const void* bias;         ///< a boolean one is of bool
-  int64_t bias_strides[4];  ///< batch, head, query, key; 0 where it broadcasts
+  Storage bias_storage;     ///< of an additive bias
+  const void* bias;         ///< for kBoolean, of type bool; true: attend
+  int64_t bias_strides[4];  ///< batch, head, query, key; 0 to broadcast
 
-  /// A query at position p attends keys p - left … p + right; -1: unbounded. Causal is right = 0.
+  /// A query at position p attends keys p - left … p + right; -1: unbounded. Causal means right =
+  /// 0.
   int64_t window_left, window_right;
-  const int64_t* positions;     ///< null: query i is at i + keys - queries
+  const int64_t* positions;     ///< null: query i has position i + keys - queries
   int64_t position_strides[3];  ///< batch, head, query
 
-  /// Native: a score that each row of a head has besides, without a value; null: none.
+  /// Native; an extra score per head that takes part in the softmax without a value; null: none.
   const void* sinks;
   int64_t sink_strides[2];  ///< batch, head
 
@@ -76,8 +78,9 @@ struct ForwardParams {
   void* row_max;  ///< native [batch, heads, queries]: the largest score
   void* row_sum;  ///< native [batch, heads, queries]: sum of exp(score - row_max)
   int64_t block_size;
-  /// The keys are a part of all keys. A row none of whose weights is above 0 then gives 0; else it
-  /// is NaN if it attends a key, since the softmax of nothing but -inf is.
+  /// Whether `key` is a part of a longer sequence, whose partial results are merged. If so, a row
+  /// without a positive weight is 0. If not, it is NaN if it attends a key, as the softmax of
+  /// scores that are all -inf is.
   bool is_part;
 };
 
@@ -91,42 +94,45 @@ struct BackwardParams {
   const void* row_max;
   const void* row_sum;
   const void* grad_lse;  ///< [batch, heads, queries] contiguous, or null
-  /// Likewise: what each row adds to the gradient of its slope and of its sink; null: not wanted.
+  /// [batch, heads, queries] contiguous: the contribution of each row to the gradient of its slope
+  /// and of its sink; null: not computed.
   void* grad_slope_rows;
   void* grad_sink_rows;
-  MutableRows grad_query, grad_key, grad_value;  ///< data may be null: not wanted
-  void* grad_bias;                               ///< null where nobody asks for it
-  /// True: added to what is there, as several scores share an element. False: each score has its
-  /// own, which is stored; what no query attends within its window is left as it is.
+  MutableRows grad_query, grad_key, grad_value;  ///< data null: not computed
+  void* grad_bias;                               ///< null: not computed
+  /// True: several scores share an element, to which their gradients are added. False: each score
+  /// has its own element, which is overwritten; elements outside of every window are left
+  /// unchanged.
   bool grad_bias_adds;
-  bool grad_bias_is_double;   ///< where it is added to; else native
-  Storage grad_bias_storage;  ///< where it is stored
+  bool grad_bias_is_double;   ///< type if grad_bias_adds: double, else native
+  Storage grad_bias_storage;  ///< type if not grad_bias_adds
   int64_t grad_bias_strides[4];
   int64_t block_size;
 };
 
-/// Elements that share a block of random words; the dropout kernels cut their work there.
+/// Elements per block of random words; dropout kernels split their work at block boundaries.
 constexpr int64_t kDropoutBlock = 64;
 
-/// What a dropout kernel does with an element x that is kept; `scale` is 1 / (1 - dropout).
+/// What a dropout kernel computes from a kept element x; `scale` is 1 / (1 - dropout). A dropped
+/// element has scale 0.
 enum class DropoutKind {
   kPlain,         ///< scale x
-  kAdd,           ///< other + scale x; a dropped one gives other
+  kAdd,           ///< other + scale x
   kRelu,          ///< scale relu(x)
   kGelu,          ///< scale gelu(x)
   kReluGradient,  ///< scale relu'(x) other
   kGeluGradient,  ///< scale gelu'(x) other
 };
 
-/// Contiguous arrays of `elements` numbers, elements first, first + 1, … of a whole. Whether an
-/// element is kept depends on the seed and its number in the whole only.
+/// Contiguous arrays of `elements` elements: elements first, first + 1, … of a larger array.
+/// Whether an element is kept depends only on the seed and its index in the larger array.
 struct DropoutParams {
   DropoutKind kind;
   const void* input;
-  const void* other;  ///< the residual or the gradient; null where the kind has none
+  const void* other;  ///< the residual or the gradient; null if the kind has none
   void* out;          ///< may be `input` or `other`
-  void* value;        ///< with a gradient: what kRelu or kGelu gives of `input`; null: not wanted
-  int64_t first;      ///< counts elements before these, whole blocks of kDropoutBlock
+  void* value;    ///< for gradients: the result of kRelu or kGelu for `input`; null: not computed
+  int64_t first;  ///< index of the first element, a multiple of kDropoutBlock
   int64_t elements;
   double dropout;
   uint64_t seed;
@@ -141,10 +147,10 @@ struct ProductParams {
   void* out;  ///< [rows, columns], rows contiguous
   int64_t out_row;
   int64_t rows, depth, columns;
-  bool add;  ///< to what is in `out`; else replace it
+  bool add;  ///< add to `out`; else replace it
 };
 
-/// max over j of s_ij - (sum over j of s_ij) / keys, with s_ij = query_i . key_index(i, j).
+/// out_i = max over j of s_ij - (sum over j of s_ij) / keys, with s_ij = query_i . key_index(i, j).
 struct SparsityParams {
   ConstRows query;
   ConstRows key;
@@ -163,7 +169,7 @@ struct SeriesOf {
 using ConstSeries = SeriesOf<const void*>;
 using MutableSeries = SeriesOf<void*>;
 
-/// [batch, delays], each in [0, times); batch_stride is 0 where the batch shares them.
+/// [batch, delays], each in [0, times). batch_stride is 0 if all batch elements share them.
 struct Delays {
   const int64_t* data;
   int64_t batch_stride;

@@ -1,6 +1,6 @@
 #pragma once
-// The 16-bit formats that tensors may be stored in, one number at a time. By integer arithmetic:
-// the kernels run with denormals flushed, which would lose the small numbers of binary16.
+// Scalar conversions of the 16-bit types. They use integer arithmetic, because the kernels flush
+// denormals, which would lose the small values of binary16.
 
 #include <cstdint>
 
@@ -31,7 +31,7 @@ inline float to_float(Half x) {
   return __builtin_bit_cast(float, sign | bits);
 }
 
-/// To the nearest, of two as near to the even one; a NaN stays one.
+/// Rounds to nearest, ties to even. NaN stays NaN.
 inline void round_to(float x, BFloat16* result) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
@@ -43,11 +43,11 @@ inline void round_to(float x, Half* result) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   const uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7FFFFFFF;
   uint32_t half;
-  if (size >= 0x47800000) {  // 2^16 and more, infinities and NaNs
+  if (size >= 0x47800000) {  // at least 2^16, Inf and NaN
     half = size > 0x7F800000 ? 0x7E00 : 0x7C00;
-  } else if (size >= 0x38800000) {  // 2^-14 and more; what rounds up to 2^16 becomes an infinity
+  } else if (size >= 0x38800000) {  // at least 2^-14; what rounds up to 2^16 becomes Inf
     half = (size + 0xFFF + (size >> 13 & 1) - 0x38000000) >> 13;
-  } else if (size > 0x33000000) {  // more than half of 2^-24, the least number there is
+  } else if (size > 0x33000000) {  // more than half of 2^-24, the smallest denormal
     const uint32_t shift = 126 - (size >> 23);
     const uint32_t mantissa = (size & 0x7FFFFF) | 0x800000;
     const uint32_t rest = mantissa & ((1U << shift) - 1), middle = 1U << (shift - 1);

@@ -7,7 +7,7 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "csrc/kernels.h"
+#include "csrc/dispatch.h"
 
 namespace flash {
 namespace {

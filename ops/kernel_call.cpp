@@ -5,6 +5,8 @@
 
 #include <stdexcept>
 
+#include "csrc/dispatch.h"
+
 namespace flash {
 namespace {
 

@@ -1,5 +1,5 @@
-// Compiled with -mavx2 -mfma -mf16c: nothing here may run before dispatch.cpp has asked the CPU, so
-// the table is a constant, and `supported` is a compiler built-in that needs no AVX.
+// Compiled with -mavx2 -mfma -mf16c. No code of this file may run before dispatch.cpp has checked
+// the CPU, so the table is a constant, and `supported` uses a compiler built-in that needs no AVX.
 
 #include "csrc/avx2/vec.h"
 #include "csrc/generic/table.h"

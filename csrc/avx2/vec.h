@@ -1,6 +1,5 @@
 #pragma once
-// AVX2 + FMA registers behind the interface that generic/ is written on (described in
-// csrc/README.md).
+// The vector interface of generic/ (csrc/README.md) for AVX2, FMA and F16C.
 
 #include <immintrin.h>
 
@@ -14,7 +13,7 @@ namespace {
 template <class T>
 struct Vec;
 
-/// Counters of philox.h.
+/// Counters for philox.h.
 struct Avx2Counters {
   using Reg = __m256i;
   static constexpr int kWidth = 4;
@@ -36,26 +35,28 @@ struct Avx2Counters {
   }
 };
 
-// Sixteen registers: `rows * vecs` accumulators, `vecs` loaded operands and one broadcast must fit.
+// The register blocks of the micro-kernel, MR rows by NR vectors. `MR * NR` accumulators, NR loaded
+// operands and one broadcast must fit into sixteen registers.
 struct Avx2Tiles {
   using Counters = Avx2Counters;
-  /// Terms summed one after another before the sum joins a larger one. Rounding grows with the
-  /// longest chain: 2,049 terms in one would be several times less accurate than a blocked sum.
+  /// The most terms that are summed in one chain before the result is added to a larger sum.
+  /// Rounding errors grow with the longest chain: one chain of 2,049 terms would be several times
+  /// less accurate.
   static constexpr int64_t kLongestChain = 64;
-  /// Vectors of queries in a score tile.
+  /// NR of scores and dP, in vectors of queries.
   static constexpr int kScoreVecs = 3;
-  /// Keys per score tile that holds `vecs` vectors of queries.
+  /// MR of scores and dP, in keys, for NR = `vecs`.
   static constexpr int score_rows(int vecs) { return vecs == 3 ? 4 : vecs == 2 ? 6 : 8; }
-  /// Vectors of columns in a tile of output or gradient rows, and the rows that go with them.
+  /// NR of O, dQ, dK and dV, in vectors of columns, and MR, in rows, for NR = `vecs`.
   static constexpr int kColumnVecs = 2;
   static constexpr int column_rows(int vecs) { return vecs == 2 ? 6 : 12; }
-  /// Whether `exp2` splits an exponent at the integer below (`fraction`) or the nearest (`round`).
+  /// Whether `exp2` rounds the exponent down (with `fraction`) or to nearest (with `round`).
   static constexpr bool kSplitsDown = false;
-  /// Exponentials side by side.
+  /// Exponentials that are computed together, to hide their latency.
   static constexpr int kExpRows = 4;
 };
 
-// Lane masks for the first n lanes, read at an offset from the middle of a row of ones and zeros.
+// Masks of the first n lanes, loaded at an offset of n before the middle.
 alignas(64) constexpr int32_t kFirst32[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
                                               0,  0,  0,  0,  0,  0,  0,  0};
 alignas(64) constexpr int64_t kFirst64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
@@ -81,13 +82,13 @@ struct Vec<float> : Avx2Tiles {
   static Reg only(Reg x, Mask mask) { return _mm256_and_ps(x, _mm256_castsi256_ps(mask)); }
 
   static Reg load(const BFloat16* p) {
-    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
   static Reg load(const Half* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  /// As `round_to`.
+  /// Rounds like `round_to`.
   static void store(BFloat16* p, Reg x) {
     const __m256i bits = _mm256_castps_si256(x);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -109,15 +110,15 @@ struct Vec<float> : Avx2Tiles {
   static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
-  /// `c` where `a` is -0, whatever `b` is, else `a * b + c`.
+  /// `c` where `a` is -0, even if `b` is NaN; else `a * b + c`.
   static Reg fma_unless_minus_zero(Reg a, Reg b, Reg c) {
     const __m256i skip = _mm256_cmpeq_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(1 << 31));
     return _mm256_fmadd_ps(a, _mm256_andnot_ps(_mm256_castsi256_ps(skip), b), c);
   }
-  /// The larger; `b` where either is NaN.
+  /// The maximum; `b` where either is NaN.
   static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
   static Reg abs(Reg x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
-  /// `a < b ? x : y`, false where either is NaN.
+  /// `a < b ? x : y`; the comparison is false if either is NaN.
   static Reg if_less(Reg a, Reg b, Reg x, Reg y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
   }
@@ -149,8 +150,8 @@ struct Vec<float> : Avx2Tiles {
     Reg value;
     __m256i integer;
   };
-  /// To the nearest integer. NaN gives an integer whose low byte is 0, so scaling by it is
-  /// harmless.
+  /// Rounds to the nearest integer. The integer for NaN has a low byte of 0, so that `scale` keeps
+  /// NaN.
   static Rounded round(Reg x) {
     const __m256i n = _mm256_cvtps_epi32(x);
     return {_mm256_cvtepi32_ps(n), n};

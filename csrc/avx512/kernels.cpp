@@ -1,5 +1,5 @@
-// Compiled with -mavx512f -mavx512dq: as avx2/kernels.cpp, nothing here may run before dispatch.cpp
-// has asked the CPU.
+// Compiled with -mavx512f -mavx512dq. As in avx2/kernels.cpp, no code of this file may run before
+// dispatch.cpp has checked the CPU.
 
 #include "csrc/avx512/vec.h"
 #include "csrc/generic/table.h"

@@ -1,6 +1,6 @@
 #pragma once
-// AVX-512 (F, DQ) registers behind the interface that generic/ is written on (described in
-// csrc/README.md).
+// The vector interface of generic/ (csrc/README.md) for AVX-512 F and DQ. avx2/vec.h documents its
+// members.
 
 #include <immintrin.h>
 
@@ -14,7 +14,7 @@ namespace {
 template <class T>
 struct Vec;
 
-/// Counters of philox.h.
+/// Counters for philox.h.
 struct Avx512Counters {
   using Reg = __m512i;
   static constexpr int kWidth = 8;
@@ -33,10 +33,9 @@ struct Avx512Counters {
   }
 };
 
-// Thirty-two registers: `rows * vecs` accumulators, `vecs` loaded operands and one broadcast fit.
+// Register blocks for thirty-two registers; broadcasts are operands of the multiply-add.
 struct Avx512Tiles {
   using Counters = Avx512Counters;
-  /// As in avx2/vec.h.
   static constexpr int64_t kLongestChain = 64;
   static constexpr int kScoreVecs = 3;
   static constexpr int score_rows(int vecs) { return vecs == 3 ? 8 : vecs == 2 ? 12 : 16; }
@@ -66,8 +65,8 @@ struct Vec<float> : Avx512Tiles {
   static Reg only(Reg x, Mask mask) { return _mm512_maskz_mov_ps(mask, x); }
 
   static Reg load(const BFloat16* p) {
-    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
   static Reg load(const Half* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -123,7 +122,7 @@ struct Vec<float> : Avx512Tiles {
     return _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(_mm512_loadu_si512(words), limit), x);
   }
 
-  /// x - floor(x), in [0, 1); 0 for an infinity.
+  /// x - floor(x), in [0, 1); 0 for Inf.
   static Reg fraction(Reg x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); }
   /// x * 2^floor(n), 0 for n = -inf.
   static Reg scale(Reg x, Reg n) { return _mm512_scalef_ps(x, n); }
@@ -205,9 +204,9 @@ struct Vec<double> : Avx512Tiles {
     return _mm512_maskz_mov_pd(_knot_mask8(_mm512_movepi64_mask(_mm512_castpd_si512(sign))), x);
   }
   static Reg if_at_least(const uint32_t* words, uint32_t threshold, Reg x) {
-    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
     const __m512i limit = _mm512_set1_epi64(threshold);
-    return _mm512_maskz_mov_pd(_mm512_cmpge_epu64_mask(_mm512_cvtepu32_epi64(narrow), limit), x);
+    return _mm512_maskz_mov_pd(_mm512_cmpge_epu64_mask(_mm512_cvtepu32_epi64(word), limit), x);
   }
 
   static Reg fraction(Reg x) { return _mm512_reduce_pd(x, _MM_FROUND_TO_NEG_INF); }

@@ -1,5 +1,5 @@
 #pragma once
-// The activation functions of gated layers on vectors, and their derivatives. NaN stays NaN.
+// The activation functions of gated layers, and their derivatives, on vectors. NaN stays NaN.
 
 #include "csrc/generic/exp.h"
 #include "csrc/generic/gelu.h"
@@ -9,7 +9,7 @@
 namespace flash {
 namespace {
 
-/// x to 1 / (1 + e^-x).
+/// Replaces x by 1 / (1 + e^-x).
 template <class V, int N>
 [[gnu::always_inline]] inline void sigmoid(typename V::Reg (&x)[N]) {
   using Reg = typename V::Reg;
@@ -34,8 +34,8 @@ template <class V>
   return one[0];
 }
 
-/// x to e^x - 1 for x <= 0, all digits of it also where x is small: from t = tanh(x / 2) there, as
-/// 2 t / (1 - t).
+/// Replaces x <= 0 by e^x - 1. Small x use 2 t / (1 - t) with t = tanh(x / 2), which does not
+/// cancel.
 template <class V, int N>
 [[gnu::always_inline]] inline void exp_minus_one(typename V::Reg (&x)[N]) {
   using T = typename V::Scalar;
@@ -51,7 +51,7 @@ template <class V, int N>
   });
 }
 
-/// Applies a function of the C library to each number.
+/// Applies a function of the C library to each lane.
 template <class V, class F>
 [[gnu::always_inline]] inline typename V::Reg each_lane(typename V::Reg x, F&& function) {
   alignas(64) typename V::Scalar lanes[V::kWidth];
@@ -66,7 +66,7 @@ inline double log_of_one_plus_exp(double x) { return __builtin_log1p(__builtin_e
 constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
 constexpr double kSeluScale = 1.0507009873554804934193349852946;
 constexpr double kLeakySlope = 0.01;
-constexpr double kSoftplusIsLinear = 20;  ///< above, as in torch
+constexpr double kSoftplusIsLinear = 20;  ///< softplus(x) = x for x above this, as in torch
 
 template <class V, GatedActivation kActivation, int N>
 [[gnu::always_inline]] inline void activate(typename V::Reg (&x)[N]) {
@@ -74,19 +74,20 @@ template <class V, GatedActivation kActivation, int N>
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
   const Reg zero = V::zero();
-  const auto number = [](double value) { return V::broadcast(static_cast<T>(value)); };
+  const auto constant = [](double value) { return V::broadcast(static_cast<T>(value)); };
   if constexpr (kActivation == kTanh) tanh<V>(x);
   if constexpr (kActivation == kSigmoid) sigmoid<V>(x);
   if constexpr (kActivation == kGelu) gelu<V>(x);
-  // Of two operands, V::max takes the second where one is NaN.
+  // V::max returns its second operand if either is NaN.
   if constexpr (kActivation == kRelu) each<N>([&](int i) { x[i] = V::max(zero, x[i]); });
   if constexpr (kActivation == kLeakyRelu) {
-    each<N>([&](int i) { x[i] = V::if_less(zero, x[i], x[i], V::mul(number(kLeakySlope), x[i])); });
+    each<N>(
+        [&](int i) { x[i] = V::if_less(zero, x[i], x[i], V::mul(constant(kLeakySlope), x[i])); });
   }
   if constexpr (kActivation == kSoftplus) {
     each<N>([&](int i) {
       const Reg curved = each_lane<V>(x[i], [](T value) { return log_of_one_plus_exp(value); });
-      x[i] = V::if_less(number(kSoftplusIsLinear), x[i], x[i], curved);
+      x[i] = V::if_less(constant(kSoftplusIsLinear), x[i], x[i], curved);
     });
   }
   if constexpr (kActivation == kElu || kActivation == kSelu) {
@@ -97,22 +98,22 @@ template <class V, GatedActivation kActivation, int N>
       if constexpr (kActivation == kElu) {
         x[i] = V::if_less(zero, x[i], x[i], below[i]);
       } else {
-        x[i] = V::if_less(zero, x[i], V::mul(number(kSeluScale), x[i]),
-                          V::mul(number(kSeluScale * kSeluAlpha), below[i]));
+        x[i] = V::if_less(zero, x[i], V::mul(constant(kSeluScale), x[i]),
+                          V::mul(constant(kSeluScale * kSeluAlpha), below[i]));
       }
     });
   }
 }
 
-/// From the value of the activation to its derivative there; of GELU, which falls and rises again,
-/// from the argument.
+/// Replaces y, the value of the activation, by its derivative there. For GELU, which is not
+/// monotonic, y is the argument instead.
 template <class V, GatedActivation kActivation, int N>
 [[gnu::always_inline]] inline void derivative(typename V::Reg (&y)[N]) {
   using enum GatedActivation;
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
   const Reg zero = V::zero(), one = V::broadcast(T(1));
-  const auto number = [](double value) { return V::broadcast(static_cast<T>(value)); };
+  const auto constant = [](double value) { return V::broadcast(static_cast<T>(value)); };
   if constexpr (kActivation == kGelu) {
     Reg value[N];
     gelu_derivative<V>(y, value);
@@ -122,7 +123,7 @@ template <class V, GatedActivation kActivation, int N>
     each<N>([&](int i) { falling[i] = V::sub(zero, y[i]); });
     exp_minus_one<V>(falling);
     each<N>([&](int i) {
-      y[i] = V::if_less(number(kSoftplusIsLinear), y[i], one, V::sub(zero, falling[i]));
+      y[i] = V::if_less(constant(kSoftplusIsLinear), y[i], one, V::sub(zero, falling[i]));
     });
   }
   each<N>([&](int i) {
@@ -130,12 +131,13 @@ template <class V, GatedActivation kActivation, int N>
     if constexpr (kActivation == kRelu) y[i] = V::if_less(zero, x, one, zero);
     if constexpr (kActivation == kTanh) y[i] = V::sub(one, V::mul(x, x));
     if constexpr (kActivation == kLeakyRelu) {
-      y[i] = V::if_less(zero, x, one, number(kLeakySlope));
+      y[i] = V::if_less(zero, x, one, constant(kLeakySlope));
     }
     if constexpr (kActivation == kSigmoid) y[i] = V::mul(x, V::sub(one, x));
     if constexpr (kActivation == kElu) y[i] = V::if_less(zero, x, one, V::add(x, one));
     if constexpr (kActivation == kSelu) {
-      y[i] = V::if_less(zero, x, number(kSeluScale), V::add(x, number(kSeluScale * kSeluAlpha)));
+      y[i] =
+          V::if_less(zero, x, constant(kSeluScale), V::add(x, constant(kSeluScale * kSeluAlpha)));
     }
   });
 }

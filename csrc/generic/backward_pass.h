@@ -1,5 +1,5 @@
 #pragma once
-// The backward over all units of a problem.
+// The backward of a whole problem: its work plan and the loop over units.
 
 #include <cstdint>
 
@@ -40,13 +40,13 @@ void clear_rows(const MutableRows& rows, int64_t batch, Range heads, Range range
   }
 }
 
-/// The gradients of the slopes before they are summed over queries.
+/// The gradients of the ALiBi slopes, one element per row, before the sum over queries.
 inline MutableRows slope_rows(const BackwardParams& p) {
   return {p.grad_slope_rows, {p.shape.heads * p.shape.queries, p.shape.queries, 1}};
 }
 
-/// The queries of a unit in blocks of about one size, whole tiles all but the last: a small block
-/// would read and write whole rows of dK and dV for little.
+/// Splits the queries of a unit into blocks of about equal size. All blocks but the last are whole
+/// tiles. A small block would read and write full rows of dK and dV for little work.
 template <class V>
 int64_t queries_per_block(Range queries) {
   const int64_t count = max_of(1, queries.end - queries.begin);
@@ -54,11 +54,11 @@ int64_t queries_per_block(Range queries) {
   return round_up(ceil_div(count, blocks), QueryTiles<V>::kMaxLanes);
 }
 
-/// Whether some of the queries may attend some of the keys. Packing a block only to find that none
-/// does would cost as much as a narrow window's work.
+/// Whether any of the queries may attend any of the keys. Packing a block only to find that none
+/// does would cost as much as the work of a narrow window.
 inline bool may_attend(const BackwardParams& p, Range queries, Range keys) {
   if (keys.empty()) return false;
-  if (p.score.positions != nullptr) return true;  // the block will tell
+  if (p.score.positions != nullptr) return true;  // BackwardBlock finds out
   const int64_t left = p.score.window_left, right = p.score.window_right;
   const int64_t first = queries.begin + p.shape.keys - p.shape.queries;
   const int64_t last = queries.end - 1 + p.shape.keys - p.shape.queries;
@@ -66,8 +66,8 @@ inline bool may_attend(const BackwardParams& p, Range queries, Range keys) {
          (right < 0 || saturated_sum(last, right) >= keys.begin);
 }
 
-/// Step 0 pairs each query chunk with its own key chunk, so it meets every row once: it clears
-/// them.
+/// Step 0 pairs each query chunk with its own key chunk, so it reaches every row once and clears
+/// it.
 template <class V>
 void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t unit_end,
               void* memory) {
@@ -87,7 +87,7 @@ void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t
         clear_rows<T>(p.grad_value, batch, parts.value_heads(unit), keys, p.shape.value_dim);
         clear_rows<T>(slope_rows(p), batch, heads, queries, 1);
       }
-      // A row's sink has its gradient, keys or not.
+      // A row that attends no key has a sink gradient, too.
       const bool every_block = step == 0 && p.grad_sink_rows != nullptr;
       for (int64_t head = heads.begin; head < heads.end; ++head) {
         for (int64_t query = queries.begin; query < queries.end; query += block_queries) {

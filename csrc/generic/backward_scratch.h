@@ -1,5 +1,5 @@
 #pragma once
-// What a thread of the backward works in: a block of queries, packed, and the block's weights.
+// The scratch memory of one backward thread: a packed block of queries, and its weights.
 
 #include <cstdint>
 
@@ -16,25 +16,25 @@ template <class V>
 struct BackwardScratch {
   using T = typename V::Scalar;
   static constexpr int64_t kQueries = kBlockTiles * QueryTiles<V>::kMaxLanes;
-  // Rows of P and dS are longer than a block: at a power of two they would share cache sets.
+  // Padded: with a power of two as the stride, rows of P and dS would share cache sets.
   static constexpr int64_t kStride = kQueries + 16;
   static constexpr int64_t kMaxKeys = 128;
 
   int64_t block;
-  T* queries;      // per tile [D][lanes], scaled
-  T* grad_out;     // per tile [Dv][lanes], scaled
-  T* weights;      // [block][kStride]
-  T* grad_scores;  // [block][kStride]
-  T* row_max;      // [kQueries], and so the next two
-  T* inverse_sum;
-  T* delta;
-  T* bias;          // [block][lanes], where there is one
-  T* slope_of_cap;  // [block][kStride], where scores are capped
-  // What is stored in 16 bits, widened: the block's queries, and its keys or W rows of out.
+  T* queries;         // per tile [D][lanes], scaled
+  T* grad_out;        // per tile [Dv][lanes], scaled
+  T* weights;         // [block][kStride]
+  T* grad_scores;     // [block][kStride]
+  T* row_max;         // [kQueries]
+  T* inverse_sum;     // [kQueries]
+  T* delta;           // [kQueries]
+  T* bias;            // [block][lanes], if there is a bias
+  T* cap_derivative;  // [block][kStride], if scores are capped: 1 - tanh^2
+  // Float copies of rows stored in a 16-bit type.
   T* query_rows;     // [kQueries][D]
   T* grad_out_rows;  // [kQueries][Dv]
   T* key_rows;       // [block][D]
-  T* value_rows;     // [block or W][Dv]
+  T* value_rows;     // [max(block, W)][Dv]; also holds W rows of out
   int64_t bytes;
 
   BackwardScratch(const BackwardParams& p, void* memory) {
@@ -49,14 +49,14 @@ struct BackwardScratch {
     delta = inverse_sum + kQueries;
     bias = delta + kQueries;
     const bool has_bias = p.score.bias_kind != BiasKind::kNone;
-    slope_of_cap = bias + (has_bias ? block * QueryTiles<V>::kMaxLanes : 0);
-    query_rows = slope_of_cap + (p.score.softcap > 0 ? block * kStride : 0);
-    const bool widens = p.storage != Storage::kNative || p.out_storage != Storage::kNative ||
-                        p.grad_out_storage != Storage::kNative;
-    grad_out_rows = query_rows + (widens ? kQueries * shape.head_dim : 0);
-    key_rows = grad_out_rows + (widens ? kQueries * shape.value_dim : 0);
-    value_rows = key_rows + (widens ? block * shape.head_dim : 0);
-    const T* end = value_rows + (widens ? max_of(block, V::kWidth) * shape.value_dim : 0);
+    cap_derivative = bias + (has_bias ? block * QueryTiles<V>::kMaxLanes : 0);
+    query_rows = cap_derivative + (p.score.softcap > 0 ? block * kStride : 0);
+    const bool is_16_bit = p.storage != Storage::kNative || p.out_storage != Storage::kNative ||
+                           p.grad_out_storage != Storage::kNative;
+    grad_out_rows = query_rows + (is_16_bit ? kQueries * shape.head_dim : 0);
+    key_rows = grad_out_rows + (is_16_bit ? kQueries * shape.value_dim : 0);
+    value_rows = key_rows + (is_16_bit ? block * shape.head_dim : 0);
+    const T* end = value_rows + (is_16_bit ? max_of(block, V::kWidth) * shape.value_dim : 0);
     bytes = (end - queries) * static_cast<int64_t>(sizeof(T));
   }
 };

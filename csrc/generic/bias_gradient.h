@@ -1,5 +1,6 @@
 #pragma once
-// The gradient of a bias: dS of a block, stored, or summed over what the bias broadcasts over.
+// The gradient of a bias: dS of a block is stored, or summed over the dimensions that the bias
+// broadcasts over.
 
 #include <cstdint>
 #include <type_traits>
@@ -11,7 +12,7 @@
 namespace flash {
 namespace {
 
-/// Of one (batch, head).
+/// The bias gradient of one (batch, head).
 template <class V>
 class BiasGradient {
  public:
@@ -21,8 +22,8 @@ class BiasGradient {
   BiasGradient(const BackwardParams& p, int64_t batch, int64_t head)
       : p_(p), batch_(batch), head_(head) {}
 
-  /// Takes grad_scores[key][query], rows `stride` apart, of keys [key, key + keys) and `queries`
-  /// queries from `query` on.
+  /// Adds or stores grad_scores[key][query], rows `stride` apart, of keys [key, key + keys) and
+  /// queries [query, query + queries).
   void add(int64_t query, int64_t queries, int64_t key, int64_t keys, const T* grad_scores,
            int64_t stride) const {
     if (!p_.grad_bias_adds) {
@@ -40,7 +41,7 @@ class BiasGradient {
     return batch_ * to[0] + head_ * to[1] + query * to[2] + key * to[3];
   }
 
-  // Summed over whatever the bias broadcasts over, before it is added.
+  // Sums over a broadcast dimension before adding to memory.
   template <class Sum>
   void add_as(int64_t query, int64_t queries, int64_t key, int64_t keys, const T* grad_scores,
               int64_t stride) const {
@@ -75,7 +76,7 @@ class BiasGradient {
     });
   }
 
-  // dS, transposed in registers where rows are contiguous.
+  // Transposes dS in registers if rows of the bias are contiguous.
   template <class Stored>
   void store_as(Stored* grad, int64_t queries, int64_t keys, const T* grad_scores,
                 int64_t stride) const {
@@ -108,10 +109,10 @@ class BiasGradient {
     }
   }
 
-  static void put(T number, T* to) { *to = number; }
+  static void put(T x, T* to) { *to = x; }
   template <class Stored>
-  static void put(T number, Stored* to) {
-    round_to(number, to);
+  static void put(T x, Stored* to) {
+    round_to(x, to);
   }
 
   const BackwardParams& p_;

@@ -1,5 +1,5 @@
 #pragma once
-// A product of matrices small enough for the caches, in one go.
+// The product of two matrices that fit the caches, without cache blocking.
 
 #include "csrc/generic/product.h"
 #include "csrc/kernels.h"
@@ -7,16 +7,16 @@
 namespace flash {
 namespace {
 
-/// Up to kVecs vectors of columns. Apart from `update_columns`, since a depth of few terms leaves
-/// no time to ask for each tile what else could be wanted of it.
+/// kVecs vectors of columns. `update_columns` without its run-time options, whose checks per
+/// register block would cost too much for sums of a few terms.
 template <class V, int kVecs, bool kTail, bool kAdd>
 [[gnu::noinline]] void block_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
                                      int64_t depth, typename V::Scalar* out, int64_t stride,
                                      int64_t rows, typename V::Mask tail) {
-  for_row_tiles<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
-    update_tile<V, kRows, kVecs, kTail>({a.data + r * a.row, a.row, a.step}, x, depth,
-                                        out + r * stride, stride, {kAdd, 1, nullptr, nullptr},
-                                        tail);
+  for_row_blocks<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
+    micro_kernel<V, kRows, kVecs, kTail>({a.data + r * a.row, a.row, a.step}, x, depth,
+                                         out + r * stride, stride, {kAdd, 1, nullptr, nullptr},
+                                         tail);
   });
 }
 
@@ -27,16 +27,16 @@ void block_product_as(const ProductParams& p) {
   constexpr int64_t kPanel = V::kColumnVecs * W;
   const Left<T> left = {static_cast<const T*>(p.left), p.left_row, p.left_step};
   for (int64_t c = 0; c < p.columns; c += kPanel) {
-    const int64_t columns = min_of(kPanel, p.columns - c), rest = columns % W;
+    const int64_t columns = min_of(kPanel, p.columns - c), remainder = columns % W;
     const Right<T> right = {static_cast<const T*>(p.right) + c, p.right_row};
     T* const out = static_cast<T*>(p.out) + c;
     with_vecs<V::kColumnVecs>(static_cast<int>(ceil_div(columns, W)), [&]<int kVecs>() {
-      if (rest == 0) {
+      if (remainder == 0) {
         block_columns<V, kVecs, false, kAdd>(left, right, p.depth, out, p.out_row, p.rows,
                                              V::first(W));
       } else {
         block_columns<V, kVecs, true, kAdd>(left, right, p.depth, out, p.out_row, p.rows,
-                                            V::first(rest));
+                                            V::first(remainder));
       }
     });
   }

@@ -1,6 +1,6 @@
 #pragma once
-// The hyperbolic tangent of complex numbers whose real and imaginary parts lie apart: `count` real
-// parts and then as many imaginary parts. `out` may be one of the others.
+// The hyperbolic tangent of complex numbers, stored as `count` real parts followed by `count`
+// imaginary parts. `out` may alias an input.
 
 #include "csrc/denormals.h"
 #include "csrc/generic/lanes.h"
@@ -10,21 +10,20 @@
 namespace flash {
 namespace {
 
-// {sin y, cos y} for `count` numbers, up to one common sign, which the tangent does not see.
+// sin(y) and cos(y), up to a common sign, which cancels in the tangent.
 
-/// To within 1 unit in the last place where |y| < 1e6; beyond, y itself is known to no more than a
-/// tenth of a turn.
+/// Within 1 ulp for |y| < 1e6. For larger |y|, y itself is known only to a tenth of a turn.
 inline void sin_cos(const float* y, float* sin, float* cos, int64_t count) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   constexpr double kPi = 3.14159265358979323846;
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    // In double: next to a pole all that matters is how far y is from it.
+    // In double: next to a pole, the result depends on the distance of y from it.
     const double wide = static_cast<double>(y[i]);
     const double turns = fused(wide, 1.0 / kPi, kRound) - kRound;
     const double r = fused(turns, -kPi, wide);  // within a quarter turn of 0
     const double square = r * r;
-    double s = 1.6059043836821613e-10;  // Taylor's: the next terms are below 1e-9 at pi / 2
+    double s = 1.6059043836821613e-10;  // Taylor series; the next terms are below 1e-9 at pi / 2
     s = fused(s, square, -2.5052108385441720e-8);
     s = fused(s, square, 2.7557319223985893e-6);
     s = fused(s, square, -1.9841269841269841e-4);
@@ -51,9 +50,9 @@ inline void sin_cos(const double* y, double* sin, double* cos, int64_t count) {
   }
 }
 
-/// tanh(x + iy) = (sinh x cosh x + i sin y cos y) / (sinh^2 x + cos^2 y), which nowhere subtracts
-/// what cancels, and does not overflow. Within a few machine epsilons of the result's size, except
-/// next to the poles i (pi/2 + k pi), where it is as sensitive as the function.
+/// tanh(x + iy) = (sinh x cosh x + i sin y cos y) / (sinh^2 x + cos^2 y). No term cancels or
+/// overflows. The error is a few machine epsilons of |result|, except next to the poles
+/// i (pi/2 + k pi), where the function itself is ill-conditioned.
 template <class V>
 void complex_tanh(const typename V::Scalar* in, typename V::Scalar* out, int64_t count) {
   using T = typename V::Scalar;
@@ -61,7 +60,7 @@ void complex_tanh(const typename V::Scalar* in, typename V::Scalar* out, int64_t
   constexpr int64_t kBlock = 64;
   const FlushDenormals flush;
   const Reg one = V::broadcast(T(1)), half = V::broadcast(T(0.5));
-  const Reg limit = V::broadcast(T(20));  // beyond, the tangent is +-1 to the last digit
+  const Reg limit = V::broadcast(T(20));  // the result is +-1 for larger |x|
   alignas(64) T sin[kBlock], cos[kBlock];
   for (int64_t first = 0; first < count; first += kBlock) {
     const int64_t columns = min_of(kBlock, count - first);
@@ -75,8 +74,7 @@ void complex_tanh(const typename V::Scalar* in, typename V::Scalar* out, int64_t
           Reg e[1] = {V::sub(V::zero(), size)};
           exp<V>(e);
           const Reg grown = V::div(half, e[0]), shrunk = V::mul(half, e[0]);
-          // The difference of exponentials cancels near 0; sinh x = 2 t / (1 - t^2), t = tanh(x /
-          // 2).
+          // Near 0 the exponentials cancel: sinh(x) = 2 t / (1 - t^2) with t = tanh(x / 2).
           const Reg t = tanh_near_zero<V>(V::mul(half, size));
           const Reg near = V::div(V::add(t, t), V::sub(one, V::mul(t, t)));
           const Reg sinh = V::if_less(size, one, near, V::sub(grown, shrunk));
@@ -91,7 +89,7 @@ void complex_tanh(const typename V::Scalar* in, typename V::Scalar* out, int64_t
   }
 }
 
-/// out = gradient * conj(1 - result^2), for the result of complex_tanh.
+/// out = gradient * conj(1 - result^2), where `result` is the output of complex_tanh.
 template <class V>
 void complex_tanh_backward(const typename V::Scalar* result, const typename V::Scalar* gradient,
                            typename V::Scalar* out, int64_t count) {

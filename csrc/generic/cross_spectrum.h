@@ -1,13 +1,13 @@
 #pragma once
-// The cross spectrum of two series, added up over channels.
+// The cross spectrum of two series, summed over channels.
 
 #include "csrc/generic/lanes.h"
 
 namespace flash {
 namespace {
 
-/// sum [frequencies] += query * conj(key) of each channel [channels, frequencies]; complex numbers
-/// as pairs.
+/// sum[f] += sum over channels c of query[c][f] * conj(key[c][f]). Complex numbers are (real,
+/// imaginary) pairs.
 template <class T>
 void add_cross_spectrum(const T* query, const T* key, T* sum, int64_t channels,
                         int64_t frequencies) {

@@ -1,8 +1,9 @@
 #pragma once
-// Forward of few queries over any number of keys, as in decoding: a step of a language model has
-// one query, and takes as long as it takes to read the keys and values from memory, if nothing else
-// is in the way. Lanes are keys here, since lanes of queries would be idle; keys and values are
-// read once, in the order of memory, which the prefetchers of a CPU then see ahead of it.
+// The forward of decoding: one or a few queries against a long KV cache.
+//
+// The time to read keys and values from memory bounds the speed. They are therefore read once, in
+// memory order, which hardware prefetchers recognize. Lanes are keys, because there are too few
+// queries to fill the lanes.
 
 #include <atomic>
 #include <cstdint>
@@ -22,22 +23,24 @@ class Decode {
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
   static constexpr int W = V::kWidth;
-  /// Keys per step, whose values are read when all of them have been: so many that the prefetchers
-  /// of a CPU rarely change from keys to values and back.
+  /// Keys per step. A step reads all of its keys and then all of its values. It is long, so that
+  /// the hardware prefetchers rarely switch between the two.
   static constexpr int kKeys = 1024;
   /// Keys per call of the score stage.
   static constexpr int kBlock = 64;
   static constexpr int kVecs = kBlock / W;
-  /// Rows of values that all queries and columns take before the next, which are then read from the
-  /// first-level cache again. Each gets a sum of its own: one over all keys would round more.
+  /// Rows of values in a cache block: all queries and columns use it before the next is read. Each
+  /// block has its own sum, which rounds less than one sum over all keys.
   static constexpr int kRows = 32;
-  /// Vectors of a row of out that are summed at once. Rows read to their end are read up to twice
-  /// as fast as in two parts, which is worth that AVX2 keeps two of 16 sums outside its registers.
+  /// Vectors of an output row in one pass. Reading whole rows is up to twice as fast as reading
+  /// them in two passes, which outweighs that AVX2 spills 2 of the 16 sums.
   static constexpr int kColumnVecs = 16;
 
-  /// A dot product for each score costs less than a tile of lanes of which half are idle. Without
-  /// dropout, whose random words come for lanes of queries. A few keys are no work either way: they
-  /// get sums in the order of the backward, so that the weight of an only key is 1 there, too.
+  /// Whether this kernel handles the problem. One dot product per score is faster than a tile if
+  /// half of the lanes or more would be idle. Dropout is left to the tiles, because its random
+  /// words are generated for lanes of queries. Short key sequences are left to them, too: their
+  /// sums have the order of the backward, so that the recomputed weight of a single key is
+  /// exactly 1.
   static bool fits(const ForwardParams& p) {
     return W > 1 && p.shape.queries <= W / 2 && p.shape.keys >= kBlock && p.score.dropout == 0 &&
            p.shape.head_dim <= V::kLongestChain * W;
@@ -55,11 +58,11 @@ class Decode {
     rescale_ = max_ + count_;
     queries_ = rescale_ + count_;
     outs_ = queries_ + count_ * shape.head_dim;
-    const T* end = outs_ + (narrows() ? count_ * shape.value_dim : 0);
+    const T* end = outs_ + (out_is_16_bit() ? count_ * shape.value_dim : 0);
     bytes_ = (end - weights_) * static_cast<int64_t>(sizeof(T));
   }
 
-  /// All queries of one (batch, head).
+  /// Processes all queries of one (batch, head).
   void run(int64_t batch, int64_t head) {
     start(batch, head);
     const KeyRanges<V>& ranges = stage_.ranges();
@@ -70,7 +73,7 @@ class Decode {
   }
 
  private:
-  bool narrows() const { return p_.out_storage != Storage::kNative; }
+  bool out_is_16_bit() const { return p_.out_storage != Storage::kNative; }
 
   void start(int64_t batch, int64_t head) {
     const Shape& shape = p_.shape;
@@ -79,8 +82,8 @@ class Decode {
     value_head_ = head / (shape.heads / shape.value_heads);
     row_ = (batch * shape.heads + head) * shape.queries;
     first_out_ = row_offset(p_.out, batch, head, 0);
-    out_ = narrows() ? outs_ : static_cast<T*>(p_.out.data) + first_out_;
-    out_stride_ = narrows() ? shape.value_dim : p_.out.strides.row;
+    out_ = out_is_16_bit() ? outs_ : static_cast<T*>(p_.out.data) + first_out_;
+    out_stride_ = out_is_16_bit() ? shape.value_dim : p_.out.strides.row;
     const T scale = static_cast<T>(p_.score.scale);
     const RowView<T> rows =
         read_rows<V>(p_.query, p_.storage, batch, head, 0, count_, shape.head_dim, queries_);
@@ -90,8 +93,8 @@ class Decode {
       }
     }
     stage_.start(p_.score, shape, batch, head, 0, count_, bias_);
-    values_seem_finite_ = true;
-    // As if the sink, with weight e^0, had been the first key.
+    sums_are_finite_ = true;
+    // The sink acts as a first key with weight e^0.
     const bool has_sink = !(stage_.sink() == -std::numeric_limits<T>::infinity());
     for (int64_t i = 0; i < count_; ++i) {
       max_[i] = stage_.sink();
@@ -115,12 +118,12 @@ class Decode {
     with_rows(p_.value, value_head_, key, [&](const auto* rows) { update_out(rows, key, keys); });
   }
 
-  // Those of query i from key j of the step on, up to the end of its block.
+  // The weights of query i from key j of the step to the end of its block of keys.
   T* weights(int64_t i, int64_t j) const {
     return weights_ + (j / kBlock * count_ + i) * kBlock + j % kBlock;
   }
 
-  // Calls f(row `row`) with the numbers as they are stored: they are widened in registers.
+  // Calls f(pointer to row `row`) in the stored type; conversion happens in registers.
   template <class F>
   void with_rows(const ConstRows& rows, int64_t head, int64_t row, F&& f) const {
     const int64_t offset = row_offset(rows, batch_, head, row);
@@ -148,21 +151,21 @@ class Decode {
   template <class Stored>
   void update_out(const Stored* rows, int64_t key, int64_t keys) {
     const int64_t width = p_.shape.value_dim, stride = p_.value.strides.row;
-    int64_t marked = 0;  // keys of the step whose masked weights are marked
+    int64_t marked = 0;  // keys of the step whose masked weights have been marked
     for (int64_t j = 0; j < keys; j += kRows, rows += kRows * stride) {
       const int64_t count = min_of(kRows, keys - j);
       const bool is_unmasked = stage_.is_unmasked(key + j, count);
       for (int64_t i = 0; i < count_; ++i) {
         for_columns<kColumnVecs>(width, [&]<int kColumns>(int64_t c, int64_t columns) {
           T* const out = out_ + i * out_stride_ + c;
-          if (is_unmasked || values_seem_finite_) {
+          if (is_unmasked || sums_are_finite_) {
             const bool whole = columns == W * kColumns;
             const bool added = whole ? add_values<kColumns, true>(weights(i, j), rows + c, count,
                                                                   columns, out, is_unmasked)
                                      : add_values<kColumns, false>(weights(i, j), rows + c, count,
                                                                    columns, out, is_unmasked);
             if (added) return;
-            values_seem_finite_ = false;
+            sums_are_finite_ = false;
           }
           for (; marked < j + count; marked += kBlock) {
             mark_masked(key + marked, min_of(kBlock, keys - marked), weights(0, marked));
@@ -173,17 +176,17 @@ class Decode {
     }
   }
 
-  // Calls f.operator()<vectors>(first column, columns) for at most kMost vectors of columns a time.
-  template <int kMost, class F>
+  // Calls f.operator()<vectors>(first column, columns) for up to kMax vectors of columns at a time.
+  template <int kMax, class F>
   static void for_columns(int64_t width, F&& f) {
-    for (int64_t c = 0; c < width; c += kMost * W) {
-      const int64_t columns = min_of(kMost * W, width - c);
-      with_vecs<kMost>(static_cast<int>(ceil_div(columns, W)),
-                       [&]<int kColumns>() { f.template operator()<kColumns>(c, columns); });
+    for (int64_t c = 0; c < width; c += kMax * W) {
+      const int64_t columns = min_of(kMax * W, width - c);
+      with_vecs<kMax>(static_cast<int>(ceil_div(columns, W)),
+                      [&]<int kColumns>() { f.template operator()<kColumns>(c, columns); });
     }
   }
 
-  // out += sum over j of weights[j] * row j without the masked ones, which are marked.
+  // out += sum over j of weights[j] * row j, skipping the keys whose weights are marked as masked.
   template <class Stored>
   void add_unmasked_values(const T* weights, const Stored* rows, int64_t count, int64_t columns,
                            T* out) const {
@@ -205,7 +208,7 @@ class Decode {
     });
   }
 
-  // out += sum, of whose last vector `last` numbers exist.
+  // out += sum. The last vector has `last` elements.
   template <int kColumns, bool kWhole>
   [[gnu::always_inline]] static void add_to(const Reg (&sum)[kColumns], int64_t last, T* out) {
 #pragma GCC unroll 16
@@ -216,14 +219,15 @@ class Decode {
     kWhole ? V::store(out, total) : store_first<V>(out, total, last);
   }
 
-  // out += sum over j of weights[j] * row j, in kColumns vectors, the last of which is full or not.
-  // Unless they are taken `as_they_are`, nothing is added where a sum is not finite, by a masked
-  // key's 0 * NaN perhaps, and false returned.
-  // The fences keep the compiler from reading a row in another order than that of memory: it would
-  // begin with the sums that do not fit its registers, and get the rows a fifth slower from afar.
+  // out += sum over j of weights[j] * row j, for kColumns vectors of columns. Unless `is_unmasked`,
+  // a sum that is not finite may come from the 0 * NaN of a masked key: then out is left unchanged
+  // and the result is false.
+  //
+  // The fences make the compiler load a row in memory order. It would otherwise start with the sums
+  // that it spills, which makes reading from DRAM a fifth slower.
   template <int kColumns, bool kWhole, class Stored>
   [[gnu::always_inline]] bool add_values(const T* weights, const Stored* row, int64_t count,
-                                         int64_t columns, T* out, bool as_they_are) const {
+                                         int64_t columns, T* out, bool is_unmasked) const {
     const int64_t last = columns - (kColumns - 1) * W;
     const int64_t stride = p_.value.strides.row;
     Reg sum[kColumns];
@@ -239,11 +243,11 @@ class Decode {
       sum[kColumns - 1] =
           V::fma(weight, load_up_to<kWhole>(row + (kColumns - 1) * W, last), sum[kColumns - 1]);
     }
-    if (!as_they_are) {
-      Reg nothing = V::zero();  // unless a sum is NaN or infinite
+    if (!is_unmasked) {
+      Reg zero = V::zero();  // stays 0 if every sum is finite
 #pragma GCC unroll 16
-      for (int v = 0; v < kColumns; ++v) nothing = V::fma(sum[v], V::zero(), nothing);
-      if (!is_zero<V>(nothing)) return false;
+      for (int v = 0; v < kColumns; ++v) zero = V::fma(sum[v], V::zero(), zero);
+      if (!is_zero<V>(zero)) return false;
     }
     add_to<kColumns, kWhole>(sum, last, out);
     return true;
@@ -254,15 +258,14 @@ class Decode {
     return kWhole ? V::load(p) : load_first<V>(p, last);
   }
 
-  // The dot products of a query with each of W rows, of which `count` exist; the others give
-  // anything.
-  // Not inlined: GCC 12 would then take its loops for seldom ones, and compile them for size.
+  // The dot products of a query with W rows, of which `count` exist; the other lanes are undefined.
+  // Not inlined, because GCC 12 would then treat its loops as cold and optimize them for size.
   template <class Stored>
   [[gnu::noinline]] Reg row_products(const T* query, const Stored* row, int64_t stride,
                                      int64_t count) const {
     const int64_t columns = p_.shape.head_dim, tail = columns % W;
     Reg sum[W];
-    // In the order of memory, which is twice as fast from afar as column by column.
+    // Row by row, which reads from DRAM twice as fast as column by column.
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) {
       Reg total = V::zero();
@@ -277,8 +280,8 @@ class Decode {
     return sums_across<V>(sum);
   }
 
-  // The stage has queries as its lanes: a block of numbers over to it, and what f() makes of
-  // `scores_` back.
+  // Transposes a block into `scores_`, calls f(), and transposes the result back: the lanes of the
+  // score stage are queries.
   template <class F>
   void through_stage(int64_t key, int64_t keys, T* block, F&& f) {
     pack_transposed<V, W>(block, kBlock, count_, keys, T(1), scores_);
@@ -299,7 +302,7 @@ class Decode {
                   [&] { stage_.template mark_masked<1>(scores_, W, key, keys); });
   }
 
-  // Scores of one query to weights, in place; 0 past `keys` to the end of the block.
+  // Turns scores of one query into weights, in place; 0 from `keys` to the end of the block.
   void weigh(int64_t i, int64_t keys) {
     constexpr T kMinusInf = -std::numeric_limits<T>::infinity();
     for (int64_t j = keys; j % kBlock != 0; ++j) *weights(i, j) = kMinusInf;
@@ -312,7 +315,7 @@ class Decode {
     V::store(lanes, top);
     T max = max_[i];
     for (int lane = 0; lane < W; ++lane) max = lanes[lane] > max ? lanes[lane] : max;
-    // -inf - (-inf) is NaN: a row that has seen no key yet subtracts 0 instead.
+    // -inf - (-inf) is NaN, so a row without a key so far subtracts 0 instead.
     const T base = max == kMinusInf ? T(0) : max;
     Reg factor[1] = {V::broadcast(max_[i] - base)};
     exp<V>(factor);
@@ -342,7 +345,7 @@ class Decode {
       static_cast<T*>(p_.row_max)[row_ + i] = max_[i];
       static_cast<T*>(p_.row_sum)[row_ + i] = sum;
       T* const out = out_ + i * out_stride_;
-      // As ForwardTile::finish_empty_row.
+      // See ForwardTile::finish_empty_row.
       const bool is_nan = sum == 0 && !p_.is_part && stage_.attends_any(i);
       if (is_nan) {
         sum = std::numeric_limits<T>::quiet_NaN();
@@ -351,28 +354,29 @@ class Decode {
       const bool is_empty = !attends || sum == 0;
       const T factor = T(1) / sum;
       for (int64_t c = 0; c < columns; ++c) out[c] = is_empty ? T(0) : out[c] * factor;
-      if (narrows()) {
-        narrow<V>(out, columns, p_.out_storage, p_.out.data, first_out_ + i * p_.out.strides.row);
+      if (out_is_16_bit()) {
+        store_16_bit<V>(out, columns, p_.out_storage, p_.out.data,
+                        first_out_ + i * p_.out.strides.row);
       }
     }
   }
 
   const ForwardParams& p_;
   const int64_t count_;
-  T* weights_;  // [kKeys / kBlock][queries][kBlock], scores at first
+  T* weights_;  // [kKeys / kBlock][queries][kBlock], initially scores
   T* scores_;   // [kBlock][W]
   T* bias_;     // [kBlock][W]
-  T* sums_;     // [queries][W], of the keys of each lane
+  T* sums_;     // [queries][W], one sum of weights per lane
   T* max_;      // [queries]
-  T* rescale_;  // [queries], what a larger score leaves of the rows of out
+  T* rescale_;  // [queries], exp(old max - new max), multiplies the old output
   T* queries_;  // [queries][D], scaled
-  T* outs_;     // [queries][Dv], where stored in 16 bits
+  T* outs_;     // [queries][Dv], if out is stored in a 16-bit type
   int64_t bytes_;
 
   int64_t batch_, key_head_, value_head_, row_, first_out_;
   T* out_;
   int64_t out_stride_;
-  bool values_seem_finite_;  // no sum of this (batch, head) was NaN or infinite so far
+  bool sums_are_finite_;  // whether every sum of this (batch, head) was finite so far
   ScoreStage<V> stage_;
 };
 

@@ -1,5 +1,5 @@
 #pragma once
-// Dropout of a flat array, alone or in one pass with what stands before or behind it in a network.
+// Dropout of a flat array, alone or fused with the activation before it or the addition after it.
 
 #include <cstdint>
 
@@ -12,7 +12,7 @@
 namespace flash {
 namespace {
 
-/// A unit is sixteen blocks: 4 KiB of float, enough to hide the call.
+/// A unit of work is 16 blocks, 4 KiB of float: enough to amortize the call.
 constexpr int64_t kDropoutUnit = 16 * kDropoutBlock;
 
 inline WorkPlan dropout_plan(const DropoutParams& p) {
@@ -21,7 +21,8 @@ inline WorkPlan dropout_plan(const DropoutParams& p) {
   return {ceil_div(p.elements, kDropoutUnit), 1, kDropoutUnit * flops};
 }
 
-/// One block of kDropoutBlock elements; kValue asks for the activation beside its gradient.
+/// One block of kDropoutBlock elements. With kValue, also writes the activation, besides its
+/// gradient.
 template <class V, DropoutKind kKind, bool kValue>
 inline void dropout_block(const typename V::Scalar* x, const typename V::Scalar* other,
                           typename V::Scalar* out, typename V::Scalar* value, const uint32_t* words,
@@ -35,7 +36,7 @@ inline void dropout_block(const typename V::Scalar* x, const typename V::Scalar*
   for (int at = 0; at < kDropoutBlock; at += N * W) {
     Reg y[N], active[N];
     each<N>([&](int i) { y[i] = V::load(x + at + i * W); });
-    // Of two operands, V::max takes the second where one is NaN.
+    // V::max returns its second operand if either is NaN.
     each<N>([&](int i) { active[i] = V::max(V::zero(), y[i]); });
     if constexpr (kKind == DropoutKind::kGelu) gelu<V, N>(y);
     if constexpr (kKind == DropoutKind::kGeluGradient) gelu_derivative<V, N>(y, active);
@@ -83,7 +84,7 @@ void dropout_as(const DropoutParams& p, int64_t unit_begin, int64_t unit_end) {
                                     kValue ? value + at : nullptr, words, threshold, scale);
   }
   if (at == end) return;
-  // The last block is not full: it is worked on in a full copy.
+  // The last block is not full: a padded copy of it is processed.
   alignas(64) T x[kDropoutBlock] = {}, y[kDropoutBlock] = {}, result[kDropoutBlock],
                 active[kDropoutBlock];
   for (int64_t i = 0; i < end - at; ++i) {
@@ -101,7 +102,7 @@ void dropout_as(const DropoutParams& p, int64_t unit_begin, int64_t unit_end) {
 template <class V>
 void dropout(const DropoutParams& p, int64_t unit_begin, int64_t unit_end) {
   const auto flushing = [&](auto run) {
-    const FlushDenormals flush;  // the exponential of GELU asks for it
+    const FlushDenormals flush;  // the exponential of GELU needs it
     run(p, unit_begin, unit_end);
   };
   switch (p.kind) {

@@ -1,22 +1,24 @@
 #pragma once
-// 2^x and e^x on vectors, for the weights of a softmax: arguments up to 0, and NaN.
+// 2^x and e^x on vectors for x <= 0 or NaN, as the weights of a softmax need them.
 
 #include <utility>
 
 namespace flash {
 namespace {
 
-/// Applies `step` to each of N independent registers. Everything here goes through N of them side
-/// by side: one exponential is a chain of some 45 cycles, too long for a core to find the next one
-/// behind it.
+/// Calls step(0) … step(N - 1), unrolled. Functions here work on N independent registers at a time:
+/// one exponential is a dependency chain of some 45 cycles, too long for out-of-order execution to
+/// overlap it with the next.
 template <int N, class F>
 [[gnu::always_inline]] inline void each(F&& step) {
-  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>)
-      __attribute__((always_inline)) { (step(kIndex), ...); }(std::make_integer_sequence<int, N>());
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
+    (step(kIndex), ...);
+  }
+  (std::make_integer_sequence<int, N>());
 }
 
-/// Calls f.operator()<rows>(first_row) for groups of V::kExpRows rows and then row by row. So many
-/// exponentials side by side keep the core busy and still fit its registers and schedulers.
+/// Calls f.operator()<rows>(first_row) for groups of V::kExpRows rows and then row by row. That
+/// many interleaved exponentials keep the core busy and still fit its registers and schedulers.
 template <class V, class F>
 [[gnu::always_inline]] inline void for_exp_groups(int64_t rows, F&& f) {
   int64_t r = 0;
@@ -24,23 +26,23 @@ template <class V, class F>
   for (; r < rows; ++r) f.template operator()<1>(r);
 }
 
-/// The numbers of an exponential: log2(e), the clamp, and the coefficients of a polynomial for 2^f
-/// from f^1 up. They make the largest relative error as small as it can be with a value of exactly
-/// 1 at 0: for |f| <= 1/2, or for 0 <= f < 1 where V splits an exponent downwards.
+/// The constants of an exponential: log2(e), the clamp, and the coefficients from f^1 up of the
+/// minimax polynomial (in relative error, with a value of exactly 1 at 0) for 2^f: on |f| <= 1/2,
+/// or on 0 <= f < 1 if kDown, where the exponent is rounded down.
 template <class T, bool kDown>
-struct ExpNumbers;
+struct ExpConstants;
 template <>
-struct ExpNumbers<float, false> {
+struct ExpConstants<float, false> {
   float log2_e = 1.44269504f, clamp = -127;
   float c[5] = {0.69314698f, 0.24022242f, 0.055507337f, 0.009671513f, 0.0013264727f};
 };
 template <>
-struct ExpNumbers<float, true> {
+struct ExpConstants<float, true> {
   float log2_e = 1.44269504f, clamp = -127;
   float c[5] = {0.69315131f, 0.24016445f, 0.055799913f, 0.0090170303f, 0.0018671301f};
 };
 template <>
-struct ExpNumbers<double, false> {
+struct ExpConstants<double, false> {
   double log2_e = 1.4426950408889634, clamp = -1023;
   double c[11] = {0.6931471805599455,     0.2402265069591012,     0.055504108664806553,
                   0.0096181291076007110,  0.0013333558149582433,  0.00015403530448740787,
@@ -48,7 +50,7 @@ struct ExpNumbers<double, false> {
                   7.073143019078215e-09,  4.3093148583739213e-10};
 };
 template <>
-struct ExpNumbers<double, true> {
+struct ExpConstants<double, true> {
   double log2_e = 1.4426950408889634, clamp = -1023;
   double c[11] = {0.69314718055994593,    0.2402265069590633,    0.055504108665602253,
                   0.0096181290995507956,  0.0013333558629566755, 0.0001540351230962866,
@@ -56,12 +58,12 @@ struct ExpNumbers<double, true> {
                   6.5595293227705284e-09, 6.2634661422960210e-10};
 };
 
-/// f to 2^f.
+/// Replaces f by 2^f.
 template <class V, int N>
 [[gnu::always_inline]] inline void exp2_polynomial(typename V::Reg (&f)[N]) {
   using Reg = typename V::Reg;
-  constexpr ExpNumbers<typename V::Scalar, V::kSplitsDown> kNumbers;
-  const auto c = [&](int power) { return V::broadcast(kNumbers.c[power - 1]); };
+  constexpr ExpConstants<typename V::Scalar, V::kSplitsDown> kConstants;
+  const auto c = [&](int power) { return V::broadcast(kConstants.c[power - 1]); };
   const Reg one = V::broadcast(typename V::Scalar(1));
   Reg p[N];
   if constexpr (sizeof(typename V::Scalar) == 4) {
@@ -73,7 +75,7 @@ template <class V, int N>
     step(c(1));
     step(one);
   } else {
-    // Estrin's scheme: the chain of eleven dependent steps would be longer than the arithmetic.
+    // Estrin's scheme: with Horner's, the chain of eleven dependent steps would bound the speed.
     each<N>([&](int i) {
       const Reg x = f[i], x2 = V::mul(x, x), x4 = V::mul(x2, x2);
       const Reg a0 = V::fma(c(1), x, one);
@@ -88,14 +90,15 @@ template <class V, int N>
   each<N>([&](int i) { f[i] = p[i]; });
 }
 
-/// x to 2^x for x <= 0. Exactly 0 for x <= the clamp (a masked score is -inf); NaN stays NaN;
-/// results below the smallest normal number are flushed to 0 by the kernels' floating-point mode.
-/// x = n + f with n an integer: a polynomial gives 2^f, and n goes to the exponent. Within 2.1 ulp
-/// in float (degree 5) and 1.6 ulp in double (degree 11) where n is the nearest integer, within 3.1
-/// and 2.3 where it is the one below; in float, the worst of all floats.
+/// Replaces x <= 0 by 2^x. The result is exactly 0 for x <= the clamp (a masked score is -inf); NaN
+/// stays NaN; results below the smallest normal number are flushed to 0 by FlushDenormals.
+///
+/// x = n + f with an integer n: a polynomial gives 2^f, and n is added to the exponent. The error
+/// is at most 2.1 ulp in float (degree 5) and 1.6 ulp in double (degree 11) if n is the nearest
+/// integer, 3.1 and 2.3 ulp if n is rounded down. The bounds for float hold for every float.
 template <class V, int N>
 [[gnu::always_inline]] inline void exp2(typename V::Reg (&x)[N]) {
-  constexpr ExpNumbers<typename V::Scalar, V::kSplitsDown> kNumbers;
+  constexpr ExpConstants<typename V::Scalar, V::kSplitsDown> kConstants;
   typename V::Reg f[N];
   if constexpr (V::kSplitsDown) {
     each<N>([&](int i) { f[i] = V::fraction(x[i]); });
@@ -103,7 +106,7 @@ template <class V, int N>
     each<N>([&](int i) { x[i] = V::scale(f[i], x[i]); });
   } else {
     typename V::Rounded n[N];
-    each<N>([&](int i) { x[i] = V::max(V::broadcast(kNumbers.clamp), x[i]); });
+    each<N>([&](int i) { x[i] = V::max(V::broadcast(kConstants.clamp), x[i]); });
     each<N>([&](int i) { n[i] = V::round(x[i]); });
     each<N>([&](int i) { f[i] = V::sub(x[i], n[i].value); });
     exp2_polynomial<V>(f);
@@ -111,12 +114,12 @@ template <class V, int N>
   }
 }
 
-/// x to e^x for x <= 0. Scores stay in natural units up to here: scaled by log2(e) any earlier, two
-/// that differ by little and are large (a bias of -1e4, a finite mask) would be rounded apart.
+/// Replaces x <= 0 by e^x. Scores are scaled by log2(e) only here. Scaled earlier, two large scores
+/// that differ by little (a bias of -1e4, a finite mask) would differ by another rounding error.
 template <class V, int N>
 [[gnu::always_inline]] inline void exp(typename V::Reg (&x)[N]) {
-  constexpr ExpNumbers<typename V::Scalar, V::kSplitsDown> kNumbers;
-  const auto log2_e = V::broadcast(kNumbers.log2_e);
+  constexpr ExpConstants<typename V::Scalar, V::kSplitsDown> kConstants;
+  const auto log2_e = V::broadcast(kConstants.log2_e);
   each<N>([&](int i) { x[i] = V::mul(x[i], log2_e); });
   exp2<V>(x);
 }

@@ -1,7 +1,7 @@
 #pragma once
 // A series of T times folded about its middle: sums x[t] + x[T - t] and differences x[t] - x[T - t]
-// for t = 0 … T / 2. The first time, and the middle one of an even length, are their own mirror:
-// the sum has them once, the difference not at all.
+// for t = 0 … T / 2. Time 0, and the middle one if T is even, are their own mirror image: there the
+// sum is x[t] and the difference 0.
 
 #include "csrc/generic/lanes.h"
 #include "csrc/generic/product.h"
@@ -10,7 +10,7 @@
 namespace flash {
 namespace {
 
-/// x [T, C] -> sums and differences [steps, C], rows `row` apart.
+/// Folds x [T, C] into sums and differences [steps, C], whose rows are `row` elements apart.
 template <class V>
 void fold(const FoldedShape& s, const typename V::Scalar* x, typename V::Scalar* sums,
           typename V::Scalar* differences) {
@@ -53,8 +53,8 @@ void unfold(const FoldedShape& s, const typename V::Scalar* sums,
   }
 }
 
-/// As `fold` for a series [C, T], whose result is transposed: [steps, C]. Channels go in groups
-/// that make whole cache lines of the result.
+/// `fold` for a series x [C, T], with the result [steps, C]. Channels are processed in groups that
+/// fill whole cache lines of the result.
 template <class V>
 void fold_transposed(const FoldedShape& s, const typename V::Scalar* x, typename V::Scalar* sums,
                      typename V::Scalar* differences) {
@@ -76,7 +76,7 @@ void fold_transposed(const FoldedShape& s, const typename V::Scalar* x, typename
   }
 }
 
-/// The adjoint of `fold` for sums and differences [C, steps], rows `row` apart: x [C, T].
+/// The adjoint of `fold` from sums and differences [C, steps], rows `row` apart, to x [C, T].
 template <class T>
 void unfold_rows(const FoldedShape& s, const T* sums, const T* differences, T* x) {
   const int64_t pairs = (s.times - 1) / 2;

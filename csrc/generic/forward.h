@@ -1,13 +1,14 @@
 #pragma once
-// Forward: online softmax over blocks of keys, one tile of queries at a time.
+// The forward: online softmax over blocks of keys, for one tile of queries at a time.
 //
-// Dao, "FlashAttention-2" (arXiv:2307.08691), algorithm 1, with the scores transposed: lanes are
-// queries, so maximum, sum and exponential are vertical and nothing is reduced across a register.
+// Dao, "FlashAttention-2" (arXiv:2307.08691), algorithm 1, with transposed scores: lanes are
+// queries, so max, sum and exponential are vertical operations and nothing is reduced across a
+// register.
 //
 //   in    Q[rows, D] packed once as (scale * Q)^T; K[S, D] and V[S, Dv] read in place
 //   tmp   S^T[block][lanes], turned into weights P^T in place
-//   out   O[rows, Dv], accumulated in place; row_max and row_sum, kept apart: their sum as one
-//         logarithm would absorb log(row_sum) where |row_max| is large
+//   out   O[rows, Dv], accumulated in place; row_max and row_sum. Both are stored, because their
+//         log-sum-exp would lose log(row_sum) if |row_max| is large.
 
 #include <cstdint>
 #include <limits>
@@ -22,15 +23,15 @@
 namespace flash {
 namespace {
 
-/// One tile: queries first … first + count - 1 of one (batch, head), in kVecs vectors. Every method
-/// with a kVecs is to be called with that number.
+/// One tile: queries first … first + count - 1 of one (batch, head), in kVecs vectors. All methods
+/// of a tile must be called with the same kVecs.
 template <class V>
 class ForwardTile {
  public:
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
 
-  /// `slot`: which of the group's packed queries and rows of out are this tile's.
+  /// `slot` is the index of the tile in its group; it selects its part of the scratch.
   template <int kVecs>
   void start(const ForwardParams& p, int64_t batch, int64_t head, int64_t first, int64_t count,
              const ForwardScratch<V>& scratch, KeyBlock<V>& block, int64_t slot) {
@@ -39,9 +40,9 @@ class ForwardTile {
     count_ = count;
     block_ = &block;
     first_out_ = row_offset(p.out, batch, head, first);
-    out_ = narrows() ? scratch.out + slot * kMaxLanes * shape.value_dim
-                     : static_cast<T*>(p.out.data) + first_out_;
-    out_stride_ = narrows() ? shape.value_dim : p.out.strides.row;
+    out_ = out_is_16_bit() ? scratch.out + slot * kMaxLanes * shape.value_dim
+                           : static_cast<T*>(p.out.data) + first_out_;
+    out_stride_ = out_is_16_bit() ? shape.value_dim : p.out.strides.row;
     const int64_t at = (batch * shape.heads + head) * shape.queries + first;
     row_max_ = static_cast<T*>(p.row_max) + at;
     row_sum_ = static_cast<T*>(p.row_sum) + at;
@@ -54,7 +55,7 @@ class ForwardTile {
     block.start(batch, head);
     stage_.start(p.score, shape, batch, head, first, count, scratch.bias);
     next_ = stage_.ranges().key_begin();
-    // As if the sink, with weight e^0, had been the first key.
+    // The sink acts as a first key with weight e^0.
     const bool has_sink = !(stage_.sink() == -std::numeric_limits<T>::infinity());
     for (int v = 0; v < kVecs; ++v) {
       max_[v] = V::broadcast(stage_.sink());
@@ -62,11 +63,11 @@ class ForwardTile {
     }
   }
 
-  /// Whether there are keys to attend that no step has taken in, and the first of them.
+  /// Whether keys are left, and the first key of the next step.
   bool has_keys() const { return next_ < stage_.ranges().key_end(); }
   int64_t next_key() const { return next_; }
 
-  /// Takes in the next block of keys.
+  /// Processes the next block of keys.
   template <int kVecs>
   void step() {
     const int64_t key = next_;
@@ -76,7 +77,7 @@ class ForwardTile {
     update_out<kVecs>(key, keys, key > stage_.ranges().key_begin(), !has_keys());
   }
 
-  /// After the last step.
+  /// Must be called after the last step.
   template <int kVecs>
   void finish() {
     store_statistics<kVecs>();
@@ -84,16 +85,16 @@ class ForwardTile {
     for (int64_t i = 0; i < count_; ++i) {
       if (!has_keys || row_sum_[i] == 0) finish_empty_row(i);
     }
-    narrow_out();
+    convert_out();
   }
 
  private:
-  bool narrows() const { return p_->out_storage != Storage::kNative; }
+  bool out_is_16_bit() const { return p_->out_storage != Storage::kNative; }
 
   T finish_scale() const { return static_cast<T>(dropout_keep_scale(p_->score.dropout)); }
 
-  // Scores of a block to weights, against the largest score so far. What was summed up against a
-  // smaller one is rescaled: `rescale_` for the rows of out.
+  // Forms the scores of a block and turns them into weights relative to the largest score so far.
+  // Rescales the row sums and sets `rescale_` for the output if the maximum has grown.
   template <int kVecs>
   void weigh_block(int64_t key, int64_t keys) {
     constexpr int kLanes = kVecs * V::kWidth;
@@ -109,7 +110,7 @@ class ForwardTile {
     const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
     Reg base[kVecs], factor[kVecs];
     for (int v = 0; v < kVecs; ++v) {
-      // -inf - (-inf) is NaN: a lane that has seen no key yet subtracts 0 instead.
+      // -inf - (-inf) is NaN, so a lane without a key so far subtracts 0 instead.
       base[v] = V::if_equal(top[v], minus_inf, V::zero(), top[v]);
       factor[v] = V::sub(max_[v], base[v]);
       max_[v] = top[v];
@@ -125,7 +126,7 @@ class ForwardTile {
         });
   }
 
-  // Adds the block's P V to the rows of out. `finish` divides them by their sum as they are stored.
+  // Adds P V of the block to the output. With `finish`, also divides the output by the row sum.
   template <int kVecs>
   void update_out(int64_t key, int64_t keys, bool accumulate, bool finish) {
     constexpr int kLanes = kVecs * V::kWidth;
@@ -153,7 +154,7 @@ class ForwardTile {
                    ragged ? Terms{begins, ends} : Terms{});
   }
 
-  // Final scores of one segment, raising `top` to the largest of each lane.
+  // Forms the final scores of one segment and raises `top` to the largest score of each lane.
   template <int kVecs, int kLive>
   void form_scores(int64_t block, int64_t j, int64_t keys, int dead, bool limited, Reg* top) {
     constexpr int kLanes = kVecs * V::kWidth;
@@ -169,8 +170,8 @@ class ForwardTile {
     }
   }
 
-  // Scores to weights in place, 0 in the vectors that attend nothing here. The sum is added up
-  // apart, so that a long row loses less.
+  // Turns scores into weights in place; weights of the dead vectors become 0. The segment has a sum
+  // of its own, which rounds less in long rows.
   template <int kVecs, int kLive>
   [[gnu::noinline]] static void weigh(T* row, int64_t keys, int dead, const Reg* base, Reg* total) {
     constexpr int kLanes = kVecs * V::kWidth;
@@ -207,8 +208,8 @@ class ForwardTile {
     }
   }
 
-  // A row without a weight above 0. It may attend keys all the same, with scores of -inf by an Inf
-  // or an overflow: the softmax of these is NaN, not nothing.
+  // A row without a positive weight is 0 if it attends no key. If it attends keys, all of its
+  // scores are -inf, from an Inf or an overflow, and its softmax is NaN.
   void finish_empty_row(int64_t i) {
     const bool is_nan = row_sum_[i] == 0 && !p_->is_part && stage_.attends_any(i);
     if (is_nan) row_sum_[i] = std::numeric_limits<T>::quiet_NaN();
@@ -217,11 +218,11 @@ class ForwardTile {
     }
   }
 
-  void narrow_out() const {
-    if (!narrows()) return;
+  void convert_out() const {
+    if (!out_is_16_bit()) return;
     for (int64_t i = 0; i < count_; ++i) {
-      narrow<V>(out_ + i * out_stride_, p_->shape.value_dim, p_->out_storage, p_->out.data,
-                first_out_ + i * p_->out.strides.row);
+      store_16_bit<V>(out_ + i * out_stride_, p_->shape.value_dim, p_->out_storage, p_->out.data,
+                      first_out_ + i * p_->out.strides.row);
     }
   }
 
@@ -231,10 +232,10 @@ class ForwardTile {
   const ForwardParams* p_;
   int64_t count_;
   KeyBlock<V>* block_;
-  int64_t next_;  // the first key that no step has taken in
-  T* out_;        // its rows, in place or, to be narrowed, in the scratch
+  int64_t next_;  // the first key of the next step
+  T* out_;        // the output rows: in place, or in the scratch if stored in a 16-bit type
   int64_t out_stride_;
-  int64_t first_out_;  // where they belong, in elements
+  int64_t first_out_;  // the offset of the first output row in p.out, in elements
   T* row_max_;
   T* row_sum_;
   T* queries_;
@@ -242,8 +243,7 @@ class ForwardTile {
   ScoreStage<V> stage_;
   Reg max_[kMaxVecs];
   Reg sum_[kMaxVecs];
-  alignas(
-      64) T rescale_[kMaxLanes];  // what the last block's larger scores leave of the rows of out
+  alignas(64) T rescale_[kMaxLanes];  // exp(old max - new max), multiplies the old output
 };
 
 template <class V>
@@ -258,20 +258,20 @@ WorkPlan forward_plan(const ForwardParams& p) {
 template <class V>
 int64_t forward_scratch_bytes(const ForwardParams& p) {
   const int64_t tiles = ForwardScratch<V>(p, nullptr).bytes;
-  const int64_t few = Decode<V>::fits(p) ? Decode<V>::scratch_bytes(p) : 0;
-  return round_up(max_of(tiles, few), 64);
+  const int64_t decode = Decode<V>::fits(p) ? Decode<V>::scratch_bytes(p) : 0;
+  return round_up(max_of(tiles, decode), 64);
 }
 
-/// As `forward` below, where Decode does it.
+/// `forward` for problems that Decode handles.
 template <class V>
 void forward_decode(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
-  Decode<V> few(p, memory);
+  Decode<V> decode(p, memory);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
-    few.run(unit / p.shape.heads, unit % p.shape.heads);
+    decode.run(unit / p.shape.heads, unit % p.shape.heads);
   }
 }
 
-/// Whether a query attends some key: for whoever merges results of parts of the keys.
+/// Whether a query attends at least one key. Used to merge the results of parts of the keys.
 template <class V>
 bool attends_any(const ForwardParams& p, int64_t batch, int64_t head, int64_t query) {
   ScoreStage<V> stage;
@@ -279,8 +279,8 @@ bool attends_any(const ForwardParams& p, int64_t batch, int64_t head, int64_t qu
   return stage.attends_any(0);
 }
 
-/// Units unit_begin … unit_end - 1, a group at a time. Tiles of a group share nothing but what they
-/// read, so how units are grouped changes no bit.
+/// Processes units unit_begin … unit_end - 1, a group of tiles at a time. Tiles of a group share
+/// only inputs, so results do not depend on the grouping.
 template <class V>
 void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
   if (Decode<V>::fits(p)) return forward_decode<V>(p, unit_begin, unit_end, memory);
@@ -288,14 +288,14 @@ void forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void*
   const ForwardScratch<V> scratch(p, memory);
   KeyBlock<V> block(p, scratch);
   const int64_t most = tiles_per_group<V>(p);
-  ForwardTile<V> group[kMostTilesPerGroup];
+  ForwardTile<V> group[kMaxTilesPerGroup];
   for (int64_t unit = unit_begin; unit < unit_end;) {
     const int64_t batch = unit / (tiles.count() * p.shape.heads);
     const int64_t head = unit / tiles.count() % p.shape.heads;
     const int64_t first_order = unit % tiles.count();
     const int64_t size = min_of(most, min_of(unit_end - unit, tiles.count() - first_order));
-    // From both ends towards the middle: a causal tile costs more the later it is, and so every
-    // contiguous range of units, which is what a thread gets, costs about the same.
+    // Alternates between both ends: the cost of causal tiles grows with their position, and this
+    // way every contiguous range of units, as a thread gets it, costs about the same.
     const auto tile_at = [&](int64_t slot) {
       const int64_t order = first_order + slot;
       return order % 2 == 0 ? order / 2 : tiles.count() - 1 - order / 2;

@@ -1,7 +1,6 @@
 #pragma once
-// What a thread of the forward works in: packed queries of a group of tiles, a block of scores,
-// and, where tensors are stored in 16 bits, the group's block of keys and values and rows of out as
-// numbers of the kernel's own.
+// The scratch memory of one forward thread: the packed queries of a group of tiles, a block of
+// scores, and float copies of keys, values and outputs that are stored in a 16-bit type.
 
 #include <cstdint>
 
@@ -13,64 +12,62 @@
 namespace flash {
 namespace {
 
-// Beyond this a step only costs cache: the scratch of a thread stays bounded for any block_size.
+// A longer step would only use more cache. This also bounds the scratch for any block_size.
 constexpr int64_t kMaxKeysPerStep = 256;
 
-/// Keys per step. Two blocks where the sequence has many: the cost of a step (rescaling, reading
-/// and writing the rows of out) is shared by twice as many keys, and sums of 128 terms, at the
-/// default, are still short. A short sequence has few steps to save, and keeps its scratch small
-/// instead.
+/// Keys per step: two blocks if the key sequence is long. That halves the cost of rescaling,
+/// reading and writing the output per key, and sums of 128 terms (at the default block_size) are
+/// still short. A short sequence would save few steps and keeps its scratch small instead.
 inline int64_t keys_per_step(const Shape& shape, int64_t block_size) {
   const int64_t block = min_of(block_size, kMaxKeysPerStep);
   const int64_t step = shape.keys > 4 * block ? min_of(2 * block, kMaxKeysPerStep) : block;
   return max_of(1, min_of(step, shape.keys));
 }
 
-constexpr int64_t kMostTilesPerGroup = 4;
+constexpr int64_t kMaxTilesPerGroup = 4;
 
-/// Tiles that go through the keys together, step by step, so that a block of keys and values that
-/// no first-level cache holds is fetched once for all of them, and one that has to be widened is
-/// widened once. Where the nearer caches hold every key, one tile at a time does as well with less
-/// scratch.
+/// Tiles of a group take each step together, so that a block of keys and values is fetched from a
+/// distant cache, or converted from a 16-bit type, once for all of them. If a second-level cache
+/// holds all keys, single tiles are as fast and need less scratch.
 template <class V>
 int64_t tiles_per_group(const ForwardParams& p) {
   constexpr int64_t kSecondLevelCache = 1024 * 1024;
   const int64_t row_bytes = (p.shape.head_dim + p.shape.value_dim) * sizeof(typename V::Scalar);
   const bool shares =
       p.storage != Storage::kNative || p.shape.keys * row_bytes >= kSecondLevelCache;
-  return shares ? min_of(kMostTilesPerGroup, max_of(1, QueryTiles<V>(p.shape.queries).count())) : 1;
+  return shares ? min_of(kMaxTilesPerGroup, max_of(1, QueryTiles<V>(p.shape.queries).count())) : 1;
 }
 
 template <class V>
 struct ForwardScratch {
   using T = typename V::Scalar;
   static constexpr int64_t kLanes = QueryTiles<V>::kMaxLanes;
-  T* queries;  // per tile of a group [D][lanes]
+  T* queries;  // [D][lanes] per tile of a group
   T* scores;   // [block][lanes]
-  T* bias;     // [block][lanes], where there is one
-  T* keys;     // [block][D], where stored in 16 bits; [lanes][D] while queries are packed
-  T* values;   // [block][Dv], likewise
-  T* out;      // per tile of a group [lanes][Dv], likewise
+  T* bias;     // [block][lanes], if there is a bias
+  T* keys;     // [block][D], if stored in 16 bits; [lanes][D] while queries are packed
+  T* values;   // [block][Dv], if stored in 16 bits
+  T* out;      // [lanes][Dv] per tile of a group, if stored in 16 bits
   int64_t bytes;
 
   ForwardScratch(const ForwardParams& p, void* memory) {
     const Shape& shape = p.shape;
     const int64_t block = keys_per_step(shape, p.block_size);
     const int64_t tiles = tiles_per_group<V>(p);
-    const bool widens = p.storage != Storage::kNative;
+    const bool is_16_bit = p.storage != Storage::kNative;
     queries = static_cast<T*>(memory);
     scores = queries + tiles * shape.head_dim * kLanes;
     bias = scores + block * kLanes;
     keys = bias + (p.score.bias_kind != BiasKind::kNone ? block * kLanes : 0);
-    values = keys + (widens ? max_of(block, kLanes) * shape.head_dim : 0);
-    out = values + (widens ? block * shape.value_dim : 0);
+    values = keys + (is_16_bit ? max_of(block, kLanes) * shape.head_dim : 0);
+    out = values + (is_16_bit ? block * shape.value_dim : 0);
     const T* end = out + (p.out_storage != Storage::kNative ? tiles * kLanes * shape.value_dim : 0);
     bytes = (end - queries) * static_cast<int64_t>(sizeof(T));
   }
 };
 
-/// Keys and values of one (batch, head), for steps of a block each: in place, or widened block by
-/// block.
+/// The current block of keys and values of one (batch, head): in place, or converted to float block
+/// by block.
 template <class V>
 class KeyBlock {
  public:
@@ -79,7 +76,7 @@ class KeyBlock {
   KeyBlock(const ForwardParams& p, const ForwardScratch<V>& scratch)
       : p_(p), scratch_(scratch), size_(keys_per_step(p.shape, p.block_size)) {}
 
-  /// Also to be called when the scratch has been used for something else.
+  /// Must also be called after the scratch was used for something else.
   void start(int64_t batch, int64_t head) {
     const Shape& shape = p_.shape;
     const int64_t value_head = head / (shape.heads / shape.value_heads);
@@ -94,16 +91,16 @@ class KeyBlock {
     first_ = is_in_place() ? 0 : -1;
   }
 
-  /// Where a step that begins at `key` ends, if no earlier. Widened blocks are at multiples of
-  /// their size, wherever a tile's keys begin, so that tiles share them.
+  /// The end of the step that starts at `key`, unless the keys end before. Converted blocks start
+  /// at multiples of their size, whatever key a tile starts at, so that tiles share them.
   int64_t end_of_step(int64_t key) const {
     return is_in_place() ? key + size_ : begin_of(key) + size_;
   }
 
-  /// Of two steps, one at the lesser is to be taken first.
+  /// Steps with a smaller order must come first.
   int64_t order(int64_t key) const { return is_in_place() ? 0 : begin_of(key); }
 
-  /// Makes the rows of the step that holds `key` the ones to read.
+  /// Selects the block that contains `key` for the functions below.
   void seek(int64_t key) {
     if (is_in_place() || first_ == begin_of(key)) return;
     first_ = begin_of(key);
@@ -115,7 +112,7 @@ class KeyBlock {
                            shape.value_dim, scratch_.values);
   }
 
-  /// Whether the values of these keys, of the step that was sought, hold neither NaN nor Inf.
+  /// Whether the values of these keys, which must be in the current block, are all finite.
   bool values_are_finite(int64_t key, int64_t count) {
     const Range range = {key, key + count};
     if (count == 0 || (range.begin >= finite_.begin && range.end <= finite_.end)) return true;
@@ -139,7 +136,7 @@ class KeyBlock {
   const ForwardScratch<V>& scratch_;
   const int64_t size_;
   int64_t batch_ = 0, key_head_ = 0, value_head_ = 0;
-  int64_t first_ = -1;     // the key that the first of the rows belongs to
+  int64_t first_ = -1;     // the first key of the current block
   Range finite_ = {0, 0};  // keys of this head whose values are known to be finite
   RowView<T> keys_ = {}, values_ = {};
 };

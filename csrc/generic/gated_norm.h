@@ -1,6 +1,6 @@
 #pragma once
-// The gate, residual connection and layer norm at the end of a gated residual network, in one pass
-// over each row.
+// The gate, residual connection and layer norm that end a gated residual network, in one pass over
+// each row.
 
 #include "csrc/denormals.h"
 #include "csrc/generic/activations.h"
@@ -14,8 +14,8 @@ constexpr double kGatedNormEpsilon = 1e-3;
 inline float square_root(float x) { return __builtin_sqrtf(x); }
 inline double square_root(double x) { return __builtin_sqrt(x); }
 
-/// out [rows, width] <- LayerNorm(a * sigmoid(b) + skip), each row times its factor; added to `out`
-/// if there are factors. `scratch` has room for a row.
+/// out [rows, width] = LayerNorm(a * sigmoid(b) + skip), where [a | b] = gate + bias. With row
+/// factors, out += factor * LayerNorm(...) instead. `scratch` holds one row.
 template <class V>
 void gated_norm(const GatedNormParams<typename V::Scalar>& p, typename V::Scalar* out,
                 typename V::Scalar* scratch, int64_t rows) {
@@ -30,7 +30,7 @@ void gated_norm(const GatedNormParams<typename V::Scalar>& p, typename V::Scalar
     const T* const a = p.gate + row * 2 * width;
     const T* const b = a + width;
     const T* const skip = p.skip + row * width;
-    Reg sum = V::zero();  // lanes past the end add 0 * sigmoid(0) + 0
+    Reg sum = V::zero();  // lanes past the end add 0
     for_lanes<V>(
         width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
           const Reg gate = sigmoid<V>(V::add(lanes.load(b + c), lanes.load(gate_bias + c)));
@@ -64,7 +64,8 @@ void gated_norm(const GatedNormParams<typename V::Scalar>& p, typename V::Scalar
   }
 }
 
-/// From the gradient of the result to those of gate, skip, row factors, and to the sums.
+/// The backward of `gated_norm`: fills the gradients of gate, skip and row factors, and adds to the
+/// sums.
 template <class V>
 void gated_norm_backward(const GatedNormParams<typename V::Scalar>& p,
                          const GatedNormGradients<typename V::Scalar>& d, int64_t rows) {
@@ -94,8 +95,8 @@ void gated_norm_backward(const GatedNormParams<typename V::Scalar>& p,
     const Reg factor =
         p.row_factors == nullptr ? one : V::broadcast(p.row_factors + row * p.factor_stride);
     Reg sum = V::zero(), sum_normalized = V::zero(), dot = V::zero();
-    // The gradients' memory holds the normalised row and the gate until the second pass. In lanes
-    // past the end the gradient and the scale are 0.
+    // Until the second pass, a_gradient and b_gradient hold the normalized row and the gate. In
+    // lanes past the end, the gradient and the scale are 0.
     for_lanes<V>(
         width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
           const Reg gate = sigmoid<V>(V::add(lanes.load(b + c), lanes.load(gate_bias + c)));

@@ -1,6 +1,6 @@
 #pragma once
-// The elementwise steps of gated residual networks on rows of `width` numbers. What a backward sums
-// over rows it adds to `sums`.
+// The elementwise steps of gated residual networks, on rows of `width` elements. A backward adds
+// its sums over rows to `sums`.
 
 #include "csrc/denormals.h"
 #include "csrc/generic/activations.h"
@@ -27,8 +27,8 @@ void activate_rows_as(typename V::Scalar* block, const typename V::Scalar* shift
   }
 }
 
-/// block <- activation(block + shift[(first + row) % period]). Of GELU, `argument` gets the sum
-/// unless it is null: its backward needs that.
+/// block = activation(block + shift[(first + row) % period]). For GELU, whose backward needs its
+/// argument, block + shift is also stored to `argument` unless that is null.
 template <class V>
 void activate_rows(GatedActivation activation, typename V::Scalar* block,
                    const typename V::Scalar* shift, typename V::Scalar* argument, int64_t period,
@@ -58,8 +58,8 @@ void activate_rows_backward_as(typename V::Scalar* gradient, const typename V::S
   }
 }
 
-/// gradient <- gradient * activation'(.), and sums[(first + row) % period] += gradient. `forward`
-/// is the result of the forward, or its argument for GELU.
+/// gradient *= activation', and sums[(first + row) % period] += gradient. `forward` is the result
+/// of the forward, or its argument for GELU.
 template <class V>
 void activate_rows_backward(GatedActivation activation, typename V::Scalar* gradient,
                             const typename V::Scalar* forward, typename V::Scalar* sums,
@@ -70,9 +70,8 @@ void activate_rows_backward(GatedActivation activation, typename V::Scalar* grad
   });
 }
 
-/// block <- (block + bias) * factors, factors being 0 (dropped) or 1 / (1 - p), or null for 1. What
-/// is dropped becomes -0.0 and nothing else does: the backward reads the mask from the signs of
-/// zeros.
+/// block = (block + bias) * factors, where a factor is 0 (dropped) or 1 / (1 - p); null means 1.
+/// Dropped elements become -0.0 and no others do, so that the backward can read the mask from them.
 template <class V>
 void drop_rows(typename V::Scalar* block, const typename V::Scalar* bias,
                const typename V::Scalar* factors, int64_t rows, int64_t width) {
@@ -95,7 +94,7 @@ void drop_rows(typename V::Scalar* block, const typename V::Scalar* bias,
   }
 }
 
-/// gradient <- gradient * factor, or 0 where `dropped` is -0.0; sums[width] += gradient.
+/// gradient *= factor, or 0 where `dropped` is -0.0; sums[width] += gradient.
 template <class V>
 void drop_rows_backward(typename V::Scalar* gradient, const typename V::Scalar* dropped,
                         typename V::Scalar factor, typename V::Scalar* sums, int64_t rows,
@@ -115,7 +114,8 @@ void drop_rows_backward(typename V::Scalar* gradient, const typename V::Scalar* 
   }
 }
 
-/// out <- x factor + shift: a number x per row, `x_stride` apart, factor and shift [width].
+/// out[row] = x[row] * factor + shift. x has one element per row, `x_stride` apart; factor and
+/// shift are [width].
 template <class V>
 void outer_rows(typename V::Scalar* out, const typename V::Scalar* x, int64_t x_stride,
                 const typename V::Scalar* factor, const typename V::Scalar* shift, int64_t rows,
@@ -130,8 +130,8 @@ void outer_rows(typename V::Scalar* out, const typename V::Scalar* x, int64_t x_
   }
 }
 
-/// From the gradient of outer_rows' result: sums [2, width] += those of factor and shift, and
-/// x_gradient [rows] += that of x.
+/// The backward of `outer_rows`: adds the gradients of factor and shift to sums [2, width], and
+/// that of x to x_gradient [rows].
 template <class V>
 void outer_rows_backward(const typename V::Scalar* gradient, const typename V::Scalar* x,
                          int64_t x_stride, const typename V::Scalar* factor,

@@ -1,5 +1,5 @@
 #pragma once
-// Which keys the queries of a tile attend, by the window and their positions.
+// The keys that the queries of a tile may attend, by window and position. Ignores the bias.
 
 #include <cstdint>
 #include <limits>
@@ -16,7 +16,7 @@ struct Range {
   bool empty() const { return begin >= end; }
 };
 
-/// The most keys that one query attends, but for the bias.
+/// The largest number of keys that one query attends, ignoring the bias.
 inline int64_t most_attended(const ScoreParams& p, int64_t keys) {
   if (p.window_left < 0 || p.window_right < 0) return keys;
   return p.window_left >= keys || p.window_right >= keys
@@ -26,7 +26,7 @@ inline int64_t most_attended(const ScoreParams& p, int64_t keys) {
 
 inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return min_of(max_of(x, low), high); }
 
-/// a + b, or the limit beyond which it lies: positions and windows may be any numbers.
+/// a + b, saturated, because positions and windows may be any 64-bit integers.
 inline int64_t saturated_sum(int64_t a, int64_t b) {
   using Limits = std::numeric_limits<int64_t>;
   int64_t sum;
@@ -34,7 +34,8 @@ inline int64_t saturated_sum(int64_t a, int64_t b) {
   return b < 0 ? Limits::min() : Limits::max();
 }
 
-/// Lane i stands for query `first + i` of one (batch, head), i < count; further lanes are padding.
+/// The key ranges of one tile. Lane i is query `first + i` of one (batch, head), i < count; lanes
+/// from `count` on are padding.
 template <class V>
 class KeyRanges {
  public:
@@ -60,13 +61,13 @@ class KeyRanges {
           p.window_left < 0 ? 0 : clamp(saturated_sum(position, -p.window_left), 0, shape.keys);
       full_begin_ = max_of(full_begin_, start_[lane]);
       full_end_ = min_of(full_end_, limit_[lane]);
-      // Not of a lane that attends nothing: it would draw the tile's range to itself.
+      // A lane that attends no key must not extend the range of the tile.
       if (start_[lane] == limit_[lane]) continue;
       key_begin_ = min_of(key_begin_, start_[lane]);
       key_end_ = max_of(key_end_, limit_[lane]);
     }
     key_begin_ = min_of(key_begin_, key_end_);
-    // Padding does what the last query does, so that it never asks for work of its own.
+    // Padding copies the last query, so that it never adds work.
     for (int64_t lane = count_; lane < kMaxLanes; ++lane) {
       position_[lane] = count_ > 0 ? position_[count_ - 1] : 0;
       start_[lane] = count_ > 0 ? start_[count_ - 1] : 0;
@@ -80,29 +81,29 @@ class KeyRanges {
     }
   }
 
-  /// No query of the tile attends a key before the first of these, or at or past the second.
+  /// Every key that a query of the tile attends is in [key_begin, key_end).
   int64_t key_begin() const { return key_begin_; }
   int64_t key_end() const { return key_end_; }
 
-  /// Whether every query of the tile may attend all of keys [key, key + count), but for the bias.
+  /// Whether every query of the tile may attend all of keys [key, key + count), ignoring the bias.
   bool is_unlimited(int64_t key, int64_t count) const {
     return key >= full_begin_ && key + count <= full_end_;
   }
 
-  /// Those of keys [key, key + count) that every query of the tile may attend, counted from `key`.
+  /// The keys of [key, key + count) that every query of the tile may attend, relative to `key`.
   Range unlimited_keys(int64_t key, int64_t count) const {
     const int64_t begin = clamp(full_begin_ - key, 0, count);
     return {begin, clamp(full_end_ - key, begin, count)};
   }
 
-  /// Cuts keys [key, key + count), of which some query attends the last, where the limits change
-  /// what there is to do: calls f.operator()<live>(j, n, dead, limited) for keys key + j …
-  /// key + j + n - 1, which no lane of the first `dead` vectors attends and some lane of the
-  /// `live = kVecs - dead` others may. `limited`: not every such lane attends all of them.
+  /// Splits keys [key, key + count), the last of which some query must attend, into segments that
+  /// need the same work. Calls f.operator()<live>(j, n, dead, limited) for keys key + j …
+  /// key + j + n - 1. No lane of the first `dead` vectors attends them; lanes of the other
+  /// live = kVecs - dead vectors may. `limited`: not all of these lanes attend all of the keys.
   template <int kVecs, class F>
   void for_segments(int64_t key, int64_t count, F&& f) const {
-    // In whole score tiles: what remains goes with the limited keys, not into a small tile of its
-    // own.
+    // Unlimited segments are whole register blocks. The remainder joins the limited keys instead of
+    // forming a small register block.
     constexpr int64_t kRows = V::score_rows(kVecs);
     const int64_t first = min_of(count, round_up(max_of(0, full_begin_ - key), kRows));
     if (first > 0) f.template operator()<kVecs>(int64_t{0}, first, 0, true);
@@ -119,7 +120,8 @@ class KeyRanges {
     }
   }
 
-  /// Which of keys [key, key + count) each lane may attend, as [begin, end) counted from `key`.
+  /// Sets [begin, end) to the keys of [key, key + count) that each lane may attend, relative to
+  /// `key`.
   void attended_keys(int64_t key, int64_t count, int64_t* begin, int64_t* end) const {
     for (int64_t i = 0; i < count_; ++i) {
       end[i] = max_of(0, min_of(limit_[i] - key, count));
@@ -127,22 +129,22 @@ class KeyRanges {
     }
   }
 
-  /// A lane is at a position, and may attend the keys from its start up to before its limit.
+  /// Per lane: the position of its query, and the range [start, limit) of keys that it may attend.
   const int64_t* positions() const { return position_; }
   const int64_t* starts() const { return start_; }
   const int64_t* limits() const { return limit_; }
 
  private:
   int64_t count_;
-  int64_t key_begin_, key_end_;    // what some lane attends
-  int64_t full_begin_, full_end_;  // what every lane attends
+  int64_t key_begin_, key_end_;    // keys that some lane attends
+  int64_t full_begin_, full_end_;  // keys that every lane attends
   int64_t position_[kMaxLanes];
   int64_t start_[kMaxLanes], limit_[kMaxLanes];
-  int64_t vector_end_[V::kScoreVecs];  // the largest limit of a vector of lanes
+  int64_t vector_end_[V::kScoreVecs];  // the largest limit in each vector of lanes
 };
 
-/// The first key that each lane attends and the one behind its last, counted from the first of
-/// `count` keys: small integers, exact in V's numbers however long the sequence is.
+/// The key range of each lane in registers, relative to the first of `count` keys: small integers
+/// that are exact in V::Scalar for any sequence length.
 template <class V, int kVecs>
 class LaneLimits {
  public:
@@ -161,7 +163,7 @@ class LaneLimits {
     }
   }
 
-  /// x of key j in the lanes of vector v that attend it, else `otherwise`.
+  /// x in the lanes of vector v that may attend key j, else `otherwise`.
   Reg select(int64_t j, int v, Reg x, Reg otherwise) const {
     const Reg position = V::broadcast(static_cast<T>(j));
     x = V::if_less(position, limit_[v], x, otherwise);

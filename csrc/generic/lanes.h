@@ -1,5 +1,5 @@
 #pragma once
-// A row of any width, a vector at a time.
+// Loops over a row of any width, one vector at a time.
 
 #include <cstdint>
 
@@ -16,17 +16,17 @@ struct AllLanes {
   static Reg only(Reg x) { return x; }
 };
 
-/// Copies the first `count` of fewer than 2 * kMost numbers.
-template <int kMost, class T>
+/// Copies `count` < 2 * kMax elements.
+template <int kMax, class T>
 [[gnu::always_inline]] inline void copy_first(const T* from, T* to, int64_t count) {
-  if (count & kMost) {
-    __builtin_memcpy(to, from, kMost * sizeof(T));
-    from += kMost, to += kMost;
+  if (count & kMax) {
+    __builtin_memcpy(to, from, kMax * sizeof(T));
+    from += kMax, to += kMax;
   }
-  if constexpr (kMost > 1) copy_first<kMost / 2>(from, to, count);
+  if constexpr (kMax > 1) copy_first<kMax / 2>(from, to, count);
 }
 
-/// Its first few: others load as 0 and are not stored.
+/// The first `count` lanes of a vector. The others load as 0 and are not stored.
 template <class V>
 struct FirstLanes {
   using T = typename V::Scalar;
@@ -35,7 +35,8 @@ struct FirstLanes {
   typename V::Mask mask;
   explicit FirstLanes(int64_t n) : count(n), mask(V::first(n)) {}
   Reg load(const T* p) const { return V::load(p, mask); }
-  /// In pieces: on Zen a masked store is microcode, as long as all the rest of a short row.
+  /// Stores in pieces: a masked store is microcoded on Zen and takes as long as the rest of a short
+  /// row.
   void store(T* p, Reg x) const {
     alignas(64) T lanes[V::kWidth];
     V::store(lanes, x);
@@ -45,7 +46,7 @@ struct FirstLanes {
   Reg only(Reg x) const { return V::only(x, mask); }
 };
 
-/// Calls f(c, lanes) for columns c, c + 1, …, so many as there are lanes, until all had their turn.
+/// Calls f(c, lanes) for every vector of columns: `lanes` accesses columns c, c + 1, ….
 template <class V, class F>
 [[gnu::always_inline]] inline void for_lanes(int64_t columns, F&& f) {
   int64_t c = 0;
@@ -56,7 +57,8 @@ template <class V, class F>
   }
 }
 
-// a * b + c in one rounding where that is one instruction, for loops that a compiler vectorizes.
+// a * b + c, rounded once if the target has the instruction; for loops that the compiler
+// vectorizes.
 #ifdef __FP_FAST_FMA
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
@@ -65,7 +67,7 @@ inline float fused(float a, float b, float c) { return a * b + c; }
 inline double fused(double a, double b, double c) { return a * b + c; }
 #endif
 
-/// The sum of a register's lanes.
+/// The sum of the lanes of a register.
 template <class V>
 inline typename V::Scalar sum_of_lanes(typename V::Reg x) {
   alignas(64) typename V::Scalar lanes[V::kWidth];

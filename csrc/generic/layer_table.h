@@ -1,5 +1,5 @@
 #pragma once
-// The part of a table that serves the models' layers.
+// The LayerKernels of one instruction set, instantiated on its vectors.
 
 #include "csrc/generic/block_product.h"
 #include "csrc/generic/complex_tanh.h"

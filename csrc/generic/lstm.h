@@ -1,5 +1,5 @@
 #pragma once
-// The elementwise part of a step of an LSTM: gates in torch's order, input, forget, candidate,
+// The elementwise part of one LSTM step. Gates are in torch's order: input, forget, candidate,
 // output.
 
 #include "csrc/denormals.h"
@@ -9,8 +9,9 @@
 namespace flash {
 namespace {
 
-/// gates [rows, 4 width], the products, become the gates' activations; bias [4 width]; last_cell,
-/// cell and hidden [rows, width], of which the latter two are written.
+/// Replaces `gates` [rows, 4 width], the sum of the matrix products, by the activations of
+/// gates + bias, and writes `cell` and `hidden`. bias [4 width]; last_cell, cell, hidden [rows,
+/// width].
 template <class V>
 void lstm(typename V::Scalar* gates, const typename V::Scalar* bias,
           const typename V::Scalar* last_cell, typename V::Scalar* cell, typename V::Scalar* hidden,
@@ -26,24 +27,25 @@ void lstm(typename V::Scalar* gates, const typename V::Scalar* bias,
           const auto argument = [&](int64_t i) __attribute__((always_inline)) {
             return V::add(lanes.load(gate + i * width + c), lanes.load(bias + i * width + c));
           };
-          Reg opened[3] = {argument(0), argument(1), argument(3)};
-          sigmoid<V>(opened);
-          const Reg in = opened[0], kept = opened[1], shown = opened[2];
-          const Reg added = tanh<V>(argument(2));
-          const Reg state = V::fma(kept, lanes.load(before + c), V::mul(in, added));
-          lanes.store(gate + c, in);
-          lanes.store(gate + width + c, kept);
-          lanes.store(gate + 2 * width + c, added);
-          lanes.store(gate + 3 * width + c, shown);
+          Reg sigmoids[3] = {argument(0), argument(1), argument(3)};
+          sigmoid<V>(sigmoids);
+          const Reg input = sigmoids[0], forget = sigmoids[1], output = sigmoids[2];
+          const Reg candidate = tanh<V>(argument(2));
+          const Reg state = V::fma(forget, lanes.load(before + c), V::mul(input, candidate));
+          lanes.store(gate + c, input);
+          lanes.store(gate + width + c, forget);
+          lanes.store(gate + 2 * width + c, candidate);
+          lanes.store(gate + 3 * width + c, output);
           lanes.store(after + c, state);
-          lanes.store(out + c, V::mul(shown, tanh<V>(state)));
+          lanes.store(out + c, V::mul(output, tanh<V>(state)));
         });
   }
 }
 
-/// From the gates' activations, the cell, and the gradients of `hidden` as an output and as the
-/// next step's input: to_gates [rows, 4 width], bias_sums [4 width] += their sum over rows, and
-/// to_cell, the gradient of `cell`, becomes that of `last_cell`.
+/// The backward of `lstm`. `gates` are the activations; to_out and to_hidden [rows, width] are the
+/// gradients of `hidden` as the output and as the input of the next step. Writes to_gates
+/// [rows, 4 width], adds its sum over rows to bias_sums [4 width], and replaces to_cell, the
+/// gradient of `cell`, by that of `last_cell`.
 template <class V>
 void lstm_backward(const typename V::Scalar* gates, const typename V::Scalar* cell,
                    const typename V::Scalar* last_cell, const typename V::Scalar* to_out,
@@ -64,24 +66,24 @@ void lstm_backward(const typename V::Scalar* gates, const typename V::Scalar* ce
           const auto gate = [&](int64_t i) __attribute__((always_inline)) {
             return lanes.load(activated + i * width + c);
           };
-          const auto give = [&](int64_t i, Reg gradient) __attribute__((always_inline)) {
+          const auto set_gradient = [&](int64_t i, Reg gradient) __attribute__((always_inline)) {
             auto* const sum = bias_sums + i * width + c;
             lanes.store(gate_gradients + i * width + c, gradient);
             lanes.store(sum, V::add(lanes.load(sum), gradient));
           };
-          // The slope of a sigmoid whose value is x, and that of a tangent.
+          // The derivatives of sigmoid and tanh from their value x.
           const auto slope = [&](Reg x) { return V::mul(x, V::sub(one, x)); };
-          const auto tangent_slope = [&](Reg x) { return V::sub(one, V::mul(x, x)); };
-          const Reg in = gate(0), kept = gate(1), added = gate(2), shown = gate(3);
-          const Reg squashed = tanh<V>(lanes.load(after + c));
+          const auto tanh_slope = [&](Reg x) { return V::sub(one, V::mul(x, x)); };
+          const Reg input = gate(0), forget = gate(1), candidate = gate(2), output = gate(3);
+          const Reg tanh_cell = tanh<V>(lanes.load(after + c));
           const Reg g = V::add(lanes.load(from_out + c), lanes.load(from_next + c));
           const Reg to_state =
-              V::fma(V::mul(g, shown), tangent_slope(squashed), lanes.load(state_gradient + c));
-          give(0, V::mul(V::mul(to_state, added), slope(in)));
-          give(1, V::mul(V::mul(to_state, lanes.load(before + c)), slope(kept)));
-          give(2, V::mul(V::mul(to_state, in), tangent_slope(added)));
-          give(3, V::mul(V::mul(g, squashed), slope(shown)));
-          lanes.store(state_gradient + c, V::mul(to_state, kept));
+              V::fma(V::mul(g, output), tanh_slope(tanh_cell), lanes.load(state_gradient + c));
+          set_gradient(0, V::mul(V::mul(to_state, candidate), slope(input)));
+          set_gradient(1, V::mul(V::mul(to_state, lanes.load(before + c)), slope(forget)));
+          set_gradient(2, V::mul(V::mul(to_state, input), tanh_slope(candidate)));
+          set_gradient(3, V::mul(V::mul(g, tanh_cell), slope(output)));
+          lanes.store(state_gradient + c, V::mul(to_state, forget));
         });
   }
 }

@@ -1,5 +1,5 @@
 #pragma once
-// The product of two matrices, block by block.
+// The product of two matrices of any size, with cache blocking.
 
 #include <cstdint>
 
@@ -9,12 +9,11 @@
 namespace flash {
 namespace {
 
-/// A unit: so many rows of the result.
+/// Rows of the result in a unit of work.
 constexpr int64_t kProductRows = 32;
 
-/// Terms summed in registers, and rows of the result that share what is read of the right matrix:
-/// of the left one, a block is a quarter of a second-level cache of 1 MiB, of the right one a panel
-/// is a quarter of that.
+/// The cache block of the left matrix: kProductBlock rows by kProductDepth terms, a quarter of a 1
+/// MiB second-level cache. A panel of the right matrix takes a quarter of that.
 constexpr int64_t kProductDepth = 256;
 constexpr int64_t kProductBlock = 256;
 
@@ -22,7 +21,7 @@ inline WorkPlan product_plan(const ProductParams& p) {
   return {ceil_div(p.rows, kProductRows), 1, 2 * kProductRows * p.depth * p.columns};
 }
 
-/// Some rows of the result.
+/// One cache block of rows of the result.
 template <class V>
 class ProductBlock {
  public:
@@ -31,26 +30,26 @@ class ProductBlock {
   ProductBlock(const ProductParams& p, int64_t first, int64_t rows)
       : p_(p), first_(first), rows_(rows) {}
 
-  /// Adds terms n, n + 1, …, or lets them replace what is there.
+  /// Adds terms n … n + depth - 1 to the result, or replaces it by them.
   void step(int64_t n, int64_t depth, bool add) {
     const T* left = static_cast<const T*>(p_.left) + first_ * p_.left_row + n * p_.left_step;
     T* out = static_cast<T*>(p_.out) + first_ * p_.out_row;
-    RowUpdate<T> update = {add, T(1), nullptr, nullptr};
-    update.prefetch = rows_ * p_.columns > kCachedResult;
+    Epilogue<T> epilogue = {add, T(1), nullptr, nullptr};
+    epilogue.prefetch = rows_ * p_.columns > kCachedResult;
     for (int64_t c = 0; c < p_.columns; c += kPanel) {
       const int64_t columns = min_of(kPanel, p_.columns - c);
       update_rows<V>({left, p_.left_row, p_.left_step}, panel(n, depth, c, columns), depth, out + c,
-                     p_.out_row, rows_, columns, update);
+                     p_.out_row, rows_, columns, epilogue);
     }
   }
 
  private:
   static constexpr int64_t kPanel = V::kColumnVecs * V::kWidth;
-  /// Numbers of a result that a second-level cache still holds when the next terms come.
+  /// The largest result, in elements, that stays in the second-level cache between steps.
   static constexpr int64_t kCachedResult = (int64_t{1} << 19) / static_cast<int64_t>(sizeof(T));
-  /// Rows this far apart fall into few sets of a first-level cache and into a page each.
+  /// Rows this far apart share few sets of the first-level cache and have a page each.
   static constexpr int64_t kFarApart = 2048 / static_cast<int64_t>(sizeof(T));
-  /// Rows of the result for which a copy of a panel pays off.
+  /// Rows of the result from which on copying a panel pays off.
   static constexpr int64_t kWorthCopying = 48;
 
   Right<T> panel(int64_t n, int64_t depth, int64_t c, int64_t columns) {
@@ -80,7 +79,7 @@ void matrix_product(const ProductParams& p, int64_t unit_begin, int64_t unit_end
   const int64_t end = min_of(unit_end * kProductRows, p.rows);
   for (int64_t first = unit_begin * kProductRows; first < end; first += kProductBlock) {
     ProductBlock<V> block(p, first, min_of(kProductBlock, end - first));
-    // At least once: without a term the result is zeros.
+    // At least one step, because with a depth of 0 the result is 0.
     int64_t n = 0;
     do {
       block.step(n, min_of(kProductDepth, p.depth - n), p.add || n > 0);

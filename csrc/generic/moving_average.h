@@ -1,8 +1,9 @@
 #pragma once
-// The decomposition of a series into a moving average and the rest.
+// The decomposition of a series into a moving average (the trend) and the rest (the seasonal part).
 //
-// Sums are kept in double: what enters a running sum and leaves it again then leaves no trace that
-// matters, for float none at all. Loops are plain: a compiler vectorizes conversions as well.
+// Sums are kept in double, so that a row that enters a running sum and leaves it again causes no
+// rounding error that matters, and none at all for float. The loops are plain, because compilers
+// vectorize the conversions well.
 
 #include "csrc/generic/lanes.h"
 #include "csrc/generic/product.h"
@@ -11,10 +12,10 @@
 namespace flash {
 namespace {
 
-/// Channels whose sums are kept together: they stay in the first-level cache, mostly in registers.
+/// Channels processed together: their sums stay in the first-level cache, mostly in registers.
 constexpr int64_t kAverageLanes = 64;
 
-/// For `width` channels, at most kAverageLanes of them.
+/// `decompose` for `width` <= kAverageLanes channels.
 template <class T, bool kTrend, bool kBefore>
 inline void decompose_lanes(const SeriesShape& shape, const T* x, const T* trend_before,
                             T* seasonal, T* trend, int64_t width) {
@@ -29,7 +30,7 @@ inline void decompose_lanes(const SeriesShape& shape, const T* x, const T* trend
       sums[c] = fused(count, static_cast<double>(entering[c]), sums[c]);
     }
   };
-  // Rows beyond an end are that end, so that no window costs more than the series is long.
+  // Rows past an end are copies of it, so a window of any reach costs at most the series length.
   if (reach > 0) add(0, static_cast<double>(reach));
   for (int64_t t = 0; t < min_of(reach, times); ++t) add(t, 1.0);
   if (reach > times) add(times - 1, static_cast<double>(reach - times));
@@ -53,9 +54,9 @@ inline void decompose_lanes(const SeriesShape& shape, const T* x, const T* trend
   }
 }
 
-/// average = moving average of x, the first and last row repeated beyond the ends;
-/// seasonal = x - average, and, unless null, trend = average + trend_before (where that is not
-/// null). No array may overlap another.
+/// average = moving average of x, with the first and last row repeated past the ends;
+/// seasonal = x - average; trend = average + trend_before. trend may be null, and so may
+/// trend_before, which means 0. No array may overlap another.
 template <class T>
 void decompose(const SeriesShape& shape, const T* x, const T* trend_before, T* seasonal, T* trend) {
   for (int64_t c = 0; c < shape.channels; c += kAverageLanes) {
@@ -71,7 +72,7 @@ void decompose(const SeriesShape& shape, const T* x, const T* trend_before, T* s
   }
 }
 
-/// The backward for `width` channels; kTrend: whether there is a gradient of the trend.
+/// `decompose_backward` for `width` channels. kTrend: whether the trend has a gradient.
 template <class T, bool kTrend>
 class AverageAdjoint {
  public:
@@ -127,7 +128,7 @@ class AverageAdjoint {
       sums_[c] = sum;
     }
   }
-  /// The first and the last row are read again in the place of those beyond the ends.
+  /// The first and last row also stand in for the rows past the ends.
   void write_end(int64_t t) {
     alignas(64) double sums[kAverageLanes];
     for (int64_t c = 0; c < width_; ++c) sums[c] = sums_[c];
@@ -150,11 +151,11 @@ class AverageAdjoint {
   const double factor_ = 1.0 / static_cast<double>(2 * reach_ + 1);
   const T *const seasonal_, *const trend_;
   T* const result_;
-  alignas(64) double sums_[kAverageLanes] = {};  // over the averages that read a row once
+  alignas(64) double sums_[kAverageLanes] = {};  // over the averages that read a row exactly once
 };
 
-/// x_gradient = seasonal_gradient + the adjoint of the average, applied to
-/// trend_gradient - seasonal_gradient (trend_gradient may be null).
+/// x_gradient = seasonal_gradient + A^T (trend_gradient - seasonal_gradient), where A is the moving
+/// average. trend_gradient may be null, which means 0.
 template <class T>
 void decompose_backward(const SeriesShape& shape, const T* seasonal_gradient,
                         const T* trend_gradient, T* x_gradient) {

@@ -1,12 +1,13 @@
 #pragma once
-// How a backward pass is cut into units that never write to the same memory at the same time.
+// How a backward pass is split into units that never write to the same memory at the same time.
 //
 // A unit is (owner, query chunk). An owner is a set of (batch, head) pairs that share a gradient:
-// heads of one key or value head, and everything that a broadcast bias is shared by. Inside an
-// owner, queries and keys are cut into `chunks` chunks each, and step t pairs query chunk a with
-// key chunk (a + t) mod chunks, a Latin square: within a step no two units touch the same rows of
-// dQ or of dK and dV, and over the steps each sum is formed in a fixed order. So one long sequence
-// uses every core, nothing is stored twice, and the bits do not depend on the number of threads.
+// the query heads of one key or value head, and all heads and batch elements that share a broadcast
+// bias. Within an owner, queries and keys are split into `chunks` chunks each, and step t pairs
+// query chunk a with key chunk (a + t) mod chunks (a Latin square). Within a step, no two units
+// touch the same rows of dQ, dK or dV; over the steps, each sum is formed in a fixed order. So one
+// long sequence uses every core without per-thread copies of gradients, and results are
+// bit-identical for any number of threads.
 
 #include <cstdint>
 
@@ -28,7 +29,7 @@ inline int64_t greatest_common_divisor(int64_t a, int64_t b) {
 
 class Partition {
  public:
-  /// Chunks of queries are multiples of `tile`, and no smaller than a `block` if there are several.
+  /// Query chunks are multiples of `tile`. If there are several, none is smaller than `block`.
   Partition(const BackwardParams& p, int64_t tile, int64_t block) : shape_(p.shape) {
     head_groups_ = greatest_common_divisor(shape_.key_heads, shape_.value_heads);
     batch_groups_ = shape_.batch;
@@ -38,12 +39,13 @@ class Partition {
       if (bias[1] == 0) head_groups_ = min_of(head_groups_, 1);
     }
     const int64_t owners = batch_groups_ * head_groups_;
-    // A bias of one number per head is written by every chunk, so chunks must take turns.
+    // Every chunk writes to a bias with one element per head, so such chunks must not run in
+    // parallel.
     const bool one_writer = p.grad_bias != nullptr && bias[2] == 0 && bias[3] == 0;
-    // A power of two, for `chunk_of`; at 16 units the steps cost less than idle cores would.
-    constexpr int64_t kLeastKeys = 32;
+    // A power of two, for `chunk_of`. With 16 units, the steps cost less than idle cores would.
+    constexpr int64_t kMinKeys = 32;
     while (!one_writer && owners * chunks_ < 16 && 2 * chunks_ * block <= shape_.queries &&
-           2 * chunks_ * kLeastKeys <= shape_.keys) {
+           2 * chunks_ * kMinKeys <= shape_.keys) {
       chunks_ *= 2;
     }
     query_chunk_ = round_up(ceil_div(shape_.queries, chunks_), tile);
@@ -53,7 +55,7 @@ class Partition {
   int64_t units() const { return batch_groups_ * head_groups_ * chunks_; }
   int64_t steps() const { return chunks_; }
 
-  /// The owner's batches and query heads, and its heads of key and of value.
+  /// The batch elements and the query, key and value heads of the unit's owner.
   Range batches(int64_t unit) const {
     return part(shape_.batch, batch_groups_, unit / chunks_ / head_groups_);
   }
@@ -61,8 +63,9 @@ class Partition {
   Range key_heads(int64_t unit) const { return head_part(shape_.key_heads, unit); }
   Range value_heads(int64_t unit) const { return head_part(shape_.value_heads, unit); }
 
-  /// Query chunk of a unit. Reversed bits: a causal step leaves work only in the first few of the
-  /// chunks counted from the end, and this spreads them evenly over any contiguous ranges of units.
+  /// The query chunk of a unit: its index within the owner with the bits reversed, counted from the
+  /// end. A causal step has work only in the last few chunks, and bit reversal spreads these evenly
+  /// over contiguous ranges of units.
   int64_t chunk_of(int64_t unit) const {
     int64_t from_end = 0;
     int64_t rest = unit % chunks_;

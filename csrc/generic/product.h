@@ -1,9 +1,10 @@
 #pragma once
-// The one inner loop: every product of attention, forward and backward, is
+// The micro-kernel. Every matrix product of attention, forward and backward, is
 //
 //     tile[r][c] += sum over n of a(r, n) * x[n][c]
 //
-// with `a` read a number at a time and broadcast, and rows of `x` read as vectors in place.
+// where `tile` is an MR x NR register block of kRows rows by kVecs vectors, elements of `a` are
+// loaded one at a time and broadcast, and rows of `x` are loaded as vectors, in place.
 //
 //   product        tile[r][c]          a(r, n)             x[n][c]
 //   scores         S^T[key][query]     K[key][d]           Q^T[d][query]
@@ -46,12 +47,14 @@ template <class V, int kRows, int kVecs>
   }
 }
 
-/// Which factors a product takes. A masked weight is 0, but 0 * NaN is NaN: where x may hold NaN or
-/// Inf, masked factors are marked as -0 (ScoreStage::mark_masked), and their terms are left out.
+/// Which factors a product uses. A masked weight is 0, but 0 * NaN is NaN. So where a tile has
+/// masked keys, the rows of x are checked first, each block once (all_finite). If they contain NaN
+/// or Inf, masked factors are marked as -0 (ScoreStage::mark_masked) and their terms skipped. No
+/// row is computed twice, so no input takes more than twice the time of a finite one.
 enum class Factors { kAll, kUnmasked };
 
-/// Adds a product of `depth` terms to a tile held in registers. The last vector of a row is read
-/// through `tail` if kTail, since memory may end right behind it.
+/// Adds a product of `depth` terms to a register block. With kTail, the last vector of a row is
+/// loaded through the mask `tail`, because memory may end right after it.
 template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors::kAll>
 [[gnu::always_inline]] inline void multiply_add(typename V::Reg (&tile)[kRows][kVecs],
                                                 Left<typename V::Scalar> a,
@@ -81,46 +84,46 @@ template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors:
   }
 }
 
-/// Calls f.operator()<rows>(first_row) for tiles of kRows rows and then for what remains.
+/// Calls f.operator()<rows>(first_row) for blocks of kRows rows and then for the remainder.
 template <int kRows, class F>
-[[gnu::always_inline]] inline void for_row_tiles(int64_t rows, F&& f) {
+[[gnu::always_inline]] inline void for_row_blocks(int64_t rows, F&& f) {
   int64_t r = 0;
   for (; r + kRows <= rows; r += kRows) f.template operator()<kRows>(r);
   if constexpr (kRows > 6) {
     if (r < rows) {
-      for_row_tiles<6>(rows - r,
-                       [&]<int kRest>(int64_t i) { f.template operator()<kRest>(r + i); });
+      for_row_blocks<6>(
+          rows - r, [&]<int kRemainder>(int64_t i) { f.template operator()<kRemainder>(r + i); });
     }
   } else if constexpr (kRows > 1) {
     if (r < rows) {
-      for_row_tiles<kRows - 1>(rows - r,
-                               [&]<int kRest>(int64_t i) { f.template operator()<kRest>(r + i); });
+      for_row_blocks<kRows - 1>(
+          rows - r, [&]<int kRemainder>(int64_t i) { f.template operator()<kRemainder>(r + i); });
     }
   }
 }
 
-/// What happens to rows of output as a product is added to them.
+/// The epilogue of a product: how its register blocks are written to the rows of the output.
 template <class T>
-struct RowUpdate {
-  bool accumulate;        ///< add to what is there; else replace it
-  T weight;               ///< multiplies the product; with `rescale` it must be 1
-  const T* rescale;       ///< per row, multiplies what is there; null: 1
+struct Epilogue {
+  bool accumulate;        ///< add to the old output; else replace it
+  T weight;               ///< multiplies the product; must be 1 if `rescale` is given
+  const T* rescale;       ///< per row, multiplies the old output; null: 1
   const T* finish;        ///< per row, multiplies the result; null: 1
-  bool prefetch = false;  ///< whether the rows of output are likely in no cache
+  bool prefetch = false;  ///< set if the output is probably not in any cache
 };
 
-/// tile[r] = rescale[r] * rows[r] + tile[r]; without `rescale`, rows[r] + weight * tile[r].
+/// tile[r] = rescale[r] * rows[r] + tile[r], or rows[r] + weight * tile[r] without `rescale`.
 template <class V, int kRows, int kVecs, bool kTail>
 [[gnu::always_inline]] inline void add_rows(typename V::Reg (&tile)[kRows][kVecs],
                                             const typename V::Scalar* rows, int64_t stride,
-                                            RowUpdate<typename V::Scalar> update,
+                                            Epilogue<typename V::Scalar> epilogue,
                                             typename V::Mask tail) {
   const auto row = [&](int r, int v) {
     const typename V::Scalar* p = rows + r * stride + v * V::kWidth;
     return kTail && v == kVecs - 1 ? V::load(p, tail) : V::load(p);
   };
-  if (update.rescale == nullptr) {
-    const typename V::Reg weight = V::broadcast(update.weight);
+  if (epilogue.rescale == nullptr) {
+    const typename V::Reg weight = V::broadcast(epilogue.weight);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -130,14 +133,13 @@ template <class V, int kRows, int kVecs, bool kTail>
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    const typename V::Reg f = V::broadcast(update.rescale + r);
+    const typename V::Reg f = V::broadcast(epilogue.rescale + r);
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) tile[r][v] = V::fma(f, row(r, v), tile[r][v]);
   }
 }
 
-/// Which terms of the sum a row takes, [begin, end); the others are zeros. Null: from the first, to
-/// the last.
+/// The terms [begin, end) of the sum that may be nonzero, per row. A null pointer means no bound.
 struct Terms {
   const int64_t* begin = nullptr;
   const int64_t* end = nullptr;
@@ -145,7 +147,7 @@ struct Terms {
   Terms from_row(int64_t r) const {
     return {begin == nullptr ? nullptr : begin + r, end == nullptr ? nullptr : end + r};
   }
-  /// The smallest range that holds those of rows 0 … rows - 1.
+  /// The smallest range that contains the terms of rows 0 … kRows - 1.
   template <int kRows>
   void cover(int64_t* first, int64_t* last) const {
     if (begin != nullptr) {
@@ -160,16 +162,16 @@ struct Terms {
 };
 
 template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors::kAll>
-[[gnu::always_inline]] inline void update_tile(Left<typename V::Scalar> a,
-                                               Right<typename V::Scalar> x, int64_t depth,
-                                               typename V::Scalar* out, int64_t stride,
-                                               RowUpdate<typename V::Scalar> update,
-                                               typename V::Mask tail) {
+[[gnu::always_inline]] inline void micro_kernel(Left<typename V::Scalar> a,
+                                                Right<typename V::Scalar> x, int64_t depth,
+                                                typename V::Scalar* out, int64_t stride,
+                                                Epilogue<typename V::Scalar> epilogue,
+                                                typename V::Mask tail) {
   using Reg = typename V::Reg;
-  // The product starts from zero and what is there is added last: see V::kLongestChain.
+  // The product starts from zero and the old output is added last; see V::kLongestChain.
   Reg tile[kRows][kVecs];
   clear<V>(tile);
-  if (update.prefetch) {
+  if (epilogue.prefetch) {
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVecs; ++v) {
         __builtin_prefetch(out + r * stride + v * V::kWidth, /*rw=*/1);
@@ -177,13 +179,13 @@ template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors:
     }
   }
   multiply_add<V, kRows, kVecs, kTail, kFactors>(tile, a, x, depth, tail);
-  if (update.accumulate) {
-    add_rows<V, kRows, kVecs, kTail>(tile, out, stride, update, tail);
+  if (epilogue.accumulate) {
+    add_rows<V, kRows, kVecs, kTail>(tile, out, stride, epilogue, tail);
   }
-  if (update.finish != nullptr) {
+  if (epilogue.finish != nullptr) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const Reg factor = V::broadcast(update.finish + r);
+      const Reg factor = V::broadcast(epilogue.finish + r);
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) tile[r][v] = V::mul(factor, tile[r][v]);
     }
@@ -202,25 +204,26 @@ template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors:
   }
 }
 
-// Not a call per tile: that alone would cost 50 cycles, an eighth of a tile.
+// All rows in one call: a call per register block would cost 50 cycles, an eighth of its work.
 template <class V, int kVecs, bool kTail, Factors kFactors>
 [[gnu::noinline]] void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
                                       int64_t depth, typename V::Scalar* out, int64_t stride,
-                                      int64_t rows, RowUpdate<typename V::Scalar> update,
+                                      int64_t rows, Epilogue<typename V::Scalar> epilogue,
                                       Terms terms, typename V::Mask tail) {
-  for_row_tiles<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
-    const RowUpdate<typename V::Scalar> here = {
-        update.accumulate, update.weight, update.rescale == nullptr ? nullptr : update.rescale + r,
-        update.finish == nullptr ? nullptr : update.finish + r, update.prefetch};
+  for_row_blocks<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
+    const Epilogue<typename V::Scalar> here = {
+        epilogue.accumulate, epilogue.weight,
+        epilogue.rescale == nullptr ? nullptr : epilogue.rescale + r,
+        epilogue.finish == nullptr ? nullptr : epilogue.finish + r, epilogue.prefetch};
     int64_t first = 0, last = depth;
     terms.from_row(r).template cover<kRows>(&first, &last);
-    update_tile<V, kRows, kVecs, kTail, kFactors>(
+    micro_kernel<V, kRows, kVecs, kTail, kFactors>(
         {a.data + r * a.row + first * a.step, a.row, a.step}, {x.data + first * x.stride, x.stride},
         last - first, out + r * stride, stride, here, tail);
   });
 }
 
-/// Calls f.operator()<vecs>() with a compile-time number of vectors.
+/// Calls f.operator()<vecs>(), which turns `vecs` <= kVecs into a compile-time constant.
 template <int kVecs, class F>
 [[gnu::always_inline]] inline void with_vecs(int vecs, F&& f) {
   if constexpr (kVecs > 1) {
@@ -229,56 +232,56 @@ template <int kVecs, class F>
   f.template operator()<kVecs>();
 }
 
-/// out[rows][columns] = update(out, a x), row-major in place, any number of rows and columns. The
-/// depth is a block of keys or of queries: chains are as long as that.
+/// out[rows][columns] = epilogue(out, a x), row-major and in place, for any number of rows and
+/// columns. Sums are chains of `depth` terms, so the depth should be one block of keys or queries.
 template <class V, Factors kFactors = Factors::kAll>
 void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
                  typename V::Scalar* out, int64_t stride, int64_t rows, int64_t columns,
-                 RowUpdate<typename V::Scalar> update, Terms terms = {}) {
+                 Epilogue<typename V::Scalar> epilogue, Terms terms = {}) {
   constexpr int64_t W = V::kWidth;
-  constexpr int kMost = V::kColumnVecs;
+  constexpr int kMax = V::kColumnVecs;
   const typename V::Mask all = V::first(W);
   int64_t c = 0;
-  for (; c + kMost * W <= columns; c += kMost * W) {
-    update_columns<V, kMost, false, kFactors>(a, {x.data + c, x.stride}, depth, out + c, stride,
-                                              rows, update, terms, all);
+  for (; c + kMax * W <= columns; c += kMax * W) {
+    update_columns<V, kMax, false, kFactors>(a, {x.data + c, x.stride}, depth, out + c, stride,
+                                             rows, epilogue, terms, all);
   }
-  const int64_t rest = columns - c;
-  if (rest == 0) return;
+  const int64_t remainder = columns - c;
+  if (remainder == 0) return;
   const Right<typename V::Scalar> last = {x.data + c, x.stride};
-  const int64_t tail = rest % W;
-  with_vecs<kMost>(static_cast<int>(ceil_div(rest, W)), [&]<int kVecs>() {
+  const int64_t tail = remainder % W;
+  with_vecs<kMax>(static_cast<int>(ceil_div(remainder, W)), [&]<int kVecs>() {
     if (tail == 0) {
-      update_columns<V, kVecs, false, kFactors>(a, last, depth, out + c, stride, rows, update,
+      update_columns<V, kVecs, false, kFactors>(a, last, depth, out + c, stride, rows, epilogue,
                                                 terms, all);
     } else {
-      update_columns<V, kVecs, true, kFactors>(a, last, depth, out + c, stride, rows, update, terms,
-                                               V::first(tail));
+      update_columns<V, kVecs, true, kFactors>(a, last, depth, out + c, stride, rows, epilogue,
+                                               terms, V::first(tail));
     }
   });
 }
 
-/// `update_rows` with the factors that are known at run time only.
+/// `update_rows` with `factors` chosen at run time.
 template <class V>
 void update_rows(Factors factors, Left<typename V::Scalar> a, Right<typename V::Scalar> x,
                  int64_t depth, typename V::Scalar* out, int64_t stride, int64_t rows,
-                 int64_t columns, RowUpdate<typename V::Scalar> update, Terms terms = {}) {
+                 int64_t columns, Epilogue<typename V::Scalar> epilogue, Terms terms = {}) {
   if (factors == Factors::kAll) {
-    update_rows<V>(a, x, depth, out, stride, rows, columns, update, terms);
+    update_rows<V>(a, x, depth, out, stride, rows, columns, epilogue, terms);
   } else {
-    update_rows<V, Factors::kUnmasked>(a, x, depth, out, stride, rows, columns, update, terms);
+    update_rows<V, Factors::kUnmasked>(a, x, depth, out, stride, rows, columns, epilogue, terms);
   }
 }
 
-/// out[c][r] = factor * rows[r][c] for `count` rows of `columns` numbers; out has rows of kLanes
-/// numbers, those past `count` zero. Reads nothing past the end of a row.
+/// out[c][r] = factor * rows[r][c] for `count` rows of `columns` elements. Rows of `out` have
+/// kLanes elements; those past `count` are 0. Reads nothing past the end of a row.
 template <class V, int kLanes>
 void pack_transposed(const typename V::Scalar* rows, int64_t stride, int64_t count, int64_t columns,
                      typename V::Scalar factor, typename V::Scalar* out) {
   constexpr int W = V::kWidth;
   const typename V::Reg scale = V::broadcast(factor);
-  // Along W rows to their end, then the next W: rows a power of two apart share cache sets, and so
-  // many of them fit, while all rows would evict each line before its second half is read.
+  // Packs W rows to their end before the next W. Rows a power of two apart share cache sets: W of
+  // them fit, but all rows at once would evict each line before its second half is read.
   for (int lane = 0; lane < kLanes; lane += W) {
     for (int64_t c = 0; c < columns; c += W) {
       const int64_t width = min_of(W, columns - c);

@@ -1,5 +1,5 @@
 #pragma once
-// Running sums over time of rows of `width` numbers.
+// Running sums over time of rows of `width` elements.
 
 #include "csrc/generic/exp.h"
 #include "csrc/generic/lanes.h"
@@ -8,8 +8,8 @@ namespace flash {
 namespace {
 
 /// Calls f.operator()<vecs>(c, lanes) for columns c, c + 1, …: kVecs whole vectors at a time, then
-/// fewer. Side by side, since one chain of additions would leave the adders waiting; and many,
-/// since rows a power of two apart share few sets of a cache, and should be fetched once.
+/// fewer. Several vectors, because one chain of additions would leave the adders idle; many,
+/// because rows a power of two apart share few cache sets and should be fetched once.
 template <class V, int kVecs, class F>
 [[gnu::always_inline]] inline void for_lane_groups(int64_t columns, F&& f, int64_t c = 0) {
   for (; c + kVecs * V::kWidth <= columns; c += kVecs * V::kWidth) {
@@ -23,7 +23,7 @@ template <class V, int kVecs, class F>
 }
 constexpr int kRunningVecs = 8;
 
-/// sum[t] = value[0] + … + value[t]; values are `step` apart, sums contiguous.
+/// sum[t] = value[0] + … + value[t]. Rows of `value` are `step` apart, those of `sum` contiguous.
 template <class V>
 void running_sum(const typename V::Scalar* value, int64_t step, typename V::Scalar* sum,
                  int64_t length, int64_t width) {
@@ -41,8 +41,8 @@ void running_sum(const typename V::Scalar* value, int64_t step, typename V::Scal
   });
 }
 
-/// value_gradient[t] = gradient[t] + gradient[t + 1] + …, without those of `skipped` times; the
-/// result's rows are `step` apart.
+/// value_gradient[t] = sum of gradient[s] over s >= t with skipped[s] false. Rows of value_gradient
+/// are `step` apart.
 template <class V>
 void running_sum_backward(const typename V::Scalar* gradient, const bool* skipped,
                           typename V::Scalar* value_gradient, int64_t step, int64_t length,

@@ -1,8 +1,10 @@
 #pragma once
-// Everything that happens to a score between the product and the softmax, and to a weight after it:
-// softcap, ALiBi, bias, boolean mask, window, dropout. A new option is added here, to `apply` (to
-// `mark_masked` and `attends_any` if it can mask a key, to KeyRanges if it leaves out whole ranges
-// of keys), and to ScoreParams; the tile loops do not change.
+// All operations on scores between Q K^T and the softmax, and on weights after it: softcap, ALiBi,
+// bias, boolean mask, window, dropout.
+//
+// To add an option, add its fields to ScoreParams and its arithmetic to `apply`. If it can mask a
+// key, extend `mark_masked` and `attends_any`; if it can mask whole ranges of keys, extend
+// KeyRanges. The tile loops do not change.
 
 #include <cstdint>
 #include <limits>
@@ -17,17 +19,18 @@
 namespace flash {
 namespace {
 
-/// Whether some query may be kept from some key.
-inline bool can_exclude(const ScoreParams& p) {
+/// Whether any (query, key) pair may be masked.
+inline bool can_mask(const ScoreParams& p) {
   return p.window_left >= 0 || p.window_right >= 0 || p.bias_kind != BiasKind::kNone;
 }
 
-/// Whether a score is anything but scale * q k, or -inf for the window.
+/// Whether softcap, ALiBi or a bias changes the scores.
 inline bool changes_scores(const ScoreParams& p) {
   return p.softcap > 0 || p.alibi_slopes != nullptr || p.bias_kind != BiasKind::kNone;
 }
 
-/// Lane i stands for query `first + i` of one (batch, head), i < count; further lanes are padding.
+/// The score stage of one tile. Lane i is query `first + i` of one (batch, head), i < count; lanes
+/// from `count` on are padding.
 template <class V>
 class ScoreStage {
  public:
@@ -57,27 +60,28 @@ class ScoreStage {
 
   const KeyRanges<V>& ranges() const { return ranges_; }
 
-  /// The score that each row has besides those of its keys; -inf for none.
+  /// The score of the sink; -inf if there is none.
   T sink() const { return sink_; }
 
-  /// Reads the bias of keys [key, key + count), which `apply` then adds.
+  /// Loads the bias of keys [key, key + count), for `apply` and `mark_masked`.
   template <int kVecs>
   void start_block(int64_t key, int64_t count) {
     if (params_->bias_kind != BiasKind::kNone) load_bias<kVecs>(key, count);
   }
 
-  /// Turns raw scores s[key][lane] of one segment into final ones: -inf where a query may not
-  /// attend. `max` is raised to the largest score of each lane. `block` is the key that
-  /// `start_block` was told, of a tile of kTileVecs vectors. Where scores are capped and
-  /// `slope_of_cap` is not null, it gets the derivative of each by the raw score, laid out as s.
+  /// Turns raw scores s[key][lane] of one segment, kVecs of the kTileVecs vectors of the tile, into
+  /// final scores, with -inf for masked ones, and raises `max` to the largest score of each lane.
+  /// `block` is the `key` that was passed to `start_block`; the segment starts at key block + j. If
+  /// scores are capped and `cap_derivative` is not null, it receives the derivative of each capped
+  /// score with respect to the raw score, in the layout of s.
   template <int kTileVecs, int kVecs>
   void apply(T* s, int64_t stride, int64_t block, int64_t j, int64_t count, bool limited, Reg* max,
-             T* slope_of_cap = nullptr) const {
+             T* cap_derivative = nullptr) const {
     constexpr int kDead = kTileVecs - kVecs;
     const T* bias = bias_tile_ + (j * kTileVecs + kDead) * V::kWidth;
     constexpr int64_t kBiasStride = kTileVecs * V::kWidth;
     const bool has_bias = params_->bias_kind != BiasKind::kNone;
-    if (params_->softcap > 0) cap<kVecs>(s, stride, count, slope_of_cap);
+    if (params_->softcap > 0) cap<kVecs>(s, stride, count, cap_derivative);
     if (params_->alibi_slopes != nullptr) {
       add_alibi<kVecs>(s, stride, ranges_.positions() + kDead * V::kWidth, block + j, count);
     }
@@ -94,7 +98,7 @@ class ScoreStage {
     }
   }
 
-  /// Adds to rows[lane] the derivative of the loss by the lane's slope, from those by its scores.
+  /// Adds the gradient of the ALiBi slope of each lane to rows[lane].
   template <int kVecs>
   [[gnu::noinline]] void add_slope_gradients(const T* grad_scores, int64_t stride, int64_t key,
                                              int64_t count, T* rows) const {
@@ -116,19 +120,19 @@ class ScoreStage {
     for (int64_t i = 0; i < count_; ++i) rows[i] -= lanes[i];
   }
 
-  /// Whether the query of `lane` may attend some key.
+  /// Whether the query of `lane` attends at least one key.
   bool attends_any(int64_t lane) const {
     const int64_t begin = ranges_.starts()[lane], end = ranges_.limits()[lane];
     if (params_->bias_kind == BiasKind::kNone) return begin < end;
-    constexpr int64_t kChunk = 64;  // without a branch inside, so that its loop is vectorised
+    constexpr int64_t kChunk = 64;  // branch-free inside, so that the loop is vectorized
     for (int64_t key = begin; key < end; key += kChunk) {
       if (attends_some(lane, key, min_of(kChunk, end - key))) return true;
     }
     return false;
   }
 
-  /// Of keys [key, key + count) those that every query of the tile attends, as far as is known
-  /// without a look at the bias, counted from `key`.
+  /// The keys of [key, key + count) that every query of the tile attends, relative to `key`. Empty
+  /// if there is a bias.
   Range unmasked_keys(int64_t key, int64_t count) const {
     if (params_->bias_kind != BiasKind::kNone) return {count, count};
     return ranges_.unlimited_keys(key, count);
@@ -138,8 +142,8 @@ class ScoreStage {
     return keys.begin == 0 && keys.end == count;
   }
 
-  /// Makes -0 of the masked ones of x[key][lane], and +0 of other zeros, of which
-  /// Factors::kUnmasked then tells them apart. Of keys that `start_block` was told from `key` on.
+  /// Sets masked elements of x[key][lane] to -0 and other zeros to +0, for Factors::kUnmasked. The
+  /// keys must be those of the last `start_block`.
   template <int kVecs>
   [[gnu::noinline]] void mark_masked(T* x, int64_t stride, int64_t key, int64_t count) const {
     constexpr int W = V::kWidth;
@@ -160,7 +164,7 @@ class ScoreStage {
 
   bool has_dropout() const { return params_->dropout > 0; }
 
-  /// Zeroes the dropped ones of the weights p[key][lane].
+  /// Sets dropped weights p[key][lane] to 0.
   template <int kVecs>
   void drop(T* p, int64_t stride, int64_t key, int64_t count) const {
     for_dropout_rows<kVecs>(key, count, [&](int64_t j, const uint32_t* word) {
@@ -170,7 +174,7 @@ class ScoreStage {
     });
   }
 
-  /// Sets the sign of the dropped ones, so that one buffer holds both the weight and its fate.
+  /// Negates dropped weights, so that one buffer holds both the weights and the dropout mask.
   template <int kVecs>
   void mark_dropped(T* p, int64_t stride, int64_t key, int64_t count) const {
     for_dropout_rows<kVecs>(key, count, [&](int64_t j, const uint32_t* word) {
@@ -183,7 +187,7 @@ class ScoreStage {
  private:
   static constexpr T kInf = std::numeric_limits<T>::infinity();
 
-  // Of `count` keys in one row of the bias, not looking at limits.
+  // Whether the bias leaves any of `count` keys unmasked for the query of `lane`.
   bool attends_some(int64_t lane, int64_t key, int64_t count) const {
     const int64_t column = params_->bias_strides[3];
     const int64_t at = bias_offset_ + lane * params_->bias_strides[2] + key * column;
@@ -203,11 +207,11 @@ class ScoreStage {
           [bias = static_cast<const T*>(params_->bias)](int64_t i) { return bias[i] != -kInf; });
     }
     return look([&](int64_t i) {
-      return stored_number<T>(params_->bias, i, params_->bias_storage) != -kInf;
+      return stored_element<T>(params_->bias, i, params_->bias_storage) != -kInf;
     });
   }
 
-  // bias_tile[key][lane] = bias of the lane's query, with 0 and -inf for True and False.
+  // bias_tile[key][lane] = the bias; for a boolean mask, 0 for True and -inf for False.
   template <int kVecs>
   void load_bias(int64_t key, int64_t count) {
     constexpr int kLanes = kVecs * V::kWidth;
@@ -228,10 +232,10 @@ class ScoreStage {
       load_bias_rows<kVecs>(count, [&](int64_t i, int64_t j, int64_t width, T* to) {
         const int64_t from = offset + i * row + j * column;
         if (column == 1) {
-          widen<V>(params_->bias, from, width, params_->bias_storage, to);
+          load_16_bit<V>(params_->bias, from, width, params_->bias_storage, to);
         } else {
           for (int64_t k = 0; k < width; ++k) {
-            to[k] = stored_number<T>(params_->bias, from + k * column, params_->bias_storage);
+            to[k] = stored_element<T>(params_->bias, from + k * column, params_->bias_storage);
           }
         }
       });
@@ -248,8 +252,8 @@ class ScoreStage {
     }
   }
 
-  // A few keys of all queries at once: what read(query, key, keys, to) makes of a row of the bias
-  // becomes a column.
+  // Calls read(query, key, keys, to), which writes part of a bias row to `to`, for V::kWidth keys
+  // of every query at a time, and transposes the result into bias_tile.
   template <int kVecs, class Read>
   void load_bias_rows(int64_t count, Read&& read) {
     constexpr int kLanes = kVecs * V::kWidth;
@@ -262,7 +266,8 @@ class ScoreStage {
     }
   }
 
-  // Counted from `key`, small numbers, and so exact, wherever ALiBi leaves a weight to speak of.
+  // Positions relative to `key`: small integers, and so exact, wherever ALiBi leaves a weight that
+  // matters.
   template <int kVecs>
   static void relative_positions(const int64_t* position, int64_t key, T* out) {
     for (int i = 0; i < kVecs * V::kWidth; ++i) {
@@ -270,8 +275,9 @@ class ScoreStage {
     }
   }
 
-  // s to c tanh(s / c), and 1 - tanh^2 beside it where that is wanted. Where the tanh of a quotient
-  // is the quotient, the score stays what it is: by a very large cap the quotient is a denormal.
+  // Replaces s by c tanh(s / c) and, unless `slope` is null, writes 1 - tanh^2 to it. A score whose
+  // quotient equals its own tanh is left unchanged: with a very large cap, the quotient is
+  // denormal.
   template <int kVecs>
   [[gnu::noinline]] void cap(T* s, int64_t stride, int64_t count, T* slope) const {
     constexpr double kLargest = std::numeric_limits<T>::max();
@@ -339,7 +345,7 @@ class ScoreStage {
     for (int v = 0; v < kVecs; ++v) max[v] = top[v];
   }
 
-  // Calls f(row, words of the row's key) with one random word per lane.
+  // Calls f(row, words) for every key, with one random word per lane.
   template <int kVecs, class F>
   void for_dropout_rows(int64_t key, int64_t count, F&& f) const {
     constexpr int kLanes = kVecs * V::kWidth;

@@ -1,8 +1,9 @@
 #pragma once
-// Informer's measurement of query sparsity, from a few sampled keys per query, read in place.
+// Informer's sparsity measurement of queries, on a few sampled keys per query that are read in
+// place.
 //
-// The (query, sample) pairs of a unit are one list. V::kWidth pairs are formed as a register of
-// partial sums each, and a transposition turns their lanes into one lane per pair.
+// The (query, sample) pairs of a unit form one list. The dot products of V::kWidth pairs are formed
+// as one register of partial sums each; a transpose and additions then give one lane per pair.
 
 #include <cstdint>
 
@@ -12,15 +13,15 @@
 namespace flash {
 namespace {
 
-constexpr int64_t kSparsityQueries = 32;  ///< a unit: so many queries of one head
+constexpr int64_t kSparsityQueries = 32;  ///< queries of one head in a unit of work
 
 inline WorkPlan sparsity_plan(const SparsityParams& p) {
   return {p.batch * p.heads * ceil_div(p.queries, kSparsityQueries), 1,
           2 * kSparsityQueries * p.samples * p.head_dim};
 }
 
-/// Partial sums of a dot product of `length` numbers: kVecs whole vectors, or any length if kVecs
-/// is 0.
+/// The partial sums of a dot product of `length` elements: kVecs whole vectors, or any length if
+/// kVecs is 0.
 template <class V, int kVecs>
 [[gnu::always_inline]] inline typename V::Reg dot_lanes(const typename V::Scalar* a,
                                                         const typename V::Scalar* b,
@@ -67,16 +68,16 @@ inline void measure_queries(const SparsityParams& p, const typename V::Scalar* q
   constexpr T kMinusInf = -static_cast<T>(__builtin_inf());
   alignas(64) T rows[W][W] = {}, scores[W];
   const int64_t pairs = queries * p.samples;
-  int64_t ahead = 0;   // samples of the query at hand whose products are formed
-  int64_t behind = 0;  // and those that are in the two numbers below
+  int64_t formed = 0;   // samples of the current query whose dot products are formed
+  int64_t reduced = 0;  // samples that `largest` and `sum` include
   T largest = kMinusInf, sum = 0;
   for (int64_t first = 0; first < pairs; first += W) {
     const int64_t count = min_of(W, pairs - first);
     for (int64_t i = 0; i < count; ++i) {
       const T* key = keys + index[first + i] * p.key.strides.row;
       V::store(rows[i], dot_lanes<V, kVecs>(query, key, p.head_dim));
-      if (++ahead == p.samples) {
-        ahead = 0;
+      if (++formed == p.samples) {
+        formed = 0;
         query += p.query.strides.row;
       }
     }
@@ -84,9 +85,9 @@ inline void measure_queries(const SparsityParams& p, const typename V::Scalar* q
     for (int64_t i = 0; i < count; ++i) {
       largest = scores[i] > largest ? scores[i] : largest;
       sum += scores[i];
-      if (++behind == p.samples) {
+      if (++reduced == p.samples) {
         *out++ = largest - sum / static_cast<T>(p.keys);
-        behind = 0;
+        reduced = 0;
         largest = kMinusInf;
         sum = 0;
       }
@@ -97,9 +98,9 @@ inline void measure_queries(const SparsityParams& p, const typename V::Scalar* q
 template <class V>
 void sparsity(const SparsityParams& p, int64_t unit_begin, int64_t unit_end) {
   using T = typename V::Scalar;
-  constexpr int kMostVecs = 4;
+  constexpr int kMaxVecs = 4;
   const bool whole =
-      p.head_dim > 0 && p.head_dim % V::kWidth == 0 && p.head_dim <= kMostVecs * V::kWidth;
+      p.head_dim > 0 && p.head_dim % V::kWidth == 0 && p.head_dim <= kMaxVecs * V::kWidth;
   const int64_t blocks = ceil_div(p.queries, kSparsityQueries);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
     const int64_t batch_head = unit / blocks;
@@ -113,7 +114,7 @@ void sparsity(const SparsityParams& p, int64_t unit_begin, int64_t unit_end) {
     const int64_t* index = p.index + first * p.samples;
     T* out = static_cast<T*>(p.out) + batch_head * p.queries + first;
     if (whole) {
-      with_vecs<kMostVecs>(static_cast<int>(p.head_dim / V::kWidth), [&]<int kVecs>() {
+      with_vecs<kMaxVecs>(static_cast<int>(p.head_dim / V::kWidth), [&]<int kVecs>() {
         measure_queries<V, kVecs>(p, query, keys, index, count, out);
       });
     } else {

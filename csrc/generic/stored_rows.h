@@ -1,5 +1,5 @@
 #pragma once
-// Rows of numbers as the kernels compute with them, whatever they are stored as.
+// Access to rows that are stored in the type of computation or in a 16-bit type.
 
 #include <cstdint>
 #include <cstring>
@@ -12,28 +12,28 @@
 namespace flash {
 namespace {
 
-/// Calls f(pointer to a number of 16 bits) with `data` as what `storage` says, which is not native.
+/// Calls f with `data` as a pointer to BFloat16 or Half. `storage` must not be kNative.
 template <class Data, class F>
-auto with_narrow(Data* data, Storage storage, F&& f) {
+auto with_16_bit(Data* data, Storage storage, F&& f) {
   using Bytes = std::conditional_t<std::is_const_v<Data>, const BFloat16, BFloat16>;
   using Halves = std::conditional_t<std::is_const_v<Data>, const Half, Half>;
   return storage == Storage::kBFloat16 ? f(static_cast<Bytes*>(data))
                                        : f(static_cast<Halves*>(data));
 }
 
-/// Calls f(pointer to a number) with `data` as what `storage` says; native is T.
+/// Calls f with `data` as a pointer to the type that `storage` names; kNative is T.
 template <class T, class Data, class F>
 auto with_stored(Data* data, Storage storage, F&& f) {
   if constexpr (std::is_same_v<T, float>) {
-    if (storage != Storage::kNative) return with_narrow(data, storage, f);
+    if (storage != Storage::kNative) return with_16_bit(data, storage, f);
   }
   using Native = std::conditional_t<std::is_const_v<Data>, const T, T>;
   return f(static_cast<Native*>(data));
 }
 
-/// Number `index` of `data`.
+/// Element `index` of `data`.
 template <class T>
-T stored_number(const void* data, int64_t index, Storage storage) {
+T stored_element(const void* data, int64_t index, Storage storage) {
   return with_stored<T>(data, storage, [&](const auto* p) {
     if constexpr (std::is_same_v<decltype(p), const T*>) {
       return p[index];
@@ -43,36 +43,36 @@ T stored_number(const void* data, int64_t index, Storage storage) {
   });
 }
 
-/// The first `count` numbers of a register and zeros, from memory that ends behind them.
+/// Loads `count` elements into the first lanes, 0 into the others. Reads nothing past them.
 template <class V, class Stored>
 typename V::Reg load_first(const Stored* p, int64_t count) {
   if constexpr (std::is_same_v<Stored, typename V::Scalar>) {
     return V::load(p, V::first(count));
   } else {
-    Stored numbers[V::kWidth] = {};
-    for (int64_t i = 0; i < count; ++i) numbers[i] = p[i];
-    return V::load(numbers);
+    Stored elements[V::kWidth] = {};
+    for (int64_t i = 0; i < count; ++i) elements[i] = p[i];
+    return V::load(elements);
   }
 }
 
-/// The way back.
+/// Stores the first `count` lanes. Writes nothing past them.
 template <class V, class Stored>
-void store_first(Stored* p, typename V::Reg numbers, int64_t count) {
+void store_first(Stored* p, typename V::Reg elements, int64_t count) {
   if constexpr (std::is_same_v<Stored, typename V::Scalar>) {
-    V::store(p, numbers, V::first(count));
+    V::store(p, elements, V::first(count));
   } else {
     Stored rounded[V::kWidth];
-    V::store(rounded, numbers);
+    V::store(rounded, elements);
     for (int64_t i = 0; i < count; ++i) p[i] = rounded[i];
   }
 }
 
-/// out[i] = number first + i of `data`, which is not native, i < count.
+/// out[i] = data[first + i], i < count. `storage` must not be kNative.
 template <class V>
-void widen(const void* data, int64_t first, int64_t count, Storage storage,
-           typename V::Scalar* out) {
+void load_16_bit(const void* data, int64_t first, int64_t count, Storage storage,
+                 typename V::Scalar* out) {
   if constexpr (std::is_same_v<typename V::Scalar, float>) {
-    with_narrow(data, storage, [&](const auto* p) {
+    with_16_bit(data, storage, [&](const auto* p) {
       p += first;
       int64_t i = 0;
       for (; i + V::kWidth <= count; i += V::kWidth) V::store(out + i, V::load(p + i));
@@ -81,12 +81,12 @@ void widen(const void* data, int64_t first, int64_t count, Storage storage,
   }
 }
 
-/// The way back.
+/// data[first + i] = row[i], rounded, i < count. `storage` must not be kNative.
 template <class V>
-void narrow(const typename V::Scalar* row, int64_t count, Storage storage, void* data,
-            int64_t first) {
+void store_16_bit(const typename V::Scalar* row, int64_t count, Storage storage, void* data,
+                  int64_t first) {
   if constexpr (std::is_same_v<typename V::Scalar, float>) {
-    with_narrow(data, storage, [&](auto* p) {
+    with_16_bit(data, storage, [&](auto* p) {
       p += first;
       int64_t i = 0;
       for (; i + V::kWidth <= count; i += V::kWidth) V::store(p + i, V::load(row + i));
@@ -95,7 +95,7 @@ void narrow(const typename V::Scalar* row, int64_t count, Storage storage, void*
   }
 }
 
-/// Where row `row` of one (batch, head) begins, in elements.
+/// The offset of row `row` of one (batch, head), in elements.
 template <class Pointer>
 int64_t row_offset(const RowsOf<Pointer>& rows, int64_t batch, int64_t head, int64_t row) {
   return batch * rows.strides.batch + head * rows.strides.head + row * rows.strides.row;
@@ -107,7 +107,7 @@ auto* row_pointer(const RowsOf<Pointer>& rows, int64_t batch, int64_t head, int6
   return static_cast<Element*>(rows.data) + row_offset(rows, batch, head, row);
 }
 
-/// Rows that lie `stride` numbers apart.
+/// Rows `stride` elements apart.
 template <class T>
 struct RowView {
   const T* data;
@@ -116,8 +116,8 @@ struct RowView {
   const T* at(int64_t row) const { return data + row * stride; }
 };
 
-/// `count` rows of `columns` numbers of one (batch, head) from row `first` on: in place if they are
-/// native, else as a copy in `copy`.
+/// Rows first … first + count - 1 of one (batch, head), `columns` elements each. In place if the
+/// storage is kNative; else converted into `copy`.
 template <class V>
 RowView<typename V::Scalar> read_rows(const ConstRows& rows, Storage storage, int64_t batch,
                                       int64_t head, int64_t first, int64_t count, int64_t columns,
@@ -128,7 +128,7 @@ RowView<typename V::Scalar> read_rows(const ConstRows& rows, Storage storage, in
   }
   const int64_t begin = row_offset(rows, batch, head, first);
   for (int64_t i = 0; i < count; ++i) {
-    widen<V>(rows.data, begin + i * rows.strides.row, columns, storage, copy + i * columns);
+    load_16_bit<V>(rows.data, begin + i * rows.strides.row, columns, storage, copy + i * columns);
   }
   return {copy, columns};
 }

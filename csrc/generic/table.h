@@ -1,5 +1,5 @@
 #pragma once
-// The table of one instruction set, filled from the algorithm instantiated on its vectors.
+// The TypedKernels of one instruction set, instantiated on its vectors.
 
 #include "csrc/denormals.h"
 #include "csrc/generic/backward_pass.h"

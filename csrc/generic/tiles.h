@@ -1,5 +1,5 @@
 #pragma once
-// How queries are cut into register tiles, and what both directions do with one.
+// The tiles of queries, and the functions on one tile that forward and backward share.
 
 #include <cstdint>
 
@@ -9,8 +9,8 @@
 namespace flash {
 namespace {
 
-/// Queries cut into tiles of at most kMaxVecs vectors. A remainder of one vector is not left alone:
-/// the tiles before it give some up (3 + 1 becomes 2 + 2), which keeps more of each load in use.
+/// Splits queries into tiles of at most kMaxVecs vectors. A remainder of one vector takes vectors
+/// from the tiles before it (3 + 1 becomes 2 + 2), so that every load is used for more products.
 template <class V>
 class QueryTiles {
  public:
@@ -38,17 +38,17 @@ class QueryTiles {
   int64_t queries_;
   int64_t vecs_;
   int64_t count_;
-  int64_t full_;  // tiles that hold kMaxVecs vectors; the others hold one fewer
+  int64_t full_;  // tiles of kMaxVecs vectors; the others have one fewer
 };
 
-/// S^T tile by tile: `done(first_key, tile)` receives the finished register tile of scores of keys
-/// first_key … against kVecs vectors of lanes. `left` holds `count` rows of `depth` numbers,
-/// `packed` the other operand transposed, `depth` rows of lanes.
+/// Forms S^T, one register block at a time, and calls `done(first_key, tile)` with each: the scores
+/// of rows first_key, first_key + 1, … against kVecs vectors of lanes. `left` has `count` rows of
+/// `depth` elements; `packed` is the other operand, transposed: `depth` rows of lanes.
 template <class V, int kVecs, class Done>
-[[gnu::always_inline]] inline void score_tiles(const typename V::Scalar* left, int64_t stride,
-                                               int64_t count, int64_t depth,
-                                               Right<typename V::Scalar> packed, Done&& done) {
-  for_row_tiles<V::score_rows(kVecs)>(
+[[gnu::always_inline]] inline void score_blocks(const typename V::Scalar* left, int64_t stride,
+                                                int64_t count, int64_t depth,
+                                                Right<typename V::Scalar> packed, Done&& done) {
+  for_row_blocks<V::score_rows(kVecs)>(
       count, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
         typename V::Reg tile[kRows][kVecs];
         clear<V>(tile);
@@ -76,40 +76,40 @@ template <class V, int kVecs>
 [[gnu::noinline]] void raw_scores(const typename V::Scalar* keys, int64_t key_stride, int64_t count,
                                   int64_t depth, Right<typename V::Scalar> packed,
                                   typename V::Scalar* s, int64_t stride) {
-  score_tiles<V, kVecs>(keys, key_stride, count, depth, packed,
-                        [&]<int kRows>(int64_t j, typename V::Reg(&tile)[kRows][kVecs]) {
+  score_blocks<V, kVecs>(keys, key_stride, count, depth, packed,
+                         [&]<int kRows>(int64_t j, typename V::Reg(&tile)[kRows][kVecs]) {
 #pragma GCC unroll 16
-                          for (int r = 0; r < kRows; ++r) {
+                           for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-                            for (int v = 0; v < kVecs; ++v) {
-                              V::store(s + (j + r) * stride + v * V::kWidth, tile[r][v]);
-                            }
-                          }
-                        });
+                             for (int v = 0; v < kVecs; ++v) {
+                               V::store(s + (j + r) * stride + v * V::kWidth, tile[r][v]);
+                             }
+                           }
+                         });
 }
 
-/// As raw_scores, raising `max` to the largest score of each lane on the way.
+/// Like raw_scores; also raises `max` to the largest score of each lane.
 template <class V, int kVecs>
 [[gnu::noinline]] void raw_scores_and_max(const typename V::Scalar* keys, int64_t key_stride,
                                           int64_t count, int64_t depth,
                                           Right<typename V::Scalar> packed, typename V::Scalar* s,
                                           int64_t stride, typename V::Reg* max) {
-  score_tiles<V, kVecs>(keys, key_stride, count, depth, packed,
-                        [&]<int kRows>(int64_t j, typename V::Reg(&tile)[kRows][kVecs]) {
+  score_blocks<V, kVecs>(keys, key_stride, count, depth, packed,
+                         [&]<int kRows>(int64_t j, typename V::Reg(&tile)[kRows][kVecs]) {
 #pragma GCC unroll 4
-                          for (int v = 0; v < kVecs; ++v) {
-                            typename V::Reg top = max[v];
+                           for (int v = 0; v < kVecs; ++v) {
+                             typename V::Reg top = max[v];
 #pragma GCC unroll 16
-                            for (int r = 0; r < kRows; ++r) {
-                              top = V::max(tile[r][v], top);
-                              V::store(s + (j + r) * stride + v * V::kWidth, tile[r][v]);
-                            }
-                            max[v] = top;
-                          }
-                        });
+                             for (int r = 0; r < kRows; ++r) {
+                               top = V::max(tile[r][v], top);
+                               V::store(s + (j + r) * stride + v * V::kWidth, tile[r][v]);
+                             }
+                             max[v] = top;
+                           }
+                         });
 }
 
-/// Lane i: the sum across register i.
+/// Returns in lane i the sum of the lanes of register i.
 template <class V>
 [[gnu::always_inline]] inline typename V::Reg sums_across(typename V::Reg (&rows)[V::kWidth]) {
   V::transpose(rows);
@@ -121,8 +121,8 @@ template <class V>
   return rows[0];
 }
 
-/// Lane i: the dot product of row i of `rows`, of which `count` exist, with column i of `packed`,
-/// summed as `score_tiles` sums: equal terms give equal bits.
+/// Returns in lane i the dot product of row i of `rows`, of which `count` exist, and column i of
+/// `packed`. Sums in the order of `score_blocks`, so equal terms give equal bits.
 template <class V>
 typename V::Reg row_dots(const typename V::Scalar* rows, int64_t stride, int64_t count,
                          int64_t columns, Right<typename V::Scalar> packed) {
@@ -161,12 +161,12 @@ bool is_zero(typename V::Reg x) {
   return zero;
 }
 
-/// Whether no number of these rows is NaN or infinite.
+/// Whether no element of these rows is NaN or Inf.
 template <class V>
 [[gnu::noinline]] bool all_finite(const typename V::Scalar* rows, int64_t stride, int64_t count,
                                   int64_t columns) {
-  // x * 0 is 0 for finite numbers and NaN for the rest.
-  constexpr int kChains = 4;  // independent sums, or each addition would wait for the one before
+  // x * 0 is 0 if x is finite, else NaN.
+  constexpr int kChains = 4;  // independent sums, so that additions need not wait for each other
   const int64_t last = columns % V::kWidth;
   const typename V::Mask tail = V::first(last);
   typename V::Reg sums[kChains];

@@ -1,6 +1,6 @@
 #pragma once
-// The weighted sum of a series over circular delays, and the correlation of two series at such
-// delays: each is the derivative of the other. Lanes are channels.
+// The weighted sum of a series over circular delays, and the correlation of two series at circular
+// delays. Each is the derivative of the other. Lanes are channels.
 
 #include <cstdint>
 
@@ -10,9 +10,9 @@
 namespace flash {
 namespace {
 
-constexpr int64_t kAggregationRows = 32;  ///< a unit: so many times of one series
-constexpr int kAggregationVecs = 8;       ///< vectors of channels in registers, beside a weight
-constexpr int kCorrelationDelays = 4;     ///< delays that share a load of the key
+constexpr int64_t kAggregationRows = 32;  ///< times of one series in a unit of work
+constexpr int kAggregationVecs = 8;       ///< vectors of channels held in registers
+constexpr int kCorrelationDelays = 4;     ///< delays that share each load of the key
 
 inline WorkPlan aggregation_plan(const AggregationParams& p) {
   return {p.batch * ceil_div(p.times, kAggregationRows), 1,
@@ -30,8 +30,7 @@ inline int64_t delayed(int64_t t, int64_t delay, int64_t times) {
   return row >= times ? row - times : row;
 }
 
-/// Columns [0, (kVecs - 1) V::kWidth + what `tail` has) of one row of the sum; every one of them
-/// whole unless kTail.
+/// kVecs vectors of columns of one row of the sum. With kTail, the last vector is masked by `tail`.
 template <class V, int kVecs, bool kTail>
 inline void aggregate_row(const AggregationParams& p, int64_t t, const int64_t* delay,
                           const typename V::Scalar* weights, const typename V::Scalar* value,
@@ -74,12 +73,12 @@ void aggregation(const AggregationParams& p, int64_t unit_begin, int64_t unit_en
     T* out = static_cast<T*>(p.out.data) + batch * p.out.batch_stride;
     for (int64_t c = 0; c < p.channels; c += kColumns) {
       const int64_t columns = min_of(kColumns, p.channels - c);
-      const int64_t rest = columns % V::kWidth;
-      const auto tail = V::first(rest);
+      const int64_t remainder = columns % V::kWidth;
+      const auto tail = V::first(remainder);
       with_vecs<kAggregationVecs>(static_cast<int>(ceil_div(columns, V::kWidth)), [&]<int kVecs>() {
         for (int64_t t = begin; t < end; ++t) {
           T* row = out + t * p.out.time_stride + c;
-          if (rest == 0) {
+          if (remainder == 0) {
             aggregate_row<V, kVecs, false>(p, t, delay, weights, value + c, row, tail);
           } else {
             aggregate_row<V, kVecs, true>(p, t, delay, weights, value + c, row, tail);
@@ -97,7 +96,7 @@ inline void correlate_rows(const CorrelationParams& p, int64_t begin, int64_t en
                            const typename V::Scalar* key, double* total) {
   using T = typename V::Scalar;
   constexpr int W = V::kWidth;
-  // Two chains per delay: one would leave the multiply-add units waiting for its last sum.
+  // Two accumulators per delay, to hide the latency of the multiply-add.
   typename V::Reg sum[kDelays][2];
   clear<V, kDelays, 2>(sum);
   for (int64_t t = begin; t < end; ++t) {
@@ -143,7 +142,7 @@ template <class V>
 void correlation(const CorrelationParams& p, int64_t unit_begin, int64_t unit_end) {
   using T = typename V::Scalar;
   const int64_t groups = ceil_div(p.delays, kCorrelationDelays);
-  // Sums in T are kept short; what they give is added up in double.
+  // Partial sums in T are short; their total is in double.
   const int64_t terms = max_of(1, ceil_div(p.channels, 2 * V::kWidth));
   const int64_t rows = max_of(1, V::kLongestChain / terms);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {

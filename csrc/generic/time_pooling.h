@@ -1,13 +1,13 @@
 #pragma once
-// Max-pooling over time, three rows at a stride of two.
+// Max-pooling over time with kernel size 3, stride 2 and padding 1.
 
 #include "csrc/generic/lanes.h"
 
 namespace flash {
 namespace {
 
-/// One window of rows, of which the first or the last may be missing. `which` is 0, 1 or 2 for the
-/// first of the largest; a NaN counts as larger than anything, as in torch.
+/// One window of three rows; kBefore and kAfter: whether its first and last row exist. `which` is
+/// the index (0, 1 or 2) of the first maximum. NaN is larger than every number, as in torch.
 template <bool kBefore, bool kAfter, class T>
 inline void pool_row(const T* middle, T* out, uint8_t* which, int64_t width) {
 #pragma GCC ivdep
@@ -32,7 +32,8 @@ inline void pool_row(const T* middle, T* out, uint8_t* which, int64_t width) {
   }
 }
 
-/// out [ceil(steps / 2), width] <- the largest of rows 2 t - 1, 2 t, 2 t + 1 of x [steps, width].
+/// out[t] = max of rows 2 t - 1, 2 t and 2 t + 1 of x [steps, width]; out is [ceil(steps / 2),
+/// width].
 template <class T>
 void halve_by_maximum(const T* x, T* out, uint8_t* which, int64_t steps, int64_t width) {
   for (int64_t t = 0; 2 * t < steps; ++t) {
@@ -52,8 +53,8 @@ void halve_by_maximum(const T* x, T* out, uint8_t* which, int64_t steps, int64_t
   }
 }
 
-/// x_gradient = the numbers of `gradient` whose `which` is kWhich, and, if kNext, those of the next
-/// row whose `which` is 0.
+/// x_gradient = gradient where `which` is kWhich, else 0; with kNext, plus the next row of gradient
+/// where its `which` is 0.
 template <class V, uint8_t kWhich, bool kNext>
 inline void unpool_row(const typename V::Scalar* gradient, const uint8_t* which,
                        typename V::Scalar* x_gradient, int64_t width) {
@@ -74,8 +75,9 @@ inline void unpool_row(const typename V::Scalar* gradient, const uint8_t* which,
   }
 }
 
-/// The adjoint. Every row of x once: an even one is the middle of a window, an odd one the end of
-/// one window and the start of the next, if there is one.
+/// The backward of `halve_by_maximum`. Writes each row of x_gradient once: an even row is the
+/// middle of a window; an odd row is the last of one window and the first of the next, if there is
+/// one.
 template <class V>
 void halve_by_maximum_backward(const typename V::Scalar* gradient, const uint8_t* which,
                                typename V::Scalar* x_gradient, int64_t steps, int64_t width) {

@@ -5,7 +5,7 @@ namespace flash {
 
 extern const KernelTable kScalarKernels;
 constinit const KernelTable kScalarKernels = {"scalar",
-                                              "portable C++, one number at a time",
+                                              "portable C++, one element at a time",
                                               [] { return true; },
                                               typed_kernels<Vec<float>>(),
                                               typed_kernels<Vec<double>>(),

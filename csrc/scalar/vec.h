@@ -1,6 +1,6 @@
 #pragma once
-// One number as a vector of width 1: plain C++ behind the interface that generic/ is written on.
-// It is the fallback where there is no AVX2, and the proof that generic/ is portable.
+// The vector interface of generic/ (csrc/README.md) in plain C++, with vectors of width 1: the
+// fallback without AVX2, and the proof that generic/ is portable.
 
 #include <cstdint>
 
@@ -15,17 +15,16 @@ struct Vec {
   using Scalar = T;
   using Reg = T;
   using Counters = ScalarCounters;
-  struct Mask {};  // a vector of width 1 has no partial tail
+  struct Mask {};  // a vector of width 1 has no remainder
   static constexpr int kWidth = 1;
 
-  /// As in avx2/vec.h; shorter, since without a fused multiply-add every term rounds twice.
+  /// See avx2/vec.h. Shorter, because every term rounds twice without a fused multiply-add.
   static constexpr int64_t kLongestChain = 16;
   static constexpr int kScoreVecs = 3;
   static constexpr int score_rows(int vecs) { return vecs == 3 ? 4 : vecs == 2 ? 6 : 8; }
   static constexpr int kColumnVecs = 2;
   static constexpr int column_rows(int vecs) { return vecs == 2 ? 6 : 12; }
   static constexpr bool kSplitsDown = false;
-  /// Exponentials side by side.
   static constexpr int kExpRows = 1;
 
   static Reg zero() { return T(0); }
@@ -46,7 +45,7 @@ struct Vec {
   static Reg sub(Reg a, Reg b) { return a - b; }
   static Reg mul(Reg a, Reg b) { return a * b; }
   static Reg div(Reg a, Reg b) { return a / b; }
-  // Two roundings: std::fma without the instruction is a library call, fifty times slower.
+  // Rounds twice: without the instruction, std::fma is a library call and fifty times slower.
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
   static Reg fma_unless_minus_zero(Reg a, Reg b, Reg c) {
     return a == T(0) && __builtin_signbit(a) ? c : a * b + c;

@@ -1,11 +1,11 @@
-// The kernels of every instruction set against the definition, without Torch.
+// Compares the attention kernels of every instruction set with the reference.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <string>
 
-#include "tests/csrc/closeness.h"
+#include "tests/csrc/expect_close.h"
 #include "tests/csrc/isa.h"
 #include "tests/csrc/run.h"
 
@@ -40,9 +40,9 @@ const Options kOptions[] = {
     {.slopes = true},
     {.sinks = 1},
     {.bias = kBoolean},
-    {.causal = true, .bias = kBoolean, .bias_of_keys = true, .grad_lse = true},
-    {.bias = kAdditive, .bias_of_keys = true, .layout = Layout::kGaps},
-    {.bias = kAdditive, .left = 20, .right = 7, .layout = Layout::kHeadsInside},
+    {.causal = true, .bias = kBoolean, .bias_per_key = true, .grad_lse = true},
+    {.bias = kAdditive, .bias_per_key = true, .layout = Layout::kGaps},
+    {.bias = kAdditive, .left = 20, .right = 7, .layout = Layout::kHeadsAfterLength},
     {.causal = true, .positions = Positions::kRandom, .grad_lse = true},
     {.left = 30, .right = 10, .slopes = true, .positions = Positions::kRandom},
     {.sinks = 1, .positions = Positions::kRandom, .grad_lse = true, .layout = Layout::kGaps},
@@ -60,7 +60,7 @@ const Options kOptions[] = {
 };
 
 template <class T>
-void expect_definition(const Shape& shape, const Options& options) {
+void expect_matches_reference(const Shape& shape, const Options& options) {
   const Problem<T> problem(shape, options);
   const Answer expected = testing::reference(problem);
   for (const KernelTable* table : supported_kernels()) {
@@ -70,39 +70,37 @@ void expect_definition(const Shape& shape, const Options& options) {
 }
 
 template <class T>
-void expect_definition_of_all(Storage storage = Storage::kNative) {
+void expect_all_match_reference(Storage storage = Storage::kNative) {
   for (const Shape& shape : kShapes) {
     for (Options options : kOptions) {
       options.storage = storage;
-      options.narrow_out = storage != Storage::kNative && shape.queries % 2 == 1;
-      expect_definition<T>(shape, options);
+      options.out_16_bit = storage != Storage::kNative && shape.queries % 2 == 1;
+      expect_matches_reference<T>(shape, options);
     }
   }
 }
 
-TEST(Attention, FloatIsTheDefinition) { expect_definition_of_all<float>(); }
-TEST(Attention, DoubleIsTheDefinition) { expect_definition_of_all<double>(); }
-TEST(Attention, BFloat16IsTheDefinition) { expect_definition_of_all<float>(Storage::kBFloat16); }
-TEST(Attention, HalfIsTheDefinition) { expect_definition_of_all<float>(Storage::kHalf); }
+TEST(Attention, FloatMatchesReference) { expect_all_match_reference<float>(); }
+TEST(Attention, DoubleMatchesReference) { expect_all_match_reference<double>(); }
+TEST(Attention, BFloat16MatchesReference) { expect_all_match_reference<float>(Storage::kBFloat16); }
+TEST(Attention, HalfMatchesReference) { expect_all_match_reference<float>(Storage::kHalf); }
 
-// The backward leaves out chunks of keys that no query of a block attends. With some of these
-// windows a chunk's first key is attended by the block's last query, and is all that the block
-// attends of that chunk.
-TEST(Attention, WindowsOfEveryReachAreTheDefinition) {
+// The backward skips chunks of keys that no query of a block attends. With some of these windows,
+// the only pair of a block and a chunk that is not masked is the last query and the first key.
+TEST(Attention, MatchesReferenceForEveryWindowSize) {
   const Shape shape = {1, 1, 1, 1, 257, 257, 4, 4};
   for (int64_t reach = 0; reach <= 64; ++reach) {
-    expect_definition<float>(shape, {.left = 0, .right = reach});
-    expect_definition<float>(shape, {.left = reach, .right = 0});
+    expect_matches_reference<float>(shape, {.left = 0, .right = reach});
+    expect_matches_reference<float>(shape, {.left = reach, .right = 0});
   }
 }
 
-// What a masked key or a window changes about a result that is compared with another one: numbers
-// of order 1 in float.
+// Tolerances for results of order 1 that differ only in the order of summation.
 constexpr double kSameFloat = 1e-5, kSameDouble = 1e-14;
 
 class AttentionOnEveryIsa : public ::testing::TestWithParam<const KernelTable*> {};
 
-TEST_P(AttentionOnEveryIsa, GivesTheSameBitsHoweverUnitsAreSpread) {
+TEST_P(AttentionOnEveryIsa, ResultsDoNotDependOnHowUnitsAreDistributed) {
   const Problem<float> problem({1, 2, 2, 1, 500, 300, 32, 32}, {.causal = true, .dropout = 0.1});
   const Answer together = testing::run(*GetParam(), problem);
   const Answer apart = testing::run(*GetParam(), problem, /*one_by_one=*/true);
@@ -112,8 +110,8 @@ TEST_P(AttentionOnEveryIsa, GivesTheSameBitsHoweverUnitsAreSpread) {
   EXPECT_EQ(together.dv, apart.dv);
 }
 
-TEST_P(AttentionOnEveryIsa, QueriesBeforeEveryKeyGetZeros) {
-  // Bottom-right: of 5 queries over 2 keys the first 3 attend nothing.
+TEST_P(AttentionOnEveryIsa, QueriesBeforeAllKeysGiveZeros) {
+  // Causal masking is aligned bottom-right: of 5 queries with 2 keys, the first 3 attend no key.
   const Problem<float> problem({1, 1, 1, 1, 5, 2, 4, 4}, {.causal = true});
   const Answer got = testing::run(*GetParam(), problem);
   for (int i = 0; i < 3 * 4; ++i) {
@@ -123,7 +121,7 @@ TEST_P(AttentionOnEveryIsa, QueriesBeforeEveryKeyGetZeros) {
   EXPECT_NE(got.out[3 * 4], 0);
 }
 
-TEST_P(AttentionOnEveryIsa, AMaskedKeysNanReachesNoOtherRow) {
+TEST_P(AttentionOnEveryIsa, NaNInAMaskedKeyDoesNotPropagate) {
   constexpr int64_t kLength = 60, kWidth = 8, kBad = 40;
   Problem<float> problem({1, 1, 1, 1, kLength, kLength, kWidth, kWidth}, {.causal = true});
   const Answer clean = testing::run(*GetParam(), problem);
@@ -145,7 +143,7 @@ TEST_P(AttentionOnEveryIsa, AMaskedKeysNanReachesNoOtherRow) {
   }
 }
 
-TEST_P(AttentionOnEveryIsa, ANanOutsideOfTheWindowReachesNoRow) {
+TEST_P(AttentionOnEveryIsa, NaNOutsideTheWindowDoesNotPropagate) {
   constexpr int64_t kLength = 150, kWidth = 8, kBad = 70, kLeft = 9, kRight = 4;
   const Options options = {
       .left = kLeft, .right = kRight, .softcap = 3, .slopes = true, .sinks = 1};
@@ -171,8 +169,8 @@ TEST_P(AttentionOnEveryIsa, ANanOutsideOfTheWindowReachesNoRow) {
   }
 }
 
-// Positions and windows may be any numbers: none may overflow on the way to a range of keys.
-TEST_P(AttentionOnEveryIsa, WindowsAndPositionsOfAnySize) {
+// Windows may be any 64-bit integers, and must not overflow when key ranges are computed.
+TEST_P(AttentionOnEveryIsa, HugeWindowsDoNotOverflow) {
   constexpr int64_t kLargest = std::numeric_limits<int64_t>::max();
   const Shape shape = {1, 1, 1, 1, 40, 50, 8, 8};
   const Answer everything = testing::run(*GetParam(), Problem<double>(shape, {}));

@@ -1,10 +1,10 @@
+#include "csrc/dispatch.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <stdexcept>
 #include <string>
-
-#include "csrc/kernels.h"
 
 namespace flash {
 namespace {
@@ -22,36 +22,36 @@ const KernelTable& best_supported() {
   return scalar_kernels();
 }
 
-TEST(Dispatch, TakesTheBestThatTheCpuSupports) {
+TEST(Dispatch, ChoosesTheBestSupportedTable) {
   EXPECT_EQ(chosen(nullptr, nullptr), best_supported().name);
   EXPECT_EQ(chosen("", ""), best_supported().name);
 }
 
-TEST(Dispatch, HoldsEveryTableUnderItsName) {
+TEST(Dispatch, FindsEveryTableByName) {
   for (const KernelTable* table : all_kernels()) {
     if (!table->supported()) continue;
     EXPECT_EQ(&choose_kernels(table->name, nullptr), table);
   }
 }
 
-TEST(Dispatch, ScalarIsLastAndAlwaysThere) {
+TEST(Dispatch, ScalarIsLastAndAlwaysSupported) {
   EXPECT_EQ(all_kernels().back(), &scalar_kernels());
   EXPECT_TRUE(scalar_kernels().supported());
   EXPECT_EQ(chosen("scalar", nullptr), "scalar");
 }
 
-TEST(Dispatch, HonoursAtenCpuCapability) {
+TEST(Dispatch, RespectsAtenCpuCapability) {
   EXPECT_EQ(chosen(nullptr, "default"), "scalar");
   EXPECT_THAT(chosen(nullptr, "avx2"), testing::AnyOf("avx2", "scalar"));
   EXPECT_EQ(chosen(nullptr, "avx512"), best_supported().name);
 }
 
-TEST(Dispatch, ItsOwnVariableWinsOverAtens) {
+TEST(Dispatch, FlashAttentionIsaOverridesAtenCpuCapability) {
   const char* best = best_supported().name;
   EXPECT_EQ(chosen(best, "default"), best);
 }
 
-TEST(Dispatch, AnUnknownNameIsAnErrorThatNamesTheKnownOnes) {
+TEST(Dispatch, UnknownNameThrowsAndListsTheKnownOnes) {
   EXPECT_THAT(
       [] { choose_kernels("sse9", nullptr); },
       Throws<std::invalid_argument>(Property(

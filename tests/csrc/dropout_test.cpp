@@ -1,4 +1,4 @@
-// Dropout kernels of every instruction set against the definition, without Torch.
+// Compares the dropout kernels of every instruction set with a reference in double.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -47,7 +47,7 @@ std::vector<T> run(const KernelTable& table, DropoutKind kind, double dropout,
   return std::vector<T>(out, out + size);
 }
 
-/// Whether element i is kept, by the definition in csrc/philox.h, one counter at a time.
+/// Whether element i is kept, as csrc/philox.h defines it, from its own counter.
 bool keeps(double dropout, int64_t i) {
   const int64_t block = i / 64, place = i % 64;
   const int64_t counter = block * 16 + place % 32 / 2;
@@ -57,7 +57,7 @@ bool keeps(double dropout, int64_t i) {
   return static_cast<uint32_t>(word[0][2 * (place / 32) + place % 2]) >= dropout_threshold(dropout);
 }
 
-/// An answer in double, and the size of the numbers that its error is measured by.
+/// The expected value, and the magnitude that its tolerance is relative to.
 struct Expected {
   double value;
   double size;
@@ -91,7 +91,7 @@ constexpr DropoutKind kKinds[] = {DropoutKind::kPlain,        DropoutKind::kAdd,
 class DropoutOnEveryIsa : public ::testing::TestWithParam<const KernelTable*> {};
 
 template <class T>
-void expect_definition(const KernelTable& table) {
+void expect_matches_reference(const KernelTable& table) {
   for (const DropoutKind kind : kKinds) {
     for (const int64_t size : {0, 1, 2, 31, 33, 63, 64, 65, 70, 1023, 1024, 1025, 3000}) {
       SCOPED_TRACE(::testing::Message() << "kind " << static_cast<int>(kind) << " size " << size);
@@ -99,8 +99,8 @@ void expect_definition(const KernelTable& table) {
       const std::vector<T> got = run<T>(table, kind, 0.3, x, other);
       for (int64_t i = 0; i < size; ++i) {
         const Expected e = expected(kind, 1 / 0.7, keeps(0.3, i), x[i], other[i]);
-        // The exponential and the polynomial are within some units in the last place, and a tail
-        // e^(-x^2 / 2) multiplies the rounding of its exponent, up to 10 here.
+        // The exponential and the polynomial have errors of some ulp, and the tail e^(-x^2 / 2)
+        // multiplies the rounding error of its exponent, which is up to 10 here.
         const double units =
             kind == DropoutKind::kGelu || kind == DropoutKind::kGeluGradient ? 8 + x[i] * x[i] : 2;
         ASSERT_LE(std::abs(got[i] - e.value),
@@ -111,11 +111,11 @@ void expect_definition(const KernelTable& table) {
   }
 }
 
-TEST_P(DropoutOnEveryIsa, FloatIsTheDefinition) { expect_definition<float>(*GetParam()); }
-TEST_P(DropoutOnEveryIsa, DoubleIsTheDefinition) { expect_definition<double>(*GetParam()); }
+TEST_P(DropoutOnEveryIsa, FloatMatchesReference) { expect_matches_reference<float>(*GetParam()); }
+TEST_P(DropoutOnEveryIsa, DoubleMatchesReference) { expect_matches_reference<double>(*GetParam()); }
 
 template <class T>
-void expect_no_touch(const KernelTable& table, int64_t size) {
+void expect_in_bounds(const KernelTable& table, int64_t size) {
   const std::vector<T> x = normal<T>(size, 1), other = normal<T>(size, 2);
   for (const DropoutKind kind : kKinds) {
     const std::string text = table.name + (": kind " + std::to_string(static_cast<int>(kind))) +
@@ -128,18 +128,18 @@ void expect_no_touch(const KernelTable& table, int64_t size) {
   }
 }
 
-TEST_P(DropoutOnEveryIsa, TouchesNothingBesideItsArrays) {
+TEST_P(DropoutOnEveryIsa, StaysWithinItsArrays) {
   for (int64_t size = 0; size <= 200; ++size) {
-    expect_no_touch<float>(*GetParam(), size);
-    expect_no_touch<double>(*GetParam(), size);
+    expect_in_bounds<float>(*GetParam(), size);
+    expect_in_bounds<double>(*GetParam(), size);
   }
   for (const int64_t size : {1023, 1024, 1025, 3000}) {
-    expect_no_touch<float>(*GetParam(), size);
-    expect_no_touch<double>(*GetParam(), size);
+    expect_in_bounds<float>(*GetParam(), size);
+    expect_in_bounds<double>(*GetParam(), size);
   }
 }
 
-TEST_P(DropoutOnEveryIsa, GivesTheActivationBesideItsGradientAndContinuesAWhole) {
+TEST_P(DropoutOnEveryIsa, GradientOfAPartMatchesTheWholeAndGivesTheActivation) {
   constexpr int64_t kFirst = 3 * kDropoutBlock;
   const std::vector<double> x = normal<double>(500, 1);
   std::vector<double> gradient = normal<double>(500, 2);
@@ -166,8 +166,8 @@ TEST_P(DropoutOnEveryIsa, GivesTheActivationBesideItsGradientAndContinuesAWhole)
   }
 }
 
-/// The largest error of gelu(x) and of its derivative over x in [-a, a], in units of epsilon |x|,
-/// and of epsilon.
+/// Checks the largest errors of gelu(x), in units of epsilon |x|, and of its derivative, in units
+/// of epsilon, over x in [-a, a].
 template <class T>
 void expect_gelu(const KernelTable& table, double a, double value_bound, double slope_bound) {
   constexpr int64_t kSteps = 200'000;
@@ -194,11 +194,13 @@ void expect_gelu(const KernelTable& table, double a, double value_bound, double 
   EXPECT_LE(worst_slope, slope_bound);
 }
 
-// Past these arguments the tail is less than a unit in the last place of 1.
-TEST_P(DropoutOnEveryIsa, GeluIsExactInFloat) { expect_gelu<float>(*GetParam(), 15, 1.5, 1.5); }
-TEST_P(DropoutOnEveryIsa, GeluIsExactInDouble) { expect_gelu<double>(*GetParam(), 40, 1.5, 1.5); }
+// Beyond these arguments, the tail is below one ulp of 1.
+TEST_P(DropoutOnEveryIsa, GeluIsAccurateInFloat) { expect_gelu<float>(*GetParam(), 15, 1.5, 1.5); }
+TEST_P(DropoutOnEveryIsa, GeluIsAccurateInDouble) {
+  expect_gelu<double>(*GetParam(), 40, 1.5, 1.5);
+}
 
-TEST_P(DropoutOnEveryIsa, GeluOfSpecialNumbers) {
+TEST_P(DropoutOnEveryIsa, GeluOfSpecialValues) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
   const std::vector<float> x = {kInf, std::nanf(""), 1e30f, -1e30f, 0.0f, -20.0f};
   const std::vector<float> ones(x.size(), 1.0f);
@@ -218,7 +220,7 @@ TEST_P(DropoutOnEveryIsa, GeluOfSpecialNumbers) {
   EXPECT_EQ(relu[1], 0.0f);
 }
 
-TEST_P(DropoutOnEveryIsa, OneDropsEverything) {
+TEST_P(DropoutOnEveryIsa, ProbabilityOneDropsEverything) {
   const std::vector<double> x = normal<double>(1000, 3);
   for (const double y : run<double>(*GetParam(), DropoutKind::kPlain, 1.0, x, {})) EXPECT_EQ(y, 0);
 }
@@ -232,15 +234,15 @@ void expect_one_mask(const KernelTable& table) {
   EXPECT_EQ(together, run<T>(table, DropoutKind::kReluGradient, 0.5, ones, ones));
 }
 
-TEST_P(DropoutOnEveryIsa, TheMaskIsThatOfEveryOtherAndHoweverUnitsAreSpread) {
+TEST_P(DropoutOnEveryIsa, MaskDoesNotDependOnTheIsaOrTheDistributionOfUnits) {
   expect_one_mask<float>(*GetParam());
   expect_one_mask<double>(*GetParam());
 }
 
-TEST(ElementWords, DoNotCollideAcrossTheHalvesOfACounter) {
+TEST(ElementWords, DependOnBothHalvesOfTheCounter) {
   uint32_t low[64], high[64];
   element_words<ScalarCounters>(philox_key(1), 0, low);
-  // The first block whose counters need their upper half: 2^32 / 16.
+  // 2^32 / 16: the first block whose counters use their high half.
   element_words<ScalarCounters>(philox_key(1), 1u << 28, high);
   for (int i = 0; i < 64; ++i) EXPECT_NE(low[i], high[i]);
 }

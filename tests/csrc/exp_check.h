@@ -1,6 +1,6 @@
 #pragma once
-// The exponential of one instruction set against the C library's, in units in the last place.
-// Included by one file per instruction set, compiled with its flags.
+// Compares the exponential of one instruction set with the C library's. Included by one file per
+// instruction set, compiled with its flags.
 
 #include <cstdint>
 
@@ -10,10 +10,10 @@
 namespace flash {
 
 struct ExpReport {
-  double worst_ulp;       ///< over arguments whose result is a normal number
-  bool zero_below_range;  ///< 2^-inf and everything below the clamp is exactly 0
+  double worst_ulp;       ///< over arguments with a normal result
+  bool zero_below_range;  ///< 2^x is exactly 0 for -inf and all x below the clamp
   bool one_at_zero;
-  bool keeps_nan;  ///< quiet and with any payload
+  bool keeps_nan;  ///< for quiet NaNs with any payload
 };
 
 ExpReport scalar_exp_float();
@@ -23,8 +23,7 @@ ExpReport avx2_exp_double();
 ExpReport avx512_exp_float();
 ExpReport avx512_exp_double();
 
-/// The worst error, in units in the last place, over every float from -0 down to where results stop
-/// being normal numbers: 1.1e9 of them.
+/// The worst error in ulp over all 1.1e9 floats from -0 down to the last normal result.
 double scalar_exp_of_every_float();
 double avx2_exp_of_every_float();
 double avx512_exp_of_every_float();
@@ -93,7 +92,7 @@ double check_exp_of_every_float() {
     V::store(found, x[0]);
     for (int i = 0; i < V::kWidth; ++i) {
       const double exact = __builtin_exp2(static_cast<double>(lanes[i]));
-      // The exponent of a normal double, and so the last place of a float of that size.
+      // One ulp of a float of this magnitude.
       const uint64_t exponent = __builtin_bit_cast(uint64_t, exact) & 0x7ff0000000000000ull;
       const double unit = __builtin_bit_cast(double, exponent) * 0x1p-23;
       const double error = __builtin_fabs(static_cast<double>(found[i]) - exact) / unit;

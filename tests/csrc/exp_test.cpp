@@ -2,14 +2,14 @@
 
 #include <string>
 
-#include "csrc/kernels.h"
+#include "csrc/dispatch.h"
 #include "tests/csrc/exp_check.h"
 
 namespace flash {
 namespace {
 
-// The bounds that generic/exp.h states for a fused multiply-add; without one, each of the
-// polynomial's steps rounds twice, which adds at most half a unit.
+// The bounds of generic/exp.h. Without a fused multiply-add, each step of the polynomial rounds
+// twice, which adds at most half an ulp.
 struct Case {
   const char* isa;
   const char* dtype;
@@ -43,11 +43,11 @@ TEST(Exp2, StaysWithinItsUlpBoundOnEveryIsa) {
       EXPECT_TRUE(report.keeps_nan);
       ++checked;
     }
-    EXPECT_EQ(checked, 2) << "an instruction set without a case here: " << table->name;
+    EXPECT_EQ(checked, 2) << "no test case for instruction set " << table->name;
   }
 }
 
-// A minute per instruction set: `make stress` asks for it.
+// Takes a minute per instruction set; `make stress` runs it.
 TEST(Exp2, DISABLED_StaysWithinItsUlpBoundForEveryFloat) {
   for (const KernelTable* table : all_kernels()) {
     if (!table->supported()) continue;

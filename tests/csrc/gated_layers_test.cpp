@@ -1,5 +1,5 @@
-// The loops of gated residual networks and of the LSTM, on every instruction set: forwards against
-// their definitions in long double, backwards against differences of those.
+// Tests the layer kernels of gated residual networks and of the LSTM on every instruction set:
+// forwards against references in long double, backwards against finite differences of those.
 
 #include <functional>
 
@@ -10,24 +10,25 @@ namespace {
 
 using testing::Dtypes;
 using testing::expect_close;
-using testing::Fence;
-using testing::Fenced;
+using testing::Guarded;
+using testing::GuardPage;
 using testing::in_double;
 using testing::kWidths;
 using testing::layers;
 using testing::normal;
 using testing::on_every_isa;
 
-using Number = long double;
-using Numbers = std::vector<Number>;
+using Real = long double;
+using Reals = std::vector<Real>;
 
 template <class T>
 class GatedLayers : public testing::OnBothDtypes<T> {};
 TYPED_TEST_SUITE(GatedLayers, Dtypes);
 
-// A few operations and one function within a few units in the last place, of numbers below 8.
+// Machine epsilons for a few operations and one function with an error of a few ulp, on values
+// below 8.
 constexpr double kFewOperations = 32;
-// A norm over up to 200 columns, or sums over rows.
+// Machine epsilons for a norm over up to 200 columns, or for sums over rows.
 constexpr double kSums = 256;
 
 constexpr GatedActivation kActivations[] = {GatedActivation::kRelu,      GatedActivation::kSoftplus,
@@ -36,22 +37,22 @@ constexpr GatedActivation kActivations[] = {GatedActivation::kRelu,      GatedAc
                                             GatedActivation::kElu,       GatedActivation::kGelu};
 
 template <class T>
-Numbers widened(const std::vector<T>& x) {
+Reals widened(const std::vector<T>& x) {
   return {x.begin(), x.end()};
 }
 
-std::vector<double> rounded(const Numbers& x) { return {x.begin(), x.end()}; }
+std::vector<double> rounded(const Reals& x) { return {x.begin(), x.end()}; }
 
-Number sigmoid(Number x) { return 1 / (1 + std::exp(-x)); }
+Real sigmoid(Real x) { return 1 / (1 + std::exp(-x)); }
 
-Number activation(GatedActivation kind, Number x) {
-  constexpr Number kAlpha = 1.6732632423543772848170429916717L;
-  constexpr Number kScale = 1.0507009873554804934193349852946L;
+Real activation(GatedActivation kind, Real x) {
+  constexpr Real kAlpha = 1.6732632423543772848170429916717L;
+  constexpr Real kScale = 1.0507009873554804934193349852946L;
   switch (kind) {
     case GatedActivation::kRelu:
       return x > 0 ? x : 0;
     case GatedActivation::kSoftplus:
-      return x > 20 ? x : std::log1p(std::exp(x));  // as torch has it
+      return x > 20 ? x : std::log1p(std::exp(x));  // as in torch
     case GatedActivation::kTanh:
       return std::tanh(x);
     case GatedActivation::kSelu:
@@ -63,22 +64,21 @@ Number activation(GatedActivation kind, Number x) {
     case GatedActivation::kElu:
       return x > 0 ? x : std::expm1(x);
     case GatedActivation::kGelu:
-      return x / 2 * std::erfc(-x / std::sqrt(Number(2)));
+      return x / 2 * std::erfc(-x / std::sqrt(Real(2)));
   }
   return 0;
 }
 
-/// d sum(weights * f(x)) / dx by central differences: good to some 1e-12.
-Numbers gradient_of(const std::function<Numbers(const Numbers&)>& f, Numbers x,
-                    const Numbers& weights) {
-  constexpr Number kStep = 1e-6L;
-  Numbers gradient(x.size());
+/// d sum(weights * f(x)) / dx by central differences, with an error of some 1e-12.
+Reals gradient_of(const std::function<Reals(const Reals&)>& f, Reals x, const Reals& weights) {
+  constexpr Real kStep = 1e-6L;
+  Reals gradient(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
-    const Number here = x[i];
+    const Real here = x[i];
     x[i] = here + kStep;
-    const Numbers above = f(x);
+    const Reals above = f(x);
     x[i] = here - kStep;
-    const Numbers below = f(x);
+    const Reals below = f(x);
     x[i] = here;
     for (size_t j = 0; j < weights.size(); ++j) {
       gradient[i] += weights[j] * (above[j] - below[j]) / (2 * kStep);
@@ -87,16 +87,16 @@ Numbers gradient_of(const std::function<Numbers(const Numbers&)>& f, Numbers x,
   return gradient;
 }
 
-/// Epsilons that are never less than what differences know.
+/// The tolerance in machine epsilons, at least the error of finite differences.
 template <class T>
-double at_least_differences(double epsilons) {
+double with_difference_error(double epsilons) {
   return std::max(epsilons, 1e-9 / static_cast<double>(std::numeric_limits<T>::epsilon()));
 }
 
-TYPED_TEST(GatedLayers, ActivationsAndTheirDerivativesAreTheDefinition) {
+TYPED_TEST(GatedLayers, ActivationsAndTheirDerivativesMatchReference) {
   using T = TypeParam;
   constexpr int64_t kRows = 5, kPeriod = 2, kFirst = 3;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const GatedActivation kind : kActivations) {
       SCOPED_TRACE(static_cast<int>(kind));
       for (const int64_t width : kWidths) {
@@ -105,16 +105,16 @@ TYPED_TEST(GatedLayers, ActivationsAndTheirDerivativesAreTheDefinition) {
         std::vector<double> value(block.size()), slope(block.size()), sums = in_double(before);
         for (int64_t i = 0; i < kRows * width; ++i) {
           const int64_t at = (kFirst + i / width) % kPeriod * width + i % width;
-          // Every size of argument, and the sum as it is rounded.
+          // The sum is rounded as in the kernel.
           const T x = block[i] + shift[at];
-          constexpr Number kStep = 1e-6L;
+          constexpr Real kStep = 1e-6L;
           value[i] = static_cast<double>(activation(kind, x));
           slope[i] = static_cast<double>(
               g[i] * (activation(kind, x + kStep) - activation(kind, x - kStep)) / (2 * kStep));
           sums[at] += slope[i];
         }
-        const Fenced<T> x(block, fence), s(shift, fence), argument(g, fence), gradient(g, fence),
-            total(before, fence);
+        const Guarded<T> x(block, guard), s(shift, guard), argument(g, guard), gradient(g, guard),
+            total(before, guard);
         const LayerKernels<T>& k = layers<T>(table);
         k.activate(kind, x, s, argument, kPeriod, kFirst, kRows, width);
         expect_close("value", x, value, kFewOperations);
@@ -124,9 +124,9 @@ TYPED_TEST(GatedLayers, ActivationsAndTheirDerivativesAreTheDefinition) {
         }
         k.activate_backward(kind, gradient, keeps ? argument : x, total, kPeriod, kFirst, kRows,
                             width);
-        expect_close("gradient", gradient, slope, at_least_differences<T>(kFewOperations));
-        expect_close("sums", total, sums, at_least_differences<T>(kSums));
-        const Fenced<T> again(block, fence);
+        expect_close("gradient", gradient, slope, with_difference_error<T>(kFewOperations));
+        expect_close("sums", total, sums, with_difference_error<T>(kSums));
+        const Guarded<T> again(block, guard);
         k.activate(kind, again, s, nullptr, kPeriod, kFirst, kRows, width);
         EXPECT_EQ(again.values(), x.values());
       }
@@ -134,42 +134,43 @@ TYPED_TEST(GatedLayers, ActivationsAndTheirDerivativesAreTheDefinition) {
   });
 }
 
-TYPED_TEST(GatedLayers, ActivationsAreExactForNumbersOfEverySize) {
+TYPED_TEST(GatedLayers, ActivationsAreAccurateForArgumentsOfEveryMagnitude) {
   using T = TypeParam;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const GatedActivation kind : kActivations) {
-      // GELU is good to an epsilon of its argument, and softplus to one of 1, as torch's are.
+      // GELU is accurate to an epsilon of its argument, and softplus to an epsilon of 1, as in
+      // torch.
       const bool relative = kind != GatedActivation::kGelu && kind != GatedActivation::kSoftplus;
-      std::vector<T> numbers;
+      std::vector<T> values;
       for (double size = 1e-30; size < 1e3; size *= 1.7) {
-        numbers.push_back(static_cast<T>(size));
-        numbers.push_back(static_cast<T>(-size));
+        values.push_back(static_cast<T>(size));
+        values.push_back(static_cast<T>(-size));
       }
-      const auto count = static_cast<int64_t>(numbers.size());
-      const Fenced<T> x(numbers, fence), zeros(std::vector<T>(numbers.size()), fence);
+      const auto count = static_cast<int64_t>(values.size());
+      const Guarded<T> x(values, guard), zeros(std::vector<T>(values.size()), guard);
       layers<T>(table).activate(kind, x, zeros, nullptr, 1, 0, 1, count);
       for (int64_t i = 0; i < count; ++i) {
-        const auto expected = static_cast<double>(activation(kind, numbers[i]));
+        const auto expected = static_cast<double>(activation(kind, values[i]));
         const double unit = relative ? std::abs(expected) : std::max(1.0, std::abs(expected));
-        // e^x is good to |x| epsilons, since its argument is rounded when it is scaled by log2(e);
-        // and a value that is no normal number may be flushed to 0.
-        const double epsilons = 8 + std::abs(static_cast<double>(numbers[i]));
+        // e^x has an error of |x| epsilons, because its argument is rounded when it is scaled by
+        // log2(e). A denormal result may be flushed to 0.
+        const double epsilons = 8 + std::abs(static_cast<double>(values[i]));
         const double allowed =
             epsilons * static_cast<double>(std::numeric_limits<T>::epsilon()) * unit +
             static_cast<double>(std::numeric_limits<T>::min());
-        EXPECT_NEAR(x[i], expected, allowed) << static_cast<int>(kind) << " of " << numbers[i];
+        EXPECT_NEAR(x[i], expected, allowed) << static_cast<int>(kind) << " of " << values[i];
       }
     }
   });
 }
 
-TYPED_TEST(GatedLayers, ActivationsKeepNaN) {
+TYPED_TEST(GatedLayers, ActivationsPropagateNaN) {
   using T = TypeParam;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const GatedActivation kind : kActivations) {
       for (const int64_t width : {1, 40}) {
-        std::vector<T> numbers(width, std::numeric_limits<T>::quiet_NaN());
-        const Fenced<T> x(numbers, fence), zeros(std::vector<T>(numbers.size()), fence);
+        std::vector<T> values(width, std::numeric_limits<T>::quiet_NaN());
+        const Guarded<T> x(values, guard), zeros(std::vector<T>(values.size()), guard);
         layers<T>(table).activate(kind, x, zeros, nullptr, 1, 0, 1, width);
         for (const T value : x.values()) EXPECT_TRUE(std::isnan(value)) << static_cast<int>(kind);
       }
@@ -177,20 +178,20 @@ TYPED_TEST(GatedLayers, ActivationsKeepNaN) {
   });
 }
 
-TYPED_TEST(GatedLayers, WhatIsDroppedIsMinusZeroAndNothingElse) {
+TYPED_TEST(GatedLayers, OnlyDroppedElementsBecomeMinusZero) {
   using T = TypeParam;
   constexpr int64_t kRows = 4;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const int64_t width : kWidths) {
       auto block = normal<T>(kRows * width, 1), bias = normal<T>(width, 2);
       std::vector<T> factors(block.size());
       for (size_t i = 0; i < factors.size(); ++i) factors[i] = i % 3 == 0 ? T(0) : T(1.25);
-      // Sums that are zeros of either sign.
+      // Some sums are zeros, of either sign.
       for (int64_t c = 0; c < width; c += 2) block[c] = -bias[c];
       if (width > 1) block[1] = T(-0.0), bias[1] = T(-0.0);
       const auto before = normal<T>(width, 4), g = normal<T>(kRows * width, 3);
-      const Fenced<T> x(block, fence), b(bias, fence), f(factors, fence), plain(block, fence),
-          gradient(g, fence), sums(before, fence);
+      const Guarded<T> x(block, guard), b(bias, guard), f(factors, guard), plain(block, guard),
+          gradient(g, guard), sums(before, guard);
       layers<T>(table).drop(x, b, f, kRows, width);
       layers<T>(table).drop(plain, b, nullptr, kRows, width);
       layers<T>(table).drop_backward(gradient, x, T(1.25), sums, kRows, width);
@@ -211,10 +212,10 @@ TYPED_TEST(GatedLayers, WhatIsDroppedIsMinusZeroAndNothingElse) {
   });
 }
 
-TYPED_TEST(GatedLayers, OuterRowsAreTheDefinition) {
+TYPED_TEST(GatedLayers, OuterRowsMatchReference) {
   using T = TypeParam;
   constexpr int64_t kRows = 3, kStride = 2;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const int64_t width : kWidths) {
       const auto x = normal<T>((kRows - 1) * kStride + 1, 1), factor = normal<T>(width, 2),
                  shift = normal<T>(width, 3), g = normal<T>(kRows * width, 4),
@@ -229,8 +230,8 @@ TYPED_TEST(GatedLayers, OuterRowsAreTheDefinition) {
         sums[width + c] += given;
         to_x[r] += given * static_cast<double>(factor[c]);
       }
-      const Fenced<T> in(x, fence), f(factor, fence), s(shift, fence), out(g, fence),
-          gradient(g, fence), of_x(x, fence), total(before, fence);
+      const Guarded<T> in(x, guard), f(factor, guard), s(shift, guard), out(g, guard),
+          gradient(g, guard), of_x(x, guard), total(before, guard);
       layers<T>(table).outer(out, in, kStride, f, s, kRows, width);
       expect_close("value", out, value, kFewOperations);
       layers<T>(table).outer_backward(gradient, in, kStride, f, of_x, kStride, total, kRows, width);
@@ -240,23 +241,24 @@ TYPED_TEST(GatedLayers, OuterRowsAreTheDefinition) {
   });
 }
 
-/// Rows of gate [2 w], bias [2 w], skip [w], scale [w], shift [w], factor [1] -> [w].
-Numbers gated_norm_row(const Numbers& x, int64_t w) {
-  Numbers row(w);
-  const Number *bias = &x[2 * w], *skip = bias + 2 * w, *scale = skip + w, *shift = scale + w;
-  Number mean = 0, variance = 0;
+/// The reference for one row. x = gate [2 w], bias [2 w], skip [w], scale [w], shift [w], factor
+/// [1].
+Reals gated_norm_row(const Reals& x, int64_t w) {
+  Reals row(w);
+  const Real *bias = &x[2 * w], *skip = bias + 2 * w, *scale = skip + w, *shift = scale + w;
+  Real mean = 0, variance = 0;
   for (int64_t i = 0; i < w; ++i) {
     row[i] = (x[i] + bias[i]) * sigmoid(x[w + i] + bias[w + i]) + skip[i];
     mean += row[i] / w;
   }
-  for (const Number value : row) variance += (value - mean) * (value - mean) / w;
+  for (const Real value : row) variance += (value - mean) * (value - mean) / w;
   for (int64_t i = 0; i < w; ++i) {
     row[i] = shift[w] * ((row[i] - mean) / std::sqrt(variance + 1e-3L) * scale[i] + shift[i]);
   }
   return row;
 }
 
-TYPED_TEST(GatedLayers, GatedNormAndItsGradientsAreTheDefinition) {
+TYPED_TEST(GatedLayers, GatedNormAndItsGradientsMatchReference) {
   using T = TypeParam;
   constexpr int64_t kRows = 3, kStride = 2;
   for (const int64_t w : {1, 2, 4, 7, 8, 15, 16, 17, 33}) {
@@ -270,14 +272,14 @@ TYPED_TEST(GatedLayers, GatedNormAndItsGradientsAreTheDefinition) {
       std::vector<double> value(kRows * w), to_gate(kRows * 2 * w), to_skip(kRows * w),
           to_factors = in_double(factors), sums = in_double(before);
       for (int64_t r = 0; r < kRows; ++r) {
-        Numbers x(gate.begin() + r * 2 * w, gate.begin() + (r + 1) * 2 * w);
+        Reals x(gate.begin() + r * 2 * w, gate.begin() + (r + 1) * 2 * w);
         x.insert(x.end(), bias.begin(), bias.end());
         x.insert(x.end(), skip.begin() + r * w, skip.begin() + (r + 1) * w);
         x.insert(x.end(), scale.begin(), scale.end());
         x.insert(x.end(), shift.begin(), shift.end());
         x.push_back(scaled ? factors[r * kStride] : T(1));
-        const Numbers weights(g.begin() + r * w, g.begin() + (r + 1) * w);
-        const auto row = [w](const Numbers& y) { return gated_norm_row(y, w); };
+        const Reals weights(g.begin() + r * w, g.begin() + (r + 1) * w);
+        const auto row = [w](const Reals& y) { return gated_norm_row(y, w); };
         const std::vector<double> y = rounded(row(x));
         const std::vector<double> of_x = rounded(gradient_of(row, x, weights));
         for (int64_t i = 0; i < w; ++i) {
@@ -289,12 +291,12 @@ TYPED_TEST(GatedLayers, GatedNormAndItsGradientsAreTheDefinition) {
         }
         to_factors[r * kStride] = of_x[7 * w];
       }
-      on_every_isa([&](const KernelTable& table, Fence fence) {
-        const Fenced<T> a(gate, fence), b(bias, fence), c(skip, fence), s(scale, fence),
-            d(shift, fence), f(factors, fence), out(out_before, fence), given(g, fence),
-            statistics(std::vector<T>(2 * kRows), fence), scratch(std::vector<T>(w), fence),
-            of_gate(gate, fence), of_skip(skip, fence), of_factors(factors, fence),
-            total(before, fence);
+      on_every_isa([&](const KernelTable& table, GuardPage guard) {
+        const Guarded<T> a(gate, guard), b(bias, guard), c(skip, guard), s(scale, guard),
+            d(shift, guard), f(factors, guard), out(out_before, guard), given(g, guard),
+            statistics(std::vector<T>(2 * kRows), guard), scratch(std::vector<T>(w), guard),
+            of_gate(gate, guard), of_skip(skip, guard), of_factors(factors, guard),
+            total(before, guard);
         const GatedNormParams<T> block = {
             a, b, c, s, d, statistics, scaled ? f.data() : nullptr, kStride, w};
         layers<T>(table).gated_norm(block, out, scratch, kRows);
@@ -302,8 +304,8 @@ TYPED_TEST(GatedLayers, GatedNormAndItsGradientsAreTheDefinition) {
         const GatedNormGradients<T> gradients = {
             given, of_gate, of_skip, scaled ? of_factors.data() : nullptr, kStride, total};
         layers<T>(table).gated_norm_backward(block, gradients, kRows);
-        // With one column the norm divides by the root of 1e-3, and its slope is 30.
-        const double epsilons = at_least_differences<T>(8 * kSums);
+        // With one column, the norm divides by sqrt(1e-3), so its derivative is 30.
+        const double epsilons = with_difference_error<T>(8 * kSums);
         expect_close("gate", of_gate, to_gate, epsilons);
         expect_close("skip", of_skip, to_skip, epsilons);
         if (scaled) expect_close("factors", of_factors, to_factors, epsilons);
@@ -313,17 +315,17 @@ TYPED_TEST(GatedLayers, GatedNormAndItsGradientsAreTheDefinition) {
   }
 }
 
-/// products [4], bias [4], last cell [1] of one column -> {cell, hidden}
-Numbers lstm_column(const Numbers& x) {
+/// The reference for one column: {cell, hidden} from x = products [4], bias [4], last cell [1].
+Reals lstm_column(const Reals& x) {
   const auto argument = [&](int i) { return x[i] + x[4 + i]; };
-  const Number cell = sigmoid(argument(1)) * x[8] + sigmoid(argument(0)) * std::tanh(argument(2));
+  const Real cell = sigmoid(argument(1)) * x[8] + sigmoid(argument(0)) * std::tanh(argument(2));
   return {cell, sigmoid(argument(3)) * std::tanh(cell)};
 }
 
-TYPED_TEST(GatedLayers, LstmAndItsGradientsAreTheDefinition) {
+TYPED_TEST(GatedLayers, LstmAndItsGradientsMatchReference) {
   using T = TypeParam;
   constexpr int64_t kRows = 3;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const int64_t w : kWidths) {
       const auto products = normal<T>(kRows * 4 * w, 1), bias = normal<T>(4 * w, 2),
                  last = normal<T>(kRows * w, 3), to_out = normal<T>(kRows * w, 4),
@@ -333,32 +335,32 @@ TYPED_TEST(GatedLayers, LstmAndItsGradientsAreTheDefinition) {
           of_gates(kRows * 4 * w), sums = in_double(before);
       for (int64_t i = 0; i < kRows * w; ++i) {
         const int64_t r = i / w, c = i % w;
-        Numbers x(9);
+        Reals x(9);
         for (int64_t j = 0; j < 4; ++j) {
           x[j] = products[r * 4 * w + j * w + c], x[4 + j] = bias[j * w + c];
         }
         x[8] = last[i];
-        const Numbers y = lstm_column(x);
+        const Reals y = lstm_column(x);
         cell[i] = static_cast<double>(y[0]), hidden[i] = static_cast<double>(y[1]);
-        const Numbers weights = {Number(to_cell[i]), Number(to_out[i]) + to_hidden[i]};
-        const Numbers of_x = gradient_of(lstm_column, x, weights);
+        const Reals weights = {Real(to_cell[i]), Real(to_out[i]) + to_hidden[i]};
+        const Reals of_x = gradient_of(lstm_column, x, weights);
         of_cell[i] = static_cast<double>(of_x[8]);
         for (int64_t j = 0; j < 4; ++j) {
           of_gates[r * 4 * w + j * w + c] = static_cast<double>(of_x[j]);
           sums[j * w + c] += static_cast<double>(of_x[j]);
         }
       }
-      const Fenced<T> gates(products, fence), b(bias, fence), old(last, fence), now(last, fence),
-          out(last, fence), from_out(to_out, fence), from_next(to_hidden, fence),
-          state(to_cell, fence), gate_gradients(products, fence), total(before, fence);
+      const Guarded<T> gates(products, guard), b(bias, guard), old(last, guard), now(last, guard),
+          out(last, guard), from_out(to_out, guard), from_next(to_hidden, guard),
+          state(to_cell, guard), gate_gradients(products, guard), total(before, guard);
       layers<T>(table).lstm(gates, b, old, now, out, kRows, w);
       expect_close("cell", now, cell, kFewOperations);
       expect_close("hidden", out, hidden, kFewOperations);
       layers<T>(table).lstm_backward(gates, now, old, from_out, from_next, state, gate_gradients,
                                      total, kRows, w);
-      expect_close("to cell", state, of_cell, at_least_differences<T>(kFewOperations));
-      expect_close("to gates", gate_gradients, of_gates, at_least_differences<T>(kFewOperations));
-      expect_close("sums", total, sums, at_least_differences<T>(kSums));
+      expect_close("to cell", state, of_cell, with_difference_error<T>(kFewOperations));
+      expect_close("to gates", gate_gradients, of_gates, with_difference_error<T>(kFewOperations));
+      expect_close("sums", total, sums, with_difference_error<T>(kSums));
     }
   });
 }

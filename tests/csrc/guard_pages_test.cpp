@@ -1,5 +1,5 @@
-// No kernel touches a byte before or behind an array: every input, output, gradient and scratch
-// begins where an unreadable page ends, and then ends where one begins.
+// No kernel touches a byte outside of its arrays. Every input, output, gradient and scratch begins
+// right after a guard page, and in a second run ends right before one.
 
 #include <gtest/gtest.h>
 
@@ -22,9 +22,9 @@ using testing::Positions;
 using testing::Problem;
 using testing::supported_kernels;
 
-/// The same bits wherever the arrays lie, and no fault.
+/// Expects no fault, and the same bits for every placement of the arrays.
 template <class T>
-void expect_no_touch(const Shape& shape, const Options& options, Directions directions) {
+void expect_in_bounds(const Shape& shape, const Options& options, Directions directions) {
   const Problem<T> problem(shape, options);
   for (const KernelTable* table : supported_kernels()) {
     const std::string text = table->name + (": " + testing::describe(shape, options));
@@ -46,14 +46,14 @@ void expect_no_touch(const Shape& shape, const Options& options, Directions dire
   }
 }
 
-void expect_no_touch_of_any_type(const Shape& shape, Options options,
-                                 Directions directions = Directions::kBoth) {
-  expect_no_touch<float>(shape, options, directions);
-  expect_no_touch<double>(shape, options, directions);
+void expect_in_bounds_for_all_types(const Shape& shape, Options options,
+                                    Directions directions = Directions::kBoth) {
+  expect_in_bounds<float>(shape, options, directions);
+  expect_in_bounds<double>(shape, options, directions);
   for (const Storage storage : {Storage::kBFloat16, Storage::kHalf}) {
     options.storage = storage;
-    options.narrow_out = !options.narrow_out;
-    expect_no_touch<float>(shape, options, directions);
+    options.out_16_bit = !options.out_16_bit;
+    expect_in_bounds<float>(shape, options, directions);
   }
 }
 
@@ -64,9 +64,9 @@ const Options kOptions[] = {
     {.dropout = 0.3},
     {.bias = kAdditive},
     {.causal = true, .bias = kAdditive},
-    {.bias = kAdditive, .bias_of_keys = true},
+    {.bias = kAdditive, .bias_per_key = true},
     {.bias = kBoolean},
-    {.bias = kBoolean, .bias_of_keys = true},
+    {.bias = kBoolean, .bias_per_key = true},
     {.block_size = 5},
     {.left = 5, .right = 2},
     {.bias = kAdditive, .left = 3, .layout = Layout::kGaps},
@@ -77,61 +77,61 @@ const Options kOptions[] = {
     {.left = 9, .right = 4, .slopes = true, .positions = Positions::kRandom},
     {.causal = true, .sinks = 1, .positions = Positions::kBeforeEveryKey},
     {.layout = Layout::kGaps},
-    {.sinks = 1, .layout = Layout::kHeadsInside},
+    {.sinks = 1, .layout = Layout::kHeadsAfterLength},
 };
 
-TEST(GuardPages, OfEveryWidth) {
+TEST(GuardPages, StaysInBoundsForEveryWidth) {
   for (int64_t width = 1; width <= 70; ++width) {
     const int64_t other = width * 37 % 70 + 1;
     const Options options = {.layout = width % 2 == 0 ? Layout::kGaps : Layout::kContiguous};
-    expect_no_touch_of_any_type({1, 1, 1, 1, 7, 11, width, other}, options);
-    expect_no_touch_of_any_type({1, 1, 1, 1, 3, 66, other, width}, options);
+    expect_in_bounds_for_all_types({1, 1, 1, 1, 7, 11, width, other}, options);
+    expect_in_bounds_for_all_types({1, 1, 1, 1, 3, 66, other, width}, options);
   }
   for (const int64_t width : {95, 96, 97, 127, 128, 129, 191, 192, 193, 255, 256, 257, 300}) {
-    expect_no_touch_of_any_type({1, 1, 1, 1, 9, 10, width, 5}, {});
-    expect_no_touch_of_any_type({1, 1, 1, 1, 2, 70, 5, width}, {});
+    expect_in_bounds_for_all_types({1, 1, 1, 1, 9, 10, width, 5}, {});
+    expect_in_bounds_for_all_types({1, 1, 1, 1, 2, 70, 5, width}, {});
   }
 }
 
-TEST(GuardPages, OfEveryLength) {
+TEST(GuardPages, StaysInBoundsForEveryLength) {
   constexpr int64_t kLengths[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,   11,  12,
                                   13, 15, 16, 17, 23, 24, 25, 31, 32,  33,  47,
                                   48, 49, 63, 64, 65, 95, 96, 97, 127, 128, 129};
   for (const int64_t queries : kLengths) {
     for (const int64_t keys : kLengths) {
       const Options options = {.causal = (queries + keys) % 3 == 0};
-      expect_no_touch_of_any_type({1, 1, 1, 1, queries, keys, 5, 3}, options);
+      expect_in_bounds_for_all_types({1, 1, 1, 1, queries, keys, 5, 3}, options);
     }
   }
 }
 
-TEST(GuardPages, WithEveryOption) {
+TEST(GuardPages, StaysInBoundsForEveryOption) {
   for (const Options& options : kOptions) {
     for (const auto& [queries, keys] :
          {std::pair<int64_t, int64_t>{7, 9}, {1, 17}, {33, 65}, {50, 131}, {2, 80}}) {
-      expect_no_touch_of_any_type({2, 2, 1, 2, queries, keys, 9, 7}, options);
+      expect_in_bounds_for_all_types({2, 2, 1, 2, queries, keys, 9, 7}, options);
     }
   }
 }
 
-// Tiles that share a block of keys, and units of more than one chunk.
-TEST(GuardPages, OfLongSequences) {
-  expect_no_touch_of_any_type({1, 1, 1, 1, 400, 1030, 33, 17}, {.causal = true});
-  expect_no_touch<float>({1, 1, 1, 1, 200, 2100, 130, 65}, {}, Directions::kBoth);
+// Groups of tiles that share a block of keys, and several chunks of queries and keys.
+TEST(GuardPages, StaysInBoundsForLongSequences) {
+  expect_in_bounds_for_all_types({1, 1, 1, 1, 400, 1030, 33, 17}, {.causal = true});
+  expect_in_bounds<float>({1, 1, 1, 1, 200, 2100, 130, 65}, {}, Directions::kBoth);
 }
 
-TEST(GuardPages, Decode) {
+TEST(GuardPages, DecodeStaysInBounds) {
   constexpr int64_t kKeys[] = {63, 64, 65, 95, 127, 128, 129, 1023, 1024, 1025, 2047, 2049};
   int64_t width = 0;
   for (int64_t queries = 1; queries <= 9; ++queries) {
     for (const int64_t keys : kKeys) {
       width = (width + 11) % 67;
-      expect_no_touch_of_any_type({1, 2, 1, 1, queries, keys, width + 1, 67 - width},
-                                  {.causal = keys % 2 == 0}, Directions::kForward);
+      expect_in_bounds_for_all_types({1, 2, 1, 1, queries, keys, width + 1, 67 - width},
+                                     {.causal = keys % 2 == 0}, Directions::kForward);
     }
   }
   for (const Options& options : kOptions) {
-    expect_no_touch_of_any_type({1, 2, 1, 2, 2, 1100, 17, 9}, options, Directions::kForward);
+    expect_in_bounds_for_all_types({1, 2, 1, 2, 2, 1100, 17, 9}, options, Directions::kForward);
   }
 }
 

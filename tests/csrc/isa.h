@@ -1,10 +1,10 @@
 #pragma once
-// The instruction sets that this CPU has, for tests that run on each.
+// The instruction sets that this CPU supports, for tests that run on each of them.
 
 #include <random>
 #include <vector>
 
-#include "csrc/kernels.h"
+#include "csrc/dispatch.h"
 
 namespace flash::testing {
 
@@ -25,7 +25,7 @@ const TypedKernels& typed(const KernelTable& table) {
   }
 }
 
-/// Standard normal numbers.
+/// Values from a standard normal distribution.
 template <class T>
 std::vector<T> normal(int64_t size, uint64_t seed) {
   std::mt19937_64 random(seed);

@@ -1,6 +1,6 @@
 #pragma once
-// What the tests of layer kernels share: sizes around every vector width, memory that ends at a
-// page nobody may touch, and comparison with a reference in double.
+// Shared by the tests of layer kernels: sizes around every vector width, memory next to guard
+// pages, and comparison with a reference in double.
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -27,35 +27,35 @@ const LayerKernels<T>& layers(const KernelTable& table) {
   }
 }
 
-/// One less than, equal to and one more than each vector of 4, 8 and 16 lanes, pairs of those, and
-/// groups of several.
+/// Around one, two and several vectors of 4, 8 and 16 lanes: one less, equal, and one more.
 inline const std::vector<int64_t> kWidths = {0,  1,  2,  3,  4,  5,  7,  8,  9,   15,  16,
                                              17, 31, 32, 33, 63, 64, 65, 96, 127, 130, 200};
 
-/// Which end of the memory lies at an unreadable page. The other end is followed, or preceded, by
-/// bytes that must stay as they are.
-enum class Fence { kBefore, kBehind };
+/// Which end of an array is next to an inaccessible page. The other end is next to bytes that must
+/// not change.
+enum class GuardPage { kBefore, kAfter };
 
+/// An array next to a guard page.
 template <class T>
-class Fenced {
+class Guarded {
  public:
-  Fenced(const std::vector<T>& values, Fence fence) : count_(values.size()) {
+  Guarded(const std::vector<T>& values, GuardPage guard) : count_(values.size()) {
     const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t bytes = count_ * sizeof(T), room = (bytes + kMargin + page - 1) / page * page;
-    mapped_ = room + 2 * page;
+    const size_t bytes = count_ * sizeof(T), size = (bytes + kMargin + page - 1) / page * page;
+    mapped_ = size + 2 * page;
     base_ = static_cast<uint8_t*>(
         mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (base_ == MAP_FAILED || mprotect(base_ + page, room, PROT_READ | PROT_WRITE) != 0) {
-      throw std::runtime_error("no memory between guard pages");
+    if (base_ == MAP_FAILED || mprotect(base_ + page, size, PROT_READ | PROT_WRITE) != 0) {
+      throw std::runtime_error("cannot map memory between guard pages");
     }
-    std::fill_n(base_ + page, room, kUnused);
-    begin_ = base_ + page, end_ = begin_ + room;
-    data_ = reinterpret_cast<T*>(fence == Fence::kBefore ? begin_ : end_ - bytes);
+    std::fill_n(base_ + page, size, kUnused);
+    begin_ = base_ + page, end_ = begin_ + size;
+    data_ = reinterpret_cast<T*>(guard == GuardPage::kBefore ? begin_ : end_ - bytes);
     std::copy(values.begin(), values.end(), data_);
   }
-  Fenced(const Fenced&) = delete;
-  Fenced& operator=(const Fenced&) = delete;
-  ~Fenced() {
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+  ~Guarded() {
     const auto unused = [](uint8_t byte) { return byte == kUnused; };
     EXPECT_TRUE(std::all_of(begin_, reinterpret_cast<uint8_t*>(data_), unused));
     EXPECT_TRUE(std::all_of(reinterpret_cast<uint8_t*>(data_ + count_), end_, unused));
@@ -77,10 +77,9 @@ class Fenced {
 inline std::vector<double> in_double(const std::vector<float>& x) { return {x.begin(), x.end()}; }
 inline std::vector<double> in_double(const std::vector<double>& x) { return x; }
 
-/// Each element within `epsilons` machine epsilons of what is expected, relative to the larger of 1
-/// and that.
+/// Expects each element to be within `epsilons` machine epsilons, relative to max(1, |expected|).
 template <class T>
-void expect_close(const char* name, const Fenced<T>& got, const std::vector<double>& expected,
+void expect_close(const char* name, const Guarded<T>& got, const std::vector<double>& expected,
                   double epsilons) {
   const std::vector<T> values = got.values();
   ASSERT_EQ(values.size(), expected.size()) << name;
@@ -91,13 +90,13 @@ void expect_close(const char* name, const Fenced<T>& got, const std::vector<doub
   }
 }
 
-/// Runs `check(table, fence)` on every instruction set that this CPU has, with either fence.
+/// Runs `check(table, guard)` for every supported instruction set and both guard pages.
 template <class Check>
 void on_every_isa(const Check& check) {
   for (const KernelTable* table : supported_kernels()) {
-    for (const Fence fence : {Fence::kBefore, Fence::kBehind}) {
-      SCOPED_TRACE(std::string(table->name) + (fence == Fence::kBefore ? ", page before" : ""));
-      check(*table, fence);
+    for (const GuardPage guard : {GuardPage::kBefore, GuardPage::kAfter}) {
+      SCOPED_TRACE(std::string(table->name) + (guard == GuardPage::kBefore ? ", page before" : ""));
+      check(*table, guard);
       if (::testing::Test::HasFatalFailure()) return;
     }
   }

@@ -1,5 +1,5 @@
-// The matrix product of every instruction set against the definition, without Torch, with every
-// operand between two pages that cannot be touched.
+// Compares the matrix product of every instruction set with a reference in double. Every operand is
+// between two guard pages.
 
 #include <gtest/gtest.h>
 
@@ -23,7 +23,7 @@ using testing::typed;
 
 struct Sizes {
   int64_t rows, depth, columns;
-  int64_t right_gap = 3;  ///< numbers between two rows of the right side, or between two columns
+  int64_t right_gap = 3;  ///< elements between two rows, or columns, of the right matrix
 };
 const Sizes kNamedSizes[] = {
     {1, 1, 1},
@@ -37,13 +37,13 @@ const Sizes kNamedSizes[] = {
     {0, 3, 5},
     {3, 5, 0},
     {300, 260, 600},
-    // Few columns: a single one is read in place even where the right side is transposed.
+    // Few columns. A single one is read in place even if the right matrix is transposed.
     {5, 9, 1},
     {5, 9, 2},
     {70, 260, 2},
     {33, 64, 4},
-    // Panels of 2, 8, 16, 32 and 64 columns are copied where rows are far apart; one alone, one
-    // more or less, and two.
+    // Panels of 2, 8, 16, 32 and 64 columns, which are copied if rows are far apart: one panel, one
+    // column more or less, and two panels.
     {48, 256, 2, 600},
     {47, 31, 8, 600},
     {48, 257, 8, 600},
@@ -57,17 +57,17 @@ const Sizes kNamedSizes[] = {
     {48, 9, 65, 600},
     {48, 1, 128, 600},
 };
-constexpr int64_t kGap = 3;  // numbers between two rows of a result, which no product may touch
+constexpr int64_t kGap = 3;  // elements between two rows of the result, which must not change
 
 template <class T>
-void expect_definition(const Sizes& s, bool transposed, bool right_transposed, bool add) {
+void expect_matches_reference(const Sizes& s, bool transposed, bool right_transposed, bool add) {
   ProductParams p = {};
   p.rows = s.rows, p.depth = s.depth, p.columns = s.columns, p.add = add;
   p.left_row = transposed ? 1 : s.depth, p.left_step = transposed ? s.rows : 1;
   p.right_row = right_transposed ? 1 : s.columns + s.right_gap;
   p.right_column = right_transposed ? s.depth + s.right_gap : 1;
   p.out_row = s.columns + kGap;
-  // Up to the last number that belongs to the matrix.
+  // Elements of memory up to the last one that belongs to the matrix.
   const auto extent = [](int64_t rows, int64_t row, int64_t columns, int64_t column) {
     return rows * columns == 0 ? 0 : (rows - 1) * row + (columns - 1) * column + 1;
   };
@@ -93,7 +93,7 @@ void expect_definition(const Sizes& s, bool transposed, bool right_transposed, b
                              (right_transposed ? ", right transposed" : "");
     testing::describe_guarded_call(text.c_str());
     for (const Place place : {Place::kAfterGuard, Place::kBeforeGuard}) {
-      // A right side is copied for many rows at once, never for those of one unit.
+      // Panels are copied only if many units run at once.
       const bool one_by_one = place == Place::kAfterGuard;
       Memory memory(place);
       p.left = memory.copy("left", left), p.right = memory.copy("right", right);
@@ -106,7 +106,7 @@ void expect_definition(const Sizes& s, bool transposed, bool right_transposed, b
       }
       for (size_t i = 0; i < before.size(); ++i) {
         const bool between = static_cast<int64_t>(i) % p.out_row >= s.columns;
-        // Up to 300 products of standard normal numbers: sums up to 64.
+        // Sums of up to 300 products of standard normal values stay below 64.
         const double allowed =
             between ? 0 : 64 * 8 * static_cast<double>(std::numeric_limits<T>::epsilon());
         ASSERT_NEAR(out[i], expected[i], allowed) << text << " at " << i;
@@ -131,15 +131,15 @@ void expect_all() {
     for (const bool transposed : {false, true}) {
       for (const bool right_transposed : {false, true}) {
         for (const bool add : {false, true}) {
-          expect_definition<T>(sizes, transposed, right_transposed, add);
+          expect_matches_reference<T>(sizes, transposed, right_transposed, add);
         }
       }
     }
   }
 }
 
-TEST(MatrixProduct, OfFloatIsTheDefinition) { expect_all<float>(); }
-TEST(MatrixProduct, OfDoubleIsTheDefinition) { expect_all<double>(); }
+TEST(MatrixProduct, FloatMatchesReference) { expect_all<float>(); }
+TEST(MatrixProduct, DoubleMatchesReference) { expect_all<double>(); }
 
 }  // namespace
 }  // namespace flash

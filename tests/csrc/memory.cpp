@@ -17,8 +17,8 @@ constexpr int64_t kSlotBytes = int64_t{8} << 20;
 char description[512];
 const char* names[kSlots];
 
-/// Slots of readable pages with an unreadable one before, between and behind them, for the whole
-/// run: memory is mapped once, and its pages come when they are touched.
+/// Slots of accessible pages with guard pages before, between and after them. Mapped once for the
+/// whole run; pages are committed when they are first touched.
 class Slots {
  public:
   static Slots& get() {
@@ -46,7 +46,8 @@ class Slots {
     sigaction(SIGSEGV, &action, &before_);
   }
 
-  // Says what was touched, and lets the instruction fault again as if nobody had looked.
+  // Prints what was touched, and restores the previous handler, so that the instruction faults
+  // again.
   static void report(int, siginfo_t* info, void*) {
     const Slots& slots = get();
     const auto offset = static_cast<uint8_t*>(info->si_addr) - slots.base_;
@@ -54,10 +55,10 @@ class Slots {
     if (offset >= 0 && slot <= kSlots) {
       char text[1024];
       const char* before = slot > 0 ? names[slot - 1] : "nothing";
-      const char* behind = slot < kSlots && names[slot] != nullptr ? names[slot] : "nothing";
+      const char* after = slot < kSlots && names[slot] != nullptr ? names[slot] : "nothing";
       const int length =
-          std::snprintf(text, sizeof(text), "\nguard page behind %s and before %s touched: %s\n",
-                        before == nullptr ? "nothing" : before, behind, description);
+          std::snprintf(text, sizeof(text), "\ntouched the guard page after %s and before %s: %s\n",
+                        before == nullptr ? "nothing" : before, after, description);
       if (length > 0) (void)!write(STDERR_FILENO, text, static_cast<size_t>(length));
     }
     sigaction(SIGSEGV, &slots.before_, nullptr);
@@ -74,22 +75,22 @@ Memory::Memory(Place place) : place_(place) {
   for (const char*& name : names) name = nullptr;
 }
 
-void* Memory::bytes(const char* name, int64_t bytes) { return take(name, bytes, 1); }
-void* Memory::aligned_bytes(const char* name, int64_t bytes) { return take(name, bytes, 64); }
+void* Memory::bytes(const char* name, int64_t bytes) { return allocate(name, bytes, 1); }
+void* Memory::aligned_bytes(const char* name, int64_t bytes) { return allocate(name, bytes, 64); }
 
-void* Memory::take(const char* name, int64_t bytes, int64_t alignment) {
+void* Memory::allocate(const char* name, int64_t bytes, int64_t alignment) {
   void* data;
   if (place_ == Place::kHeap) {
     data = ::operator new(bytes, std::align_val_t(64));
     heap_.emplace_back(data);
   } else {
-    if (taken_ == kSlots || bytes > kSlotBytes) {
+    if (used_ == kSlots || bytes > kSlotBytes) {
       throw std::length_error("expected at most " + std::to_string(kSlots) +
                               " guarded arrays of at most " + std::to_string(kSlotBytes) +
                               " bytes, got one more, of " + std::to_string(bytes));
     }
-    names[taken_] = name;
-    uint8_t* const begin = Slots::get().slot(taken_++);
+    names[used_] = name;
+    uint8_t* const begin = Slots::get().slot(used_++);
     const int64_t at =
         place_ == Place::kAfterGuard ? 0 : (kSlotBytes - bytes) / alignment * alignment;
     data = begin + at;

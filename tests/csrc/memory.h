@@ -1,6 +1,6 @@
 #pragma once
-// Memory for the arrays of one kernel call: on the heap, exactly as long as asked for, so that a
-// sanitizer sees the byte behind it; or in pages of its own between two that cannot be touched.
+// Memory for the arrays of one kernel call: on the heap with the exact size, so that a sanitizer
+// detects an access past its end, or in pages of its own between two guard pages.
 
 #include <cstdint>
 #include <cstring>
@@ -10,18 +10,17 @@
 
 namespace flash::testing {
 
-/// kAfterGuard: an array begins where an unreadable page ends. kBeforeGuard: it ends where one
-/// begins.
+/// kAfterGuard: an array begins right after a guard page. kBeforeGuard: it ends right before one.
 enum class Place { kHeap, kAfterGuard, kBeforeGuard };
 
-/// Arrays live as long as this does. One object at a time may hand out guarded memory.
+/// Owns the arrays it returns. Only one object at a time may use guarded memory.
 class Memory {
  public:
   explicit Memory(Place place = Place::kHeap);
 
-  /// `bytes` of memory, every one of them `fill()`: what no one has written is NaN in one place,
-  /// and a number in another. `name` is what a fault beside it is reported with. 64-byte aligned
-  /// but before a guard page, where it is aligned to what divides `bytes`.
+  /// Returns `bytes` bytes, each set to fill(), so that uninitialized elements are NaN in one place
+  /// and finite in another. `name` is printed if a guard page next to it is touched. Aligned to 64
+  /// bytes, but before a guard page only to what divides `bytes`.
   void* bytes(const char* name, int64_t bytes);
 
   template <class T>
@@ -30,15 +29,15 @@ class Memory {
   }
 
   template <class T>
-  T* copy(const char* name, const std::vector<T>& numbers) {
-    T* to = array<T>(name, static_cast<int64_t>(numbers.size()));
-    if (!numbers.empty()) std::memcpy(to, numbers.data(), numbers.size() * sizeof(T));
+  T* copy(const char* name, const std::vector<T>& values) {
+    T* to = array<T>(name, static_cast<int64_t>(values.size()));
+    if (!values.empty()) std::memcpy(to, values.data(), values.size() * sizeof(T));
     return to;
   }
 
   uint8_t fill() const { return place_ == Place::kBeforeGuard ? 0x3F : 0xFF; }
 
-  /// As `bytes`, 64-byte aligned in every place: up to 63 bytes before a guard page stay unused.
+  /// `bytes` with 64-byte alignment in every place. Up to 63 bytes before a guard page are unused.
   void* aligned_bytes(const char* name, int64_t bytes);
 
  private:
@@ -46,14 +45,14 @@ class Memory {
     void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
   };
 
-  void* take(const char* name, int64_t bytes, int64_t alignment);
+  void* allocate(const char* name, int64_t bytes, int64_t alignment);
 
   const Place place_;
-  int taken_ = 0;  // guarded slots in use
+  int used_ = 0;  // guarded slots in use
   std::vector<std::unique_ptr<void, Free>> heap_;
 };
 
-/// What a fault in guarded memory prints besides the name of the array.
+/// Sets the text that is printed if guarded memory is touched, besides the name of the array.
 void describe_guarded_call(const char* text);
 
 }  // namespace flash::testing

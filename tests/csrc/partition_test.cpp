@@ -25,7 +25,7 @@ const Shape kShapes[] = {
     {1, 2, 2, 2, 5000, 1, 8, 8},      {0, 4, 4, 4, 10, 10, 8, 8},       {2, 2, 2, 2, 0, 10, 8, 8},
 };
 
-TEST(Partition, PairsEveryQueryWithEveryKeyOnce) {
+TEST(Partition, CoversEachQueryKeyPairExactlyOnce) {
   for (const Shape& shape : kShapes) {
     const Partition parts(params(shape), kTile, kBlock);
     int64_t pairs = 0;
@@ -43,9 +43,9 @@ TEST(Partition, PairsEveryQueryWithEveryKeyOnce) {
   }
 }
 
-// Rows of dQ are named by query head, those of dK and dV by their own heads: no two units of a step
-// may name the same one.
-TEST(Partition, UnitsOfAStepTouchDisjointRows) {
+// Rows of dQ are identified by query head, those of dK and dV by their own heads. No two units of a
+// step may write to the same row.
+TEST(Partition, UnitsOfOneStepWriteToDisjointRows) {
   for (const Shape& shape : kShapes) {
     const Partition parts(params(shape), kTile, kBlock);
     for (int64_t step = 0; step < parts.steps(); ++step) {
@@ -67,7 +67,7 @@ TEST(Partition, UnitsOfAStepTouchDisjointRows) {
   }
 }
 
-TEST(Partition, AHeadAndItsKeyAndValueHeadsBelongToOneUnit) {
+TEST(Partition, UnitOwnsTheKeyAndValueHeadsOfItsQueryHeads) {
   const Shape shape = {2, 12, 6, 4, 500, 500, 8, 8};
   const Partition parts(params(shape), kTile, kBlock);
   for (int64_t unit = 0; unit < parts.units(); ++unit) {
@@ -80,7 +80,7 @@ TEST(Partition, AHeadAndItsKeyAndValueHeadsBelongToOneUnit) {
   }
 }
 
-TEST(Partition, ABroadcastBiasGradientHasOneOwner) {
+TEST(Partition, BroadcastBiasGradientHasOneOwner) {
   float bias = 0;
   BackwardParams p = params({3, 4, 4, 4, 2000, 2000, 8, 8});
   p.grad_bias = &bias;
@@ -90,7 +90,7 @@ TEST(Partition, ABroadcastBiasGradientHasOneOwner) {
   EXPECT_EQ(shared.batches(0).end, 3);
   EXPECT_EQ(shared.heads(0).end, 1);
 
-  // One number for a whole head: every pair of chunks would write it.
+  // With one bias element per head, every pair of chunks would write to it.
   const int64_t per_head[4] = {0, 1, 0, 0};
   std::copy(per_head, per_head + 4, p.grad_bias_strides);
   EXPECT_EQ(Partition(p, kTile, kBlock).steps(), 1);
@@ -112,12 +112,13 @@ TEST(Partition, HeadsThatShareABiasGradientHaveOneOwner) {
   }
 }
 
-TEST(Partition, OneLongSequenceIsCutForManyCores) {
+TEST(Partition, OneLongSequenceIsSplitForManyCores) {
   const Partition parts(params({1, 1, 1, 1, 4096, 4096, 64, 64}), kTile, kBlock);
   EXPECT_EQ(parts.units(), 16);
 }
 
-// A causal step t > 0 leaves work in the last t query chunks only; threads get contiguous ranges.
+// A causal step t > 0 has work in the last t query chunks only. Threads get contiguous ranges of
+// units.
 TEST(Partition, CausalStepsAreBalancedOverTwoThreads) {
   const Partition parts(params({1, 1, 1, 1, 4096, 4096, 64, 64}), kTile, kBlock);
   for (int64_t step = 1; step < parts.steps(); ++step) {

@@ -17,8 +17,8 @@ std::array<uint32_t, 4> philox_of(std::array<uint32_t, 4> counter, PhiloxKey key
   return random;
 }
 
-// Known answers of philox4x32-10, from the authors' Random123 library, file kat_vectors.
-TEST(Philox, GivesThePublishedNumbers) {
+// The known answers of philox4x32-10 from kat_vectors in the authors' Random123 library.
+TEST(Philox, MatchesKnownAnswers) {
   EXPECT_THAT(philox_of({0, 0, 0, 0}, {{0, 0}}),
               testing::ElementsAre(0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u));
   const uint32_t ones = 0xffffffffu;
@@ -29,17 +29,17 @@ TEST(Philox, GivesThePublishedNumbers) {
       testing::ElementsAre(0xd16cfe09u, 0x94fdccebu, 0x5001e420u, 0x24126ea1u));
 }
 
-TEST(Philox, ALaneDoesNotDependOnHowManyThereAre) {
-  uint32_t wide[4][24];
-  dropout_words<ScalarCounters, 24>(philox_key(7), 3, 100, 11, wide);
+TEST(Philox, WordsDoNotDependOnTheNumberOfLanes) {
+  uint32_t all[4][24];
+  dropout_words<ScalarCounters, 24>(philox_key(7), 3, 100, 11, all);
   for (int lane = 0; lane < 24; ++lane) {
-    uint32_t narrow[4][1];
-    dropout_words<ScalarCounters, 1>(philox_key(7), 3, 100 + lane, 11, narrow);
-    for (int w = 0; w < 4; ++w) EXPECT_EQ(wide[w][lane], narrow[w][0]) << lane;
+    uint32_t single[4][1];
+    dropout_words<ScalarCounters, 1>(philox_key(7), 3, 100 + lane, 11, single);
+    for (int w = 0; w < 4; ++w) EXPECT_EQ(all[w][lane], single[w][0]) << lane;
   }
 }
 
-TEST(Philox, KeepsTheFractionItIsAskedFor) {
+TEST(Philox, KeepsTheRequestedFraction) {
   for (const double dropout : {0.1, 0.5, 0.9}) {
     int kept = 0;
     constexpr int kGroups = 25'000;
@@ -48,13 +48,13 @@ TEST(Philox, KeepsTheFractionItIsAskedFor) {
       dropout_words<ScalarCounters, 1>(philox_key(1), 0, 0, group, word);
       for (int w = 0; w < 4; ++w) kept += word[w][0] >= dropout_threshold(dropout);
     }
-    // Five standard deviations of a binomial with 100,000 draws.
+    // Five standard deviations of a binomial distribution with 100,000 draws.
     const double draws = 4.0 * kGroups;
     EXPECT_NEAR(kept / draws, 1 - dropout, 5 * std::sqrt(dropout * (1 - dropout) / draws));
   }
 }
 
-TEST(Philox, EdgesOfTheProbability) {
+TEST(Philox, ThresholdAndScaleAtTheLimits) {
   EXPECT_EQ(dropout_threshold(0.0), 0u);
   EXPECT_EQ(dropout_threshold(1.0), 0xffffffffu);
   EXPECT_EQ(dropout_keep_scale(1.0), 0.0);

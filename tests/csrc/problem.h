@@ -1,5 +1,5 @@
 #pragma once
-// A small attention problem: its sizes, options and random inputs.
+// A small attention problem: sizes, options and random inputs.
 
 #include <cmath>
 #include <cstdint>
@@ -14,12 +14,12 @@
 
 namespace flash::testing {
 
-/// How [batch, heads, length, width] numbers lie in memory: one row behind the other; the heads
-/// inside the length, as after a projection; or with numbers between two rows that belong to none.
-enum class Layout { kContiguous, kHeadsInside, kGaps };
+/// The memory layout of [batch, heads, length, width] tensors: contiguous; as [batch, length,
+/// heads, width], the layout after a projection; or with gaps between rows.
+enum class Layout { kContiguous, kHeadsAfterLength, kGaps };
 
-/// Where queries are: the last of the keys, as without positions; anywhere, some of them before
-/// every key; or all before every key.
+/// The positions of queries: none given (they align with the last keys); random, some before all
+/// keys; or all before all keys.
 enum class Positions { kNone, kRandom, kBeforeEveryKey };
 
 struct Options {
@@ -27,40 +27,40 @@ struct Options {
   double dropout = 0;
   BiasKind bias = BiasKind::kNone;
   int64_t block_size = 64;
-  int64_t left = -1, right = -1;  ///< of the window; causal makes right 0
+  int64_t left = -1, right = -1;  ///< the window; causal sets right to 0
   double softcap = 0;
   bool slopes = false;
-  double sinks = 0;  ///< standard deviation of their numbers; 0: none
+  double sinks = 0;  ///< standard deviation of the sinks; 0: none
   Positions positions = Positions::kNone;
-  bool bias_of_keys = false;  ///< one bias for all batches, heads and queries
+  bool bias_per_key = false;  ///< one bias row for all batch elements, heads and queries
   bool grad_lse = false;
   Storage storage = Storage::kNative;  ///< of query, key, value, bias and grad_out
-  bool narrow_out = false;             ///< out is rounded to `storage`, too
+  bool out_16_bit = false;             ///< whether out has type `storage`, too
   Layout layout = Layout::kContiguous;
 };
 
-/// For messages.
+/// Describes a problem in failure messages.
 inline std::string describe(const Shape& s, const Options& o) {
   std::ostringstream text;
   text << "batch " << s.batch << " heads " << s.heads << " " << s.key_heads << " " << s.value_heads
        << " queries " << s.queries << " keys " << s.keys << " head_dim " << s.head_dim
        << " value_dim " << s.value_dim << " causal " << o.causal << " dropout " << o.dropout
-       << " bias " << static_cast<int>(o.bias) << (o.bias_of_keys ? " of keys" : "") << " block "
+       << " bias " << static_cast<int>(o.bias) << (o.bias_per_key ? " per key" : "") << " block "
        << o.block_size << " window " << o.left << " " << o.right << " softcap " << o.softcap
        << " slopes " << o.slopes << " sinks " << o.sinks << " positions "
        << static_cast<int>(o.positions) << " grad_lse " << o.grad_lse << " storage "
-       << static_cast<int>(o.storage) << (o.narrow_out ? " and out" : "") << " layout "
+       << static_cast<int>(o.storage) << (o.out_16_bit ? " and out" : "") << " layout "
        << static_cast<int>(o.layout);
   return text.str();
 }
 
-/// The nearest number that `storage` can hold.
+/// Rounds x to `storage`.
 template <class T>
 T rounded(T x, Storage storage) {
   if constexpr (std::is_same_v<T, float>) {
     if (storage != Storage::kNative) {
       uint16_t bits[1];
-      with_narrow(static_cast<void*>(bits), storage, [&](auto* p) {
+      with_16_bit(static_cast<void*>(bits), storage, [&](auto* p) {
         round_to(x, p);
         x = to_float(*p);
       });
@@ -69,7 +69,7 @@ T rounded(T x, Storage storage) {
   return x;
 }
 
-/// Inputs of one problem, standard normal, one row behind the other.
+/// The inputs of one problem: contiguous, from a standard normal distribution.
 template <class T>
 struct Problem {
   Shape shape;
@@ -78,7 +78,7 @@ struct Problem {
   std::vector<T> q, k, v, grad_out;
   std::vector<T> grad_lse;         ///< [batch, heads, queries], or empty
   std::vector<T> bias;             ///< additive: [batch, heads, queries, keys], [keys] or empty
-  std::vector<uint8_t> mask;       ///< boolean: likewise
+  std::vector<uint8_t> mask;       ///< boolean; shaped as bias
   std::vector<T> slopes, sinks;    ///< [batch, heads] and [heads], or empty
   std::vector<int64_t> positions;  ///< [batch, heads, queries], or empty
 
@@ -95,7 +95,7 @@ struct Problem {
     fill(k, s.batch * s.key_heads * s.keys * s.head_dim, o.storage);
     fill(v, s.batch * s.value_heads * s.keys * s.value_dim, o.storage);
     fill(grad_out, rows * s.value_dim, o.storage);
-    const int64_t biases = o.bias_of_keys ? s.keys : rows * s.keys;
+    const int64_t biases = o.bias_per_key ? s.keys : rows * s.keys;
     if (o.bias == BiasKind::kAdditive) fill(bias, biases, o.storage);
     if (o.bias == BiasKind::kBoolean) {
       mask.resize(biases);
@@ -113,23 +113,24 @@ struct Problem {
     }
   }
 
-  /// Of query i, of which `row` is the number among all rows.
+  /// The position of query i; `row` is its index among all rows.
   int64_t position(int64_t row, int64_t i) const {
     return positions.empty() ? i + shape.keys - shape.queries : positions[row];
   }
   int64_t bias_index(int64_t row, int64_t key) const {
-    return options.bias_of_keys ? key : row * shape.keys + key;
+    return options.bias_per_key ? key : row * shape.keys + key;
   }
 };
 
-/// Results of one problem: those of [rows] and the gradients, laid out as the inputs of a Problem.
+/// The outputs and gradients of one problem, in the layout of the inputs of a Problem.
 struct Answer {
   std::vector<double> out, lse, dq, dk, dv, dbias;
-  std::vector<double> dslopes, dsinks;  ///< of rows: what each adds to the gradient
+  std::vector<double> dslopes, dsinks;  ///< the contribution of each row to the gradient
 };
 
-/// Whether the gradient of the bias is added up or stored: two ways to the same one.
-inline bool adds_to_grad_bias(const Options& o) { return o.bias_of_keys || o.causal; }
+/// Whether the kernel adds to the bias gradient or stores it. Both give the same result; this
+/// varies the choice over the options.
+inline bool adds_to_grad_bias(const Options& o) { return o.bias_per_key || o.causal; }
 
 inline constexpr uint64_t kSeed = 0x123456789abcdefull;
 

@@ -1,5 +1,5 @@
-// A caller may have set another rounding mode, which is the thread's: the kernels round to nearest
-// all the same, and give the mode back.
+// The rounding mode is a property of the thread, which the caller may have changed. The kernels
+// round to nearest in any case, and restore the mode.
 
 #include <gtest/gtest.h>
 
@@ -10,7 +10,7 @@
 #include "tests/csrc/isa.h"
 #include "tests/csrc/run.h"
 
-// As in csrc/denormals.h: elsewhere the mode stays the caller's.
+// As in csrc/denormals.h. On other architectures, the kernels use the mode of the caller.
 #if defined(__SSE2__)
 
 namespace flash {
@@ -23,7 +23,7 @@ using testing::supported_kernels;
 
 constexpr int kOtherModes[] = {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
 
-/// What `call` returns in another mode of this thread, which it has to leave as it is.
+/// Runs `call` in another rounding mode, which it must not change.
 template <class Call>
 auto in_rounding_mode(int mode, Call&& call) {
   std::fesetround(mode);
@@ -34,7 +34,7 @@ auto in_rounding_mode(int mode, Call&& call) {
   return result;
 }
 
-// All but lse, of which the test takes the logarithm.
+// Not lse, which the test itself computes with std::log.
 void expect_same_bits(const Answer& got, const Answer& expected) {
   EXPECT_TRUE(got.out == expected.out);
   EXPECT_TRUE(got.dq == expected.dq);
@@ -58,21 +58,21 @@ void expect_nearest_attention(const Shape& shape, const Options& options) {
   }
 }
 
-TEST(RoundingMode, OfTheCallerChangesNoBitOfAttention) {
+TEST(RoundingMode, OfTheCallerDoesNotAffectAttention) {
   const Options all_options[] = {
       {.causal = true, .dropout = 0.3, .bias = BiasKind::kAdditive, .grad_lse = true},
       {.left = 30, .right = 9, .softcap = 2, .slopes = true, .sinks = 1},
   };
   for (Options options : all_options) {
-    for (const int64_t queries : {2, 45}) {  // the first by the kernel for few of them
+    for (const int64_t queries : {2, 45}) {  // 2: decode
       const Shape shape = {1, 2, 1, 2, queries, 130, 17, 9};
       expect_nearest_attention<float>(shape, options);
       expect_nearest_attention<double>(shape, options);
       for (const Storage storage : {Storage::kBFloat16, Storage::kHalf}) {
-        Options narrow = options;
-        narrow.storage = storage;
-        narrow.narrow_out = true;
-        expect_nearest_attention<float>(shape, narrow);
+        Options rounded = options;
+        rounded.storage = storage;
+        rounded.out_16_bit = true;
+        expect_nearest_attention<float>(shape, rounded);
       }
     }
   }
@@ -111,7 +111,7 @@ void expect_nearest_gelu() {
   }
 }
 
-TEST(RoundingMode, OfTheCallerChangesNoBitOfGelu) {
+TEST(RoundingMode, OfTheCallerDoesNotAffectGelu) {
   expect_nearest_gelu<float>();
   expect_nearest_gelu<double>();
 }

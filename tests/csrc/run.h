@@ -1,5 +1,5 @@
 #pragma once
-// A problem handed to the kernels of one instruction set.
+// Runs the kernels of one instruction set on a problem.
 
 #include <gtest/gtest.h>
 
@@ -9,35 +9,36 @@
 #include <vector>
 
 #include "csrc/kernels.h"
-#include "tests/csrc/definition.h"
 #include "tests/csrc/isa.h"
 #include "tests/csrc/memory.h"
 #include "tests/csrc/problem.h"
+#include "tests/csrc/reference.h"
 
 namespace flash::testing {
 
-/// [batch, heads, length, width] numbers in memory.
+/// The memory layout of a [batch, heads, length, width] tensor.
 class RowLayout {
  public:
   RowLayout(Layout layout, int64_t batch, int64_t heads, int64_t length, int64_t width)
       : batch_(batch), heads_(heads), length_(length), width_(width) {
     constexpr int64_t kGap = 3;
     const int64_t row = layout == Layout::kGaps ? width + kGap : width;
-    strides_ = layout == Layout::kHeadsInside ? Strides{length * heads * row, row, heads * row}
-                                              : Strides{heads * length * row, length * row, row};
+    strides_ = layout == Layout::kHeadsAfterLength
+                   ? Strides{length * heads * row, row, heads * row}
+                   : Strides{heads * length * row, length * row, row};
   }
 
   const Strides& strides() const { return strides_; }
   int64_t count() const { return batch_ * heads_ * length_ * width_; }
 
-  /// Numbers up to the last one that belongs to a row.
+  /// Elements of memory up to the last one that belongs to a row.
   int64_t extent() const {
     if (count() == 0) return 0;
     return (batch_ - 1) * strides_.batch + (heads_ - 1) * strides_.head +
            (length_ - 1) * strides_.row + width_;
   }
 
-  /// Calls f(where in memory, which number of the tensor).
+  /// Calls f(offset in memory, index in the tensor) for each element.
   template <class F>
   void for_each(F&& f) const {
     int64_t index = 0;
@@ -60,17 +61,17 @@ inline int64_t stored_bytes(Storage storage, int64_t native) {
   return storage == Storage::kNative ? native : 2;
 }
 
-/// The arrays of one call, in `memory`.
+/// The arrays of one call, allocated from `memory`.
 template <class T>
 class Arrays {
  public:
   explicit Arrays(Memory& memory) : memory_(memory) {}
 
-  ConstRows input(const char* name, const std::vector<T>& numbers, const RowLayout& rows,
+  ConstRows input(const char* name, const std::vector<T>& values, const RowLayout& rows,
                   Storage storage) {
     void* data = allocate(name, rows, storage);
     with_stored<T>(data, storage, [&](auto* to) {
-      rows.for_each([&](int64_t at, int64_t i) { put(numbers[i], to + at); });
+      rows.for_each([&](int64_t at, int64_t i) { put(values[i], to + at); });
     });
     return {data, rows.strides()};
   }
@@ -79,41 +80,42 @@ class Arrays {
     return {allocate(name, rows, storage), rows.strides()};
   }
 
-  /// What a kernel has written, which must be every number of the rows and none between them.
+  /// Returns what a kernel has written, and expects that it wrote nothing between the rows.
   std::vector<double> read(const char* name, const MutableRows& from, const RowLayout& rows,
                            Storage storage) const {
-    std::vector<double> numbers(rows.count());
+    std::vector<double> values(rows.count());
     const auto size = static_cast<size_t>(stored_bytes(storage, sizeof(T)));
     auto* bytes = static_cast<uint8_t*>(from.data);
     rows.for_each([&](int64_t at, int64_t i) {
-      numbers[i] = static_cast<double>(stored_number<T>(from.data, at, storage));
+      values[i] = static_cast<double>(stored_element<T>(from.data, at, storage));
       std::memset(bytes + at * size, memory_.fill(), size);
     });
     const auto written = std::count_if(bytes, bytes + rows.extent() * size,
                                        [&](uint8_t byte) { return byte != memory_.fill(); });
-    EXPECT_EQ(written, 0) << "bytes between the rows of " << name;
-    return numbers;
+    EXPECT_EQ(written, 0) << "bytes written between the rows of " << name;
+    return values;
   }
 
  private:
   void* allocate(const char* name, const RowLayout& rows, Storage storage) {
     return memory_.bytes(name, rows.extent() * stored_bytes(storage, sizeof(T)));
   }
-  static void put(T number, T* to) { *to = number; }
+  static void put(T x, T* to) { *to = x; }
   template <class Stored>
-  static void put(T number, Stored* to) {
-    round_to(number, to);
+  static void put(T x, Stored* to) {
+    round_to(x, to);
   }
 
   Memory& memory_;
 };
 
 template <class T>
-std::vector<double> as_double(const T* numbers, int64_t count) {
-  return std::vector<double>(numbers, numbers + count);
+std::vector<double> as_double(const T* values, int64_t count) {
+  return std::vector<double>(values, values + count);
 }
 
-/// Forward and backward of a kernel table, every unit of a step in one range or one by one.
+/// Forward and backward of a kernel table. The units of a step run in one range, or one by one in
+/// reverse order.
 template <class T>
 class KernelRun {
  public:
@@ -148,14 +150,14 @@ class KernelRun {
 
   Answer run(Directions directions) {
     Answer a;
-    a.out = forward(p_.options.narrow_out ? p_.options.storage : Storage::kNative);
+    a.out = forward(p_.options.out_16_bit ? p_.options.storage : Storage::kNative);
     a.lse.resize(rows_);
     for (int64_t i = 0; i < rows_; ++i) {
       a.lse[i] = static_cast<double>(row_max_[i]) + std::log(static_cast<double>(row_sum_[i]));
     }
     if (directions == Directions::kForward) return a;
-    // The backward takes the rounded sums of no row: it reads out as it was computed.
-    if (p_.options.narrow_out) forward(Storage::kNative);
+    // The reference's gradients belong to an unrounded output, so the backward reads that.
+    if (p_.options.out_16_bit) forward(Storage::kNative);
     backward(a);
     return a;
   }
@@ -193,7 +195,7 @@ class KernelRun {
     }
     score.bias_kind = p_.options.bias;
     if (p_.options.bias == BiasKind::kNone) return score;
-    if (!p_.options.bias_of_keys) {
+    if (!p_.options.bias_per_key) {
       score.bias_strides[0] = s.heads * s.queries * s.keys;
       score.bias_strides[1] = s.queries * s.keys;
       score.bias_strides[2] = s.keys;
@@ -203,8 +205,8 @@ class KernelRun {
       score.bias = memory_.copy("mask", p_.mask);
     } else {
       score.bias_storage = p_.options.storage;
-      const RowLayout numbers(Layout::kContiguous, 1, 1, 1, static_cast<int64_t>(p_.bias.size()));
-      score.bias = arrays_.input("bias", p_.bias, numbers, p_.options.storage).data;
+      const RowLayout values(Layout::kContiguous, 1, 1, 1, static_cast<int64_t>(p_.bias.size()));
+      score.bias = arrays_.input("bias", p_.bias, values, p_.options.storage).data;
     }
     return score;
   }
@@ -217,14 +219,14 @@ class KernelRun {
     over_units(kernels_.forward_plan(forward_).units, [&](int64_t begin, int64_t end) {
       kernels_.forward(forward_, begin, end, scratch);
     });
-    // Before `read` overwrites it.
-    std::vector<T> kept;
+    // Saved, because `read` overwrites it.
+    std::vector<T> saved;
     if (out_storage == Storage::kNative) {
       const T* from = static_cast<const T*>(forward_.out.data);
-      kept.assign(from, from + out_.extent());
+      saved.assign(from, from + out_.extent());
     }
     std::vector<double> out = arrays_.read("out", forward_.out, out_, out_storage);
-    std::copy(kept.begin(), kept.end(), static_cast<T*>(forward_.out.data));
+    std::copy(saved.begin(), saved.end(), static_cast<T*>(forward_.out.data));
     return out;
   }
 
@@ -254,9 +256,9 @@ class KernelRun {
     const bool adds = adds_to_grad_bias(p_.options);
     const auto biases = static_cast<int64_t>(p_.bias.size());
     if (biases > 0) {
-      // Sums over rows are float64, as the operator's.
+      // Sums over rows are in float64, as in the operator.
       p.grad_bias_adds = adds;
-      p.grad_bias_is_double = sizeof(T) == 8 || p_.options.bias_of_keys;
+      p.grad_bias_is_double = sizeof(T) == 8 || p_.options.bias_per_key;
       p.grad_bias_storage = adds ? Storage::kNative : storage;
       const int64_t bytes = biases * (adds ? (p.grad_bias_is_double ? 8 : sizeof(T))
                                            : stored_bytes(storage, sizeof(T)));
@@ -283,7 +285,7 @@ class KernelRun {
     }
     a.dbias.resize(biases);
     for (int64_t i = 0; i < biases; ++i) {
-      a.dbias[i] = static_cast<double>(stored_number<T>(p.grad_bias, i, p.grad_bias_storage));
+      a.dbias[i] = static_cast<double>(stored_element<T>(p.grad_bias, i, p.grad_bias_storage));
     }
   }
 

@@ -1,5 +1,5 @@
-// The loops over series and spectra of the models' layers, on every instruction set, against their
-// definitions in double.
+// Compares the layer kernels on series and spectra, on every instruction set, with references in
+// double.
 
 #include <complex>
 
@@ -10,8 +10,8 @@ namespace {
 
 using testing::Dtypes;
 using testing::expect_close;
-using testing::Fence;
-using testing::Fenced;
+using testing::Guarded;
+using testing::GuardPage;
 using testing::in_double;
 using testing::kWidths;
 using testing::layers;
@@ -22,25 +22,25 @@ template <class T>
 class SeriesLayers : public testing::OnBothDtypes<T> {};
 TYPED_TEST_SUITE(SeriesLayers, Dtypes);
 
-// A sum of up to 130 products of standard normal numbers is below 64 in size; each operation rounds
-// it once.
+// Machine epsilons for sums of up to 130 products of standard normal values, which stay below 64;
+// each operation rounds the sum once.
 constexpr double kSums = 256;
-// A few operations on each number.
+// Machine epsilons for a few operations per element.
 constexpr double kFewOperations = 16;
 
-TYPED_TEST(SeriesLayers, BlockProductIsTheDefinition) {
+TYPED_TEST(SeriesLayers, BlockProductMatchesReference) {
   using T = TypeParam;
   struct Sizes {
     int64_t rows, depth;
   };
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const Sizes s : {Sizes{1, 1}, {5, 0}, {7, 3}, {13, 130}, {33, 8}, {0, 4}}) {
       for (const int64_t columns : kWidths) {
         for (const bool transposed : {false, true}) {
           for (const bool add : {false, true}) {
             const auto a = normal<T>(s.rows * s.depth, 1), b = normal<T>(s.depth * columns, 2),
                        before = normal<T>(s.rows * columns, 3);
-            const Fenced<T> left(a, fence), right(b, fence), out(before, fence);
+            const Guarded<T> left(a, guard), right(b, guard), out(before, guard);
             ProductParams p = {};
             p.left = left.data(), p.right = right.data(), p.out = out.data();
             p.left_row = transposed ? 1 : s.depth, p.left_step = transposed ? s.rows : 1;
@@ -66,16 +66,16 @@ TYPED_TEST(SeriesLayers, BlockProductIsTheDefinition) {
   });
 }
 
-TYPED_TEST(SeriesLayers, ComplexTanhAndItsGradientAreTheDefinition) {
+TYPED_TEST(SeriesLayers, ComplexTanhAndItsGradientMatchReference) {
   using T = TypeParam;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const int64_t count : kWidths) {
       std::vector<T> in = normal<T>(2 * count, 1);
       for (int64_t i = 0; i < count; ++i) {
         constexpr double kScales[] = {1e-6, 0.1, 1, 8, 40};
         in[i] *= static_cast<T>(kScales[i % 5]);
         in[count + i] *= static_cast<T>(kScales[(i / 5) % 5]);
-        // Next to a pole the function multiplies the rounding of its argument.
+        // Avoid poles, where the function is ill-conditioned.
         if (std::abs(in[i]) < 0.5 && std::abs(std::cos(in[count + i])) < 0.5) in[i] = T(0.75);
       }
       const auto gradient = normal<T>(2 * count, 2);
@@ -87,8 +87,8 @@ TYPED_TEST(SeriesLayers, ComplexTanhAndItsGradientAreTheDefinition) {
         expected[i] = value.real(), expected[count + i] = value.imag();
         expected_gradient[i] = product.real(), expected_gradient[count + i] = product.imag();
       }
-      const Fenced<T> given(in, fence), result(in, fence), incoming(gradient, fence);
-      const Fenced<T> in_place(in, fence), out(in, fence);
+      const Guarded<T> given(in, guard), result(in, guard), incoming(gradient, guard);
+      const Guarded<T> in_place(in, guard), out(in, guard);
       layers<T>(table).complex_tanh(given, result, count);
       expect_close("tanh", result, expected, kFewOperations);
       layers<T>(table).complex_tanh(in_place, in_place, count);
@@ -101,13 +101,13 @@ TYPED_TEST(SeriesLayers, ComplexTanhAndItsGradientAreTheDefinition) {
   });
 }
 
-TYPED_TEST(SeriesLayers, ComplexTanhKeepsNaNAndTheSignOfInfinity) {
+TYPED_TEST(SeriesLayers, ComplexTanhPropagatesNaNAndTheSignOfInfinity) {
   using T = TypeParam;
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
-  on_every_isa([](const KernelTable& table, Fence fence) {
-    const Fenced<T> in({kNaN, T(1), kInfinity, -kInfinity, T(1), kNaN, T(1), T(1)}, fence);
-    const Fenced<T> out(std::vector<T>(8), fence);
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
+    const Guarded<T> in({kNaN, T(1), kInfinity, -kInfinity, T(1), kNaN, T(1), T(1)}, guard);
+    const Guarded<T> out(std::vector<T>(8), guard);
     layers<T>(table).complex_tanh(in, out, 4);
     const std::vector<T> values = out.values();
     EXPECT_TRUE(std::isnan(values[0]) && std::isnan(values[1]));
@@ -117,9 +117,9 @@ TYPED_TEST(SeriesLayers, ComplexTanhKeepsNaNAndTheSignOfInfinity) {
   });
 }
 
-TYPED_TEST(SeriesLayers, DecompositionAndItsGradientAreTheDefinition) {
+TYPED_TEST(SeriesLayers, DecompositionAndItsGradientMatchReference) {
   using T = TypeParam;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const int64_t channels : {1, 3, 4, 5, 15, 16, 17, 63, 64, 65, 130}) {
       for (const SeriesShape s : {SeriesShape{1, channels, 0},
                                   {1, channels, 3},
@@ -133,7 +133,7 @@ TYPED_TEST(SeriesLayers, DecompositionAndItsGradientAreTheDefinition) {
                    h = normal<T>(count, 4);
         std::vector<double> average(count), adjoint(count), adjoint_of_seasonal(count);
         const double factor = 1.0 / static_cast<double>(2 * s.reach + 1);
-        // Both sides sum in double, up to 25 rows of up to 12 times a number.
+        // Both sides sum in double, up to 25 rows of weight up to 12.
         constexpr double kEpsilons = 4 * kFewOperations;
         for (int64_t t = 0; t < s.times; ++t) {
           for (int64_t offset = -s.reach; offset <= s.reach; ++offset) {
@@ -155,14 +155,15 @@ TYPED_TEST(SeriesLayers, DecompositionAndItsGradientAreTheDefinition) {
           adjoint_of_seasonal[i] += static_cast<double>(g[i]);
         }
         const LayerKernels<T>& k = layers<T>(table);
-        const Fenced<T> in(x, fence), old(before, fence), of_seasonal(g, fence), of_trend(h, fence);
+        const Guarded<T> in(x, guard), old(before, guard), of_seasonal(g, guard),
+            of_trend(h, guard);
         for (const T* trend_before : {static_cast<T*>(nullptr), old.data()}) {
-          const Fenced<T> rest(g, fence), smooth(g, fence);
+          const Guarded<T> rest(g, guard), smooth(g, guard);
           k.decompose(s, in, trend_before, rest, smooth);
           expect_close("seasonal", rest, seasonal, kEpsilons);
           expect_close("trend", smooth, trend_before == nullptr ? trend : sum, kEpsilons);
         }
-        const Fenced<T> rest(g, fence), result(h, fence), result_of_seasonal(h, fence);
+        const Guarded<T> rest(g, guard), result(h, guard), result_of_seasonal(h, guard);
         k.decompose(s, in, nullptr, rest, nullptr);
         expect_close("seasonal alone", rest, seasonal, kEpsilons);
         k.decompose_backward(s, of_seasonal, of_trend, result);
@@ -174,13 +175,13 @@ TYPED_TEST(SeriesLayers, DecompositionAndItsGradientAreTheDefinition) {
   });
 }
 
-TYPED_TEST(SeriesLayers, PoolingTakesTheFirstOfTheLargestAndAnyNaN) {
+TYPED_TEST(SeriesLayers, PoolingChoosesTheFirstMaximumAndPropagatesNaN) {
   using T = TypeParam;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const int64_t width : kWidths) {
       for (const int64_t steps : {1, 2, 3, 4, 9}) {
         std::vector<T> x = normal<T>(steps * width, 1);
-        // Few different numbers, so that some are equal, and a NaN now and then.
+        // Few distinct values, so that there are ties, and some NaN.
         for (T& value : x) value = std::round(value);
         for (size_t i = 0; i < x.size(); i += 11) x[i] = std::numeric_limits<T>::quiet_NaN();
         const int64_t halved = (steps + 1) / 2;
@@ -202,9 +203,9 @@ TYPED_TEST(SeriesLayers, PoolingTakesTheFirstOfTheLargestAndAnyNaN) {
             expected_gradient[best * width + c] += static_cast<double>(gradient[t * width + c]);
           }
         }
-        const Fenced<T> in(x, fence), out(gradient, fence), given(gradient, fence),
-            x_gradient(x, fence);
-        const Fenced<uint8_t> which(std::vector<uint8_t>(halved * width, 7), fence);
+        const Guarded<T> in(x, guard), out(gradient, guard), given(gradient, guard),
+            x_gradient(x, guard);
+        const Guarded<uint8_t> which(std::vector<uint8_t>(halved * width, 7), guard);
         layers<T>(table).halve_by_maximum(in, out, which, steps, width);
         ASSERT_EQ(which.values(), expected_which);
         for (int64_t i = 0; i < halved * width; ++i) {
@@ -217,9 +218,9 @@ TYPED_TEST(SeriesLayers, PoolingTakesTheFirstOfTheLargestAndAnyNaN) {
   });
 }
 
-TYPED_TEST(SeriesLayers, FoldingsAreTheDefinitionAndTheirAdjoints) {
+TYPED_TEST(SeriesLayers, FoldingsAndTheirAdjointsMatchReference) {
   using T = TypeParam;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     const LayerKernels<T>& k = layers<T>(table);
     for (const int64_t channels : kWidths) {
       for (const int64_t times : {1, 2, 3, 4, 7, 34, 35}) {
@@ -248,23 +249,23 @@ TYPED_TEST(SeriesLayers, FoldingsAreTheDefinitionAndTheirAdjoints) {
             back_transposed[c * times + t] = back[t * channels + c];
         }
         const FoldedShape shape = {times, channels, row}, long_shape = {times, channels, long_row};
-        const Fenced<T> in(x, fence), in_transposed(transposed, fence);
+        const Guarded<T> in(x, guard), in_transposed(transposed, guard);
         {
-          const Fenced<T> sum(s, fence), difference(d, fence);
+          const Guarded<T> sum(s, guard), difference(d, guard);
           k.fold(shape, in, sum, difference);
           expect_close("sums", sum, sums, 1);
           expect_close("differences", difference, differences, 1);
         }
         {
-          const Fenced<T> sum(s, fence), difference(d, fence);
+          const Guarded<T> sum(s, guard), difference(d, guard);
           k.fold_transposed(shape, in_transposed, sum, difference);
           expect_close("sums of transposed", sum, sums, 1);
           expect_close("differences of transposed", difference, differences, 1);
         }
-        const Fenced<T> sum(s, fence), difference(d, fence), out(x, fence), out_rows(x, fence);
+        const Guarded<T> sum(s, guard), difference(d, guard), out(x, guard), out_rows(x, guard);
         k.unfold(shape, sum, difference, out);
         expect_close("unfolded", out, back, 1);
-        const Fenced<T> long_sum(long_s, fence), long_difference(long_d, fence);
+        const Guarded<T> long_sum(long_s, guard), long_difference(long_d, guard);
         k.unfold_rows(long_shape, long_sum, long_difference, out_rows);
         expect_close("unfolded rows", out_rows, back_transposed, 1);
       }
@@ -272,9 +273,9 @@ TYPED_TEST(SeriesLayers, FoldingsAreTheDefinitionAndTheirAdjoints) {
   });
 }
 
-TYPED_TEST(SeriesLayers, CrossSpectrumIsTheDefinition) {
+TYPED_TEST(SeriesLayers, CrossSpectrumMatchesReference) {
   using T = TypeParam;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const int64_t frequencies : kWidths) {
       for (const int64_t channels : {0, 1, 6}) {
         const auto q = normal<T>(2 * channels * frequencies, 1), key = normal<T>(q.size(), 2),
@@ -286,7 +287,7 @@ TYPED_TEST(SeriesLayers, CrossSpectrumIsTheDefinition) {
           expected[2 * (i % frequencies)] += product.real();
           expected[2 * (i % frequencies) + 1] += product.imag();
         }
-        const Fenced<T> left(q, fence), right(key, fence), sum(before, fence);
+        const Guarded<T> left(q, guard), right(key, guard), sum(before, guard);
         layers<T>(table).add_cross_spectrum(left, right, sum, channels, frequencies);
         expect_close("sum", sum, expected, 4 * kFewOperations);
       }
@@ -294,12 +295,12 @@ TYPED_TEST(SeriesLayers, CrossSpectrumIsTheDefinition) {
   });
 }
 
-TYPED_TEST(SeriesLayers, RunningSumsAreTheDefinition) {
+TYPED_TEST(SeriesLayers, RunningSumsMatchReference) {
   using T = TypeParam;
-  on_every_isa([](const KernelTable& table, Fence fence) {
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
     for (const int64_t width : kWidths) {
       for (const int64_t length : {1, 2, 30}) {
-        // Rows of the value lie apart; what is between them, behind the last, is not there.
+        // Rows of `value` have gaps between them; there is no gap after the last.
         const int64_t step = width + 3, strided = (length - 1) * step + width;
         const auto value = normal<T>(strided, 1), gradient = normal<T>(length * width, 2);
         std::vector<double> sums(length * width), gradients = in_double(value);
@@ -315,9 +316,9 @@ TYPED_TEST(SeriesLayers, RunningSumsAreTheDefinition) {
             gradients[t * step + c] = gradient_sum;
           }
         }
-        const Fenced<T> in(value, fence), out(gradient, fence), given(gradient, fence),
-            of_value(value, fence);
-        const Fenced<uint8_t> skipped(flags, fence);
+        const Guarded<T> in(value, guard), out(gradient, guard), given(gradient, guard),
+            of_value(value, guard);
+        const Guarded<uint8_t> skipped(flags, guard);
         layers<T>(table).running_sum(in, step, out, length, width);
         expect_close("sums", out, sums, 4 * kFewOperations);
         layers<T>(table).running_sum_backward(given, reinterpret_cast<const bool*>(skipped.data()),

@@ -1,5 +1,5 @@
-// The sparsity measurement of every instruction set against the definition, without Torch, with
-// every array between two pages that cannot be touched.
+// Compares the sparsity measurement of every instruction set with a reference in double. Every
+// array is between two guard pages.
 
 #include <gtest/gtest.h>
 
@@ -30,7 +30,7 @@ std::vector<Sizes> all_sizes() {
       {1, 1, 1, 1, 1, 1},     {2, 3, 7, 5, 3, 4},     {1, 2, 33, 40, 16, 16},
       {2, 1, 70, 50, 32, 21}, {1, 2, 16, 96, 64, 17}, {1, 1, 5, 9, 67, 33},
       {1, 1, 3, 4, 0, 2},     {0, 2, 3, 4, 5, 6},     {1, 2, 0, 4, 5, 6}};
-  // Every width up to past the largest that has code of its own, 4 vectors of 16.
+  // Every width up to more than the largest specialized one, 4 vectors of 16.
   for (int64_t width = 1; width <= 66; ++width) sizes.push_back({1, 1, 3, 5, width, 4});
   for (const int64_t pairs : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17}) {
     sizes.push_back({1, 1, 1, 6, 8, pairs});
@@ -40,8 +40,8 @@ std::vector<Sizes> all_sizes() {
 }
 
 template <class T>
-void expect_definition(const Sizes& s) {
-  // [batch, length, heads, width] in memory, as models have it.
+void expect_matches_reference(const Sizes& s) {
+  // [batch, length, heads, width] in memory, as in the models.
   const std::vector<T> query = normal<T>(s.batch * s.heads * s.queries * s.head_dim, 1);
   const std::vector<T> key = normal<T>(s.batch * s.heads * s.keys * s.head_dim, 2);
   std::vector<int64_t> index(s.queries * s.samples);
@@ -83,7 +83,7 @@ void expect_definition(const Sizes& s) {
         typed<T>(*table).sparsity(p, unit, unit + 1);
       }
       for (size_t i = 0; i < expected.size(); ++i) {
-        // Sums of up to 67 products, and of up to 33 of those: numbers up to 64.
+        // Sums of up to 33 sums of up to 67 products stay below 64.
         ASSERT_NEAR(out[i], expected[i],
                     64 * 8 * static_cast<double>(std::numeric_limits<T>::epsilon()))
             << text;
@@ -92,11 +92,11 @@ void expect_definition(const Sizes& s) {
   }
 }
 
-TEST(Sparsity, OfFloatIsTheDefinition) {
-  for (const Sizes& sizes : all_sizes()) expect_definition<float>(sizes);
+TEST(Sparsity, FloatMatchesReference) {
+  for (const Sizes& sizes : all_sizes()) expect_matches_reference<float>(sizes);
 }
-TEST(Sparsity, OfDoubleIsTheDefinition) {
-  for (const Sizes& sizes : all_sizes()) expect_definition<double>(sizes);
+TEST(Sparsity, DoubleMatchesReference) {
+  for (const Sizes& sizes : all_sizes()) expect_matches_reference<double>(sizes);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The 16-bit formats: nearest numbers, and every instruction set alike.
+// Conversions of the 16-bit types: correct rounding, and the same results on every instruction set.
 
 #include "csrc/storage.h"
 
@@ -8,30 +8,30 @@
 #include <limits>
 #include <string>
 
-#include "csrc/kernels.h"
+#include "csrc/dispatch.h"
 #include "tests/csrc/storage_check.h"
 
 namespace flash {
 namespace {
 
-template <class Narrow>
-Narrow of_bits(uint32_t bits) {
+template <class Stored>
+Stored of_bits(uint32_t bits) {
   return {static_cast<uint16_t>(bits)};
 }
 
-template <class Narrow>
+template <class Stored>
 uint16_t rounded(float x) {
-  Narrow result;
+  Stored result;
   round_to(x, &result);
   return result.bits;
 }
 
-template <class Narrow>
+template <class Stored>
 class StorageOf : public ::testing::Test {};
 using Formats = ::testing::Types<BFloat16, Half>;
 TYPED_TEST_SUITE(StorageOf, Formats);
 
-TYPED_TEST(StorageOf, EveryNumberComesBack) {
+TYPED_TEST(StorageOf, EveryValueRoundTrips) {
   for (uint32_t bits = 0; bits < 1 << 16; ++bits) {
     const float x = to_float(of_bits<TypeParam>(bits));
     if (std::isnan(x)) {
@@ -42,13 +42,13 @@ TYPED_TEST(StorageOf, EveryNumberComesBack) {
   }
 }
 
-TYPED_TEST(StorageOf, WhatLiesBetweenTwoGoesToTheNearestAndHalfwayToTheEven) {
+TYPED_TEST(StorageOf, RoundsToNearestTiesToEven) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   for (uint32_t bits = 0; to_float(of_bits<TypeParam>(bits + 1)) < kInfinity; ++bits) {
     const double low = to_float(of_bits<TypeParam>(bits));
     const double high = to_float(of_bits<TypeParam>(bits + 1));
     const auto middle = static_cast<float>((low + high) / 2);
-    if (middle != (low + high) / 2) continue;  // between denormals of float32 itself
+    if (middle != (low + high) / 2) continue;  // not representable: a denormal float32
     for (const float sign : {1.0f, -1.0f}) {
       const uint32_t s = sign < 0 ? 0x8000 : 0;
       ASSERT_EQ(rounded<TypeParam>(sign * middle), (bits % 2 == 0 ? bits : bits + 1) | s);
@@ -58,7 +58,7 @@ TYPED_TEST(StorageOf, WhatLiesBetweenTwoGoesToTheNearestAndHalfwayToTheEven) {
   }
 }
 
-TEST(Storage, WhatIsTooLargeIsInfinite) {
+TEST(Storage, OverflowGivesInfinity) {
   EXPECT_EQ(to_float(of_bits<Half>(rounded<Half>(65519.0f))), 65504.0f);
   EXPECT_TRUE(std::isinf(to_float(of_bits<Half>(rounded<Half>(65520.0f)))));
   EXPECT_TRUE(std::isinf(to_float(of_bits<Half>(rounded<Half>(1e30f)))));
@@ -66,16 +66,19 @@ TEST(Storage, WhatIsTooLargeIsInfinite) {
   EXPECT_TRUE(std::isinf(to_float(of_bits<BFloat16>(rounded<BFloat16>(most)))));
 }
 
-TEST(Storage, EveryIsaReadsAndWritesAlike) {
+TEST(Storage, EveryIsaConvertsIdentically) {
   struct Case {
     const char* isa;
     StorageReport (*check)();
   };
   const Case cases[] = {
-      {"scalar", scalar_bfloat16}, {"scalar", scalar_half},
+    {"scalar", scalar_bfloat16},
+    {"scalar", scalar_half},
 #if defined(__x86_64__)
-      {"avx2", avx2_bfloat16},     {"avx2", avx2_half},
-      {"avx512", avx512_bfloat16}, {"avx512", avx512_half},
+    {"avx2", avx2_bfloat16},
+    {"avx2", avx2_half},
+    {"avx512", avx512_bfloat16},
+    {"avx512", avx512_half},
 #endif
   };
   for (const KernelTable* table : all_kernels()) {
@@ -85,11 +88,11 @@ TEST(Storage, EveryIsaReadsAndWritesAlike) {
       if (std::string(c.isa) != table->name) continue;
       SCOPED_TRACE(std::string(c.isa) + (checked == 0 ? " bfloat16" : " half"));
       const StorageReport report = c.check();
-      EXPECT_EQ(report.wrong_reads, 0);
-      EXPECT_EQ(report.wrong_writes, 0);
+      EXPECT_EQ(report.wrong_loads, 0);
+      EXPECT_EQ(report.wrong_stores, 0);
       ++checked;
     }
-    EXPECT_EQ(checked, 2) << "an instruction set without a case here: " << table->name;
+    EXPECT_EQ(checked, 2) << "no test case for instruction set " << table->name;
   }
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// The hyperbolic tangent of one instruction set against the C library's, in units in the last
-// place. Included by one file per instruction set, compiled with its flags.
+// Compares the hyperbolic tangent of one instruction set with the C library's. Included by one file
+// per instruction set, compiled with its flags.
 
 #include <cstdint>
 
@@ -10,10 +10,10 @@
 namespace flash {
 
 struct TanhReport {
-  double worst_ulp;         ///< over arguments that are normal numbers
+  double worst_ulp;         ///< over normal arguments
   double worst_derivative;  ///< of 1 - tanh^2, in machine epsilons
-  bool odd;                 ///< tanh(-x) = -tanh(x) to the bit
-  bool one_at_infinity;     ///< and from where it rounds to that
+  bool odd;                 ///< tanh(-x) == -tanh(x), bit for bit
+  bool one_at_infinity;     ///< and wherever tanh rounds to 1
   bool zero_at_zero;
   bool keeps_nan;
 };
@@ -59,7 +59,7 @@ TanhReport check_tanh() {
     if (slope_error > report.worst_derivative) report.worst_derivative = slope_error;
     report.odd = report.odd && tanh_of<V>(-x) == -got;
   };
-  // Evenly up to where the tangent is 1, and evenly in the exponent down to the smallest numbers.
+  // Evenly spaced up to where tanh is 1, and geometrically down to the smallest values.
   constexpr int64_t kSteps = 2'000'000;
   const double largest = kFloat ? 10 : 20;
   for (int64_t i = 1; i <= kSteps; ++i)

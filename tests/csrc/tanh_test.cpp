@@ -2,14 +2,14 @@
 
 #include <string>
 
-#include "csrc/kernels.h"
+#include "csrc/dispatch.h"
 #include "tests/csrc/tanh_check.h"
 
 namespace flash {
 namespace {
 
-// The bounds that generic/tanh.h states; without a fused multiply-add each step of its expansions
-// rounds twice, which adds a tenth of a unit.
+// The bounds of generic/tanh.h. Without a fused multiply-add, each step rounds twice, which adds a
+// tenth of an ulp.
 struct Case {
   const char* isa;
   const char* dtype;
@@ -25,8 +25,8 @@ const Case kCases[] = {
 #endif
 };
 
-// What the backward of a capped score uses. Below 1 a unit is half an epsilon: 1 - tanh^2 is off by
-// twice the error of tanh, and by the roundings of the square and the difference.
+// The error of 1 - tanh^2, which the backward of a capped score uses: twice the error of tanh (an
+// ulp below 1 is half an epsilon), plus the roundings of the square and the difference.
 constexpr double kDerivativeBound = 2.5;
 
 TEST(Tanh, StaysWithinItsUlpBoundOnEveryIsa) {
@@ -45,7 +45,7 @@ TEST(Tanh, StaysWithinItsUlpBoundOnEveryIsa) {
       EXPECT_TRUE(report.keeps_nan);
       ++checked;
     }
-    EXPECT_EQ(checked, 2) << "an instruction set without a case here: " << table->name;
+    EXPECT_EQ(checked, 2) << "no test case for instruction set " << table->name;
   }
 }
 

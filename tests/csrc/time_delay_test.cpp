@@ -1,5 +1,5 @@
-// Time delay kernels of every instruction set against the definition, without Torch, with every
-// array between two pages that cannot be touched.
+// Compares the time-delay kernels of every instruction set with references in double. Every array
+// is between two guard pages.
 
 #include <gtest/gtest.h>
 
@@ -31,8 +31,8 @@ std::vector<Sizes> all_sizes() {
                               {3, 40, 17, 5, false},   {2, 70, 70, 9, false}, {2, 64, 128, 6, true},
                               {1, 130, 200, 2, false}, {2, 5, 0, 2, true},    {2, 5, 3, 0, false},
                               {0, 5, 3, 2, true},      {1, 20, 600, 1, false}};
-  // Every number of channels up to past four vectors of 16, and of times and delays around those
-  // of a unit.
+  // Every number of channels up to more than four vectors of 16, and times and delays around the
+  // size of a unit of work.
   for (int64_t channels = 1; channels <= 66; ++channels) {
     sizes.push_back({1, 5, channels, 3, channels % 2 == 0});
   }
@@ -42,7 +42,7 @@ std::vector<Sizes> all_sizes() {
   return sizes;
 }
 
-/// Rows of `channels` numbers apart by a few more, which must stay as they are.
+/// Elements between two rows, which must not change.
 constexpr int64_t kGap = 3;
 
 template <class T>
@@ -61,7 +61,7 @@ struct Problem {
     delay.resize((s.shared ? 1 : s.batch) * s.delays);
     for (int64_t& d : delay) d = static_cast<int64_t>(random() % s.times);
   }
-  /// Numbers up to the last one that belongs to a series.
+  /// Elements of memory up to the last one that belongs to a series.
   int64_t extent() const {
     return s.batch * s.channels == 0 ? 0
                                      : (s.batch - 1) * series + (s.times - 1) * row + s.channels;
@@ -72,7 +72,7 @@ struct Problem {
   int64_t at(int64_t batch, int64_t t, int64_t c) const { return batch * series + t * row + c; }
 };
 
-/// Calls f(kernels, memory, text) for every instruction set, with memory at both ends of its pages.
+/// Calls f(kernels, memory, text) for every instruction set, with both placements of memory.
 template <class T, class F>
 void for_each_kernel(const Sizes& s, F&& f) {
   for (const KernelTable* table : supported_kernels()) {
@@ -114,7 +114,7 @@ void expect_aggregation(const Sizes& s) {
     const WorkPlan plan = kernels.aggregation_plan(p);
     for (int64_t unit = plan.units - 1; unit >= 0; --unit) kernels.aggregation(p, unit, unit + 1);
     for (size_t i = 0; i < expected.size(); ++i) {
-      // Up to nine products of numbers up to 4; 77 is what lies between the rows.
+      // Up to nine products of values up to 4. 77 is the value between rows.
       const double allowed =
           expected[i] == 77 ? 0 : 64 * static_cast<double>(std::numeric_limits<T>::epsilon());
       ASSERT_NEAR(out[i], expected[i], allowed) << text << " at " << i;
@@ -151,7 +151,7 @@ void expect_correlation(const Sizes& s) {
     const WorkPlan plan = kernels.correlation_plan(p);
     for (int64_t unit = plan.units - 1; unit >= 0; --unit) kernels.correlation(p, unit, unit + 1);
     for (size_t i = 0; i < expected.size(); ++i) {
-      // Chains of some 64 terms, of random signs: a few units of all that was added.
+      // Sums of some 64 terms with random signs: a few epsilons of the sum of absolute values.
       ASSERT_NEAR(out[i], expected[i],
                   4 * size[i] * static_cast<double>(std::numeric_limits<T>::epsilon()))
           << text;
@@ -159,13 +159,13 @@ void expect_correlation(const Sizes& s) {
   });
 }
 
-TEST(TimeDelay, AggregationIsTheDefinition) {
+TEST(TimeDelay, AggregationMatchesReference) {
   for (const Sizes& sizes : all_sizes()) {
     expect_aggregation<float>(sizes);
     expect_aggregation<double>(sizes);
   }
 }
-TEST(TimeDelay, CorrelationIsTheDefinition) {
+TEST(TimeDelay, CorrelationMatchesReference) {
   for (const Sizes& sizes : all_sizes()) {
     expect_correlation<float>(sizes);
     expect_correlation<double>(sizes);

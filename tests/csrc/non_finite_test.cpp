@@ -1,4 +1,4 @@
-// NaN and infinities: where they show, where they must not, and what they may cost.
+// NaN and Inf in the inputs: where they must propagate, and where they must not.
 
 #include <gtest/gtest.h>
 
@@ -18,16 +18,16 @@ using testing::Options;
 using testing::Problem;
 using testing::supported_kernels;
 
-class BadNumbersOnEveryIsa : public ::testing::TestWithParam<const KernelTable*> {};
+class NonFiniteOnEveryIsa : public ::testing::TestWithParam<const KernelTable*> {};
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// As in attention_test.cpp, for up to 150 keys.
+// For sums over up to 150 keys.
 template <class T>
 constexpr double kTolerance = 64 * 16 * static_cast<double>(std::numeric_limits<T>::epsilon());
 
-// `any_kind`: whether an infinity will do for a NaN and the other way round.
+// `any_kind`: whether Inf and NaN count as equal.
 void expect_same(const std::vector<double>& got, const std::vector<double>& expected,
                  double tolerance, const char* name, bool any_kind) {
   ASSERT_EQ(got.size(), expected.size());
@@ -48,7 +48,7 @@ const Shape kShapes[] = {
     {1, 1, 1, 1, 60, 60, 8, 8},
     {1, 2, 1, 2, 33, 70, 24, 40},
     {1, 1, 1, 1, 130, 150, 17, 9},
-    {1, 1, 1, 1, 3, 100, 16, 33},  // few queries
+    {1, 1, 1, 1, 3, 100, 16, 33},  // decode
 };
 const Options kMasks[] = {
     {.causal = true},
@@ -60,11 +60,11 @@ const Options kMasks[] = {
 
 enum class Input { kQuery, kKey, kValue, kGradOut };
 
-// A masked pair counts for nothing whatever its numbers are; every other one counts. Left open: of
-// a NaN weight that dropout drops, whether it is 0 or NaN; and which of Inf and NaN an infinite
-// gradient becomes, which depends on the order in which delta is summed.
+// Masked pairs contribute nothing, whatever their values are; all others contribute. Two cases are
+// unspecified: whether a NaN weight that dropout drops is 0 or NaN, and whether an infinite
+// gradient gives Inf or NaN, which depends on the order in which delta is summed.
 template <class T>
-void expect_definition(const KernelTable& table, Input input, double bad) {
+void expect_matches_reference(const KernelTable& table, Input input, double bad) {
   for (const Shape& shape : kShapes) {
     for (const Options& options : kMasks) {
       const bool is_weight = input == Input::kQuery || input == Input::kKey;
@@ -91,33 +91,33 @@ void expect_definition(const KernelTable& table, Input input, double bad) {
   }
 }
 
-TEST_P(BadNumbersOnEveryIsa, NanQuery) {
-  expect_definition<float>(*GetParam(), Input::kQuery, kNan);
-  expect_definition<double>(*GetParam(), Input::kQuery, kNan);
+TEST_P(NonFiniteOnEveryIsa, NanQuery) {
+  expect_matches_reference<float>(*GetParam(), Input::kQuery, kNan);
+  expect_matches_reference<double>(*GetParam(), Input::kQuery, kNan);
 }
-TEST_P(BadNumbersOnEveryIsa, NanKey) {
-  expect_definition<float>(*GetParam(), Input::kKey, kNan);
-  expect_definition<double>(*GetParam(), Input::kKey, kNan);
+TEST_P(NonFiniteOnEveryIsa, NanKey) {
+  expect_matches_reference<float>(*GetParam(), Input::kKey, kNan);
+  expect_matches_reference<double>(*GetParam(), Input::kKey, kNan);
 }
-TEST_P(BadNumbersOnEveryIsa, NanValue) {
-  expect_definition<float>(*GetParam(), Input::kValue, kNan);
-  expect_definition<double>(*GetParam(), Input::kValue, kNan);
+TEST_P(NonFiniteOnEveryIsa, NanValue) {
+  expect_matches_reference<float>(*GetParam(), Input::kValue, kNan);
+  expect_matches_reference<double>(*GetParam(), Input::kValue, kNan);
 }
-TEST_P(BadNumbersOnEveryIsa, NanGradient) {
-  expect_definition<float>(*GetParam(), Input::kGradOut, kNan);
-  expect_definition<double>(*GetParam(), Input::kGradOut, kNan);
+TEST_P(NonFiniteOnEveryIsa, NanGradient) {
+  expect_matches_reference<float>(*GetParam(), Input::kGradOut, kNan);
+  expect_matches_reference<double>(*GetParam(), Input::kGradOut, kNan);
 }
-TEST_P(BadNumbersOnEveryIsa, InfiniteValue) {
-  expect_definition<float>(*GetParam(), Input::kValue, kInf);
-  expect_definition<double>(*GetParam(), Input::kValue, -kInf);
+TEST_P(NonFiniteOnEveryIsa, InfiniteValue) {
+  expect_matches_reference<float>(*GetParam(), Input::kValue, kInf);
+  expect_matches_reference<double>(*GetParam(), Input::kValue, -kInf);
 }
-TEST_P(BadNumbersOnEveryIsa, InfiniteGradient) {
-  expect_definition<float>(*GetParam(), Input::kGradOut, kInf);
-  expect_definition<double>(*GetParam(), Input::kGradOut, -kInf);
+TEST_P(NonFiniteOnEveryIsa, InfiniteGradient) {
+  expect_matches_reference<float>(*GetParam(), Input::kGradOut, kInf);
+  expect_matches_reference<double>(*GetParam(), Input::kGradOut, -kInf);
 }
 
-// Scores of -inf alone have a softmax of NaN; a row without a key has none, and gives zeros.
-TEST_P(BadNumbersOnEveryIsa, ScoresOfMinusInfinityAreNotNothing) {
+// The softmax of scores that are all -inf is NaN, unlike a row that attends no key, which gives 0.
+TEST_P(NonFiniteOnEveryIsa, RowsWithOnlyMinusInfinityScoresAreNaN) {
   for (const int64_t queries : {3, 60}) {
     Problem<float> problem({1, 1, 1, 1, queries, 70, 8, 8}, {});
     for (float& x : problem.k) x = std::abs(x) + 1;
@@ -130,7 +130,7 @@ TEST_P(BadNumbersOnEveryIsa, ScoresOfMinusInfinityAreNotNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, BadNumbersOnEveryIsa, ::testing::ValuesIn(supported_kernels()),
+INSTANTIATE_TEST_SUITE_P(Isa, NonFiniteOnEveryIsa, ::testing::ValuesIn(supported_kernels()),
                          [](const auto& info) { return std::string(info.param->name); });
 
 }  // namespace

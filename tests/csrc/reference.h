@@ -1,5 +1,5 @@
 #pragma once
-// Attention by its definition, in long double, a row at a time.
+// The reference implementation of attention and its gradients, in long double, row by row.
 
 #include <algorithm>
 #include <cmath>
@@ -13,8 +13,8 @@ namespace flash::testing {
 
 enum class Directions { kForward, kBoth };
 
-/// softmax(softcap(scale q k^T) - slope |distance| + bias) v over the keys that a query may attend
-/// and the sink, and its gradients.
+/// softmax(softcap(scale q k^T) - slope |distance| + bias) v over the attended keys and the sink,
+/// and its gradients.
 template <class T>
 Answer reference(const Problem<T>& p, Directions directions = Directions::kBoth) {
   using Real = long double;
@@ -32,7 +32,7 @@ Answer reference(const Problem<T>& p, Directions directions = Directions::kBoth)
   a.dslopes.resize(p.slopes.empty() ? 0 : rows);
   a.dsinks.resize(p.sinks.empty() ? 0 : rows);
   const Real keep = dropout_keep_scale(p.options.dropout);
-  std::vector<Real> weight(s.keys), grad(s.keys), kept(s.keys), slope_of_cap(s.keys);
+  std::vector<Real> weight(s.keys), grad(s.keys), kept(s.keys), cap_derivative(s.keys);
   std::vector<int64_t> attended;
   const Real cap = p.options.softcap;
   const int64_t left = p.options.left, right = p.options.causal ? 0 : p.options.right;
@@ -56,11 +56,11 @@ Answer reference(const Problem<T>& p, Directions directions = Directions::kBoth)
       for (int64_t d = 0; d < s.head_dim; ++d)
         dot += Real(q[d]) * p.k[(kh * s.keys + j) * s.head_dim + d];
       weight[j] = dot * Real(p.scale);
-      slope_of_cap[j] = 1;
+      cap_derivative[j] = 1;
       if (cap > 0) {
         const Real tangent = std::tanh(weight[j] / cap);
         weight[j] = cap * tangent;
-        slope_of_cap[j] = 1 - tangent * tangent;
+        cap_derivative[j] = 1 - tangent * tangent;
       }
       if (!p.slopes.empty()) weight[j] -= p.slopes[bh] * Real(std::abs(position - j));
       if (!p.bias.empty()) weight[j] += p.bias[p.bias_index(row, j)];
@@ -96,7 +96,7 @@ Answer reference(const Problem<T>& p, Directions directions = Directions::kBoth)
       if (!p.bias.empty()) a.dbias[p.bias_index(row, j)] += static_cast<double>(ds);
       if (!p.slopes.empty())
         a.dslopes[row] -= static_cast<double>(ds * Real(std::abs(position - j)));
-      ds *= slope_of_cap[j] * Real(p.scale);
+      ds *= cap_derivative[j] * Real(p.scale);
       for (int64_t d = 0; d < s.head_dim; ++d) {
         const int64_t at = (kh * s.keys + j) * s.head_dim + d;
         a.dq[row * s.head_dim + d] += static_cast<double>(ds * p.k[at]);

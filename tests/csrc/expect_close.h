@@ -1,5 +1,5 @@
 #pragma once
-// The kernels' answers held to the definition's.
+// Compares the results of the kernels with the reference.
 
 #include <gtest/gtest.h>
 
@@ -8,17 +8,17 @@
 #include <limits>
 #include <vector>
 
-#include "tests/csrc/definition.h"
 #include "tests/csrc/problem.h"
+#include "tests/csrc/reference.h"
 
 namespace flash::testing {
 
-// Sums of up to 2,049 products of standard normal numbers round by at most 17 units in the last
-// place of the largest result of their tensor, over every shape and option of these tests.
+// The tolerance in machine epsilons of the largest element of a tensor. The largest error over all
+// shapes and options of these tests, with sums of up to 2,049 products, is 17.
 inline constexpr double kUnits = 64;
 
-// A row's part of a slope's gradient is a sum of dS times distances of up to 2,000 keys, of which
-// ALiBi leaves weight to the nearest tens: at most 93 units.
+// A row's contribution to the gradient of its slope is a sum of dS times distance over up to 2,000
+// keys, of which ALiBi leaves weight on the nearest tens. The largest error is 93.
 inline constexpr double kSlopeUnits = 256;
 
 inline double largest(const std::vector<double>& x) {
@@ -29,7 +29,7 @@ inline double largest(const std::vector<double>& x) {
   return result;
 }
 
-/// Of equal infinities 0, of a NaN on either side an infinity.
+/// |a - b|; 0 for equal infinities, infinity if either is NaN.
 inline double difference(double a, double b) {
   if (a == b) return 0;
   const double result = std::abs(a - b);
@@ -45,21 +45,21 @@ inline double largest_difference(const std::vector<double>& a, const std::vector
   return worst;
 }
 
-/// One tensor of an answer, rounded to `storage` once more than it was computed.
+/// Compares one tensor, which the kernel has rounded to `storage`.
 template <class T>
 void expect_close(const char* name, const std::vector<double>& got,
                   const std::vector<double>& expected, double units, Storage storage) {
   ASSERT_EQ(got.size(), expected.size()) << name;
-  // Where every row attends one key only, the gradient of a score is 0, as the difference of two
-  // sums of order 1. Results as small as 1e-9 beside a large sink come of weights e^-20, which
-  // multiply the rounding of a score.
+  // If every row attends a single key, the gradient of a score is 0, computed as the difference of
+  // two sums of order 1. Next to a large sink, weights of e^-20 give results as small as 1e-9, to
+  // which the rounding of a score contributes.
   constexpr double kNegligible = 1e-9;
   const double size = largest(expected) > 0 ? std::max(largest(expected), kNegligible) : 1;
   const double allowed = units * static_cast<double>(std::numeric_limits<T>::epsilon()) * size;
   const double rounding = storage == Storage::kNative     ? 0
                           : storage == Storage::kBFloat16 ? 0x1p-8
                                                           : 0x1p-11;
-  // Below the least normal number of binary16 the spacing stays 2^-24.
+  // Half of the spacing of denormals in binary16, 2^-24.
   const double least = storage == Storage::kHalf ? 0x1p-25 : 0;
   size_t worst = 0;
   double excess = -HUGE_VAL;
@@ -72,7 +72,7 @@ void expect_close(const char* name, const std::vector<double>& got,
   }
   if (excess > 0) {
     ADD_FAILURE() << name << "[" << worst << "] is " << got[worst] << ", expected "
-                  << expected[worst] << " and at most " << allowed << " more or less";
+                  << expected[worst] << " within " << allowed;
   }
 }
 
@@ -81,7 +81,7 @@ void expect_close(const Answer& got, const Answer& expected, const Options& opti
                   Directions directions = Directions::kBoth) {
   constexpr Storage kNative = Storage::kNative;
   expect_close<T>("out", got.out, expected.out, kUnits,
-                  options.narrow_out ? options.storage : kNative);
+                  options.out_16_bit ? options.storage : kNative);
   expect_close<T>("lse", got.lse, expected.lse, kUnits, kNative);
   if (directions == Directions::kForward) return;
   expect_close<T>("dq", got.dq, expected.dq, kUnits, kNative);
