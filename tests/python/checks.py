@@ -8,17 +8,17 @@ from collections.abc import Callable
 
 import flash_attention
 import torch
-from problems import NARROW, Problem, compute_dtype
-from reference import NAMES, Result, Size, definition, differentiate, rounding_model
+from problems import DTYPES_16BIT, Problem, compute_dtype
+from reference import NAMES, ErrorSize, Result, definition, differentiate, rounding_model
 from tolerances import (
+    ABSOLUTE_16BIT,
     CLOSE,
-    FEWEST_FOR_RMS,
     FLOAT32_ROUNDING_UNITS_LARGEST,
     FLOAT32_ROUNDING_UNITS_RMS,
     FLOAT32_TIMES_MATH_PATH,
     FLOAT32_UNDERFLOW,
     FLOAT64_ABSOLUTE,
-    NARROW_ABSOLUTE,
+    MIN_COUNT_FOR_RMS,
     UNIT_ROUNDOFF,
 )
 from torch import Tensor
@@ -55,23 +55,23 @@ def largest_difference(actual: Tensor, expected: Tensor) -> float:
     return difference.max().item() if difference.numel() else 0.0
 
 
-def size_of_error(actual: Tensor, expected: Tensor, rows: int) -> Size:
+def error_size(actual: Tensor, expected: Tensor, rows: int) -> ErrorSize:
     """`rows`: of queries, different ones; what the rounding of a row's sum makes is one error."""
     difference = differences(actual, expected)
     if difference.numel() == 0:
-        return Size(0.0, 0.0)
+        return ErrorSize(0.0, 0.0)
     # The root mean square of a few errors is as much luck as the largest: it says nothing more.
-    judged = min(rows, difference.numel()) >= FEWEST_FOR_RMS
-    rms = math.sqrt((difference**2).mean().item()) if judged else 0.0
-    return Size(rms, difference.max().item())
+    enough = min(rows, difference.numel()) >= MIN_COUNT_FOR_RMS
+    rms = math.sqrt((difference**2).mean().item()) if enough else 0.0
+    return ErrorSize(rms, difference.max().item())
 
 
 def assert_rounded(actual: Tensor, exact: Tensor) -> None:
     """`actual` is `exact` up to the errors of float32, rounded once to its own 16-bit type."""
-    assert actual.dtype in NARROW and actual.shape == exact.shape
+    assert actual.dtype in DTYPES_16BIT and actual.shape == exact.shape
     expected = exact.double()
     size = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-    single = CLOSE[torch.float32] * size + NARROW_ABSOLUTE[actual.dtype]
+    single = CLOSE[torch.float32] * size + ABSOLUTE_16BIT[actual.dtype]
     allowed = UNIT_ROUNDOFF[actual.dtype] * (expected.abs() + single) + single
     excess = differences(actual, expected) - allowed
     assert (excess <= 0).all(), (
@@ -79,7 +79,7 @@ def assert_rounded(actual: Tensor, exact: Tensor) -> None:
     )
 
 
-class Judge:
+class Checker:
     """Holds the tensors of one problem to its truth, by the rule of the problem's dtype.
 
     `slack` multiplies what the rule allows.
@@ -88,21 +88,21 @@ class Judge:
     def __init__(self, problem: Problem, slack: float = 1.0) -> None:
         self.problem = problem
         self.slack = slack
-        self.truth = definition(problem, torch.float64).tensors()
+        self.reference = definition(problem, torch.float64).tensors()
 
     @functools.cached_property
     def math_path(self) -> dict[str, Tensor]:
         return definition(self.problem, torch.float32).tensors()
 
     @functools.cached_property
-    def rounding(self) -> dict[str, Size]:
+    def rounding(self) -> dict[str, ErrorSize]:
         return rounding_model(self.problem)
 
-    def complaint_of_rounding(self, name: str, actual: Tensor) -> str | None:
-        expected, dtype = self.truth[name], actual.dtype
+    def rounding_error_message(self, name: str, actual: Tensor) -> str | None:
+        expected, dtype = self.reference[name], actual.dtype
         single = FLOAT32_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[torch.float32]
         absolute = self.slack * single * self.rounding[name].largest
-        absolute = max(absolute, FLOAT32_UNDERFLOW) + NARROW_ABSOLUTE[dtype]
+        absolute = max(absolute, FLOAT32_UNDERFLOW) + ABSOLUTE_16BIT[dtype]
         # Of a number just below a power of two the rounding is up to the spacing above it.
         allowed = UNIT_ROUNDOFF[dtype] * (expected.abs() + absolute) + absolute
         excess = differences(actual, expected) - allowed
@@ -115,22 +115,22 @@ class Judge:
             f"and {absolute:.3g}"
         )
 
-    def complaint(self, name: str, actual: Tensor) -> str | None:
+    def error_message(self, name: str, actual: Tensor) -> str | None:
         """What is wrong with result `name`, or None."""
-        expected = self.truth[name]
+        expected = self.reference[name]
         assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
         dtype = self.problem.dtype
-        is_rounded = dtype in NARROW and name != "lse"
+        is_rounded = dtype in DTYPES_16BIT and name != "lse"
         assert actual.dtype == (dtype if is_rounded else compute_dtype(dtype)), (name, actual.dtype)
         if is_rounded:
-            return self.complaint_of_rounding(name, actual)
-        rows = self.truth["lse"].unique().numel()
-        error = size_of_error(actual, expected, rows)
+            return self.rounding_error_message(name, actual)
+        rows = self.reference["lse"].unique().numel()
+        error = error_size(actual, expected, rows)
         if dtype == torch.float64:
             if error.largest < self.slack * FLOAT64_ABSOLUTE:
                 return None
             return f"{name}: error {error.largest:.3g}, allowed {self.slack * FLOAT64_ABSOLUTE:.3g}"
-        math_error = size_of_error(self.math_path[name], expected, rows)
+        math_error = error_size(self.math_path[name], expected, rows)
         rms = max(FLOAT32_TIMES_MATH_PATH * math_error.rms, FLOAT32_UNDERFLOW)
         largest = max(FLOAT32_TIMES_MATH_PATH * math_error.largest, FLOAT32_UNDERFLOW)
         if error.rms <= rms and error.largest <= largest:
@@ -148,19 +148,19 @@ class Judge:
 
     def assert_close(self, tensors: dict[str, Tensor]) -> None:
         """Holds each of the named results to the truth."""
-        complaints = [self.complaint(name, tensor) for name, tensor in tensors.items()]
-        failures = [c for c in complaints if c is not None]
+        messages = [self.error_message(name, tensor) for name, tensor in tensors.items()]
+        failures = [c for c in messages if c is not None]
         assert not failures, f"{self.problem.spec}\n" + "\n".join(failures)
 
 
-def assert_close_to_truth(
+def assert_close_to_reference(
     actual: Result, problem: Problem, *, skip_lse: bool = False, slack: float = 1.0
 ) -> None:
     """Holds every tensor of `actual` to the float64 truth."""
     tensors = {n: t for n, t in actual.tensors().items() if not (skip_lse and n == "lse")}
-    Judge(problem, slack).assert_close(tensors)
+    Checker(problem, slack).assert_close(tensors)
 
 
 def check(problem: Problem, slack: float = 1.0) -> None:
     """The operator agrees with the truth on `problem`: out, lse and every gradient."""
-    assert_close_to_truth(run(problem), problem, slack=slack)
+    assert_close_to_reference(run(problem), problem, slack=slack)

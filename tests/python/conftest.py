@@ -16,12 +16,12 @@ import model_fixtures  # noqa: E402
 import pytest  # noqa: E402
 import reference  # noqa: E402
 import torch  # noqa: E402
-from covering import covering_specs  # noqa: E402
 from instruction_sets import SUPPORTED, TESTED, active, kernels  # noqa: E402
+from pairwise import pairwise_specs  # noqa: E402
 from problems import variant_pairs  # noqa: E402
 
 # Every reason for which a test may be skipped, and how many tests of one run at most.
-MAY_BE_SKIPPED = {
+ALLOWED_SKIPS = {
     "the comparison needs AVX2": 0 if "avx2" in SUPPORTED else 2,
 }
 
@@ -37,11 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)  # the parameter that is added last is the innermost loop
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test runs on each instruction set, unless it is marked `once`."""
-    if "options_together" in metafunc.fixturenames:
-        specs = covering_specs()
+    if "pairwise_spec" in metafunc.fixturenames:
+        specs = pairwise_specs()
         if metafunc.config.getoption("all_pairs"):
             specs |= variant_pairs()
-        metafunc.parametrize("options_together", specs.values(), ids=specs.keys())
+        metafunc.parametrize("pairwise_spec", specs.values(), ids=specs.keys())
     if metafunc.definition.get_closest_marker("once") is None:
         metafunc.parametrize("isa", TESTED, indirect=True)
 
@@ -51,7 +51,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The instruction set whose kernels run in this test."""
     name = getattr(request, "param", TESTED[0])
     if name == TESTED[0]:  # the others of the same test find what was computed for the first
-        reference.REMEMBERED.clear()
+        reference.MEMO.clear()
     with kernels(name):
         yield name
         assert active() == name, "a test changed the instruction set"
@@ -82,10 +82,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     skipped: Counter[str] = Counter()
     for report in reporter.stats.get("skipped", ()):
         reason = report.longrepr[2].removeprefix("Skipped: ")
-        known = [text for text in MAY_BE_SKIPPED if reason.startswith(text)]
+        known = [text for text in ALLOWED_SKIPS if reason.startswith(text)]
         skipped[known[0] if known else reason] += 1
     for reason, count in skipped.items():
-        allowed = MAY_BE_SKIPPED.get(reason, 0)
+        allowed = ALLOWED_SKIPS.get(reason, 0)
         if count > allowed:
             reporter.write_line(
                 f"expected at most {allowed} tests to be skipped because {reason!r}, got {count}",

@@ -74,7 +74,7 @@ def day(row: int) -> str:
 
 
 def write_waves(path: Path, rows: int = 160) -> Path:
-    """A CSV with a date, two weekly waves and a column of words."""
+    """A CSV with a date, two weekly waves and a column of to_arguments."""
     lines = ["day,up,down,word"]
     for row in range(rows):
         wave = math.sin(2 * math.pi * row / 7)
@@ -83,7 +83,7 @@ def write_waves(path: Path, rows: int = 160) -> Path:
     return path
 
 
-def words(options: dict[str, object]) -> list[str]:
+def to_arguments(options: dict[str, object]) -> list[str]:
     """Options as they stand on a command line."""
     return [str(word) for pair in options.items() for word in pair]
 
@@ -91,7 +91,7 @@ def words(options: dict[str, object]) -> list[str]:
 def small(model: str = "PatchTST", **options: object) -> list[str]:
     """The options of a small network of a class and of its training, changed by `options`."""
     changes = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return words(TRAINING | SMALL[model] | changes)
+    return to_arguments(TRAINING | SMALL[model] | changes)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ def train(folder: Path, model: str = "PatchTST", **options: object) -> Training:
         "--forecast-csv": folder / "forecast.csv",
         "--report": folder / "report.json",
     }
-    process = run(model, csv, "--target", "up,down", *small(model, **options), *words(outputs))
+    process = run(
+        model, csv, "--target", "up,down", *small(model, **options), *to_arguments(outputs)
+    )
     assert process.returncode == 0, process.stderr
     return Training(folder, process)
 

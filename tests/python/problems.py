@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64]
-NARROW = [torch.bfloat16, torch.float16]  # stored so, computed in float32
+DTYPES_16BIT = [torch.bfloat16, torch.float16]  # stored so, computed in float32
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """What the kernels compute in, and give lse in."""
-    return torch.float32 if dtype in NARROW else dtype
+    return torch.float32 if dtype in DTYPES_16BIT else dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -296,7 +296,7 @@ def single_variants() -> dict[str, Spec]:
     return specs
 
 
-def make_sense(groups: set[str]) -> bool:
+def are_compatible(groups: set[str]) -> bool:
     """Whether variants of these groups go together: a 3-D problem has no heads."""
     return not {"heads", "rank"} <= groups
 
@@ -304,7 +304,7 @@ def make_sense(groups: set[str]) -> bool:
 def variant_pairs() -> Iterator[tuple[str, Spec]]:
     """Every two variants of different groups that make sense together."""
     for first, second in itertools.combinations(VARIANTS, 2):
-        if not make_sense({first, second}):
+        if not are_compatible({first, second}):
             continue
         for (a, change), (b, other) in itertools.product(
             VARIANTS[first].items(), VARIANTS[second].items()

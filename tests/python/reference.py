@@ -236,23 +236,23 @@ def fingerprint(problem: Problem) -> bytes:
 
 
 # What has been computed for `fingerprint`s: a test asks for the same on every instruction set.
-REMEMBERED: dict[tuple[object, ...], Any] = {}
+MEMO: dict[tuple[object, ...], Any] = {}
 
 
-def remembered(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """`compute(problem, ...)`, once for each problem until somebody clears REMEMBERED."""
+def memoized(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """`compute(problem, ...)`, once for each problem until somebody clears MEMO."""
 
     @functools.wraps(compute)
     def once(problem: Problem, *arguments: object) -> Any:
         key = (compute.__name__, fingerprint(problem), *arguments)
-        if key not in REMEMBERED:
-            REMEMBERED[key] = compute(problem, *arguments)
-        return REMEMBERED[key]
+        if key not in MEMO:
+            MEMO[key] = compute(problem, *arguments)
+        return MEMO[key]
 
     return once
 
 
-@remembered
+@memoized
 def definition(problem: Problem, dtype: torch.dtype) -> Result:
     """The definition above evaluated in `dtype`: float64 is the truth, float32 is the math path."""
     options = {k: v for k, v in problem.options.items() if k not in ("block_size", "use_simd")}
@@ -267,15 +267,15 @@ def group_sum(x: Tensor, like: Tensor) -> Tensor:
 
 
 @dataclass
-class Size:
+class ErrorSize:
     """How large the errors of one tensor are."""
 
     rms: float
     largest: float
 
 
-@remembered
-def rounding_model(problem: Problem) -> dict[str, Size]:
+@memoized
+def rounding_model(problem: Problem) -> dict[str, ErrorSize]:
     """Expected error of each result, in units of one rounding, to first order.
 
     Every product, exponential and output is off by one relative rounding, independently, so
@@ -363,8 +363,8 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
         row_error = weight**2 * (relative_error * delta**2 + delta_error + out_error)
         squares["dsinks"] = row_error.sum((2, 3)).sum_to_size(inputs["sinks"].shape)
     return {
-        name: Size(math.sqrt(x.mean().item()), math.sqrt(x.max().item()))
+        name: ErrorSize(math.sqrt(x.mean().item()), math.sqrt(x.max().item()))
         if x.numel()
-        else Size(0, 0)
+        else ErrorSize(0, 0)
         for name, x in squares.items()
     }

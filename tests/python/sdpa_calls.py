@@ -1,4 +1,4 @@
-"""Calls of `scaled_dot_product_attention`: the inputs, which operators ran, and the truth."""
+"""Calls of `scaled_dot_product_attention`: the inputs, which operators ran, and the reference."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from problems import NARROW, compute_dtype
+from problems import DTYPES_16BIT, compute_dtype
 from tolerances import (
-    NARROW_ABSOLUTE,
+    ABSOLUTE_16BIT,
     SDPA_FLOAT32_SCORE_ROUNDINGS,
     SDPA_FLOAT32_TIMES_TORCH,
     SDPA_FLOAT64_RELATIVE,
@@ -77,28 +77,28 @@ def largest(*tensors: Tensor) -> float:
 
 
 @dataclass
-class Truth:
+class Reference:
     """torch's results of a call in float64, and in the dtype of the call."""
 
     exact: dict[str, Tensor]
-    beside: dict[str, Tensor]
+    same_dtype: dict[str, Tensor]
 
     @staticmethod
-    def of(call: Call) -> Truth:
+    def of(call: Call) -> Reference:
         torchs = F.scaled_dot_product_attention
-        return Truth(call.to(torch.float64).results(torchs), call.results(torchs))
+        return Reference(call.to(torch.float64).results(torchs), call.results(torchs))
 
 
-def assert_close_to_truth(
-    call: Call, function: Callable[..., Tensor], truth: Truth, slack: float = 1.0
+def assert_close_to_reference(
+    call: Call, function: Callable[..., Tensor], reference: Reference, slack: float = 1.0
 ) -> None:
-    """Output and gradients of `function` are the truth, up to rounding times `slack`."""
+    """Output and gradients of `function` are the reference, up to rounding times `slack`."""
     dtype = call.query.dtype
     actual = call.results(function)
     inputs = (call.query, call.key, call.value)
     score = largest(call.query) * largest(call.key) * call.query.size(-1) ** 0.5
-    assert actual.keys() == truth.exact.keys()
-    for name, expected in truth.exact.items():
+    assert actual.keys() == reference.exact.keys()
+    for name, expected in reference.exact.items():
         assert actual[name].shape == expected.shape, name
         assert actual[name].dtype == dtype, name
         error = largest(actual[name].double() - expected)
@@ -108,13 +108,15 @@ def assert_close_to_truth(
         else:
             single = UNIT_ROUNDOFF[compute_dtype(dtype)]
             floor = SDPA_FLOAT32_SCORE_ROUNDINGS * single * max(1.0, score) * size
-            if dtype in NARROW:  # and a rounding of the result, by up to that of its largest number
-                floor += UNIT_ROUNDOFF[dtype] * largest(expected) + NARROW_ABSOLUTE[dtype]
-            beside = largest(truth.beside[name].double() - expected)
-            allowed = max(floor, SDPA_FLOAT32_TIMES_TORCH * beside)
+            if (
+                dtype in DTYPES_16BIT
+            ):  # and a rounding of the result, by up to that of its largest number
+                floor += UNIT_ROUNDOFF[dtype] * largest(expected) + ABSOLUTE_16BIT[dtype]
+            same_dtype = largest(reference.same_dtype[name].double() - expected)
+            allowed = max(floor, SDPA_FLOAT32_TIMES_TORCH * same_dtype)
         assert error <= slack * allowed, f"{name}: error {error:.3g}, allowed {slack * allowed:.3g}"
 
 
 def assert_close_to_torch(call: Call, function: Callable[..., Tensor]) -> None:
     """Output and gradients of `function` are torch's in float64, up to rounding."""
-    assert_close_to_truth(call, function, Truth.of(call))
+    assert_close_to_reference(call, function, Reference.of(call))

@@ -68,7 +68,7 @@ def uses_flash_attention(model: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_accelerated_object_gives_the_numbers_of_our_model(name: str) -> None:
+def test_accelerated_object_matches_our_model(name: str) -> None:
     model = made(theirs(name)).eval()
     windows = windows_of(model)
     assert model(windows) == "original"
@@ -83,14 +83,14 @@ def test_an_accelerated_object_gives_the_numbers_of_our_model(name: str) -> None
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_flash_attention_is_used_where_it_changes_no_number(name: str) -> None:
+def test_flash_attention_is_the_default_where_it_is_exact(name: str) -> None:
     assert uses_flash_attention(accelerate(made(theirs(name)))) == (name != "Autoformer")
     for asked in (False, True):
         model = accelerate(made(theirs(name)), use_flash_attention=asked)
         assert uses_flash_attention(model) == asked
 
 
-def test_restore_gives_the_original_back_and_leaves_others_alone() -> None:
+def test_restore_undoes_accelerate_and_ignores_other_objects() -> None:
     model = made(theirs("PatchTST"))
     windows = windows_of(model)
     assert restore(model)(windows) == "original"
@@ -102,7 +102,7 @@ def test_restore_gives_the_original_back_and_leaves_others_alone() -> None:
 
 
 @pytest.mark.parametrize("version", ["3.2.9", "3.4.0", "3.30.0", "4.3.0"])
-def test_another_release_is_refused_with_the_command(
+def test_unsupported_release_error_gives_the_pip_command(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: version)
@@ -113,18 +113,18 @@ def test_another_release_is_refused_with_the_command(
     assert model(windows_of(model)) == "original"
 
 
-def test_a_forward_of_its_own_is_refused() -> None:
+def test_overridden_forward_is_refused() -> None:
     own = type("Own", (theirs("PatchTST"),), {"forward": lambda self, windows_batch: "other"})
     with pytest.raises(TypeError, match="expected Own to have the forward of PatchTST, got one of"):
         accelerate(made(own))
 
 
-def test_a_model_for_another_device_is_refused() -> None:
+def test_model_for_another_device_is_refused() -> None:
     with pytest.raises(ValueError, match="that runs on the CPU, got accelerator='gpu'"):
         accelerate(made(theirs("PatchTST"), accelerator="gpu"))
 
 
-def test_our_own_models_are_no_objects_of_neuralforecast() -> None:
+def test_our_own_models_are_refused() -> None:
     ours = models.PatchTST(**options_of("PatchTST"))
     with pytest.raises(TypeError, match="expected a model object of neuralforecast, one of TFT, "):
         accelerate(ours)

@@ -56,7 +56,7 @@ def spec_id(spec: Spec) -> str:
 
 @pytest.mark.parametrize("spec", length_specs(), ids=spec_id)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_every_length_of_queries_with_every_length_of_keys(dtype: torch.dtype, spec: Spec) -> None:
+def test_every_query_length_with_every_key_length(dtype: torch.dtype, spec: Spec) -> None:
     check(make_problem(spec, dtype))
 
 
@@ -71,7 +71,7 @@ def test_every_head_size_with_every_value_size(dtype: torch.dtype, spec: Spec) -
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_lengths_cover_every_width(dtype: torch.dtype) -> None:
+def test_length_specs_cover_every_width(dtype: torch.dtype) -> None:
     """The covering claim of `length_specs`, so that an edit of the lists cannot break it unseen."""
     specs = length_specs()
     pairs = {(s.queries, s.head_dim) for s in specs} | {(s.keys, s.head_dim) for s in specs}
@@ -81,7 +81,7 @@ def test_lengths_cover_every_width(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_width_of_1024(dtype: torch.dtype) -> None:
+def test_head_dim_1024(dtype: torch.dtype) -> None:
     check(make_problem(Spec(1, 1, queries=40, keys=70, head_dim=1024, value_dim=1024), dtype))
 
 
@@ -94,7 +94,7 @@ def test_attention_is_the_first_output_of_attention_with_lse(dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_the_operator_is_the_python_function(dtype: torch.dtype) -> None:
+def test_python_function_matches_the_operator(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(mask="BHLS", causal=True), dtype)
     ours = flash_attention.attention(**problem.inputs, **problem.options)
     assert torch.equal(ours, torch.ops.flash.attention(**problem.inputs, **problem.options))
@@ -104,7 +104,7 @@ def test_the_operator_is_the_python_function(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_output_follows_the_layout_of_the_query(dtype: torch.dtype) -> None:
+def test_output_has_the_memory_layout_of_query(dtype: torch.dtype) -> None:
     """[B, L, H, D] in memory gives [B, L, H, Dv] in memory: the next projection needs no copy."""
     problem = make_problem(Spec(layout="transposed"), dtype)
     out = flash_attention.attention(**problem.inputs)

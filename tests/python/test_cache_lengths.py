@@ -48,7 +48,7 @@ def assert_attends(
 
 @pytest.mark.parametrize("length", [0, 1, 5, 9, 20, 2**62])
 @pytest.mark.parametrize("lengths", [[9, 9, 9], [9, 2, 5], [0, 9, 9]], ids=str)
-def test_truncation_shortens_the_longer_ones_alone(lengths: list[int], length: int) -> None:
+def test_truncate_shortens_only_longer_sequences(lengths: list[int], length: int) -> None:
     cache, key, value = cache_of(lengths)
     cache.truncate(length)
     left = [min(n, length) for n in lengths]
@@ -64,7 +64,7 @@ def test_truncation_shortens_the_longer_ones_alone(lengths: list[int], length: i
 
 @pytest.mark.parametrize("counts", [[2, 2, 2], [0, 0, 0], [1, 3, 2], [3, 0, 1]], ids=str)
 @pytest.mark.parametrize("lengths", [[9, 9, 9], [4, 9, 7]], ids=str)
-def test_counts_say_which_queries_are_the_last(lengths: list[int], counts: list[int]) -> None:
+def test_counts_select_the_last_queries(lengths: list[int], counts: list[int]) -> None:
     """Of sequences that are equally long, too: three queries, of which fewer are there."""
     cache, key, value = cache_of(lengths)
     query, more, its_value = rows(3, seed=3)
@@ -78,7 +78,7 @@ def test_counts_say_which_queries_are_the_last(lengths: list[int], counts: list[
     assert_attends(found, query, keys, values, counts)
 
 
-def test_counts_after_which_all_are_equally_long() -> None:
+def test_counts_that_make_all_lengths_equal() -> None:
     """Equal lengths do not mean equal positions of the queries."""
     lengths, counts = [6, 8, 7], [3, 1, 2]
     cache, key, value = cache_of(lengths)

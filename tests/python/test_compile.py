@@ -52,7 +52,7 @@ SPECS = {
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_backward_under_compiled_autograd_equals_eager(dtype: torch.dtype, spec: Spec) -> None:
+def test_compiled_autograd_matches_eager(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
 
     def gradients() -> list[Tensor]:
@@ -72,7 +72,7 @@ def test_backward_under_compiled_autograd_equals_eager(dtype: torch.dtype, spec:
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_compiled_equals_eager(dtype: torch.dtype, spec: Spec) -> None:
+def test_compiled_matches_eager(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
 
     def step(**inputs: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def test_dynamic_shapes_with_gradients() -> None:
             assert largest_difference(traced, eager) < CLOSE[torch.float64]
 
 
-def test_dynamic_shapes_with_a_window_slopes_and_sinks() -> None:
+def test_dynamic_shapes_with_window_slopes_and_sinks() -> None:
     def call(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, sinks: Tensor) -> Tensor:
         return flash_attention.attention(
             query, key, value, window=(7, 1), alibi_slopes=slopes, softcap=3.0, sinks=sinks
@@ -142,7 +142,7 @@ def test_dynamic_shapes_with_a_window_slopes_and_sinks() -> None:
             assert largest_difference(traced, eager) < CLOSE[torch.float64]
 
 
-def test_compiled_dropout_draws_anew_and_follows_the_seed() -> None:
+def test_compiled_dropout_draws_a_new_mask_per_call() -> None:
     inputs = list(make_problem(Spec(), torch.float32).inputs.values())
 
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def test_compiled_dropout_draws_anew_and_follows_the_seed() -> None:
     assert torch.equal(first, function(*inputs)) and torch.equal(second, function(*inputs))
 
 
-def test_compiled_dropout_uses_one_mask_forward_and_backward() -> None:
+def test_compiled_dropout_mask_is_the_same_in_forward_and_backward() -> None:
     problem = make_problem(Spec(dropout=0.5), torch.float64)
     traced = compiled(lambda q, k, v: flash_attention.attention(q, k, v, dropout=0.5))
     torch.manual_seed(2)
@@ -194,7 +194,7 @@ DRAWING += ("varlen_attention", "_varlen_forward", "dropout_mask")
     ("name", "draws"),
     [*((n, True) for n in DRAWING), ("_backward", False), ("_varlen_backward", False)],
 )
-def test_operators_that_draw_a_seed_are_tagged(name: str, draws: bool) -> None:
+def test_operators_that_draw_a_seed_are_tagged_nondeterministic(name: str, draws: bool) -> None:
     """By which torch keeps their order, and folds and reuses none of their results."""
     tags = getattr(torch.ops.flash, name).default.tags
     assert (torch.Tag.nondeterministic_seeded in tags) == draws
@@ -236,7 +236,7 @@ class CausalWithBias(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
-def test_compiled_ahead_of_time(tmp_path: Path) -> None:
+def test_ahead_of_time_compilation(tmp_path: Path) -> None:
     """AOTInductor: a shared library of the exported program, with a batch that is left open."""
     batch = torch.export.Dim("batch", min=1, max=64)
     each = {0: batch}
@@ -255,7 +255,7 @@ def test_compiled_ahead_of_time(tmp_path: Path) -> None:
         torch.testing.assert_close(ahead(*given), CausalWithBias()(*given))
 
 
-def test_compiled_module_trains_like_the_eager_one() -> None:
+def test_compiled_module_trains_like_eager() -> None:
     torch.manual_seed(3)
     eager = SelfAttention()
     traced = SelfAttention()
@@ -271,7 +271,7 @@ def test_compiled_module_trains_like_the_eager_one() -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_the_reference_compiles_with_dropout() -> None:
+def test_standard_attention_compiles_with_dropout() -> None:
     problem = make_problem(Spec(dropout=0.4), torch.float64)
     call = functools.partial(flash_attention.standard_attention, dropout=0.4)
     results = []

@@ -46,7 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("queries", [1, 2, 7, 8, 9])
 @pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_lengths_around_the_cuts(dtype: torch.dtype, keys: int, queries: int) -> None:
+def test_lengths_around_split_boundaries(dtype: torch.dtype, keys: int, queries: int) -> None:
     check(make_problem(replace(BASE, queries=queries, keys=keys, causal=True), dtype))
 
 
@@ -57,7 +57,7 @@ def test_every_option(dtype: torch.dtype, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_same_bits_with_any_number_of_threads(options: dict[str, Any]) -> None:
+def test_bitwise_equal_for_any_thread_count(options: dict[str, Any]) -> None:
     problem = make_problem(replace(BASE, **options), torch.float32)
     results = []
     for count in (1, 2, 3, 8):
@@ -67,7 +67,7 @@ def test_same_bits_with_any_number_of_threads(options: dict[str, Any]) -> None:
         assert all(torch.equal(other[name], tensor) for name, tensor in results[0].items())
 
 
-def test_a_batch_is_its_elements() -> None:
+def test_batch_matches_single_elements() -> None:
     problem = make_problem(BASE, torch.float32)
     together = flash_attention.attention(**problem.inputs)
     for b in range(BASE.batch):
@@ -76,7 +76,7 @@ def test_a_batch_is_its_elements() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_rows_that_attend_nothing(dtype: torch.dtype) -> None:
+def test_fully_masked_rows(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, queries=3, mask="LS"), dtype)
     problem.inputs["bias"][1] = False  # a query of no key
     problem.inputs["bias"][2, :2048] = False  # and one of the last part alone
@@ -87,9 +87,7 @@ def test_rows_that_attend_nothing(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("masked", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_batch_element_that_attends_nothing_beside_one_that_does(
-    dtype: torch.dtype, masked: int
-) -> None:
+def test_fully_masked_batch_element_beside_an_unmasked_one(dtype: torch.dtype, masked: int) -> None:
     """Both have weights of sum 0 where the other's scores are all -inf, which is NaN for it."""
     inputs = make_problem(replace(BASE, mask="B11S"), dtype).inputs
     inputs["bias"][masked] = False
@@ -103,12 +101,14 @@ def test_a_batch_element_that_attends_nothing_beside_one_that_does(
             assert (other.isnan() if overflows else other.isfinite()).all()
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("non_finite", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_bad_numbers_spread_as_in_the_definition(dtype: torch.dtype, name: str, bad: float) -> None:
+def test_non_finite_values_propagate_as_in_the_definition(
+    dtype: torch.dtype, name: str, non_finite: float
+) -> None:
     inputs = make_problem(replace(BASE, queries=2), dtype).inputs
-    inputs[name][0, 1, 1, 2] = bad
+    inputs[name][0, 1, 1, 2] = non_finite
     wide = {n: x.double() for n, x in inputs.items()}
     weights = torch.softmax(wide["query"] @ wide["key"].mT / 8**0.5, -1)
     out = flash_attention.attention(**inputs)
@@ -116,7 +116,7 @@ def test_bad_numbers_spread_as_in_the_definition(dtype: torch.dtype, name: str, 
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=CLOSE[dtype], equal_nan=True)
 
 
-def test_a_masked_key_never_leaks() -> None:
+def test_masked_keys_have_no_effect() -> None:
     inputs = make_problem(replace(BASE, mask="S"), torch.float32).inputs
     inputs["bias"][1000:2200] = False
     expected = flash_attention.attention(**inputs)
@@ -127,7 +127,7 @@ def test_a_masked_key_never_leaks() -> None:
     )
 
 
-def test_a_part_whose_scores_all_overflow_counts_nothing() -> None:
+def test_split_whose_scores_all_overflow_has_zero_weight() -> None:
     """Each such score is -inf, of weight 0 beside the others', though alone they would be NaN."""
     query = torch.full((1, 1, 1, 1), 1e30)
     key = torch.zeros(1, 1, 2048, 1)
@@ -183,7 +183,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     [{}, {"window": (7, 0)}, {"softcap": 2.0, "scale": 0.3}],
     ids=["plain", "window", "softcap"],
 )
-def test_step_by_step_is_all_at_once(options: dict[str, Any]) -> None:
+def test_incremental_decoding_matches_one_causal_call(options: dict[str, Any]) -> None:
     query, key, value = rows(3, 40)
     expected = flash_attention.attention(query, key, value, causal=True, **options)
     cache = cache_of(3, 40)
@@ -216,7 +216,7 @@ def test_sequences_of_unequal_lengths() -> None:
         assert_close(later[b : b + 1], expected[:, :, count:])
 
 
-def test_appends_in_place() -> None:
+def test_cache_appends_in_place() -> None:
     _, key, value = rows(1, 5)
     cache = cache_of(1, 10)
     cache.append(key, value)
@@ -229,7 +229,7 @@ def test_appends_in_place() -> None:
     assert torch.equal(cache.key[:, :, 7:], key[:, :, :1])
 
 
-def test_a_long_cache_decodes_in_parts() -> None:
+def test_long_cache_is_decoded_in_splits() -> None:
     query, key, value = rows(2, 3000)
     cache = cache_of(2, 3001)
     cache.append(key, value)
@@ -241,7 +241,7 @@ def test_a_long_cache_decodes_in_parts() -> None:
     assert_close(cache.attention(one[0]), expected)
 
 
-def test_what_does_not_fit_is_refused_in_words_and_changes_nothing() -> None:
+def test_cache_errors_leave_the_cache_unchanged() -> None:
     query, key, value = rows(2, 8)
     cache = cache_of(2, 10)
     cache.append(key, value)

@@ -7,7 +7,7 @@ import math
 import flash_attention
 import pytest
 import torch
-from problems import DTYPES, NARROW, compute_dtype, dtype_name
+from problems import DTYPES, DTYPES_16BIT, compute_dtype, dtype_name
 from tolerances import CLOSE, UNIT_ROUNDOFF
 from torch import Tensor
 
@@ -42,8 +42,8 @@ def test_sinks_far_from_the_scores(
     torch.testing.assert_close(lse.double(), every.logsumexp(-1), rtol=rounding, atol=CLOSE[dtype])
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
-def test_sinks_beside_16_bit_numbers(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES_16BIT, ids=dtype_name)
+def test_float32_sinks_with_16_bit_inputs(dtype: torch.dtype) -> None:
     query, key, value = inputs(dtype, 2500, 2)
     sinks = torch.tensor([200.0, -200.0, 1.0], dtype=torch.float32)
     out, lse = flash_attention.attention_with_lse(query, key, value, sinks=sinks)
@@ -54,7 +54,7 @@ def test_sinks_beside_16_bit_numbers(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("keys", KEYS)
-def test_a_sink_alone(keys: int) -> None:
+def test_fully_masked_keys_with_and_without_a_sink(keys: int) -> None:
     """Every key is masked: zeros, and an lse of the sink; without one, of -inf."""
     query, key, value = inputs(torch.float64, keys, 2)
     mask = torch.zeros(keys, dtype=torch.bool)

@@ -52,7 +52,7 @@ def assert_same_bits(actual: Result, expected: Result, what: str) -> None:
 
 @pytest.mark.parametrize("spec", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_any_number_of_threads_for_every_option(dtype: torch.dtype, spec: Spec) -> None:
+def test_bitwise_equal_for_any_thread_count_and_option(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
     expected = run_on(problem, 1)
     for count in (2, 3, 8):
@@ -61,7 +61,7 @@ def test_any_number_of_threads_for_every_option(dtype: torch.dtype, spec: Spec) 
 
 @pytest.mark.parametrize("spec", LONG.values(), ids=LONG.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_any_number_of_threads_for_one_sequence(dtype: torch.dtype, spec: Spec) -> None:
+def test_bitwise_equal_for_any_thread_count_on_one_sequence(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
     expected = run_on(problem, 1)
     for count in range(2, 9):
@@ -69,7 +69,7 @@ def test_any_number_of_threads_for_one_sequence(dtype: torch.dtype, spec: Spec) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_from_run_to_run(dtype: torch.dtype) -> None:
+def test_bitwise_equal_from_run_to_run(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, bias="1H1S", causal=True, dropout=0.2), dtype)
     expected = run(problem)
     for _ in range(250):
@@ -77,7 +77,7 @@ def test_from_run_to_run(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_batch_is_its_elements(dtype: torch.dtype) -> None:
+def test_batch_matches_single_elements(dtype: torch.dtype) -> None:
     """What else is in the batch changes no bit of a sequence's result, and its gradients by
     rounding alone: how a backward is cut for many cores depends on how many sequences there are."""
     problem = make_problem(replace(BASE, causal=True), dtype)
@@ -95,14 +95,14 @@ def test_a_batch_is_its_elements(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_memory_layout_changes_no_bit(dtype: torch.dtype) -> None:
+def test_bitwise_equal_for_any_memory_layout(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, layout="transposed", causal=True), dtype)
     expected = run(problem)
     problem.inputs = {name: t.contiguous() for name, t in problem.inputs.items()}
     assert_same_bits(run(problem), expected, "between layouts")
 
 
-def test_inside_a_parallel_caller() -> None:
+def test_concurrent_calls_from_several_threads() -> None:
     """Calls from several Python threads at once, as a data loader or a server makes them."""
     problem = make_problem(replace(BASE, causal=True), torch.float32)
     expected = run(problem).out

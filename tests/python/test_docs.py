@@ -61,7 +61,7 @@ def test_python_block_runs(page: Path, line: int, text: str) -> None:
     exec(code, {"__name__": "__main__"})
 
 
-def test_every_block_names_a_language_that_is_checked() -> None:
+def test_every_block_has_a_checked_language() -> None:
     found = {(page.name, match[1]) for page in PAGES for match in FENCE.finditer(page.read_text())}
     assert {language for _, language in found} <= LANGUAGES, found
     fences = [len(re.findall(r"^```", page.read_text(), re.M)) for page in PAGES]
@@ -79,14 +79,14 @@ def test_every_page_with_cpp_is_compiled_by_docs_test() -> None:
     assert unit.count("\nTEST(") == sum(len(blocks(page, "cpp")) for page in PAGES)
 
 
-def test_cmake_blocks_are_the_project_that_install_test_builds() -> None:
+def test_cmake_blocks_match_the_install_test_project() -> None:
     tested = (ROOT / "tests" / "install" / "CMakeLists.txt").read_text()
     shown = [text for page in PAGES for _, text in blocks(page, "cmake")]
     assert shown
     assert all(text == tested for text in shown)
 
 
-def test_shell_commands_name_targets_that_make_has() -> None:
+def test_make_targets_in_shell_blocks_exist() -> None:
     phony = " ".join(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)).split()
     targets = {words[1] for words in shell_commands() if words[0] == "make"}
     assert targets >= {"demo", "test", "bench"}
@@ -107,7 +107,7 @@ def options_of(script: str) -> set[str]:
     return set(re.findall(r"--[\w-]+", text))
 
 
-def test_shell_commands_name_scripts_with_the_options_they_have() -> None:
+def test_script_options_in_shell_blocks_exist() -> None:
     checked = 0
     for words in shell_commands():
         for i, word in enumerate(words):
@@ -120,7 +120,7 @@ def test_shell_commands_name_scripts_with_the_options_they_have() -> None:
     assert checked > 0
 
 
-def test_shell_commands_use_the_options_that_flash_train_has() -> None:
+def test_flash_train_options_in_shell_blocks_exist() -> None:
     sources = "".join(p.read_text() for p in sorted((ROOT / "models" / "train").glob("*.cpp")))
     used = {
         word.split("=")[0]
@@ -133,7 +133,7 @@ def test_shell_commands_use_the_options_that_flash_train_has() -> None:
     assert {option for option in used if f'"{option}"' not in sources} == set()
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_relative_links_resolve() -> None:
     checked = 0
     for page in PAGES:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
@@ -151,7 +151,7 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert checked > 0
 
 
-def test_no_table_is_left_unmeasured() -> None:
+def test_every_benchmark_table_is_filled_in() -> None:
     marker = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end of table -->", re.S)
     source = (ROOT / "bench" / "tables.py").read_text()
     tables = [match for page in PAGES for match in marker.finditer(page.read_text())]

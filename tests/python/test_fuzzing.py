@@ -13,12 +13,12 @@ PER_TEST = 50
 
 
 @pytest.mark.parametrize("first", range(0, CASES, PER_TEST))
-def test_drawn_calls(first: int) -> None:
+def test_random_calls(first: int) -> None:
     kinds = {fuzzing.run_case(number) for number in range(first, first + PER_TEST)}
     assert kinds == fuzzing.KINDS.keys()
 
 
-@pytest.mark.parametrize("name", fuzzing.MISTAKES)
-def test_every_mistake_is_refused_in_words(name: str) -> None:
+@pytest.mark.parametrize("name", fuzzing.INVALID_CALLS)
+def test_every_invalid_call_is_refused(name: str) -> None:
     problem = make_problem(Spec(), DTYPES[0])
-    fuzzing.check_mistake(problem, fuzzing.MISTAKES[name])
+    fuzzing.check_invalid_call(problem, fuzzing.INVALID_CALLS[name])

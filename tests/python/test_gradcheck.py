@@ -72,7 +72,7 @@ def test_gradcheck(spec: Spec, with_lse: bool) -> None:
 
 
 @pytest.mark.parametrize("only", ["query", "key", "value", "bias", "alibi_slopes", "sinks"])
-def test_gradcheck_of_one_input(only: str) -> None:
+def test_gradcheck_of_a_single_input(only: str) -> None:
     spec = replace(TINY, bias="1HLS", causal=True, alibi="BH", softcap=1.5, sinks="H")
     problem = make_problem(spec, torch.float64)
     problem.differentiable = (only,)
@@ -80,7 +80,7 @@ def test_gradcheck_of_one_input(only: str) -> None:
     assert torch.autograd.gradcheck(call, inputs)
 
 
-def test_gradcheck_of_the_lse_alone() -> None:
+def test_gradcheck_of_lse_only() -> None:
     problem = make_problem(replace(TINY, bias="1HLS"), torch.float64)
     call, inputs = differentiable_call(problem, True)
     value = problem.differentiable.index("value")
@@ -132,7 +132,7 @@ def test_forward_mode(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("op", ["attention", "attention_with_lse"])
-def test_third_derivatives_are_refused_by_name(op: str) -> None:
+def test_third_derivatives_are_refused(op: str) -> None:
     leaves = make_problem(TINY, torch.float64).leaves()
     result = getattr(torch.ops.flash, op)(*leaves.values())
     out = result[0] if isinstance(result, tuple) else result
@@ -142,7 +142,7 @@ def test_third_derivatives_are_refused_by_name(op: str) -> None:
         torch.autograd.grad(second.sum(), leaves["query"])
 
 
-def test_create_graph_changes_no_gradient() -> None:
+def test_create_graph_does_not_change_gradients() -> None:
     leaves = make_problem(TINY, torch.float64).leaves()
     out = flash_attention.attention(**leaves)
     with_graph = torch.autograd.grad(out.sum(), leaves["query"], create_graph=True)[0]

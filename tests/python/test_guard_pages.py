@@ -14,7 +14,7 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
-from problems import DTYPES, NARROW, Problem, Spec, dtype_name, make_problem
+from problems import DTYPES, DTYPES_16BIT, Problem, Spec, dtype_name, make_problem
 from torch import Tensor
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -24,7 +24,7 @@ LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 FAILED = ctypes.c_void_p(-1).value
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
 Place = Callable[[Tensor], Tensor]
 
 
@@ -66,7 +66,9 @@ def memory() -> Iterator[GuardedMemory]:
     guarded.release()
 
 
-def assert_reads_stay_inside(call: Callable[[Place], list[Tensor]], memory: GuardedMemory) -> None:
+def assert_no_out_of_bounds_reads(
+    call: Callable[[Place], list[Tensor]], memory: GuardedMemory
+) -> None:
     """`call` puts each tensor that it hands over where it is told to."""
     expected = call(lambda t: t)
     for at_end in (False, True):
@@ -102,7 +104,7 @@ def forward_and_backward(problem: Problem) -> Callable[[Place], list[Tensor]]:
 
 
 def check(spec: Spec, dtype: torch.dtype, memory: GuardedMemory) -> None:
-    assert_reads_stay_inside(forward_and_backward(make_problem(spec, dtype)), memory)
+    assert_no_out_of_bounds_reads(forward_and_backward(make_problem(spec, dtype)), memory)
 
 
 @every_dtype
@@ -184,11 +186,11 @@ def test_packed_sequences(dtype: torch.dtype, memory: GuardedMemory) -> None:
         )  # fmt: skip
         return [out.detach(), *torch.autograd.grad(out, leaves, place(grad_out))]
 
-    assert_reads_stay_inside(call, memory)
+    assert_no_out_of_bounds_reads(call, memory)
 
 
 @every_dtype
-def test_the_cache(dtype: torch.dtype, memory: GuardedMemory) -> None:
+def test_key_value_cache(dtype: torch.dtype, memory: GuardedMemory) -> None:
     def call(place: Place) -> list[Tensor]:
         cache = flash_attention.KeyValueCache(2, 2, 2100, 9, value_dim=7, dtype=dtype)
         found = []
@@ -203,11 +205,11 @@ def test_the_cache(dtype: torch.dtype, memory: GuardedMemory) -> None:
                 found += [out[b, :, :n] for b, n in enumerate(counts)]
         return found
 
-    assert_reads_stay_inside(call, memory)
+    assert_no_out_of_bounds_reads(call, memory)
 
 
 @every_dtype
-def test_the_drop_in(dtype: torch.dtype, memory: GuardedMemory) -> None:
+def test_drop_in(dtype: torch.dtype, memory: GuardedMemory) -> None:
     query, key = random(2, 4, 7, 9, dtype=dtype), random(2, 2, 11, 9, dtype=dtype)
     value, mask = random(2, 2, 11, 7, dtype=dtype), random(4, 1, 11, dtype=dtype)
 
@@ -217,4 +219,4 @@ def test_the_drop_in(dtype: torch.dtype, memory: GuardedMemory) -> None:
         grad = place(random(2, 4, 7, 7, dtype=dtype))
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
-    assert_reads_stay_inside(call, memory)
+    assert_no_out_of_bounds_reads(call, memory)

@@ -90,7 +90,7 @@ HEADERS = {
 }
 
 
-def test_headers_are_refused(tmp_path: Path) -> None:
+def test_malformed_headers_are_refused(tmp_path: Path) -> None:
     calls, expected = [], []
     for i, (header, message) in enumerate(HEADERS.values()):
         path = write(tmp_path / f"{i}.safetensors", header)
@@ -100,7 +100,7 @@ def test_headers_are_refused(tmp_path: Path) -> None:
         assert found.startswith("ValueError: ") and message in found
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     (found,) = outcomes([f"models.load({str(pipe)!r})"])
@@ -122,7 +122,7 @@ CLAIMS = [
 ]
 
 
-def test_hyperparameters_beyond_the_files_tensors_are_refused(tmp_path: Path) -> None:
+def test_hyperparameters_larger_than_the_file_are_refused(tmp_path: Path) -> None:
     models_made = sorted({model for model, *_ in CLAIMS})
     paths = {model: tmp_path / f"model{i}.safetensors" for i, model in enumerate(models_made)}
     saves = [f"models.{model}.save({str(path)!r})" for model, path in paths.items()]
@@ -143,7 +143,7 @@ def test_hyperparameters_beyond_the_files_tensors_are_refused(tmp_path: Path) ->
         assert found.startswith("ValueError: ") and message in found, (model, option, found)
 
 
-def test_no_mask_is_made_to_read_a_file(tmp_path: Path) -> None:
+def test_reading_a_file_does_not_allocate_tft_masks(tmp_path: Path) -> None:
     """TFT's constant mask [input_size + h] squared would take 40 GB here."""
     path, changed = tmp_path / "tft.safetensors", tmp_path / "changed.safetensors"
     save = f"models.TFT(h=2, input_size=8, hidden_size=4, n_head=1).save({str(path)!r})"
@@ -178,7 +178,7 @@ ARGUMENTS = [
 ]
 
 
-def test_arguments_are_refused() -> None:
+def test_constructor_arguments_are_refused() -> None:
     found = outcomes([f"models.{call}" for call, _ in ARGUMENTS])
     for (call, message), one in zip(ARGUMENTS, found, strict=True):
         assert one.startswith("ValueError: ") and message in one, (call, one)
@@ -203,7 +203,7 @@ def test_arguments_are_refused() -> None:
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_the_command_line_refuses(tmp_path: Path, arguments: list[str], expected: str) -> None:
+def test_command_line_refuses(tmp_path: Path, arguments: list[str], expected: str) -> None:
     deep = "[" * DEPTH + "]" * DEPTH
     metadata = json.dumps(
         {

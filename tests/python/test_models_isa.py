@@ -32,9 +32,7 @@ def step(model: models.ForecastModel, past: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("length", [36, 37])
 @pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_a_step_is_the_same_on_every_instruction_set_but_for_rounding(
-    name: str, length: int
-) -> None:
+def test_training_step_matches_across_instruction_sets(name: str, length: int) -> None:
     torch.manual_seed(1)
     model = getattr(models, name)(h=12, input_size=length, **OPTIONS[name]).to(torch.float64)
     past = torch.randn(3, length, 1, dtype=torch.float64)

@@ -46,7 +46,7 @@ def torch_math(problem: Problem, leaves: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_the_definition_is_what_torch_computes(spec: Spec) -> None:
+def test_definition_matches_torch(spec: Spec) -> None:
     problem = make_problem(spec, torch.float64)
     problem.grad_lse = torch.zeros_like(problem.grad_lse)
 
@@ -76,7 +76,7 @@ FLEXIBLE = {
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("spec", FLEXIBLE.values(), ids=FLEXIBLE.keys())
-def test_the_definition_is_what_flex_attention_computes(spec: Spec) -> None:
+def test_definition_matches_flex_attention(spec: Spec) -> None:
     """torch's attention with a function of each score; on the CPU it has no backward."""
     problem = make_problem(spec, torch.float64)
     left, right = spec.window or (-1, -1)
@@ -106,7 +106,7 @@ def test_the_definition_is_what_flex_attention_computes(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("window", [None, (6, 2)], ids=str)
-def test_a_sink_is_a_key_without_a_value(window: tuple[int, int] | None) -> None:
+def test_sink_is_a_key_with_a_zero_value(window: tuple[int, int] | None) -> None:
     """One more key that is 0, with a value of 0, under a bias that is the sink."""
     spec = replace(PLAIN, sinks="H", window=window)
     problem = make_problem(spec, torch.float64)
@@ -134,7 +134,7 @@ def test_a_sink_is_a_key_without_a_value(window: tuple[int, int] | None) -> None
         assert largest_difference(actual.grads[name], grad) < FLOAT64_ABSOLUTE, name
 
 
-def test_lse_is_the_logarithm_of_the_sum_of_exponentials() -> None:
+def test_lse_matches_logsumexp() -> None:
     problem = make_problem(Spec(rank=3, scale=1.0, bias="LS"), torch.float64)
     query, key = problem.inputs["query"], problem.inputs["key"]
     scores = query @ key.mT + problem.inputs["bias"]

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import assert_rounded
-from problems import DTYPES, NARROW, compute_dtype, dtype_name
+from problems import DTYPES, DTYPES_16BIT, compute_dtype, dtype_name
 from sdpa_calls import Call, assert_close_to_torch, largest
 from tolerances import (
+    ABSOLUTE_16BIT,
     CLOSE,
-    NARROW_ABSOLUTE,
     SDPA_FLOAT32_TIMES_TORCH,
     SECOND_GRADIENT_ROUNDINGS,
     UNIT_ROUNDOFF,
@@ -48,8 +48,8 @@ def call_of(
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
-def test_sample_inputs_of_torch(dtype: torch.dtype, grad: bool) -> None:
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
+def test_torch_sample_inputs(dtype: torch.dtype, grad: bool) -> None:
     calls = samples(dtype, grad)
     assert len(calls) >= 25
     for call in calls:
@@ -57,7 +57,7 @@ def test_sample_inputs_of_torch(dtype: torch.dtype, grad: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_sample_inputs_with_dropout_drop_what_standard_attention_drops(dtype: torch.dtype) -> None:
+def test_dropout_matches_standard_attention_on_sample_inputs(dtype: torch.dtype) -> None:
     calls = [c for c in samples(dtype) if c.dropout_p > 0 and c.query.dim() == c.key.dim()]
     assert calls
     for call in calls:
@@ -83,7 +83,7 @@ def test_sample_inputs_with_dropout_drop_what_standard_attention_drops(dtype: to
 
 
 @pytest.mark.once
-def test_signature_is_the_one_torch_documents() -> None:
+def test_signature_matches_torch() -> None:
     documented = F.scaled_dot_product_attention.__doc__
     names = documented[documented.index("(") + 1 : documented.index(")")].replace("\n", "")
     parameters = [part.strip().split("=") for part in names.split(",")]
@@ -128,8 +128,8 @@ def test_leading_dimensions_broadcast(leads: tuple[tuple[int, ...], ...]) -> Non
     assert_close_to_torch(replace(call, is_causal=True), ours)
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
-def test_gradients_of_what_broadcasts_are_rounded_once(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES_16BIT, ids=dtype_name)
+def test_gradients_of_broadcast_inputs_are_rounded_once(dtype: torch.dtype) -> None:
     """Sums over a batch, whose second half nearly takes back what the first half adds."""
     query, grad = torch.randn(32, 2, 5, 8).to(dtype), torch.randn(32, 2, 5, 10).to(dtype)
     query, grad = torch.cat([query, query * 1.01]), torch.cat([grad, -grad])
@@ -154,7 +154,7 @@ MASKS = [(rank, shape) for rank, shapes in MASK_SHAPES.items() for shape in shap
 
 @pytest.mark.parametrize("kind", ["bool", "float", "float with gradient"])
 @pytest.mark.parametrize(("rank", "shape"), MASKS, ids=str)
-def test_masks_of_every_shape(rank: str, shape: tuple[int, ...], kind: str) -> None:
+def test_masks_of_every_broadcastable_shape(rank: str, shape: tuple[int, ...], kind: str) -> None:
     if kind == "bool":
         mask = torch.rand(shape) < 0.7
     else:
@@ -162,13 +162,13 @@ def test_masks_of_every_shape(rank: str, shape: tuple[int, ...], kind: str) -> N
     assert_close_to_torch(call_of(LEADS[rank], attn_mask=mask), ours)
 
 
-def test_mask_that_is_expanded_or_transposed() -> None:
+def test_expanded_transposed_and_strided_masks() -> None:
     for mask in (random(5, 1).expand(2, 4, 5, 7), random(7, 5).mT, random(2, 4, 5, 14)[..., ::2]):
         assert_close_to_torch(call_of((2, 4), attn_mask=mask.detach()), ours)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=dtype_name)
-def test_mask_of_another_dtype_counts_in_that_of_query(dtype: torch.dtype) -> None:
+def test_mask_of_another_dtype_is_cast_to_the_query_dtype(dtype: torch.dtype) -> None:
     call = call_of((2, 4))
     mask = torch.randn(5, 7, dtype=dtype, requires_grad=True)
     out = ours(call.query, call.key, call.value, mask)
@@ -180,7 +180,7 @@ def test_mask_of_another_dtype_counts_in_that_of_query(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_query_that_attends_nothing_gives_zeros_as_with_torch(dtype: torch.dtype) -> None:
+def test_fully_masked_query_gives_zeros_as_in_torch(dtype: torch.dtype) -> None:
     attends = torch.arange(5).unsqueeze(1).expand(5, 7) > 1
     for mask in (attends, torch.where(attends, 0.0, -torch.inf).to(dtype)):
         call = call_of((2, 4), dtype, attn_mask=mask)
@@ -220,7 +220,7 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("shapes", EMPTY.values(), ids=EMPTY.keys())
-def test_empty_sizes(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def test_zero_sizes(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     query, key = shapes
     call = Call(random(*query), random(*key), random(*key))
     assert_close_to_torch(call, ours)
@@ -318,7 +318,9 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Tensor]]] = {
 @pytest.mark.once
 @pytest.mark.parametrize(("error", "text", "call"), REFUSED.values(), ids=REFUSED.keys())
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_refused_in_words(error: type[Exception], text: str, call: Callable[[], Tensor]) -> None:
+def test_invalid_calls_are_refused(
+    error: type[Exception], text: str, call: Callable[[], Tensor]
+) -> None:
     with pytest.raises(error, match=text):
         call()
 
@@ -337,8 +339,8 @@ def second_gradients(call: Call, function: Callable[..., Tensor]) -> list[Tensor
     return list(torch.autograd.grad(first, leaves, [along(x) for x in leaves]))
 
 
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
-def test_second_gradients_of_sample_inputs_of_torch(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
+def test_second_gradients_on_torch_sample_inputs(dtype: torch.dtype) -> None:
     for call in samples(dtype):
         call = replace(call, dropout_p=0.0)
         with sdpa_kernel(SDPBackend.MATH):  # the only one of torch's that has them
@@ -349,7 +351,7 @@ def test_second_gradients_of_sample_inputs_of_torch(dtype: torch.dtype) -> None:
             # Products of two inputs, which cancel.
             size = max(1.0, largest(expected), largest(call.query, call.key, call.value) ** 2)
             floor = SECOND_GRADIENT_ROUNDINGS * UNIT_ROUNDOFF[compute_dtype(dtype)] * size
-            if dtype in NARROW:  # computed in float32, and rounded
-                floor += UNIT_ROUNDOFF[dtype] * largest(expected) + NARROW_ABSOLUTE[dtype]
+            if dtype in DTYPES_16BIT:  # computed in float32, and rounded
+                floor += UNIT_ROUNDOFF[dtype] * largest(expected) + ABSOLUTE_16BIT[dtype]
             allowed = max(floor, SDPA_FLOAT32_TIMES_TORCH * largest(theirs.double() - expected))
             assert largest(mine.double() - expected) <= allowed

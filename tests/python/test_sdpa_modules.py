@@ -93,7 +93,9 @@ def masks_of(names: tuple[str, str], which: str, dtype: torch.dtype) -> dict[str
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 # The encoder's fast path, which is on without the replacement, turns padding into nested tensors.
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_same_outputs_and_gradients(dtype: torch.dtype, name: str, which: str, mode: str) -> None:
+def test_outputs_and_gradients_match_torch(
+    dtype: torch.dtype, name: str, which: str, mode: str
+) -> None:
     create, run, *names = MODULES[name]
     module = create().to(dtype).train(mode == "train")
     masks = masks_of(tuple(names), which, dtype)
@@ -121,7 +123,7 @@ def test_same_outputs_and_gradients(dtype: torch.dtype, name: str, which: str, m
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_whole_transformer_trains_alike(batch_first: bool) -> None:
+def test_transformer_trains_alike(batch_first: bool) -> None:
     losses = []
     for replaced in (False, True):
         torch.manual_seed(2)
@@ -143,7 +145,7 @@ def test_whole_transformer_trains_alike(batch_first: bool) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=10 * SDPA_MODULE[torch.float32])
 
 
-def test_dropout_of_a_module_follows_its_mode() -> None:
+def test_module_dropout_follows_its_mode() -> None:
     module = nn.MultiheadAttention(WIDTH, HEADS, dropout=0.5, batch_first=True)
     x = torch.randn(2, LENGTH, WIDTH)
     with replace_sdpa():
@@ -152,7 +154,7 @@ def test_dropout_of_a_module_follows_its_mode() -> None:
         assert torch.equal(attend(module, x, {}), attend(module, x, {}))
 
 
-def test_fast_path_is_off_meanwhile() -> None:
+def test_fast_path_is_disabled_under_replacement() -> None:
     layer = encoder_layer().eval()
     x = torch.randn(2, LENGTH, WIDTH)
     with torch.inference_mode():

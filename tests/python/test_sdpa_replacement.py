@@ -51,7 +51,7 @@ def under_replacement(*arguments: Tensor, **options: object) -> Tensor:
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_sample_inputs_of_torch(dtype: torch.dtype, grad: bool) -> None:
+def test_torch_sample_inputs(dtype: torch.dtype, grad: bool) -> None:
     for call in samples(dtype, grad):
         call = replace(call, dropout_p=0.0)
         assert_close_to_torch(call, under_replacement)
@@ -59,14 +59,14 @@ def test_sample_inputs_of_torch(dtype: torch.dtype, grad: bool) -> None:
             assert runs_ours(lambda call=call: torchs(**vars(call)))
 
 
-def test_results_are_those_of_the_drop_in() -> None:
+def test_results_match_the_drop_in() -> None:
     inputs = qkv()
     for options in ({}, {"is_causal": True}, {"attn_mask": torch.rand(5, 7) < 0.8}):
         expected = flash_attention.scaled_dot_product_attention(*inputs, **options)
         assert torch.equal(under_replacement(*inputs, **options), expected)
 
 
-def test_where_grad_mode_is_off_and_in_inference_mode() -> None:
+def test_no_grad_and_inference_mode() -> None:
     expected = torchs(*qkv())
     with replace_sdpa():
         for mode in (torch.no_grad, torch.inference_mode):
@@ -79,7 +79,7 @@ def test_where_grad_mode_is_off_and_in_inference_mode() -> None:
 # --- how it ends
 
 
-def test_undo_and_with_end_it_once() -> None:
+def test_undo_is_idempotent() -> None:
     replacement = replace_sdpa()
     assert runs_ours(lambda: torchs(*qkv()))
     replacement.undo()
@@ -89,7 +89,7 @@ def test_undo_and_with_end_it_once() -> None:
         assert runs_ours(lambda: torchs(*qkv()))
 
 
-def test_nested_and_undone_in_any_order() -> None:
+def test_nested_replacements_may_be_undone_in_any_order() -> None:
     outer = replace_sdpa()
     with replace_sdpa():
         outer.undo()
@@ -98,21 +98,21 @@ def test_nested_and_undone_in_any_order() -> None:
     assert not runs_ours(lambda: torchs(*qkv()))
 
 
-def test_exception_in_the_block_ends_it() -> None:
+def test_exception_in_the_block_undoes_the_replacement() -> None:
     with pytest.raises(ZeroDivisionError), replace_sdpa():
         assert runs_ours(lambda: torchs(*qkv()))
         raise ZeroDivisionError
     assert not runs_ours(lambda: torchs(*qkv()))
 
 
-def test_one_that_is_undone_cannot_be_entered() -> None:
+def test_undone_replacement_cannot_be_entered() -> None:
     replacement = replace_sdpa()
     replacement.undo()
     with pytest.raises(RuntimeError, match="in force, got one undone"), replacement:
         pass
 
 
-def test_plain_call_lasts_though_nobody_keeps_its_result() -> None:
+def test_replacement_outlives_a_discarded_result() -> None:
     replace_sdpa()
     try:
         assert runs_ours(lambda: torchs(*qkv()))
@@ -122,7 +122,7 @@ def test_plain_call_lasts_though_nobody_keeps_its_result() -> None:
         last.undo()
 
 
-def test_fast_path_is_restored_as_it_was() -> None:
+def test_fast_path_setting_is_restored() -> None:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with replace_sdpa():
@@ -135,7 +135,7 @@ def test_fast_path_is_restored_as_it_was() -> None:
 # --- threads and processes
 
 
-def test_every_thread_while_others_switch() -> None:
+def test_calls_are_correct_while_another_thread_switches() -> None:
     inputs = qkv()
     expected = torchs(*inputs)
     stop, wrong = threading.Event(), []
@@ -158,7 +158,7 @@ def test_every_thread_while_others_switch() -> None:
     assert wrong == []
 
 
-def test_other_threads_use_it() -> None:
+def test_replacement_applies_to_other_threads() -> None:
     found = []
     with replace_sdpa():
         thread = threading.Thread(target=lambda: found.append(runs_ours(lambda: torchs(*qkv()))))
@@ -167,7 +167,7 @@ def test_other_threads_use_it() -> None:
     assert found == [True]
 
 
-def test_undo_waits_until_nobody_else_switches() -> None:
+def test_undo_waits_for_the_lock() -> None:
     replacement = replace_sdpa()
     thread = threading.Thread(target=replacement.undo)
     with SdpaReplacement._lock:
@@ -191,7 +191,7 @@ class Attended(torch.utils.data.Dataset):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_workers_of_a_data_loader() -> None:
+def test_data_loader_workers() -> None:
     expected = torch.stack([Attended()[i][0] for i in range(6)])
     with replace_sdpa():
         loader = torch.utils.data.DataLoader(
@@ -233,14 +233,14 @@ LEFT_TO_TORCH: dict[str, Callable[[], Tensor]] = {
 
 @pytest.mark.parametrize("call", LEFT_TO_TORCH.values(), ids=LEFT_TO_TORCH.keys())
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_left_to_torch(call: Callable[[], Tensor]) -> None:
+def test_unsupported_calls_are_left_to_torch(call: Callable[[], Tensor]) -> None:
     expected = call()
     with replace_sdpa():
         assert not runs_ours(call)
         assert torch.equal(call(), expected)
 
 
-NARROW_CALLS: dict[str, Callable[[], Tensor]] = {
+CALLS_16BIT: dict[str, Callable[[], Tensor]] = {
     "bfloat16": lambda: torchs(*qkv(torch.bfloat16)),
     "float16": lambda: torchs(*qkv(torch.float16)),
     "bfloat16 with gradient": lambda: torchs(*qkv(torch.bfloat16, grad=True)),
@@ -248,8 +248,8 @@ NARROW_CALLS: dict[str, Callable[[], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("call", NARROW_CALLS.values(), ids=NARROW_CALLS.keys())
-def test_narrow_types_and_autocast(call: Callable[[], Tensor]) -> None:
+@pytest.mark.parametrize("call", CALLS_16BIT.values(), ids=CALLS_16BIT.keys())
+def test_16_bit_dtypes_and_autocast(call: Callable[[], Tensor]) -> None:
     expected = call()
     with replace_sdpa():
         assert runs_ours(call)
@@ -307,7 +307,7 @@ def test_compiled_in_one_graph(name: str, options: dict[str, object], dynamic: b
             torch.testing.assert_close(out, function(query, *inputs[1:], **options))
 
 
-def test_compiled_function_keeps_what_it_was_compiled_with() -> None:
+def test_compiled_function_keeps_the_replacement() -> None:
     compiled = torch.compile(lambda *x: torchs(*x), backend="aot_eager")
     with replace_sdpa():
         compiled(*qkv())
@@ -328,7 +328,7 @@ class Causal(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_exported_with_an_open_length(name: str) -> None:
+def test_export_with_a_dynamic_length(name: str) -> None:
     """The drop-in becomes the operator; torch's function stays torch's, which the switch is for."""
     length = torch.export.Dim("length", min=2, max=64)
     module = Causal(FUNCTIONS[name])
@@ -347,7 +347,7 @@ def test_exported_with_an_open_length(name: str) -> None:
             assert runs_ours(lambda given=inputs: module(*given))
 
 
-def test_operators_sees_what_runs_inside() -> None:
+def test_operators_lists_nested_operators() -> None:
     assert "aten::scaled_dot_product_attention" in operators(lambda: torchs(*qkv()))
     call = Call(*qkv())
     assert runs_ours(lambda: flash_attention.scaled_dot_product_attention(**vars(call)))

@@ -164,7 +164,7 @@ def test_reverse_over_reverse_of_functions(name: str) -> None:
 
 @pytest.mark.parametrize("output", [0, 1], ids=["out", "lse"])
 @pytest.mark.parametrize("name", WITH_DERIVATIVES)
-def test_tangents_of_the_incoming_gradient_alone(name: str, output: int) -> None:
+def test_forward_mode_over_the_output_gradient(name: str, output: int) -> None:
     """The gradients are linear in it: their tangents are the gradients at its tangent."""
     problem = make_problem(SPECS[name], torch.float64)
     inputs = differentiable(problem)
@@ -183,7 +183,7 @@ def test_tangents_of_the_incoming_gradient_alone(name: str, output: int) -> None
     assert_close(found, list(gradients(tangent)), problem.differentiable)
 
 
-def test_what_a_second_derivative_saved_is_released_by_it() -> None:
+def test_double_backward_releases_its_saved_tensors() -> None:
     query, key, value = differentiable(make_problem(LONG, torch.float64))
     out = flash_attention.attention(query, key, value)
     (first,) = torch.autograd.grad(out, query, torch.randn_like(out), create_graph=True)
@@ -212,7 +212,7 @@ def test_hessian(causal: bool, transform: str) -> None:
         assert_close(list(row), list(truths), ("query", "key", "value"))
 
 
-def test_lse_has_every_derivative() -> None:
+def test_derivatives_of_lse() -> None:
     problem = make_problem(replace(LONG, causal=True, sinks="H"), torch.float64)
     inputs = [x.detach() for x in differentiable(problem)]
 
@@ -244,7 +244,7 @@ def test_lse_has_every_derivative() -> None:
     assert_close(found, expected, tuple(map(str, range(len(found)))))
 
 
-def test_no_keys_have_no_lse_to_differentiate() -> None:
+def test_lse_without_keys_has_zero_derivatives() -> None:
     """lse is then the constant -inf, in the second derivative, too."""
     query = torch.randn(1, 2, 3, 4, requires_grad=True)
     key, value = (torch.randn(1, 2, 0, n, requires_grad=True) for n in (4, 5))
@@ -268,7 +268,7 @@ def peak_of_second(queries: int, keys: int) -> int:
     )
 
 
-def test_second_derivatives_hold_no_matrix_of_scores() -> None:
+def test_second_derivatives_need_no_score_matrix() -> None:
     """Neither more queries nor more keys take more than their own rows."""
     few, many = peak_of_second(1024, 1024), peak_of_second(4096, 4096)
     matrix = 2 * 4096 * 4096 * 4
@@ -278,7 +278,7 @@ def test_second_derivatives_hold_no_matrix_of_scores() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_same_bits_from_run_to_run(dropout: float) -> None:
+def test_bitwise_equal_from_run_to_run(dropout: float) -> None:
     """On one number of threads: torch's products of matrices have other bits on another."""
     spec = replace(LONG, queries=400, keys=300, dropout=dropout, causal=True)
     problem = make_problem(spec, torch.float32)

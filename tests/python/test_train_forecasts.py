@@ -33,7 +33,7 @@ def forecasts(model: Path, table: Path) -> list[dict[str, str]]:
     return rows_of(path)
 
 
-def test_forecasts_are_in_the_units_of_the_table(training: Training):
+def test_forecasts_are_in_table_units(training: Training):
     """Without its head PatchTST adds nothing to the last value: the naive forecast."""
     model = with_zeros(training, "model.head.linear.weight", "model.head.linear.bias")
     for row in forecasts(model, training.csv):
@@ -56,7 +56,7 @@ def test_each_series_of_itransformer_has_its_own_forecast(tmp_path: Path):
             assert forecast == pytest.approx(mean, abs=FORECAST_FLOAT32)
 
 
-def test_names_with_commas_and_quotes_come_back(tmp_path: Path):
+def test_names_with_commas_and_quotes_round_trip(tmp_path: Path):
     names = ['north, "old"', "south"]
     table, forecast = tmp_path / "table.csv", tmp_path / "forecast.csv"
     with table.open("w", newline="") as file:
@@ -75,7 +75,7 @@ def test_names_with_commas_and_quotes_come_back(tmp_path: Path):
         assert row["time"].startswith("2020-")
 
 
-def test_a_forecast_takes_as_many_rows_as_the_model_sees(training: Training, tmp_path: Path):
+def test_predict_needs_input_size_rows(training: Training, tmp_path: Path):
     forecast = tmp_path / "forecast.csv"
     short = write_waves(tmp_path / "short.csv", rows=27)
     error = error_of("predict", training.model, short, "--forecast-csv", forecast)

@@ -49,13 +49,13 @@ def both(
 @pytest.mark.parametrize(
     "in_dims", [(0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0), (0, 0, None)]
 )
-def test_any_of_query_key_and_value(in_dims: tuple[int | None, ...]) -> None:
+def test_any_subset_of_query_key_and_value(in_dims: tuple[int | None, ...]) -> None:
     mapped, plain = qkv(True), qkv(False)
     inputs = [p if d is None else m for m, p, d in zip(mapped, plain, in_dims, strict=True)]
     both(lambda op: op, *inputs, in_dims=in_dims)
 
 
-def test_dimensions_in_the_middle() -> None:
+def test_batch_dimensions_at_any_position() -> None:
     query, key, value = qkv(True)
     both(
         lambda op: op,
@@ -66,7 +66,7 @@ def test_dimensions_in_the_middle() -> None:
     )
 
 
-def test_is_one_call() -> None:
+def test_vmap_makes_one_call() -> None:
     ran = operators(lambda: torch.vmap(flash_attention.attention)(*qkv(True)))
     assert "aten::softmax" not in ran and "aten::bmm" not in ran
 
@@ -121,13 +121,13 @@ def test_gradients_of_slopes_and_sinks(slopes: tuple[int, ...], sinks: tuple[int
     both(loss, *qkv(True), random(*slopes).abs(), random(*sinks), in_dims=(0, 0, 0, *dims))
 
 
-def test_three_dimensional() -> None:
+def test_three_dimensional_call() -> None:
     query, key, value = (x[:, 0] for x in qkv(True))
     both(lambda op: op, query, key, value)
 
 
 @pytest.mark.parametrize("shape", [(N, BATCH, 1, QUERIES, KEYS), (N, 1, 1, QUERIES, KEYS)], ids=str)
-def test_three_dimensional_with_a_bias_of_four(shape: tuple[int, ...]) -> None:
+def test_three_dimensional_call_with_a_four_dimensional_bias(shape: tuple[int, ...]) -> None:
     """[B, 1, L, S] is what a bias of [B, L, S] stands for."""
     query, key, value = (x[:, :, 0] for x in qkv(True))
 
@@ -184,7 +184,7 @@ DROPPED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("call", DROPPED.values(), ids=DROPPED.keys())
-def test_dropout_needs_another_mask_for_each(call: Callable[[Tensor], Tensor]) -> None:
+def test_dropout_requires_randomness_different(call: Callable[[Tensor], Tensor]) -> None:
     query = qkv(False)[0].expand(N, BATCH, HEADS, QUERIES, 3)
     found = torch.vmap(call, randomness="different")(query)
     assert not torch.equal(found[0], found[1])

@@ -72,7 +72,7 @@ def gradients(sdpa: Sdpa, **options: Any) -> Callable[..., Any]:
     return lambda *x: torch.func.grad(loss, argnums=tuple(range(len(x))))(*x)
 
 
-def test_is_one_call() -> None:
+def test_vmap_makes_one_call() -> None:
     ran = operators(lambda: torch.vmap(scaled_dot_product_attention)(*qkv()))
     assert "flash::attention" in ran
     assert ran.isdisjoint({"aten::softmax", "aten::bmm", "aten::select"})
@@ -81,13 +81,13 @@ def test_is_one_call() -> None:
 @pytest.mark.parametrize(
     "in_dims", [(0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0), (None, 0, 0)], ids=str
 )
-def test_any_of_query_key_and_value(in_dims: tuple[int | None, ...]) -> None:
+def test_any_subset_of_query_key_and_value(in_dims: tuple[int | None, ...]) -> None:
     inputs = [x if d == 0 else x[0] for x, d in zip(qkv(), in_dims, strict=True)]
     check(lambda sdpa: sdpa, inputs, in_dims)
     check(gradients, inputs, in_dims)
 
 
-def test_dimensions_in_the_middle() -> None:
+def test_batch_dimensions_at_any_position() -> None:
     query, key, value = qkv()
     moved = [query.movedim(0, 2), key.movedim(0, 4), value.movedim(0, 1)]
     check(lambda sdpa: sdpa, moved, (2, 4, 1))
@@ -181,7 +181,7 @@ def test_jacobian() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_16_bit_numbers(dtype: torch.dtype) -> None:
+def test_16_bit_dtypes(dtype: torch.dtype) -> None:
     """The same roundings as in a loop over ours: the same bits."""
     inputs = [*qkv(dtype=dtype), random(N, QUERIES, KEYS, dtype=dtype)]
     for query in (inputs[0], inputs[0][:, :1]):  # the second one is expanded
@@ -192,7 +192,7 @@ def test_16_bit_numbers(dtype: torch.dtype) -> None:
             assert one.dtype == dtype and torch.equal(one, other), name
 
 
-def test_dropout_needs_another_mask_for_each() -> None:
+def test_dropout_requires_randomness_different() -> None:
     def call(query: Tensor) -> Tensor:
         return scaled_dot_product_attention(query, query, query, dropout_p=0.5)
 
@@ -203,7 +203,7 @@ def test_dropout_needs_another_mask_for_each() -> None:
         torch.vmap(call)(query)
 
 
-def test_mistakes_are_refused_in_words() -> None:
+def test_invalid_arguments_are_refused() -> None:
     query, key, value = qkv()
     with pytest.raises(ValueError, match="expected attn_mask or is_causal, got both"):
         torch.vmap(lambda q, m: scaled_dot_product_attention(q, key, value, m, is_causal=True))(

@@ -28,7 +28,7 @@ FLOAT32_ROUNDING_UNITS_LARGEST = 8.0
 # only the largest error is judged: the gradient of a bias that is one number for all scores, say,
 # or those of 8 heads of one query, whose errors are as many as the rows that they share. Rows of
 # the same scores (of a scale of 0, say) have one error, and count as one.
-FEWEST_FOR_RMS = 16
+MIN_COUNT_FOR_RMS = 16
 
 # Half the spacing of floats at 1: the relative error of one rounding.
 UNIT_ROUNDOFF = {
@@ -41,7 +41,7 @@ UNIT_ROUNDOFF = {
 # bfloat16 and float16 are computed in float32 and rounded once, as torch's math path does: each
 # number may be off by that rounding, and by FLOAT32_ROUNDING_UNITS_LARGEST. What float16 has below
 # its least normal number is spaced by 2^-24.
-NARROW_ABSOLUTE = {torch.bfloat16: 0.0, torch.float16: 2.0**-25}
+ABSOLUTE_16BIT = {torch.bfloat16: 0.0, torch.float16: 2.0**-25}
 
 # A float32 weight below 2^-126 of the largest of its row may be 0, and what it would have added
 # with it: a weight times products of values, scales and gradients, up to 10^8 of them.
@@ -64,11 +64,11 @@ SECOND_FLOAT64_RELATIVE = 1e-11
 # The fuzzer draws ten thousand calls on each instruction set, of which the unluckiest is further
 # off than that of a few hundred, and gradients of slopes sum up to a hundred distances of a
 # hundred. An error of form is above 1e-6 in float64, in which half of the calls are.
-FUZZED_SLACK = 10.0
+FUZZ_SLACK = 10.0
 
 # The fuzzer's calls with NaN and infinities, where the model of rounding has no meaning: scores
 # reach some tens there, which multiply the rounding of a weight. A NaN out of place is no number.
-FUZZED_BAD_TIMES_CLOSE = 50.0
+FUZZ_NON_FINITE_TIMES_CLOSE = 50.0
 
 # Flash against standard attention in float64, values of order 1: the integration guide's figure.
 # Rounding is far below it (1e-13); a wrong scale, mask or head is far above.
@@ -96,7 +96,7 @@ MODEL_FLOAT32_AT_LEAST = 1e-5
 
 # A whole FEDformer of options drawn at random, in float32: the poles of its complex tanh make a
 # thousand of a rounding there, and ten layers of it. An error of form is of order 1.
-MODEL_DRAWN_FLOAT32 = 1e-3
+MODEL_RANDOM_OPTIONS_FLOAT32 = 1e-3
 
 
 def model_float32(gap: float) -> float:

@@ -76,7 +76,7 @@ def test_neuralforecast_loads_our_file_and_predicts_the_same(model_class: str, t
 
 
 @pytest.mark.parametrize("model_class", sorted(THEIRS))
-def test_neuralforecast_gets_its_own_file_back(model_class: str, tmp_path: Path):
+def test_neuralforecast_file_round_trip(model_class: str, tmp_path: Path):
     path = FOLDER / f"{THEIRS[model_class]}.safetensors"
     models.load(path).save(tmp_path / "ours.safetensors")
     before = load_theirs(model_class, path)

@@ -18,7 +18,7 @@ def another_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Mistake:
+class InvalidCall:
     """Breaks the arguments of a valid 4-D call, which must then raise `error` and name `word`."""
 
     error: type[Exception]
@@ -30,41 +30,43 @@ def _longer(x: Tensor, dim: int) -> Tensor:
     return torch.cat([x, x.narrow(dim, 0, 1)], dim)
 
 
-MISTAKES = {
-    "value shorter": Mistake(
+INVALID_CALLS = {
+    "value shorter": InvalidCall(
         ValueError, "value", lambda a: {"value": a["value"].narrow(-2, 0, a["value"].size(-2) - 1)}
     ),
-    "key longer": Mistake(ValueError, "key", lambda a: {"key": _longer(a["key"], -2)}),
-    "key wider": Mistake(ValueError, "key", lambda a: {"key": _longer(a["key"], -1)}),
-    "batches": Mistake(ValueError, "batch", lambda a: {"key": _longer(a["key"], 0)}),
-    "dtypes": Mistake(
+    "key longer": InvalidCall(ValueError, "key", lambda a: {"key": _longer(a["key"], -2)}),
+    "key wider": InvalidCall(ValueError, "key", lambda a: {"key": _longer(a["key"], -1)}),
+    "batches": InvalidCall(ValueError, "batch", lambda a: {"key": _longer(a["key"], 0)}),
+    "dtypes": InvalidCall(
         TypeError, "dtype", lambda a: {"value": a["value"].to(another_dtype(a["value"].dtype))}
     ),
-    "integers": Mistake(
+    "integers": InvalidCall(
         TypeError, "Long", lambda a: {n: a[n].long() for n in ("query", "key", "value")}
     ),
-    "dropout": Mistake(ValueError, "dropout", lambda _: {"dropout": 1.5}),
-    "dropout NaN": Mistake(ValueError, "dropout", lambda _: {"dropout": math.nan}),
-    "block_size": Mistake(ValueError, "block_size", lambda _: {"block_size": 0}),
-    "window": Mistake(ValueError, "window", lambda _: {"window": (-2, 0)}),
-    "softcap": Mistake(ValueError, "softcap", lambda _: {"softcap": -1.0}),
-    "bias": Mistake(
+    "dropout": InvalidCall(ValueError, "dropout", lambda _: {"dropout": 1.5}),
+    "dropout NaN": InvalidCall(ValueError, "dropout", lambda _: {"dropout": math.nan}),
+    "block_size": InvalidCall(ValueError, "block_size", lambda _: {"block_size": 0}),
+    "window": InvalidCall(ValueError, "window", lambda _: {"window": (-2, 0)}),
+    "softcap": InvalidCall(ValueError, "softcap", lambda _: {"softcap": -1.0}),
+    "bias": InvalidCall(
         ValueError, "bias", lambda a: {"bias": a["query"].new_zeros(a["key"].size(-2) + 2)}
     ),
-    "bias dtype": Mistake(TypeError, "bias", lambda _: {"bias": torch.zeros((), dtype=torch.long)}),
-    "slopes": Mistake(
+    "bias dtype": InvalidCall(
+        TypeError, "bias", lambda _: {"bias": torch.zeros((), dtype=torch.long)}
+    ),
+    "slopes": InvalidCall(
         ValueError,
         "alibi_slopes",
         lambda a: {"alibi_slopes": a["query"].new_zeros(a["query"].size(1) + 1)},
     ),
-    "sinks": Mistake(ValueError, "sinks", lambda a: {"sinks": a["query"].new_zeros(())}),
-    "positions": Mistake(
+    "sinks": InvalidCall(ValueError, "sinks", lambda a: {"sinks": a["query"].new_zeros(())}),
+    "positions": InvalidCall(
         TypeError, "query_positions", lambda a: {"query_positions": a["query"].new_zeros(1)}
     ),
 }
 
 
-def check_mistake(problem: Problem, mistake: Mistake) -> None:
+def check_invalid_call(problem: Problem, mistake: InvalidCall) -> None:
     arguments = problem.inputs | problem.options
     arguments |= mistake.make(arguments)
     try:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import flash_attention
 import pytest
 import torch
-from isolated import isolated
-from wrong_tensors import Arguments, changes_of_tensors, zeros
+from forked import run_forked
+from invalid_tensors import Arguments, tensor_changes, zeros
 
 BATCH, HEADS, KEY_HEADS, QUERIES, WIDTH, VALUE_WIDTH = 3, 12, 6, 4, 5, 8
 
@@ -50,17 +50,17 @@ def attended() -> Arguments:
 
 
 BROADCASTS = {f"{name} drop" for name in ("bias", "alibi_slopes", "sinks")}
-ABSENT = {f"{name} None" for name in ("bias", "alibi_slopes", "sinks", "counts")}
+OMITTED = {f"{name} None" for name in ("bias", "alibi_slopes", "sinks", "counts")}
 METHODS: dict[str, tuple[Callable[[], Arguments], set[str]]] = {
     "append": (appended, {"counts None"}),
-    "attention": (attended, BROADCASTS | ABSENT | {"bias bool"}),
+    "attention": (attended, BROADCASTS | OMITTED | {"bias bool"}),
 }
 
 
-def complaints_of_the_cache(method: str) -> list[str]:
+def unexpected_outcomes(method: str) -> list[str]:
     found = []
     valid, allowed = METHODS[method][0](), METHODS[method][1]
-    for name, change, value in changes_of_tensors(valid):
+    for name, change, value in tensor_changes(valid):
         cache = Cache()
         before = cache.cache.lengths
         error = cache.call(method, valid | {name: value})
@@ -75,6 +75,6 @@ def complaints_of_the_cache(method: str) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_cache_refuses_every_wrong_tensor(method: str) -> None:
+def test_cache_refuses_invalid_tensors(method: str) -> None:
     assert Cache().call(method, METHODS[method][0]()) is None
-    assert isolated(lambda: complaints_of_the_cache(method)) == []
+    assert run_forked(lambda: unexpected_outcomes(method)) == []

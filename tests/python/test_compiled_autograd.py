@@ -74,7 +74,7 @@ def gradients(calls: list[Options]) -> list[Tensor]:
     return [query.grad, key.grad, value.grad]
 
 
-def test_one_pass_after_another() -> None:
+def test_successive_backward_passes() -> None:
     """Each pass has the graph of others, but for one number or tensor."""
     eager = [gradients([options]) for options in VARIANTS]
     different = {tuple(query.flatten().tolist()) for query, _, _ in eager}
@@ -86,7 +86,7 @@ def test_one_pass_after_another() -> None:
             assert torch.equal(one, other), options
 
 
-def test_two_calls_in_one_pass() -> None:
+def test_two_calls_in_one_backward_pass() -> None:
     for pair in ([7, 8], [8, 7], [0, 7], [1, 10]):
         calls = [VARIANTS[n] for n in pair]
         eager = gradients(calls)

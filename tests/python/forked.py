@@ -22,7 +22,7 @@ def _send_result(function: Callable[[], Any], connection: Connection) -> None:
     connection.close()
 
 
-def isolated(function: Callable[[], Any], seconds: float = SECONDS) -> Any:
+def run_forked(function: Callable[[], Any], seconds: float = SECONDS) -> Any:
     """What `function` returns or raises in a forked child; both must pickle.
 
     Raises:

@@ -1,4 +1,4 @@
-"""NaN and infinite numbers in a call, and what the definition makes of them, forward and backward.
+"""NaN and infinite values in a call, and what the definition makes of them, forward and backward.
 
 A pair of a query and a key that it may not attend contributes nothing, whatever their tensors hold.
 One that it may attend contributes by IEEE arithmetic. One thing is left open, and may show as NaN
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import flash_attention
 import torch
 from checks import run
-from problems import NARROW, Problem, compute_dtype
+from problems import DTYPES_16BIT, Problem, compute_dtype
 from reference import (
     NAMES,
     group_sum,
@@ -26,27 +26,27 @@ from reference import (
     with_sink,
 )
 from tolerances import (
+    ABSOLUTE_16BIT,
     CLOSE,
     FLOAT32_UNDERFLOW,
-    FUZZED_BAD_TIMES_CLOSE,
-    NARROW_ABSOLUTE,
+    FUZZ_NON_FINITE_TIMES_CLOSE,
     UNIT_ROUNDOFF,
 )
 from torch import Tensor
 
 
-def poison(problem: Problem, draw: random.Random) -> None:
+def poison(problem: Problem, rng: random.Random) -> None:
     """Puts NaN or an infinity into some places of one tensor."""
     tensors = dict(problem.inputs, grad_out=problem.grad_out, grad_lse=problem.grad_lse)
     names = [n for n, t in tensors.items() if t.is_floating_point() and t.numel()]
-    name = draw.choice(names)
+    name = rng.choice(names)
     # The weight of an infinite number may underflow: left out.
     finite_weights = name in ("query", "key", "bias", "alibi_slopes", "sinks")
-    bad = draw.choice([math.nan, math.inf, -math.inf]) if finite_weights else math.nan
+    non_finite = rng.choice([math.nan, math.inf, -math.inf]) if finite_weights else math.nan
     own = tensors[name].clone(memory_format=torch.contiguous_format)
-    flat = own.view(-1) if draw.random() < 0.8 or own.dim() < 2 else own.flatten(0, -2)
-    for _ in range(draw.choice([1, 1, 3])):
-        flat[draw.randrange(flat.size(0))] = bad
+    flat = own.view(-1) if rng.random() < 0.8 or own.dim() < 2 else own.flatten(0, -2)
+    for _ in range(rng.choice([1, 1, 3])):
+        flat[rng.randrange(flat.size(0))] = non_finite
     if name in problem.inputs:
         problem.inputs[name] = own
     else:
@@ -55,9 +55,9 @@ def poison(problem: Problem, draw: random.Random) -> None:
 
 @dataclass
 class Expected:
-    """A result: its numbers where it has some, where it must be NaN, and where it may be."""
+    """A result: its values where it has some, where it must be NaN, and where it may be."""
 
-    numbers: Tensor
+    values: Tensor
     certain: Tensor
     possible: Tensor
 
@@ -65,10 +65,10 @@ class Expected:
         """The same of a sum over elements, of which one NaN makes NaN."""
         certain = function(self.certain.double()) > 0
         possible = function(self.possible.double()) > 0
-        return Expected(function(self.numbers), certain, possible)
+        return Expected(function(self.values), certain, possible)
 
 
-def pattern(weight: Tensor, pairs: Tensor, other: Tensor) -> Tensor:
+def nan_pattern(weight: Tensor, pairs: Tensor, other: Tensor) -> Tensor:
     """Where the sum over `pairs` of weight[.., n, m] * other[.., m, d] is NaN."""
     nan_weight = (pairs & weight.isnan()).any(-1, keepdim=True)
     # An infinity times anything but a NaN: of 0 NaN, and of nothing else that occurs here.
@@ -85,13 +85,13 @@ def attended_product(
     `perhaps` is `weight` with a NaN wherever one may come, and `certain` the pairs whose weight is
     far from an underflow.
     """
-    numbers = weight.masked_fill(~pairs, 0).nan_to_num(0, 0, 0) @ other.nan_to_num(0, 0, 0)
+    values = weight.masked_fill(~pairs, 0).nan_to_num(0, 0, 0) @ other.nan_to_num(0, 0, 0)
     nonzero = (pairs & weight.isfinite() & (weight != 0)).double() @ other.isinf().double() > 0
-    possible = pattern(perhaps, pairs, other) | nonzero
-    return Expected(numbers, pattern(weight, certain, other), possible)
+    possible = nan_pattern(perhaps, pairs, other) | nonzero
+    return Expected(values, nan_pattern(weight, certain, other), possible)
 
 
-def definition_of_bad(problem: Problem) -> dict[str, Expected]:
+def non_finite_definition(problem: Problem) -> dict[str, Expected]:
     """out, lse and every gradient, in float64."""
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     options = problem.options
@@ -129,7 +129,7 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
     by_weight = grad_out @ value.mT
 
     def delta_with(nan: Tensor) -> Tensor:
-        delta = (grad_out * out.numbers.masked_fill(nan, math.nan)).sum(-1, keepdim=True)
+        delta = (grad_out * out.values.masked_fill(nan, math.nan)).sum(-1, keepdim=True)
         return delta.masked_fill(empty, 0.0) - grad_lse
 
     slope_of_cap = 1.0 - parts.tangent**2 if options["softcap"] > 0 else torch.ones(())
@@ -157,7 +157,7 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
         found["dbias"] = each.map(lambda x: (x.squeeze(1) if three else x).sum_to_size(shape))
     if "alibi_slopes" in problem.differentiable:
         slopes = inputs["alibi_slopes"].shape
-        distances = Expected(-each.numbers * parts.distance, each.certain, each.possible)
+        distances = Expected(-each.values * parts.distance, each.certain, each.possible)
         found["dslopes"] = distances.map(lambda x: x.sum((-2, -1)).sum_to_size(slopes))
     if "sinks" in problem.differentiable:
         sinks = inputs["sinks"].shape
@@ -178,23 +178,23 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
     return {name: result for name, result in found.items() if name in wanted}
 
 
-def complaint(name: str, actual: Tensor, expected: Expected, dtype: torch.dtype) -> str | None:
+def error_message(name: str, actual: Tensor, expected: Expected, dtype: torch.dtype) -> str | None:
     """What is wrong with one result, or None."""
-    is_rounded = dtype in NARROW and name != "lse"
-    assert actual.shape == expected.numbers.shape, (name, actual.shape, expected.numbers.shape)
-    bad = actual.isnan()
-    leaks, lost = bad & ~expected.possible, expected.certain & ~bad
+    is_rounded = dtype in DTYPES_16BIT and name != "lse"
+    assert actual.shape == expected.values.shape, (name, actual.shape, expected.values.shape)
+    non_finite = actual.isnan()
+    leaks, lost = non_finite & ~expected.possible, expected.certain & ~non_finite
     if leaks.any() or lost.any():
         return f"{name}: NaN at {leaks.sum()} places where none belongs, none at {lost.sum()}"
-    judged = ~expected.possible & ~bad
-    found, truth = actual[judged].double(), expected.numbers[judged]
+    compared = ~expected.possible & ~non_finite
+    found, truth = actual[compared].double(), expected.values[compared]
     if found.numel() == 0 or torch.equal(found, truth):
         return None
     finite = truth[truth.isfinite()].abs()
     size = max(1.0, finite.max().item()) if finite.numel() else 1.0
-    allowed = FUZZED_BAD_TIMES_CLOSE * CLOSE[compute_dtype(dtype)] * size
+    allowed = FUZZ_NON_FINITE_TIMES_CLOSE * CLOSE[compute_dtype(dtype)] * size
     if is_rounded:
-        allowed = allowed + UNIT_ROUNDOFF[dtype] * truth.abs() + NARROW_ABSOLUTE[dtype]
+        allowed = allowed + UNIT_ROUNDOFF[dtype] * truth.abs() + ABSOLUTE_16BIT[dtype]
     excess = (
         ((found - truth).abs() - allowed).masked_fill(found == truth, -1.0).nan_to_num(math.inf)
     )
@@ -204,13 +204,13 @@ def complaint(name: str, actual: Tensor, expected: Expected, dtype: torch.dtype)
     return f"{name}: {found[worst].item():.6g} for {truth[worst].item():.6g}"
 
 
-def check_bad_numbers(problem: Problem, expected: dict[str, Expected]) -> None:
+def check_non_finite(problem: Problem, expected: dict[str, Expected]) -> None:
     """Forward and backward, and the forward that records nothing."""
     tensors = run(problem).tensors()
     assert tensors.keys() == expected.keys()
     results = list(tensors.items())
     with torch.no_grad():
         results.append(("out", flash_attention.attention(**problem.inputs, **problem.options)))
-    complaints = [complaint(n, t, expected[n], problem.dtype) for n, t in results]
-    failures = [c for c in complaints if c is not None]
+    messages = [error_message(n, t, expected[n], problem.dtype) for n, t in results]
+    failures = [c for c in messages if c is not None]
     assert not failures, f"{problem.spec}\n" + "\n".join(failures)

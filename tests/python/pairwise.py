@@ -7,17 +7,17 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from problems import VARIANTS, Spec, make_sense
+from problems import VARIANTS, Spec, are_compatible
 
 # Options that are on in one problem. With all groups on, an error of one would drown in the next
 # (few keys left to attend), and code for an option that is alone would never run.
-GROUPS_AT_ONCE = 5
+GROUPS_PER_ROW = 5
 
 # With these, results hardly depend on other options: no weight is left, all scores are equal, or
 # one key alone is attended. A pair counts as met in a problem without a third option of these.
-HIDING = frozenset({"dropout-all", "scale-zero", "window-diagonal"})
+DOMINANT_VARIANTS = frozenset({"dropout-all", "scale-zero", "window-diagonal"})
 
-CANDIDATES = 30  # rows drawn for each that is kept
+CANDIDATES = 30  # rows candidates for each that is kept
 
 Row = dict[str, str]  # the variant of each group that is on
 Pair = tuple[str, str]  # names of variants, in the order of VARIANTS
@@ -25,54 +25,54 @@ Pair = tuple[str, str]  # names of variants, in the order of VARIANTS
 ORDER = {name: i for i, name in enumerate(n for group in VARIANTS.values() for n in group)}
 
 
-def every_pair() -> set[Pair]:
+def all_pairs_of_variants() -> set[Pair]:
     """Every two variants of different groups that make sense together."""
     return {
         (a, b)
         for first, second in itertools.combinations(VARIANTS, 2)
-        if make_sense({first, second})
+        if are_compatible({first, second})
         for a, b in itertools.product(VARIANTS[first], VARIANTS[second])
     }
 
 
-def pairs_met(row: Row) -> set[Pair]:
+def pairs_covered(row: Row) -> set[Pair]:
     """The pairs of variants in `row` that no third one hides."""
     names = sorted(row.values(), key=ORDER.__getitem__)
     return {
         pair
         for pair in itertools.combinations(names, 2)
-        if not HIDING.intersection(names) - set(pair)
+        if not DOMINANT_VARIANTS.intersection(names) - set(pair)
     }
 
 
-def _draw(choose: random.Random, first: Pair) -> Row:
+def _random_row(rng: random.Random, first: Pair) -> Row:
     """A row with the pair `first`."""
     group_of = {name: group for group, names in VARIANTS.items() for name in names}
     row = {group_of[name]: name for name in first}
     groups = [g for g in VARIANTS if g not in row]
-    choose.shuffle(groups)
+    rng.shuffle(groups)
     for group in groups:
-        if len(row) < GROUPS_AT_ONCE and make_sense({*row, group}):
-            row[group] = choose.choice(list(VARIANTS[group]))
+        if len(row) < GROUPS_PER_ROW and are_compatible({*row, group}):
+            row[group] = rng.choice(list(VARIANTS[group]))
     return row
 
 
-def covering_rows(seed: int = 0) -> Iterator[Row]:
-    """Rows in which every pair is met: of some that are drawn, the one that adds most pairs."""
-    choose = random.Random(seed)
-    missing = every_pair()
+def pairwise_rows(seed: int = 0) -> Iterator[Row]:
+    """Rows in which every pair is met: of some that are candidates, the one that adds most pairs."""
+    rng = random.Random(seed)
+    missing = all_pairs_of_variants()
     while missing:
         pool = sorted(missing)
-        drawn = [_draw(choose, choose.choice(pool)) for _ in range(CANDIDATES)]
-        best = max(drawn, key=lambda row: len(pairs_met(row) & missing))
-        missing -= pairs_met(best)
+        candidates = [_random_row(rng, rng.choice(pool)) for _ in range(CANDIDATES)]
+        best = max(candidates, key=lambda row: len(pairs_covered(row) & missing))
+        missing -= pairs_covered(best)
         yield best
 
 
-def covering_specs(seed: int = 0) -> dict[str, Spec]:
-    """The problems of `covering_rows`, by the names of their variants."""
+def pairwise_specs(seed: int = 0) -> dict[str, Spec]:
+    """The problems of `pairwise_rows`, by the names of their variants."""
     specs = {}
-    for row in covering_rows(seed):
+    for row in pairwise_rows(seed):
         names = sorted(row.values(), key=ORDER.__getitem__)
         changes = {k: v for group, name in row.items() for k, v in VARIANTS[group][name].items()}
         specs["+".join(names)] = replace(Spec(), **changes)

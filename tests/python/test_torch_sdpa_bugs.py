@@ -23,7 +23,7 @@ from tolerances import CLOSE, UNIT_ROUNDOFF
 
 
 @pytest.mark.parametrize("keys", [16, 4_000_000])
-def test_a_value_of_another_length_is_refused(keys: int) -> None:
+def test_value_of_another_length_is_refused(keys: int) -> None:
     query = torch.randn(1, 1, 16, 8, requires_grad=True)
     key = torch.randn(1, 1, keys, 8)
     value = torch.randn(1, 1, 4_000_016 - keys, 1)
@@ -36,7 +36,7 @@ def test_a_value_of_another_length_is_refused(keys: int) -> None:
 
 @pytest.mark.parametrize(("keys", "values"), [(16, 17), (17, 16), (64, 63), (1, 2), (0, 1), (1, 0)])
 @pytest.mark.parametrize("rank", [3, 4])
-def test_one_key_or_value_too_many_is_refused(rank: int, keys: int, values: int) -> None:
+def test_off_by_one_key_and_value_lengths_are_refused(rank: int, keys: int, values: int) -> None:
     shape = (2, 3)[: rank - 2]
     with pytest.raises(ValueError, match=rf"one length, got {keys} and {values}"):
         flash_attention.attention(
@@ -55,7 +55,9 @@ def with_bias(problem: Problem, bias: torch.Tensor) -> Problem:
 @pytest.mark.parametrize("fill", [-1e9, "finfo.min"])
 @pytest.mark.parametrize("keys", [5, 64, 130, 1024])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_fill_that_absorbs_the_scores(dtype: torch.dtype, keys: int, fill: float | str) -> None:
+def test_mask_fill_that_absorbs_the_scores(
+    dtype: torch.dtype, keys: int, fill: float | str
+) -> None:
     """Each weight of such a row is 1/S, its output the mean of V, its gradients those of a mean."""
     fill = torch.finfo(dtype).min if fill == "finfo.min" else fill
     spec = Spec(1, 2, queries=6, keys=keys, bias="LS", scale=1e-12 if fill == -1e9 else None)
@@ -76,7 +78,7 @@ def test_a_fill_that_absorbs_the_scores(dtype: torch.dtype, keys: int, fill: flo
 @pytest.mark.parametrize("shift", [-1e9, -1e4, 1e4])
 @pytest.mark.parametrize("keys", [5, 64, 130, 1024])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: float) -> None:
+def test_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: float) -> None:
     """Saving only m + log(l) would lose log(l) in m: gradients up to S times too large.
 
     The shift itself rounds the logits by shift * unit roundoff; no result may be further off than a
@@ -97,7 +99,7 @@ def test_a_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: fl
 
 @pytest.mark.parametrize("shift", [-1e6, -1e4, 1e4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_shift_that_the_logits_can_hold_costs_nothing(dtype: torch.dtype, shift: float) -> None:
+def test_exact_shift_of_the_logits_keeps_the_gradients(dtype: torch.dtype, shift: float) -> None:
     """Whole logits plus a whole shift are exact, so the gradients must not notice the shift."""
     problem = make_problem(
         Spec(1, 2, queries=64, keys=64, head_dim=16, bias="LS", scale=1.0), dtype
@@ -138,15 +140,15 @@ def without_tiling(arguments: dict[str, object]) -> dict[str, object]:
 # --- 3. NaN -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["nan", "inf"])
+@pytest.mark.parametrize("non_finite", [float("nan"), float("inf")], ids=["nan", "inf"])
 @pytest.mark.parametrize("keys", [1, 2, 3, 7, 8, 9, 15, 16, 17, 40, 65])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_bad_query_shows_in_its_row_and_no_other(
-    dtype: torch.dtype, keys: int, bad: float
+def test_non_finite_query_affects_only_its_row(
+    dtype: torch.dtype, keys: int, non_finite: float
 ) -> None:
     problem = make_problem(Spec(1, 2, queries=9, keys=keys), dtype)
     clean = run(problem).out
-    problem.inputs["query"][0, 1, 4, 2] = bad
+    problem.inputs["query"][0, 1, 4, 2] = non_finite
     out = flash_attention.attention(**problem.inputs)
     assert out[0, 1, 4].isnan().all()
     out[0, 1, 4] = clean[0, 1, 4]
@@ -183,6 +185,6 @@ def peak_increases() -> dict[str, int]:
         "causal",
     ],
 )
-def test_no_matrix_of_scores_is_held(peak_increases: dict[str, int], scenario: str) -> None:
+def test_no_score_matrix_is_allocated(peak_increases: dict[str, int], scenario: str) -> None:
     """134 MB would show a matrix in float32; an eighth of that one of bits for each head."""
     assert peak_increases[scenario] < peak_increases["matrix"] / 8

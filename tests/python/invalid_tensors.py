@@ -28,7 +28,7 @@ def resized(tensor: Tensor) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "drop", shape[1:]
 
 
-def changes_of_tensors(arguments: Arguments) -> Iterator[Change]:
+def tensor_changes(arguments: Arguments) -> Iterator[Change]:
     """Every wrong size, dtype, device, layout and memory of each tensor, and its absence."""
     for name, tensor in arguments.items():
         if not isinstance(tensor, Tensor):
