@@ -1,4 +1,4 @@
-"""Runs the operator on a `Problem` and holds it to the truth."""
+"""Runs the operator on a `Problem` and compares it with the float64 reference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 
 def run(problem: Problem) -> Result:
-    """(out, lse) of attention_with_lse and every gradient, through both outputs."""
+    """(out, lse) of attention_with_lse and the gradient of both for every input."""
     torch.manual_seed(problem.seed)
     return differentiate(
         lambda x: flash_attention.attention_with_lse(**x, **problem.options), problem, problem.dtype
@@ -33,7 +33,7 @@ def run(problem: Problem) -> Result:
 
 
 def run_output_only(problem: Problem, call: Callable[..., Tensor]) -> Result:
-    """out of `call` and its gradients; the lse is absent (NaN) and gets no gradient."""
+    """out of `call` and its gradients; lse is NaN and gets no gradient."""
     torch.manual_seed(problem.seed)
     leaves = problem.leaves()
     out = call(**leaves, **problem.options)
@@ -44,30 +44,34 @@ def run_output_only(problem: Problem, call: Callable[..., Tensor]) -> Result:
 
 
 def differences(actual: Tensor, expected: Tensor) -> Tensor:
-    """|actual - expected| in float64; equal infinities differ by 0, a stray NaN by infinity."""
+    """|actual - expected| in float64; 0 for equal infinities, infinity for NaN."""
     actual, expected = actual.double(), expected.double()
     return (actual - expected).abs().masked_fill(actual == expected, 0.0).nan_to_num(torch.inf)
 
 
 def largest_difference(actual: Tensor, expected: Tensor) -> float:
-    """The largest of `differences`."""
+    """The maximum of `differences`, or 0 for empty tensors."""
     difference = differences(actual, expected)
     return difference.max().item() if difference.numel() else 0.0
 
 
 def error_size(actual: Tensor, expected: Tensor, rows: int) -> ErrorSize:
-    """`rows`: of queries, different ones; what the rounding of a row's sum makes is one error."""
+    """Root mean square and maximum error.
+
+    rows: the number of distinct query rows. The rounding of a row sum is one error for the whole
+    row, so few rows are few independent errors.
+    """
     difference = differences(actual, expected)
     if difference.numel() == 0:
         return ErrorSize(0.0, 0.0)
-    # The root mean square of a few errors is as much luck as the largest: it says nothing more.
+    # The root mean square of a few errors varies as much as their maximum and adds nothing.
     enough = min(rows, difference.numel()) >= MIN_COUNT_FOR_RMS
     rms = math.sqrt((difference**2).mean().item()) if enough else 0.0
     return ErrorSize(rms, difference.max().item())
 
 
 def assert_rounded(actual: Tensor, exact: Tensor) -> None:
-    """`actual` is `exact` up to the errors of float32, rounded once to its own 16-bit type."""
+    """`actual` is `exact` up to float32 errors, rounded once to its own 16-bit type."""
     assert actual.dtype in DTYPES_16BIT and actual.shape == exact.shape
     expected = exact.double()
     size = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
@@ -75,14 +79,14 @@ def assert_rounded(actual: Tensor, exact: Tensor) -> None:
     allowed = UNIT_ROUNDOFF[actual.dtype] * (expected.abs() + single) + single
     excess = differences(actual, expected) - allowed
     assert (excess <= 0).all(), (
-        f"{excess.max().item():.3g} too far, where {size:.3g} is the largest"
+        f"off by {excess.max().item():.3g} more than allowed; the largest value is {size:.3g}"
     )
 
 
 class Checker:
-    """Holds the tensors of one problem to its truth, by the rule of the problem's dtype.
+    """Compares results of one problem with its float64 reference, by the tolerance of its dtype.
 
-    `slack` multiplies what the rule allows.
+    slack: a factor on the tolerance.
     """
 
     def __init__(self, problem: Problem, slack: float = 1.0) -> None:
@@ -103,7 +107,7 @@ class Checker:
         single = FLOAT32_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[torch.float32]
         absolute = self.slack * single * self.rounding[name].largest
         absolute = max(absolute, FLOAT32_UNDERFLOW) + ABSOLUTE_16BIT[dtype]
-        # Of a number just below a power of two the rounding is up to the spacing above it.
+        # Just below a power of two, a value may round by half the spacing above it.
         allowed = UNIT_ROUNDOFF[dtype] * (expected.abs() + absolute) + absolute
         excess = differences(actual, expected) - allowed
         if excess.numel() == 0 or excess.max() <= 0:
@@ -116,7 +120,7 @@ class Checker:
         )
 
     def error_message(self, name: str, actual: Tensor) -> str | None:
-        """What is wrong with result `name`, or None."""
+        """Describes the mismatch of result `name`, or None."""
         expected = self.reference[name]
         assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
         dtype = self.problem.dtype
@@ -135,7 +139,7 @@ class Checker:
         largest = max(FLOAT32_TIMES_MATH_PATH * math_error.largest, FLOAT32_UNDERFLOW)
         if error.rms <= rms and error.largest <= largest:
             return None
-        unit = self.slack * UNIT_ROUNDOFF[torch.float32]  # only now is the model worth its time
+        unit = self.slack * UNIT_ROUNDOFF[torch.float32]  # the model is slow, so it comes last
         rms_floor = FLOAT32_ROUNDING_UNITS_RMS * unit * self.rounding[name].rms
         largest_floor = FLOAT32_ROUNDING_UNITS_LARGEST * unit * self.rounding[name].largest
         if error.rms <= max(rms, rms_floor) and error.largest <= max(largest, largest_floor):
@@ -147,7 +151,7 @@ class Checker:
         )
 
     def assert_close(self, tensors: dict[str, Tensor]) -> None:
-        """Holds each of the named results to the truth."""
+        """Compares each named result with the reference."""
         messages = [self.error_message(name, tensor) for name, tensor in tensors.items()]
         failures = [c for c in messages if c is not None]
         assert not failures, f"{self.problem.spec}\n" + "\n".join(failures)
@@ -156,11 +160,11 @@ class Checker:
 def assert_close_to_reference(
     actual: Result, problem: Problem, *, skip_lse: bool = False, slack: float = 1.0
 ) -> None:
-    """Holds every tensor of `actual` to the float64 truth."""
+    """Compares every tensor of `actual` with the float64 reference."""
     tensors = {n: t for n, t in actual.tensors().items() if not (skip_lse and n == "lse")}
     Checker(problem, slack).assert_close(tensors)
 
 
 def check(problem: Problem, slack: float = 1.0) -> None:
-    """The operator agrees with the truth on `problem`: out, lse and every gradient."""
+    """Compares out, lse and every gradient of the operator with the reference."""
     assert_close_to_reference(run(problem), problem, slack=slack)

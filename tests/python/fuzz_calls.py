@@ -1,7 +1,7 @@
-"""What the fuzzer calls besides the operator: packed sequences, the cache, the drop-in, and second
-derivatives.
+"""Fuzz cases beyond the plain operator: packed sequences, the KV cache, the drop-in for
+scaled_dot_product_attention, and second derivatives.
 
-Each function draws a case and computes its truth, and returns the check of the kernels in use.
+Each function generates a random case and its reference, and returns a check of the active kernels.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from torch import Tensor
 Check = Callable[[], None]
 
 LENGTHS = (0, 1, 1, 2, 3, 5, 7, 8, 9, 16, 17, 24, 25, 33, 48, 64, 65, 100, 130)
-# A second derivative by the definition takes some twenty matrices of scores.
+# The reference for second derivatives holds about twenty score matrices.
 SECOND_DERIVATIVE_WORK_SHARE = 0.1
 
 
 def output_rounding(dtype: torch.dtype, expected: Tensor) -> Tensor:
-    """What rounding to `dtype` adds to an error, once for each number."""
+    """The tolerance for rounding each element once to `dtype`."""
     if dtype not in DTYPES_16BIT:
         return torch.zeros(())
     return UNIT_ROUNDOFF[dtype] * expected.abs() + ABSOLUTE_16BIT[dtype]
@@ -145,16 +145,16 @@ def packed(rng: random.Random, dtype: torch.dtype, seed: int) -> Check:
 
 
 def assert_sum(name: str, actual: Tensor, checkers: list[Checker], dtype: torch.dtype) -> None:
-    """A gradient that sequences share is the sum of theirs."""
+    """A gradient shared by all sequences is the sum over the sequences."""
     expected = torch.stack([checker.reference[name] for checker in checkers]).sum(0)
     unit = FLOAT32_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[compute_dtype(dtype)]
     units = sum(checker.rounding[name].largest for checker in checkers)
     allowed = FUZZ_SLACK * (unit * units + FLOAT64_ABSOLUTE) + output_rounding(dtype, expected)
     excess = (actual.double() - expected).abs() - allowed
-    assert excess.max().item() <= 0, f"{name}: {excess.max().item():.3g} too far"
+    assert excess.max().item() <= 0, f"{name}: {excess.max().item():.3g} above the tolerance"
 
 
-# --- the cache ----------------------------------------------------------------------------------
+# --- the key-value cache ------------------------------------------------------------------------
 
 
 def cached(rng: random.Random, dtype: torch.dtype, seed: int) -> Check:
@@ -180,7 +180,7 @@ def cached(rng: random.Random, dtype: torch.dtype, seed: int) -> Check:
     lengths = [0] * batch
     kept = [(tensor(heads["key_heads"], 0, width), tensor(heads["value_heads"], 0, value_width))]
     kept *= batch
-    # What is done to a cache, one step after the other, and what its attention must then be.
+    # The operations on the cache, step by step, and the expected attention after each.
     script: list[dict[str, Any]] = []
     for positions in steps:
         step: dict[str, Any] = {"truncate": None, "counts": None, "checkers": {}}
@@ -204,7 +204,7 @@ def cached(rng: random.Random, dtype: torch.dtype, seed: int) -> Check:
         if rng.random() < 0.3:
             letters = {"B": batch, "H": heads["heads"], "L": positions, "S": longest, "1": 1}
             step["bias"] = tensor(*(letters[letter] for letter in axes(rng)))
-        step["is_attended"] = positions < 100  # not of a long prompt, which is no decoding
+        step["is_attended"] = positions < 100  # not for a long prompt: that is not decoding
         for b, (n, length) in enumerate(zip(counts, lengths, strict=True)):
             if n == 0 or not step["is_attended"]:
                 continue
@@ -300,7 +300,7 @@ def drop_in(rng: random.Random, dtype: torch.dtype, seed: int) -> Check:
 
 
 def second_derivatives(rng: random.Random, dtype: torch.dtype, seed: int) -> Check:
-    """A linear function of the gradients, differentiated by every input and by grad_out."""
+    """Derivatives of a linear function of the gradients, for every input and grad_out."""
     problem = make_problem(random_spec(rng, SECOND_DERIVATIVE_WORK_SHARE), dtype, seed)
     generator = torch.Generator().manual_seed(seed)
     fixed = {"block_size", "use_simd"}
@@ -319,7 +319,7 @@ def second_derivatives(rng: random.Random, dtype: torch.dtype, seed: int) -> Che
         wanted = [leaves[n] for n in problem.differentiable]
         grad_out = problem.grad_out.to(in_dtype).requires_grad_()
         grad_lse = problem.grad_lse.to(compute_dtype(in_dtype))
-        # Results and gradients may be constants: of a scale of 0, or of no keys at all.
+        # Results and gradients may be constant: with scale 0 or without keys.
         results = zip(call(leaves), (grad_out, grad_lse), strict=True)
         of, by = zip(*((x, g) for x, g in results if x.requires_grad), strict=True)
         first = torch.autograd.grad(of, wanted, by, create_graph=True, materialize_grads=True)
@@ -348,8 +348,8 @@ def second_derivatives(rng: random.Random, dtype: torch.dtype, seed: int) -> Che
             allowed = SECOND_GRADIENT_ROUNDINGS * unit * size + output_rounding(dtype, expected)
             excess = (found.double() - expected).abs() - allowed
             assert excess.max().item() <= 0, (
-                f"{problem.spec}\n{name}: off by {largest_difference(found, expected):.3g} "
-                f"where the largest is {size:.3g}"
+                f"{problem.spec}\n{name}: off by {largest_difference(found, expected):.3g}"
+                f"; the largest value is {size:.3g}"
             )
 
     return check

@@ -1,4 +1,4 @@
-"""Mistakes in the arguments of a call, each of which must be refused in words."""
+"""Invalid arguments, each of which must be refused with a message that names it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def another_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class InvalidCall:
-    """Breaks the arguments of a valid 4-D call, which must then raise `error` and name `word`."""
+    """A change to a valid 4-D call, which must then raise `error` with `word` in the message."""
 
     error: type[Exception]
     word: str

@@ -1,9 +1,8 @@
-"""NaN and infinite values in a call, and what the definition makes of them, forward and backward.
+"""NaN and Inf in the inputs: the results by definition, forward and backward.
 
-A pair of a query and a key that it may not attend contributes nothing, whatever their tensors hold.
-One that it may attend contributes by IEEE arithmetic. One thing is left open, and may show as NaN
-or not: a weight that underflows is 0 or a small number, of which 0 times an infinity is NaN and a
-small number times it is not.
+A masked pair of query and key contributes nothing, whatever its tensors hold. An unmasked pair
+contributes by IEEE arithmetic. One case may or may not give NaN: a weight that underflows is either
+0 or a small number; 0 times an infinity is NaN, a small number times it is not.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ from torch import Tensor
 
 
 def poison(problem: Problem, rng: random.Random) -> None:
-    """Puts NaN or an infinity into some places of one tensor."""
+    """Writes NaN or an infinity to a few places of one tensor."""
     tensors = dict(problem.inputs, grad_out=problem.grad_out, grad_lse=problem.grad_lse)
     names = [n for n, t in tensors.items() if t.is_floating_point() and t.numel()]
     name = rng.choice(names)
-    # The weight of an infinite number may underflow: left out.
+    # No infinities in value and gradients: the weight that multiplies them may underflow.
     finite_weights = name in ("query", "key", "bias", "alibi_slopes", "sinks")
     non_finite = rng.choice([math.nan, math.inf, -math.inf]) if finite_weights else math.nan
     own = tensors[name].clone(memory_format=torch.contiguous_format)
@@ -55,14 +54,14 @@ def poison(problem: Problem, rng: random.Random) -> None:
 
 @dataclass
 class Expected:
-    """A result: its values where it has some, where it must be NaN, and where it may be."""
+    """A result: its values where not NaN, where it must be NaN, and where it may be."""
 
     values: Tensor
     certain: Tensor
     possible: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Expected:
-        """The same of a sum over elements, of which one NaN makes NaN."""
+        """The same for a sum `function` over elements, in which one NaN gives NaN."""
         certain = function(self.certain.double()) > 0
         possible = function(self.possible.double()) > 0
         return Expected(function(self.values), certain, possible)
@@ -71,7 +70,7 @@ class Expected:
 def nan_pattern(weight: Tensor, pairs: Tensor, other: Tensor) -> Tensor:
     """Where the sum over `pairs` of weight[.., n, m] * other[.., m, d] is NaN."""
     nan_weight = (pairs & weight.isnan()).any(-1, keepdim=True)
-    # An infinity times anything but a NaN: of 0 NaN, and of nothing else that occurs here.
+    # An infinity gives NaN times NaN or 0, and with no other factor that occurs here.
     nan_other = pairs.double() @ other.isnan().double() > 0
     zero_times_infinity = (pairs & (weight == 0)).double() @ other.isinf().double() > 0
     return nan_weight | nan_other | zero_times_infinity
@@ -82,8 +81,8 @@ def attended_product(
 ) -> Expected:
     """The sum over `pairs` of weight[.., n, m] * other[.., m, d].
 
-    `perhaps` is `weight` with a NaN wherever one may come, and `certain` the pairs whose weight is
-    far from an underflow.
+    perhaps: `weight` with NaN wherever one is possible.
+    certain: the pairs whose weight is far from underflow.
     """
     values = weight.masked_fill(~pairs, 0).nan_to_num(0, 0, 0) @ other.nan_to_num(0, 0, 0)
     nonzero = (pairs & weight.isfinite() & (weight != 0)).double() @ other.isinf().double() > 0
@@ -92,7 +91,7 @@ def attended_product(
 
 
 def non_finite_definition(problem: Problem) -> dict[str, Expected]:
-    """out, lse and every gradient, in float64."""
+    """out, lse and every gradient by definition, in float64."""
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     options = problem.options
     query, key = with_heads(inputs["query"]), with_heads(inputs["key"])
@@ -115,11 +114,11 @@ def non_finite_definition(problem: Problem) -> dict[str, Expected]:
     every_weight = torch.softmax(scores, -1)
     weight = every_weight[..., : pairs.size(-1)]
     certain = pairs & ~(weight < FLOAT32_UNDERFLOW)
-    # Of a row that attends nothing the sink alone is the sum, however large.
+    # In a fully masked row the sum is the sink alone, however large.
     nothing = torch.full((), -math.inf, dtype=torch.float64)
     alone = scores[..., -1] if "sinks" in inputs else nothing
     lse = torch.where(empty.squeeze(-1), alone, log_sum_exp(scores))
-    # Whether the weight of an infinite sink is then 1 or NaN is left open.
+    # There, the weight of an infinite sink may be 1 or NaN.
     open_rows = empty & ~alone.isfinite().unsqueeze(-1) & (alone != -math.inf).unsqueeze(-1)
 
     out = attended_product(weight, weight, pairs, certain, value)
@@ -179,13 +178,13 @@ def non_finite_definition(problem: Problem) -> dict[str, Expected]:
 
 
 def error_message(name: str, actual: Tensor, expected: Expected, dtype: torch.dtype) -> str | None:
-    """What is wrong with one result, or None."""
+    """Describes the mismatch of one result, or None."""
     is_rounded = dtype in DTYPES_16BIT and name != "lse"
     assert actual.shape == expected.values.shape, (name, actual.shape, expected.values.shape)
     non_finite = actual.isnan()
     leaks, lost = non_finite & ~expected.possible, expected.certain & ~non_finite
     if leaks.any() or lost.any():
-        return f"{name}: NaN at {leaks.sum()} places where none belongs, none at {lost.sum()}"
+        return f"{name}: NaN in {leaks.sum()} wrong places, missing in {lost.sum()}"
     compared = ~expected.possible & ~non_finite
     found, truth = actual[compared].double(), expected.values[compared]
     if found.numel() == 0 or torch.equal(found, truth):
@@ -201,11 +200,11 @@ def error_message(name: str, actual: Tensor, expected: Expected, dtype: torch.dt
     if excess.max() <= 0:
         return None
     worst = excess.argmax()
-    return f"{name}: {found[worst].item():.6g} for {truth[worst].item():.6g}"
+    return f"{name}: expected {truth[worst].item():.6g}, got {found[worst].item():.6g}"
 
 
 def check_non_finite(problem: Problem, expected: dict[str, Expected]) -> None:
-    """Forward and backward, and the forward that records nothing."""
+    """Checks forward and backward, and the forward without gradients."""
     tensors = run(problem).tensors()
     assert tensors.keys() == expected.keys()
     results = list(tensors.items())

@@ -9,7 +9,7 @@ from typing import Any
 
 from problems import Spec
 
-# Around the widths of registers, tiles and blocks of every kernel.
+# Around the sizes of registers, register blocks and cache blocks of every kernel.
 LENGTHS = (
     1,
     1,
@@ -37,9 +37,9 @@ LENGTHS = (
     257,
 )
 WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 80, 96, 128, 129)
-# Around the parts of 1,024 keys that decoding cuts, of which there are none below two.
+# Around multiples of the 1,024 keys of a decode split; below 2,048 keys nothing is split.
 DECODE_KEYS = (64, 65, 127, 200, 1023, 1024, 1025, 2047, 2048, 2049, 3071, 3073, 4100)
-# Elements of the scores, and these times the width: keeps a case in milliseconds.
+# Limits on the elements of the scores, and on these times head_dim: keep a case in milliseconds.
 MAX_SCORES = 70_000
 MAX_WORK = 1_500_000
 
@@ -49,7 +49,7 @@ def maybe(rng: random.Random, probability: float, value: Any, otherwise: Any = N
 
 
 def axes(rng: random.Random) -> str:
-    """A shape that broadcasts to [B, H, L, S], of any rank."""
+    """A random shape of any rank that broadcasts to [B, H, L, S]."""
     letters = "".join(maybe(rng, 0.7, letter, "1") for letter in "BHLS")
     return letters[rng.choice([0, 0, 1, 2, 3, 4]) :]
 
@@ -60,7 +60,7 @@ def window(rng: random.Random) -> tuple[int, int]:
 
 
 def random_options(rng: random.Random) -> dict[str, Any]:
-    """Fields of a Spec: any options together, and any layout."""
+    """Fields of a Spec: any combination of options, and any layout."""
     options: dict[str, Any] = {
         "layout": rng.choice(
             ["contiguous"] * 3
@@ -90,7 +90,7 @@ def random_options(rng: random.Random) -> dict[str, Any]:
 
 
 def random_heads(rng: random.Random) -> dict[str, int]:
-    """Fields of a Spec: heads, some of them shared, and how many dimensions there are."""
+    """Fields of a Spec: head counts, possibly grouped, and the rank."""
     key_heads, value_heads = rng.choice([1, 1, 2, 3]), rng.choice([1, 1, 2, 3])
     heads = math.lcm(key_heads, value_heads) * rng.choice([1, 1, 2])
     rank = rng.choice([3, 4, 4, 4])
@@ -100,7 +100,7 @@ def random_heads(rng: random.Random) -> dict[str, int]:
 
 
 def random_spec(rng: random.Random, share: float = 1.0) -> Spec:
-    """Lengths around every tile and block; `share`: of the work that a case may take."""
+    """Lengths around every block size; `share` scales the limit on the work."""
     spec = Spec(
         **random_heads(rng),
         batch=rng.choice([1, 1, 2, 3]),
@@ -116,7 +116,7 @@ def random_spec(rng: random.Random, share: float = 1.0) -> Spec:
 
 
 def random_decode_spec(rng: random.Random) -> Spec:
-    """Few queries over many keys."""
+    """One or a few queries against many keys."""
     spec = Spec(
         **random_heads(rng),
         batch=rng.choice([1, 1, 2]),
@@ -134,6 +134,6 @@ def random_decode_spec(rng: random.Random) -> Spec:
 
 
 def _relative_work(spec: Spec) -> float:
-    """The work of a case beside the most that it may take."""
+    """The work of a case relative to the limit."""
     scores = spec.batch * spec.heads * spec.queries * spec.keys
     return max(scores / MAX_SCORES, scores * (spec.head_dim + spec.value_dim) / MAX_WORK)

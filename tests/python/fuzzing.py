@@ -1,12 +1,12 @@
-"""Calls drawn at random, held to the float64 truth or to the error that is due.
+"""Randomly generated calls, checked against the float64 reference or the expected error.
 
     python tests/python/fuzzing.py --cases 10000        # from number 0 on
     python tests/python/fuzzing.py --first 4711 --cases 1   # one of them again
 
-A case is a function of its number. Its truth is computed once, and the kernels of every instruction
-set of this CPU take turns on it. The kinds are those of `KINDS`: valid calls of every entry point,
-whose results and gradients are compared; calls with NaN or infinite numbers, which must give what
-the definition makes of them; and mistakes, which must be refused in words.
+A case is a function of its number. Its reference is computed once and compared with every
+instruction set of this CPU. `KINDS` lists the kinds: valid calls of every entry point, whose
+results and gradients are compared; calls with NaN or Inf, which must give what the definition
+gives; and invalid calls, which must be refused with an error message.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from problems import DTYPES, DTYPES_16BIT, Problem, Spec, make_problem
 from reference import MEMO
 from tolerances import FUZZ_SLACK
 
-# Rows with NaN may be computed again, pair by pair, and their definition takes many passes.
+# Rows with NaN may be recomputed key by key, and their reference takes many passes.
 NON_FINITE_WORK_SHARE = 0.2
 
 
-# --- kinds: each draws a case, computes its truth, and returns the check ------------------------
+# --- kinds: each generates a case and its reference, and returns the check ----------------------
 
 
 def check_of(problem: Problem) -> fuzz_calls.Check:
-    """The forward that records for gradients, these, and the forward that records nothing."""
+    """Checks the forward with gradients, the gradients, and the forward without gradients."""
     checker = Checker(problem, FUZZ_SLACK)
 
     def check() -> None:
@@ -58,7 +58,7 @@ def valid(rng: random.Random, dtype: torch.dtype, seed: int) -> fuzz_calls.Check
 def decoding(rng: random.Random, dtype: torch.dtype, seed: int) -> fuzz_calls.Check:
     problem = make_problem(random_decode_spec(rng), dtype, seed)
     if "sinks" in problem.inputs and rng.random() < 0.3:
-        problem.inputs["sinks"] = problem.inputs["sinks"] * 1000  # beyond every score, or nothing
+        problem.inputs["sinks"] = problem.inputs["sinks"] * 1000  # far above or below every score
     return check_of(problem)
 
 
@@ -86,7 +86,7 @@ def invalid_call(rng: random.Random, dtype: torch.dtype, seed: int) -> fuzz_call
 
 
 KINDS: dict[str, tuple[Callable[[random.Random, torch.dtype, int], fuzz_calls.Check], int]] = {
-    # name: (function, cases of sixteen)
+    # name: (function, cases out of sixteen)
     "valid": (valid, 5),
     "decoding": (decoding, 2),
     "non-finite": (non_finite, 3),
@@ -100,7 +100,7 @@ TURNS = [name for name, (_, times) in KINDS.items() for _ in range(times)]
 
 
 def run_case(number: int) -> str:
-    """Checks one case on every instruction set, and says of which kind it was."""
+    """Checks one case on every instruction set and returns its kind."""
     rng = random.Random(number)
     kind = TURNS[number % len(TURNS)]
     check = KINDS[kind][0](rng, rng.choice(DTYPES + DTYPES_16BIT), number)
@@ -111,7 +111,7 @@ def run_case(number: int) -> str:
             except Exception as error:
                 error.add_note(f"with the kernels of {isa}")
                 raise
-    MEMO.clear()  # no other case asks for the same
+    MEMO.clear()  # no other case needs these references
     return kind
 
 
@@ -127,7 +127,7 @@ def main() -> None:
         since = time.monotonic()
         try:
             kind = run_case(number)
-        except Exception as error:  # of any kind: all are findings
+        except Exception as error:  # any exception is a failure
             failures.append(number)
             where = ", ".join([f"case {number}", *getattr(error, "__notes__", [])])
             print(f"{where}: {type(error).__name__}: {error}", file=sys.stderr)

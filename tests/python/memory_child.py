@@ -1,7 +1,7 @@
-"""Run by test_torch_shortcomings.py: peak resident memory of calls that must not need O(L S).
+"""Run by test_torch_sdpa_bugs.py: peak resident memory of calls that must not need O(L S).
 
-A process of its own, because the peak of a process never goes down: each scenario prints by how
-many bytes it raised it. One warm-up call of the plain problem pays for what every call needs.
+It runs in a process of its own, because the peak of a process never goes down: each scenario prints
+by how many bytes it raised the peak. One warm-up call pays for what every call needs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def random(*shape: int) -> Tensor:
 
 
 def scenarios() -> dict[str, Callable[[], Tensor]]:
-    """Calls by name; every tensor they use exists before the first is measured."""
+    """Calls by name; all their tensors are allocated before the first measurement."""
     query, key, value = (random(1, HEADS, LENGTH, DIM) for _ in range(3))
     flat = [random(HEADS, LENGTH, DIM) for _ in range(3)]
     narrow = random(1, HEADS, LENGTH, DIM // 2)

@@ -1,4 +1,4 @@
-"""Problems that combine many options, so that every two variants meet in at least one of them."""
+"""A pairwise covering array: problems with several options that cover every pair of variants."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import replace
 
 from problems import VARIANTS, Spec, are_compatible
 
-# Options that are on in one problem. With all groups on, an error of one would drown in the next
-# (few keys left to attend), and code for an option that is alone would never run.
+# Options per problem. With all groups on, few keys would be left to attend, which hides errors, and
+# the code for single options would never run.
 GROUPS_PER_ROW = 5
 
-# With these, results hardly depend on other options: no weight is left, all scores are equal, or
-# one key alone is attended. A pair counts as met in a problem without a third option of these.
+# With these, results hardly depend on other options: all weights are 0, all scores are equal, or
+# each query attends one key. A pair counts as covered only in a problem without a third one.
 DOMINANT_VARIANTS = frozenset({"dropout-all", "scale-zero", "window-diagonal"})
 
-CANDIDATES = 30  # rows candidates for each that is kept
+CANDIDATES = 30  # random rows generated for each one kept
 
 Row = dict[str, str]  # the variant of each group that is on
 Pair = tuple[str, str]  # names of variants, in the order of VARIANTS
@@ -26,7 +26,7 @@ ORDER = {name: i for i, name in enumerate(n for group in VARIANTS.values() for n
 
 
 def all_pairs_of_variants() -> set[Pair]:
-    """Every two variants of different groups that make sense together."""
+    """Every pair of variants from different, compatible groups."""
     return {
         (a, b)
         for first, second in itertools.combinations(VARIANTS, 2)
@@ -36,7 +36,7 @@ def all_pairs_of_variants() -> set[Pair]:
 
 
 def pairs_covered(row: Row) -> set[Pair]:
-    """The pairs of variants in `row` that no third one hides."""
+    """The pairs of variants in `row` beside which no third one is dominant."""
     names = sorted(row.values(), key=ORDER.__getitem__)
     return {
         pair
@@ -46,7 +46,7 @@ def pairs_covered(row: Row) -> set[Pair]:
 
 
 def _random_row(rng: random.Random, first: Pair) -> Row:
-    """A row with the pair `first`."""
+    """A random row that contains the pair `first`."""
     group_of = {name: group for group, names in VARIANTS.items() for name in names}
     row = {group_of[name]: name for name in first}
     groups = [g for g in VARIANTS if g not in row]
@@ -58,7 +58,7 @@ def _random_row(rng: random.Random, first: Pair) -> Row:
 
 
 def pairwise_rows(seed: int = 0) -> Iterator[Row]:
-    """Rows in which every pair is met: of some that are candidates, the one that adds most pairs."""
+    """Rows that cover every pair: greedily, the candidate that covers the most missing pairs."""
     rng = random.Random(seed)
     missing = all_pairs_of_variants()
     while missing:
@@ -70,7 +70,7 @@ def pairwise_rows(seed: int = 0) -> Iterator[Row]:
 
 
 def pairwise_specs(seed: int = 0) -> dict[str, Spec]:
-    """The problems of `pairwise_rows`, by the names of their variants."""
+    """The problems of `pairwise_rows`, keyed by the names of their variants."""
     specs = {}
     for row in pairwise_rows(seed):
         names = sorted(row.values(), key=ORDER.__getitem__)

@@ -1,4 +1,4 @@
-"""bfloat16 and float16: read and written as such, computed in float32, rounded once."""
+"""bfloat16 and float16: stored in 16 bits, computed in float32, rounded once."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def all_values(dtype: torch.dtype) -> Tensor:
 
 @every_16bit_dtype
 def test_every_16_bit_value_round_trips(dtype: torch.dtype) -> None:
-    """One key has weight 1. A bfloat16 may be a denormal of float32, which may be flushed."""
+    """One key has weight 1. bfloat16 denormals are float32 denormals, which may be flushed."""
     values = all_values(dtype)
     if dtype == torch.bfloat16:
         flushed = values.float().abs() < torch.finfo(torch.float32).tiny
         values = values.masked_fill(flushed, 0.0)
     value = values.view(64, 1, 1, 1024)
-    for queries in (1, 20):  # fewer and more than a kernel of its own has
+    for queries in (1, 20):  # through the decode kernel and the general one
         query = torch.zeros(64, 1, queries, 4, dtype=dtype)
         out = flash_attention.attention(query, query[:, :, :1], value)
         expected = value.expand_as(out)
@@ -88,7 +88,7 @@ def test_every_16_bit_value_round_trips(dtype: torch.dtype) -> None:
 
 @every_16bit_dtype
 def test_results_are_rounded_to_the_nearest_even(dtype: torch.dtype) -> None:
-    """Two keys of weight one half: their mean is exact in float32."""
+    """Two keys with weight one half each: their mean is exact in float32."""
     generator = torch.Generator().manual_seed(0)
     values = all_values(dtype)
     values = values[values.float().abs() < 1e4]
@@ -122,13 +122,13 @@ def test_nan_value_affects_only_unmasked_rows(dtype: torch.dtype) -> None:
 
 
 @every_16bit_dtype
-@pytest.mark.parametrize("shape", ["LS", "L1"])  # a number for each key, and one for all of them
+@pytest.mark.parametrize("shape", ["LS", "L1"])  # one element per key, and one for all keys
 @pytest.mark.parametrize("keys", [40, 90, 2500])
 @pytest.mark.parametrize("queries", [2, 20])
 def test_row_masked_by_the_bias_is_fully_masked(
     queries: int, keys: int, shape: str, dtype: torch.dtype
 ) -> None:
-    """A row whose scores are all -inf though it attends their keys would be NaN."""
+    """A row with unmasked keys whose scores are all -inf would give NaN."""
     problem = make_problem(Spec(1, 2, queries=queries, keys=keys, bias=shape), dtype)
     problem.inputs["bias"][1] = -math.inf
     out, lse = flash_attention.attention_with_lse(**problem.inputs)
@@ -160,7 +160,7 @@ def test_float32_bias_has_a_float32_gradient(shape: str, dtype: torch.dtype) -> 
 
 @every_16bit_dtype
 def test_float32_bias_with_split_keys(dtype: torch.dtype) -> None:
-    """Each part, of each batch element, begins in the bias where it does in the keys."""
+    """Each split of each batch element must start at the same key in the bias."""
     inputs = make_problem(Spec(queries=2, keys=2500), dtype).inputs
     bias = torch.randn(2, 1, 1, 2500)
     out = flash_attention.attention(**inputs, bias=bias)
@@ -186,7 +186,7 @@ def test_bitwise_equal_for_any_thread_count(dtype: torch.dtype) -> None:
 
 @every_16bit_dtype
 def test_second_derivatives_and_forward_mode(dtype: torch.dtype) -> None:
-    """As float32's, rounded."""
+    """They match those of float32, rounded."""
     problem = make_problem(Spec(1, 2, queries=6, keys=9, bias="LS"), dtype)
     names = ("query", "key", "value", "bias")
 
@@ -194,11 +194,11 @@ def test_second_derivatives_and_forward_mode(dtype: torch.dtype) -> None:
     tangents = [torch.randn(problem.inputs[n].shape, generator=generator) for n in names]
 
     def second(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Derivatives of a linear function of the gradients: those are rounded, it is not."""
+        """Derivatives of a linear function of the gradients, which adds no rounding of its own."""
         leaves = [t.detach().requires_grad_() for t in inputs]
         out = flash_attention.attention(*leaves[:3], bias=leaves[3])
         grads = torch.autograd.grad(out, leaves, problem.grad_out.to(out.dtype), create_graph=True)
-        along = [t.to(dtype).to(out.dtype) for t in tangents]  # the same values in both
+        along = [t.to(dtype).to(out.dtype) for t in tangents]  # the same values in both dtypes
         return torch.autograd.grad(grads, leaves, along)
 
     inputs_16bit = tuple(problem.inputs[n] for n in names)
@@ -221,7 +221,7 @@ def test_second_derivatives_and_forward_mode(dtype: torch.dtype) -> None:
 
 @every_16bit_dtype
 def test_bias_gradient_under_vmap_is_rounded_once(dtype: torch.dtype) -> None:
-    """A sum over the batch, whose second half nearly takes back what the first half adds."""
+    """A sum over the batch whose second half nearly cancels the first."""
     problem = make_problem(Spec(8, 2, queries=6, keys=9, bias="LS"), dtype)
     query, key, value, bias = problem.inputs.values()
     weight = torch.cat([problem.grad_out[:4], -problem.grad_out[:4]])

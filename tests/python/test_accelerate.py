@@ -1,6 +1,6 @@
-"""`accelerate` and `restore` on stand-ins for neuralforecast's objects.
+"""`accelerate` and `restore` on mocks of neuralforecast's objects.
 
-tests/python/originals has the real ones, in an environment where neuralforecast is installed.
+The tests in tests/python/originals use the real ones; they need neuralforecast installed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flash_attention.models import accelerate, restore
 
 pytestmark = pytest.mark.once
 
-# FEDformer is not among them: its frequencies are read from objects of neuralforecast's.
+# Without FEDformer: its frequencies are read from neuralforecast's own objects.
 OPTIONS: dict[str, dict[str, Any]] = {
     "TFT": dict(hidden_size=8, n_head=2),
     "Informer": dict(hidden_size=8, n_head=2, conv_hidden_size=8),
@@ -27,17 +27,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def supported_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever neuralforecast is installed, or none."""
+    """Mocks a supported release, whether or not neuralforecast is installed."""
     monkeypatch.setattr("importlib.metadata.version", lambda _: "3.3.1")
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """The arguments of a small network of that class."""
+    """Constructor arguments of a small network."""
     return dict(h=4, input_size=24) | OPTIONS[name]
 
 
 def theirs(name: str) -> type[torch.nn.Module]:
-    """A class that looks like neuralforecast's: of that name and module, with those parameters."""
+    """A mock of neuralforecast's class, with its name, module and parameters."""
     contents = {
         "__module__": f"neuralforecast.models.{name.lower()}",
         "forward": lambda self, windows_batch: "original",
@@ -46,7 +46,7 @@ def theirs(name: str) -> type[torch.nn.Module]:
 
 
 def made(cls: type[torch.nn.Module], accelerator: str = "cpu") -> Any:
-    """An object of such a class, with what neuralforecast's objects know of themselves."""
+    """An object of such a class, with the attributes of neuralforecast's objects."""
     options = options_of(cls.model_class())
     model = cls(**options)
     model.hparams = options
@@ -63,7 +63,7 @@ def windows_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def uses_flash_attention(model: Any) -> bool:
-    """Whether an accelerated object computes with flash attention."""
+    """Whether an accelerated object uses flash attention."""
     return model.forward.engine.setup.use_flash_attention
 
 
@@ -76,7 +76,7 @@ def test_accelerated_object_matches_our_model(name: str) -> None:
     flash = uses_flash_attention(model)
     ours = getattr(models, name)(**options_of(name), use_flash_attention=flash).eval()
     ours.load_state_dict(model.state_dict())
-    torch.manual_seed(1)  # Informer draws the keys that it measures on
+    torch.manual_seed(1)  # Informer samples keys at random
     expected = ours(windows)
     torch.manual_seed(1)
     assert torch.equal(model(windows), expected)

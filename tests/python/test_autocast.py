@@ -1,4 +1,4 @@
-"""torch.autocast on the CPU: as torch's attention, in the dtype that autocast asks for."""
+"""torch.autocast on the CPU: attention runs in the autocast dtype, as torch's own does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cast(problem: Problem, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def test_inputs_are_cast_to_the_autocast_dtype(
     option: dict[str, Any], dtype: torch.dtype, op: str
 ) -> None:
-    """Query, key and value; a bias, slopes and sinks in float32 stay: nothing would be gained."""
+    """Query, key and value are cast; float32 bias, slopes and sinks are not."""
     problem = make_problem(Spec(causal=True, **option), torch.float32)
     lowered = {n: t.to(dtype) if n in MAIN else t for n, t in problem.inputs.items()}
     function = getattr(flash_attention, op)
@@ -59,7 +59,7 @@ def test_options_in_another_16_bit_dtype_are_cast(op: str) -> None:
 
 
 def call_with_freed(op: str, name: str) -> None:
-    """Query, key and value in float32 and the rest in float16: each is cast, and so read."""
+    """Query, key and value in float32, the rest in float16: autocast casts, and so reads, each."""
     problem = make_problem(Spec(bias="LS", alibi="H", sinks="H"), torch.float32)
     inputs = cast(problem, torch.float16) | {n: problem.inputs[n] for n in MAIN}
     inputs[name].untyped_storage().resize_(0)
@@ -90,7 +90,7 @@ def test_gradients_have_the_dtype_of_the_input(dtype: torch.dtype) -> None:
 
 
 def test_inputs_of_mixed_dtypes_are_cast() -> None:
-    """As they come out of a layer under autocast (bfloat16) and out of a norm (float32)."""
+    """As they come from a linear layer under autocast (bfloat16) and from a norm (float32)."""
     inputs = make_problem(Spec(), torch.float32).inputs
     inputs["value"] = inputs["value"].bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -119,7 +119,7 @@ def test_drop_in_matches_torch() -> None:
         ours = flash_attention.scaled_dot_product_attention(query, key, value, is_causal=True)
         torchs = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     assert ours.dtype == torchs.dtype == torch.bfloat16
-    # Each is rounded to 8 bits, and torch rounds the weights, too.
+    # Both results are rounded to 8 bits, and torch rounds the weights as well.
     torch.testing.assert_close(ours.float(), torchs.float(), rtol=0.02, atol=0.02)
 
 

@@ -1,4 +1,4 @@
-"""How the operator behaves as a citizen of autograd."""
+"""Integration with autograd."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBSETS = [s for n in range(1, 5) for s in itertools.combinations(INPUTS, n)]
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_gradients_of_any_subset_of_inputs(dtype: torch.dtype, subset: tuple[str, ...]) -> None:
-    """Asking for fewer gradients changes no bit of those that are asked for."""
+    """Requesting fewer gradients changes no bit of the requested ones."""
     everything = run(make_problem(Spec(bias="1H1S", causal=True), dtype))
     problem = make_problem(Spec(bias="1H1S", causal=True), dtype)
     problem.differentiable = subset
@@ -32,7 +32,7 @@ def test_gradients_of_any_subset_of_inputs(dtype: torch.dtype, subset: tuple[str
 
 @pytest.mark.parametrize("name", ["query", "key", "value", "bias", "query_positions"])
 def test_in_place_change_of_an_input_is_detected(name: str) -> None:
-    """The backward reads the inputs again, so it must refuse inputs that changed since."""
+    """The backward reads the inputs again, so it must refuse inputs modified since the forward."""
     problem = make_problem(Spec(bias="LS", causal=True, positions="L"), torch.float32)
     leaves = problem.leaves()
     tensors = {**leaves, "query_positions": problem.options["query_positions"].clone()}
@@ -101,7 +101,7 @@ def test_gradients_of_out_and_lse_add_up(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_output_gradient_of_any_layout(dtype: torch.dtype) -> None:
-    """An expanded scalar (from sum), a transpose and a strided view give what a copy gives."""
+    """Expanded (as from sum), transposed and strided gradients give the same as a copy."""
     problem = make_problem(Spec(), dtype)
     gradients = {
         "expanded": torch.ones((), dtype=dtype).expand_as(problem.grad_out),
@@ -139,7 +139,7 @@ def test_integer_inputs_get_no_gradient() -> None:
 
 
 def test_same_tensor_as_query_key_and_value() -> None:
-    """Self-attention without projections: the three gradients add up in one leaf."""
+    """Self-attention without projections: the three gradients accumulate in one leaf."""
     x = torch.randn(2, 3, 20, 8, dtype=torch.float64, requires_grad=True)
     (together,) = torch.autograd.grad(flash_attention.attention(x, x, x).square().sum(), x)
     copies = [x.detach().clone().requires_grad_() for _ in range(3)]

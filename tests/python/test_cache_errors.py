@@ -1,4 +1,4 @@
-"""A cache refuses every wrong tensor, and is then as it was."""
+"""KeyValueCache refuses invalid tensors and is unchanged after an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BATCH, HEADS, KEY_HEADS, QUERIES, WIDTH, VALUE_WIDTH = 3, 12, 6, 4, 5, 8
 
 
 class Cache:
-    """A cache with room, of which one method is called."""
+    """A partly filled cache, to call one method on."""
 
     def __init__(self) -> None:
         self.cache = flash_attention.KeyValueCache(
@@ -66,7 +66,7 @@ def unexpected_outcomes(method: str) -> list[str]:
         error = cache.call(method, valid | {name: value})
         label = f"{name} {change}"
         if error is None and label not in allowed:
-            found.append(f"{label}: taken")
+            found.append(f"{label}: accepted")
         if error is not None and label in allowed:
             found.append(f"{label}: {error}")
         if error is not None and not torch.equal(cache.cache.lengths, before):

@@ -1,4 +1,4 @@
-"""torch.compile and torch.export: one graph, dynamic shapes, dropout that stays random."""
+"""torch.compile and torch.export: one graph, dynamic shapes, and random dropout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """No test sees what another compiled."""
+    """Isolates each test from graphs compiled by others."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -59,7 +59,7 @@ def test_compiled_autograd_matches_eager(dtype: torch.dtype, spec: Spec) -> None
         torch.manual_seed(0)
         leaves = problem.leaves()
         out, lse = torch.ops.flash.attention_with_lse(**leaves, **problem.options)
-        lse = lse.masked_fill(lse == -torch.inf, 0.0)  # rows that attend nothing
+        lse = lse.masked_fill(lse == -torch.inf, 0.0)  # fully masked rows
         ((out * problem.grad_out).sum() + (lse * problem.grad_lse).sum()).backward()
         return [leaves[n].grad for n in problem.differentiable]
 
@@ -77,7 +77,7 @@ def test_compiled_matches_eager(dtype: torch.dtype, spec: Spec) -> None:
 
     def step(**inputs: Tensor) -> Tensor:
         out, lse = torch.ops.flash.attention_with_lse(**inputs, **problem.options)
-        lse = lse.masked_fill(lse == -torch.inf, 0.0)  # rows that attend nothing
+        lse = lse.masked_fill(lse == -torch.inf, 0.0)  # fully masked rows
         return (out * problem.grad_out).sum() + (lse * problem.grad_lse).sum()
 
     results = []
@@ -88,7 +88,7 @@ def test_compiled_matches_eager(dtype: torch.dtype, spec: Spec) -> None:
         inputs = [leaves[n] for n in problem.differentiable]
         results.append([loss, *torch.autograd.grad(loss, inputs)])
     for eager, traced in zip(*results, strict=True):
-        assert largest_difference(traced, eager) <= 100 * CLOSE[dtype]  # a sum over 1824 numbers
+        assert largest_difference(traced, eager) <= 100 * CLOSE[dtype]  # sums of 1824 elements
 
 
 def test_dynamic_shapes_compile_once() -> None:
@@ -181,7 +181,7 @@ CALLS_WITH_DROPOUT: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("call", CALLS_WITH_DROPOUT.values(), ids=CALLS_WITH_DROPOUT.keys())
 def test_two_calls_with_dropout_are_not_merged(call: Callable[[Tensor], Tensor]) -> None:
-    """Common subexpressions are shared by the compiler, but not those that draw random numbers."""
+    """Common-subexpression elimination must not merge calls that draw random numbers."""
     first, second = compiled(lambda x: (call(x), call(x)))(torch.randn(9, 4, 8))
     assert not torch.equal(first, second)
 
@@ -195,13 +195,13 @@ DRAWING += ("varlen_attention", "_varlen_forward", "dropout_mask")
     [*((n, True) for n in DRAWING), ("_backward", False), ("_varlen_backward", False)],
 )
 def test_operators_that_draw_a_seed_are_tagged_nondeterministic(name: str, draws: bool) -> None:
-    """By which torch keeps their order, and folds and reuses none of their results."""
+    """The tag tells torch to keep their order and not to fold or reuse their results."""
     tags = getattr(torch.ops.flash, name).default.tags
     assert (torch.Tag.nondeterministic_seeded in tags) == draws
 
 
 class SelfAttention(torch.nn.Module):
-    """What a user exports: a projection, attention, a projection."""
+    """A typical exported module: projection, attention, projection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ def test_export_with_dynamic_shapes() -> None:
 
 
 class CausalWithBias(torch.nn.Module):
-    """The operator between others."""
+    """The operator with another operation after it."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         return 2 * flash_attention.attention(query, key, value, bias=bias, causal=True)
@@ -237,7 +237,7 @@ class CausalWithBias(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 def test_ahead_of_time_compilation(tmp_path: Path) -> None:
-    """AOTInductor: a shared library of the exported program, with a batch that is left open."""
+    """AOTInductor: a shared library of the exported program, with a dynamic batch size."""
     batch = torch.export.Dim("batch", min=1, max=64)
     each = {0: batch}
 

@@ -1,4 +1,4 @@
-"""What conftest.py promises: every instruction set, or the one asked for, and no unknown skip."""
+"""conftest.py: tests run on every or on the selected instruction set, and unknown skips fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INI = HERE.parents[1] / "pyproject.toml"
 
 
 def run(folder: Path, text: str, *options: str, **environment: str) -> tuple[int, str]:
-    """Status and output of a run of pytest over one file of tests, under the same conftest.py."""
+    """Exit status and output of pytest on one test file, with the same conftest.py."""
     (folder / "test_it.py").write_text(f"import pytest, flash_attention\n{text}\n")
     command = [sys.executable, "-m", "pytest", "-c", INI, "--rootdir", folder, "-p", "conftest"]
     own = {n: v for n, v in os.environ.items() if not n.startswith(("FLASH_", "PYTEST_"))}

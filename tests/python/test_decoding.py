@@ -1,4 +1,4 @@
-"""Few queries over many keys, which are cut into parts, and the cache of keys and values."""
+"""Decode: one or a few queries against many keys, which are split over threads; KeyValueCache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from problems import DTYPES, Spec, dtype_name, make_problem
 from tolerances import CLOSE
 from torch import Tensor
 
-# Parts hold 1024 keys, and there are none below two of them.
+# A split holds 1024 keys; fewer than 2048 keys are not split.
 KEYS = (2047, 2048, 2049, 3071, 3072, 5000)
 BASE = Spec(2, 4, queries=1, keys=2500, head_dim=8, value_dim=12)
 
@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "causal": {"causal": True, "queries": 5},
     "causal-positions": {"causal": True, "positions": "BHL", "queries": 3},
     "window": {"window": (1500, 0), "queries": 4},
-    "window-inside-a-part": {"window": (100, 0)},
+    "window-inside-a-split": {"window": (100, 0)},
     "window-right": {"window": (-1, 3), "positions": "L", "queries": 8},
     "alibi": {"alibi": "BH"},
     "softcap": {"softcap": 1.5},
@@ -78,8 +78,8 @@ def test_batch_matches_single_elements() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_fully_masked_rows(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, queries=3, mask="LS"), dtype)
-    problem.inputs["bias"][1] = False  # a query of no key
-    problem.inputs["bias"][2, :2048] = False  # and one of the last part alone
+    problem.inputs["bias"][1] = False  # fully masked
+    problem.inputs["bias"][2, :2048] = False  # attends only the last split
     check(problem)
     out, lse = flash_attention.attention_with_lse(**problem.inputs)
     assert not out[:, :, 1].any() and (lse[:, :, 1] == -torch.inf).all()
@@ -88,7 +88,7 @@ def test_fully_masked_rows(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("masked", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_fully_masked_batch_element_beside_an_unmasked_one(dtype: torch.dtype, masked: int) -> None:
-    """Both have weights of sum 0 where the other's scores are all -inf, which is NaN for it."""
+    """Both have a weight sum of 0 if the unmasked one overflows; only that one must give NaN."""
     inputs = make_problem(replace(BASE, mask="B11S"), dtype).inputs
     inputs["bias"][masked] = False
     for overflows in (False, True):
@@ -128,7 +128,7 @@ def test_masked_keys_have_no_effect() -> None:
 
 
 def test_split_whose_scores_all_overflow_has_zero_weight() -> None:
-    """Each such score is -inf, of weight 0 beside the others', though alone they would be NaN."""
+    """Those scores are -inf with weight 0 beside the others; a split by itself would give NaN."""
     query = torch.full((1, 1, 1, 1), 1e30)
     key = torch.zeros(1, 1, 2048, 1)
     key[:, :, :1024] = -1e30
@@ -149,7 +149,7 @@ def test_predicted_memory_is_exact(dtype: torch.dtype, keys: int, queries: int) 
     assert measured == usage.forward
 
 
-# --- the cache ----------------------------------------------------------------------------------
+# --- KeyValueCache ------------------------------------------------------------------------------
 
 HEADS, KEY_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
 

@@ -1,4 +1,4 @@
-"""The same bits for any number of threads, from run to run, forward and backward."""
+"""Results are bitwise equal for any number of threads and from run to run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from problems import DTYPES, VARIANTS, Problem, Spec, dtype_name, make_problem
 from reference import Result
 from tolerances import CLOSE
 
-# Long enough that every thread gets units of work in both directions.
+# Long enough that every thread gets work in forward and backward.
 BASE = Spec(batch=2, heads=4, queries=150, keys=170, head_dim=16, value_dim=24)
 
 OPTIONS = {"plain": BASE} | {
@@ -24,7 +24,7 @@ OPTIONS = {"plain": BASE} | {
     for name, changes in variants.items()
 }
 
-# B * H = 1: only blocks of queries and of keys are left to share.
+# B * H = 1: only blocks of queries and keys can be distributed over threads.
 LONG = {
     "one-long-sequence": Spec(1, 1, queries=1300, keys=1300, head_dim=8, value_dim=8),
     "one-long-causal": Spec(1, 1, queries=1300, keys=1300, head_dim=8, value_dim=8, causal=True),
@@ -78,8 +78,8 @@ def test_bitwise_equal_from_run_to_run(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_batch_matches_single_elements(dtype: torch.dtype) -> None:
-    """What else is in the batch changes no bit of a sequence's result, and its gradients by
-    rounding alone: how a backward is cut for many cores depends on how many sequences there are."""
+    """Outputs are bitwise equal; gradients differ by rounding, because the partition of the
+    backward over many cores depends on the batch size."""
     problem = make_problem(replace(BASE, causal=True), dtype)
     together = run(problem)
     for b in range(BASE.batch):
@@ -103,7 +103,7 @@ def test_bitwise_equal_for_any_memory_layout(dtype: torch.dtype) -> None:
 
 
 def test_concurrent_calls_from_several_threads() -> None:
-    """Calls from several Python threads at once, as a data loader or a server makes them."""
+    """Calls from several Python threads at once, as in a data loader or a server."""
     problem = make_problem(replace(BASE, causal=True), torch.float32)
     expected = run(problem).out
 

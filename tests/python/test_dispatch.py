@@ -1,4 +1,4 @@
-"""What is registered, under which schema, and tensors of unusual kinds."""
+"""Schemas, registered dispatch keys, and tensor subclasses, parameters and negated views."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_parameters_and_subclasses() -> None:
 
 
 class Attended(torch.utils.data.Dataset):
-    """Calls the operator where the items are made: in a forked worker."""
+    """Calls the operator in __getitem__, and so in a forked worker."""
 
     def __len__(self) -> int:
         return 4
@@ -97,7 +97,7 @@ class Attended(torch.utils.data.Dataset):
 
 def test_data_loader_workers() -> None:
     x = torch.randn(4, 4, 200, 16)
-    flash_attention.attention(x, x, x)  # the parent has used its threads before it forks
+    flash_attention.attention(x, x, x)  # starts the parent's threads before the fork
     items = Attended()
     expected = torch.cat([items[index] for index in range(len(items))])
     loader = torch.utils.data.DataLoader(items, batch_size=None, num_workers=2, timeout=60)
@@ -135,7 +135,7 @@ def test_every_cpu_operator_has_an_error_kernel_for_other_devices(key: str) -> N
 @pytest.mark.parametrize("key", OTHER_DEVICES)
 @pytest.mark.parametrize("op", SCHEMAS)
 def test_other_device_error_suggests_moving_to_the_cpu(op: str, key: str) -> None:
-    """There is none here: a call that the dispatcher takes for one with its tensors."""
+    """Redispatches CPU tensors with the device's key, so that the test needs no such device."""
     device = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
     inputs = [torch.zeros(1, 1, 2, 4) for _ in range(3)]
     with pytest.raises(NotImplementedError, match="expected tensors on the CPU") as raised:

@@ -1,7 +1,7 @@
 """The documentation: every Python block runs, every C++ block is compiled, every command exists.
 
-C++ blocks are compiled together once and run by docs_test (tests/docs); here it is only checked
-that no page is left out. CMake blocks are the file in tests/install that install_test builds.
+docs_test (tests/docs) compiles and runs the C++ blocks; the test here only checks that it includes
+every page. CMake blocks must equal the file in tests/install that install_test builds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cpp_examples import FENCE, blocks, translation_unit  # noqa: E402
 pytestmark = pytest.mark.once
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Fences of what is run or checked below, and of what is only to be looked at.
+# "text" blocks are not checked; the others are run or checked below.
 LANGUAGES = {"python", "cpp", "cmake", "bash", "text"}
 WORDS = re.compile(r"[\w./=-]+")
 
@@ -36,7 +36,7 @@ PYTHON_BLOCKS = [
 
 
 def shell_commands() -> Iterator[list[str]]:
-    """The words of each line of each bash block, comments left out."""
+    """The words of each line of each bash block, without comments."""
     for page in PAGES:
         for _, text in blocks(page, "bash"):
             for line in text.replace("\\\n", " ").splitlines():
@@ -46,7 +46,7 @@ def shell_commands() -> Iterator[list[str]]:
 
 @pytest.fixture
 def restored_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Examples may write files and set the number of threads."""
+    """Runs examples in a temporary folder and restores the number of threads."""
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     yield
@@ -56,7 +56,7 @@ def restored_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.mark.usefixtures("restored_state")
 @pytest.mark.parametrize(("page", "line", "text"), PYTHON_BLOCKS)
 def test_python_block_runs(page: Path, line: int, text: str) -> None:
-    # Empty lines in front give an error the line number that it has in the page.
+    # Leading empty lines make line numbers in errors match those of the page.
     code = compile("\n" * (line - 1) + text, str(page), "exec")
     exec(code, {"__name__": "__main__"})
 
@@ -66,7 +66,7 @@ def test_every_block_has_a_checked_language() -> None:
     assert {language for _, language in found} <= LANGUAGES, found
     fences = [len(re.findall(r"^```", page.read_text(), re.M)) for page in PAGES]
     matched = [len(FENCE.findall(page.read_text())) for page in PAGES]
-    assert fences == [2 * count for count in matched], "a fence without a language or an end"
+    assert fences == [2 * count for count in matched], "a fence without a language or a closing one"
 
 
 def test_every_page_with_cpp_is_compiled_by_docs_test() -> None:
@@ -93,13 +93,13 @@ def test_make_targets_in_shell_blocks_exist() -> None:
     assert targets <= set(phony)
 
 
-# Needs neuralforecast, which the tests do not: its source is read, not its help.
+# It needs neuralforecast, which the tests do not, so its options are read from its source.
 NOT_RUN = "tests/fixtures/make_fixtures.py"
 
 
 @functools.cache
 def options_of(script: str) -> set[str]:
-    """What the script's own help lists."""
+    """The options listed by the script's --help."""
     if script == NOT_RUN:
         return set(re.findall(r'"(--[\w-]+)"', (ROOT / script).read_text()))
     command = [sys.executable, ROOT / script, "--help"]

@@ -1,4 +1,4 @@
-"""The examples in the package's docstrings are run as written."""
+"""Runs the examples in the package's docstrings."""
 
 from __future__ import annotations
 
@@ -29,4 +29,4 @@ def test_every_public_name_is_documented(name: str) -> None:
 def test_every_public_model_name_is_documented(name: str) -> None:
     documentation = getattr(models, name).__doc__
     assert documentation
-    assert "SETTINGS" not in documentation  # a placeholder
+    assert "SETTINGS" not in documentation  # a placeholder that must have been replaced

@@ -1,4 +1,4 @@
-"""Dropout: the mask, its statistics, what it depends on (the seed alone), and the seed itself."""
+"""Dropout: the mask, its statistics, and that it depends only on the seed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_fraction_of_kept_weights(dropout: float) -> None:
 
 
 def test_neighbouring_mask_elements_are_independent() -> None:
-    """Correlation of the mask with itself one batch, head, query or key further on."""
+    """Autocorrelation of the mask at distance one along each dimension."""
     mask = mask_after_seed(2, 4, 4, 200, 200, 0.5).double() - 0.5
     for axis in range(4):
         size = mask.size(axis) - 1
@@ -66,7 +66,7 @@ def test_mask_follows_the_seed() -> None:
 
 
 def test_smaller_mask_is_the_corner_of_a_larger_one() -> None:
-    """The mask is a function of (seed, b, h, i, j): a longer sequence keeps what a shorter had."""
+    """The mask is a function of (seed, b, h, i, j) and not of the sizes."""
     large = mask_after_seed(5, 1, 1, 90, 110, 0.5)
     assert torch.equal(mask_after_seed(5, 1, 1, 37, 41, 0.5), large[:, :, :37, :41])
 
@@ -100,7 +100,7 @@ def test_float32_and_float64_drop_the_same_weights() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_dropout_draws_from_the_generator_once_per_call(dtype: torch.dtype) -> None:
-    """With dropout one draw, whatever the shape; without, or in the backward, none."""
+    """One draw per forward with dropout, for any shape; none without dropout or in backward."""
 
     def number_after(**options: float) -> torch.Tensor:
         problem = make_problem(Spec(), dtype)
@@ -129,12 +129,12 @@ def test_standard_attention_drops_the_same_weights() -> None:
 
 
 def test_mean_over_masks_is_attention_without_dropout() -> None:
-    """Kept weights are scaled by 1 / (1 - p): the mean over many masks is the plain output."""
+    """Kept weights are scaled by 1 / (1 - p), so the mean over many masks is the plain output."""
     problem = make_problem(Spec(1, 1, queries=4, keys=6), torch.float64)
     draws = [
         flash_attention.attention(**problem.inputs, dropout=0.3).squeeze() for _ in range(4000)
     ]
     mean, plain = torch.stack(draws).mean(0), flash_attention.attention(**problem.inputs).squeeze()
-    # One weight's factor has variance p / (1 - p) < 0.5; values are below 4, so 5 deviations are
-    # below 5 * 4 * sqrt(0.5 / 4000).
+    # The factor of one weight has variance p / (1 - p) < 0.5 and values are below 4, so 5 standard
+    # deviations are below 5 * 4 * sqrt(0.5 / 4000).
     assert (mean - plain).abs().max().item() < 5 * 4 * math.sqrt(0.5 / 4000)

@@ -1,4 +1,4 @@
-"""The seed of the dropout: every bit of it counts, and forward and backward draw one mask."""
+"""The dropout seed: every bit of it counts, and every pass regenerates the same mask."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random(*shape: int) -> Tensor:
 
 
 def gradient_of_value(seed: int, inputs: list[Tensor], forward: list[Tensor]) -> Tensor:
-    """dV under this seed: the mask, transposed, times the gradient of the output."""
+    """dV for this seed, which depends on the dropout mask."""
     return torch.ops.flash._backward(
         torch.ones_like(forward[0]), None, *inputs, *forward, torch.tensor([seed]),
         **OPTIONS, dropout=0.5, needed=[False, False, True, False, False, False],
@@ -51,7 +51,7 @@ def test_forward_and_backward_use_the_mask_of_dropout_mask() -> None:
 
 
 def test_packed_sequences_use_consecutive_seeds() -> None:
-    """Sequence n has the mask of the seed plus n, forward and backward."""
+    """Sequence n uses the mask of seed + n, forward and backward."""
     lengths, keys = (4, 0, 7), (9, 3, 30)
     starts = [torch.tensor([0, *n]).cumsum(0) for n in (lengths, keys)]
     leaves = [random(sum(n), 2, 4).requires_grad_() for n in (lengths, keys, keys)]
@@ -73,7 +73,7 @@ def test_packed_sequences_use_consecutive_seeds() -> None:
 
 @pytest.mark.parametrize("queries", [5, 150])
 def test_second_derivatives_use_the_same_mask(queries: int) -> None:
-    """Some rows at a time: the mask of a row is that of its place in the whole."""
+    """They process blocks of rows; the mask of a row is that of its position in the whole."""
     shapes = ((2, 2, queries, 4), (2, 2, 33, 4), (2, 2, 33, 3))
 
     def slopes(operator: Callable[..., Tensor]) -> list[Tensor]:

@@ -1,7 +1,7 @@
-"""Invalid input: the exception, and a text that says what was expected and what came.
+"""Invalid arguments: the exception type, and a message with what was expected and what was given.
 
-CPU and Meta tensors go through one checking function, so every case runs on both; no case may
-depend on values, which a Meta tensor does not have.
+One function checks the arguments for CPU and Meta tensors, so every case runs on both, and no case
+depends on values, which Meta tensors do not have.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def valid_call() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Invalid:
-    """Arguments that replace those of the valid call, and what must come of it."""
+    """Arguments that replace those of the valid call, and the expected error."""
 
     changes: dict[str, Any]
     error: type[Exception]
@@ -45,7 +45,7 @@ def all_three(dtype: torch.dtype) -> dict[str, Any]:
 
 
 INVALID: dict[str, Invalid] = {
-    # Lengths of key and value first: reading past the shorter one is how this crashes elsewhere.
+    # Lengths of key and value: other implementations read past the end of the shorter one.
     "value-shorter": Invalid(
         {"value": tensor(B, H, 9, DV)}, ValueError, ("key", "value", "16", "9")
     ),
@@ -175,7 +175,7 @@ OPS: dict[str, Callable[..., Any]] = {
 
 
 def message_of(call: Callable[..., Any], arguments: dict[str, Any], error: type[Exception]) -> str:
-    """The first line of what `call` raises; the type must be `error` itself, not a subclass."""
+    """The first line of the error raised by `call`; its type must be exactly `error`."""
     with pytest.raises(error) as caught:
         call(**arguments)
     assert type(caught.value) is error
@@ -200,7 +200,7 @@ def test_invalid_arguments(invalid: Invalid, op: str, device: str) -> None:
 
 @pytest.mark.parametrize("invalid", INVALID.values(), ids=INVALID.keys())
 def test_invalid_arguments_that_require_grad(invalid: Invalid) -> None:
-    """The autograd key must not fail first, with a text of its own."""
+    """The autograd kernel must not fail first with another message."""
     arguments = valid_call() | invalid.changes
     if arguments["query"].is_floating_point():
         arguments["query"] = arguments["query"].clone().requires_grad_()
@@ -212,7 +212,7 @@ def test_invalid_arguments_that_require_grad(invalid: Invalid) -> None:
 def test_standard_attention_raises_the_same_errors(invalid: Invalid) -> None:
     arguments = valid_call() | invalid.changes
     if arguments.pop("block_size", None) is not None:
-        arguments["dropout"] = 2.0  # it has no block_size; any invalid number will do
+        arguments["dropout"] = 2.0  # it has no block_size; use another invalid number
     message = message_of(torch.ops.flash.standard_attention, arguments, invalid.error)
     assert message.startswith("flash::") and ": expected " in message, message
 
@@ -287,7 +287,7 @@ def test_invalid_attention_memory_arguments() -> None:
 
 
 def test_refused_call_does_not_advance_the_generator() -> None:
-    """A refused call must not draw a seed: a retry gives the numbers of the first good call."""
+    """A refused call must not draw a seed, so that a corrected retry stays reproducible."""
     torch.manual_seed(5)
     message_of(OPS["attention"], valid_call() | {"dropout": 0.5, "block_size": 0}, ValueError)
     after_error = torch.rand(())

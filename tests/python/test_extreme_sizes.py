@@ -1,6 +1,6 @@
-"""Sizes near 2^62, tensors without elements, and numbers at their limits: an answer or an error.
+"""Sizes near 2^62, tensors without elements, and extreme numbers: a result or an error.
 
-None of these tensors takes memory: one of their dimensions is 0, or is expanded.
+These tensors need no memory: one dimension is 0 or expanded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def gradient(*shape: int, **options: Any) -> torch.ErrorSize:
     "shape", [(2**61, 1, 1, 0), (1, 2**62, 1, 0), (2**31, 2**31, 2, 0), (1, 2**60, 0)], ids=str
 )
 def test_too_many_rows_are_refused(shape: tuple[int, ...]) -> None:
-    """Their bytes are 2^64, and so 0, in 64 bits."""
+    """Their size in bytes is 2^64, which overflows to 0 in 64 bits."""
     with pytest.raises(ValueError, match=r"^flash::attention: expected query of at most \d+ rows"):
         run_forked(lambda: attention(*shape))
 
@@ -49,7 +49,7 @@ def test_out_of_memory_for_row_statistics() -> None:
 )
 @pytest.mark.parametrize("options", [{}, {"causal": True, "window": (3, 0)}], ids=str)
 def test_empty_query_with_huge_other_sizes(shape: tuple[int, ...], options: dict[str, Any]) -> None:
-    """Work is not planned by the sizes of what has no elements."""
+    """Sizes of tensors without elements do not determine the amount of work."""
     assert run_forked(lambda: gradient(*shape, **options)) == shape
 
 
@@ -106,7 +106,7 @@ def test_attention_memory_refuses_unaddressable_sizes(large: str, size: int) -> 
 @pytest.mark.parametrize("large", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_attention_memory_grows_with_size_without_overflow(large: str, dtype: torch.dtype) -> None:
-    """Nothing overflows up to the limit."""
+    """No overflow up to the limit."""
     found = []
     for power in (20, 30, 40, 44):
         sizes = dict.fromkeys(SIZES, 1) | {large: 2**power}
@@ -130,7 +130,7 @@ def test_dropout_mask_larger_than_memory(dropout: float) -> None:
 
 
 def shrunk(strided: bool) -> Tensor:
-    """[2, 4, 6, 8], whose storage was freed under it, as those who gather parameters do."""
+    """[2, 4, 6, 8] with freed storage, as sharded training does to parameters."""
     x = torch.randn(2, 4, 8, 6).mT if strided else torch.randn(2, 4, 6, 8)
     x.untyped_storage().resize_(0)
     return x
@@ -173,7 +173,7 @@ def results(operator: Callable[..., Tensor], **options: Any) -> list[Tensor]:
 
 
 def assert_as_defined(**options: Any) -> None:
-    """NaN for NaN."""
+    """Compares with standard_attention; NaN equals NaN."""
     found = results(flash_attention.attention, **options)
     expected = results(flash_attention.standard_attention, **options)
     for one, other in zip(found, expected, strict=True):

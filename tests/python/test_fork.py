@@ -1,6 +1,6 @@
-"""A child forked after threads have run: it computes what its parent does, on threads of its own.
+"""A child forked from a multithreaded parent computes the same results, on its own threads.
 
-OpenMP's threads stay with the parent. A child that took them for its own would wait for good.
+OpenMP's threads exist only in the parent. A child that tried to use them would hang.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ CALLS: dict[str, Callable[[], list[Tensor]]] = {
 
 
 def lists(tensors: list[Tensor]) -> list[Any]:
-    """What passes through a pipe without torch's shared memory."""
+    """Arrays, which pass through a pipe without torch's shared memory."""
     return [t.numpy() for t in tensors]
 
 
@@ -94,7 +94,7 @@ def test_child_matches_parent(call: Callable[[], list[Tensor]]) -> None:
 
 
 def test_child_starts_its_own_threads() -> None:
-    """It is neither slowed to one thread nor told so."""
+    """It is not limited to one thread."""
 
     def child() -> tuple[int, int, int]:
         before = own_threads()
@@ -138,7 +138,7 @@ def test_fork_in_a_forked_child() -> None:
 
 
 def test_fork_from_a_python_thread() -> None:
-    """The threads that are lost are those of the thread that forks; each has its own."""
+    """Each Python thread has its own OpenMP team; the child loses that of the forking thread."""
     found: list[Any] = []
 
     def fork() -> None:
@@ -164,7 +164,7 @@ def test_fork_from_a_single_threaded_parent() -> None:
 
 
 def test_child_with_more_threads_than_its_parent() -> None:
-    """The parent has threads, and is told to use one from then on."""
+    """The parent has started two threads, but forks while limited to one."""
 
     def child() -> list[Any]:
         torch.set_num_threads(2)
@@ -181,7 +181,7 @@ def test_child_with_more_threads_than_its_parent() -> None:
 LOADED_AFTER_THE_FORK = """
 import os, signal, threading, torch
 torch.set_num_threads(2)
-torch.randn(1 << 20).sin()  # threads, which stay here
+torch.randn(1 << 20).sin()  # starts threads, which stay in this process
 pid = os.fork()
 if pid == 0:
     signal.alarm(60)
@@ -204,5 +204,5 @@ raise SystemExit(os.waitstatus_to_exitcode(status))
 
 
 def test_import_in_a_child_of_a_multithreaded_parent() -> None:
-    """A worker on one thread that starts processes does not wait for threads it never had."""
+    """A single-threaded worker that forks does not wait for threads it never had."""
     assert subprocess.run([sys.executable, "-c", LOADED_AFTER_THE_FORK]).returncode == 0

@@ -1,4 +1,4 @@
-"""A few hundred of the fuzzer's cases; `make stress` runs ten thousand."""
+"""400 of the fuzzer's cases; `make stress` runs 10,000."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fuzzing
 import pytest
 from problems import DTYPES, Spec, make_problem
 
-pytestmark = pytest.mark.once  # the instruction sets take turns inside of a case
+pytestmark = pytest.mark.once  # each case runs on every instruction set
 
 CASES = 400
 PER_TEST = 50

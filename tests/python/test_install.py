@@ -1,4 +1,4 @@
-"""The installed package, and what a wrong or missing torch gets to read: import, pip and CMake."""
+"""The installed package, and the errors of import, pip and CMake for a wrong or missing torch."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FIRST, END = map(
     ).groups(),
 )
 SUPPORTED = [f"2.{minor}" for minor in range(FIRST, END)]
-# What is installed was compiled for one release or for several.
+# The installed package was compiled for one or several torch releases.
 COMPILED = flash_attention._library.releases()
 ACTIVE = ".".join(torch.__version__.split("+")[0].split(".")[:2])
 VERSION = re.search(r"project\(\w+ VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())[1]
-# Where each folder of the installed package comes from.
+# The source folder of each folder in the installed package.
 PYTHON_SOURCES = {
     "flash_attention": "ops/flash_attention",
     "flash_attention/models": "models/python",
@@ -45,27 +45,27 @@ FAKE_TORCH = {
 
 
 def with_modules(folder: Path) -> dict[str, str]:
-    """An environment that finds the modules of `folder` first, and then those of before."""
+    """The environment with `folder` at the front of PYTHONPATH."""
     before = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{before}" if before else str(folder)}
 
 
 def write_torch(folder: Path, source: str) -> None:
-    """A package of that name in `folder`, which is no more than its `source`."""
+    """Writes a mock torch package to `folder` whose __init__.py is `source`."""
     (folder / "torch").mkdir()
     (folder / "torch" / "__init__.py").write_text(source)
 
 
 @pytest.fixture(params=FAKE_TORCH)
 def fake_torch(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, str], str]:
-    """An environment where `import torch` finds another torch, or none; and its name in errors."""
+    """An environment with another torch or none, and how error messages name it."""
     source, found = FAKE_TORCH[request.param]
     write_torch(tmp_path, source)
     return with_modules(tmp_path), found
 
 
 def failure(*command: object, **kwargs) -> str:
-    """What a command prints that is expected to fail, with all white space made one space."""
+    """The output of a command that must fail, with white space collapsed."""
     command = [str(word) for word in command]
     result = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
     assert result.returncode != 0, f"expected {command} to fail, got {result.stdout}"
@@ -82,7 +82,7 @@ def test_import_error_names_the_required_torch(fake_torch) -> None:
 
 
 def test_import_error_of_a_torch_dependency_is_passed_on(tmp_path: Path) -> None:
-    """Another torch would not help."""
+    """The error is not about torch's version, which another torch would not solve."""
     lacking = "raise ModuleNotFoundError(\"No module named 'numpy'\", name='numpy')\n"
     write_torch(tmp_path, lacking)
     program = (sys.executable, "-c", "import flash_attention")
@@ -249,7 +249,7 @@ def test_wheel_requires_the_torch_it_was_compiled_for() -> None:
 
 
 def test_cmake_project_builds_against_the_installed_package(tmp_path: Path) -> None:
-    """Headers, libraries and the CMake package of the wheel alone, and the program runs."""
+    """Uses only headers, libraries and the CMake package from the wheel, and runs the program."""
     find = [f"-DCMAKE_PREFIX_PATH={flash_attention.cmake_prefix_path}"]
     find += ["-DCMAKE_DISABLE_FIND_PACKAGE_Python3=ON"]
     for command in (

@@ -1,7 +1,7 @@
-"""Every operator that Python can reach, private or not, refuses what its kernels could not read.
+"""Every operator, public or private, refuses arguments that its kernels cannot handle.
 
-Each tensor of a valid call in turn gets every wrong size, dtype, device and layout; each number its
-extremes. A kernel that believed a wrong size would read or write past the end of a tensor.
+Each tensor of a valid call in turn gets every wrong size, dtype, device and layout, and each number
+extreme values. A kernel that trusted a wrong size would read or write out of bounds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forked import run_forked
 from invalid_tensors import Arguments, Change, tensor_changes, zeros
 from torch import Tensor
 
-# No size is one more or less than another that would do in its place, or than 1, which broadcasts.
+# No size plus or minus one is valid in its place or equals 1, which broadcasts.
 BATCH, HEADS, KEY_HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 3, 12, 6, 4, 7, 5, 8
 SEQUENCES, PACKED_QUERIES, PACKED_KEYS = 3, 9, 11
 
@@ -105,25 +105,25 @@ OFFSETS = {"cu_seqlens_q int32", "cu_seqlens_k int32"}
 
 @dataclass
 class Operator:
-    """How to call it, and the changes after which it may be called as well."""
+    """A valid call, and the changes that keep it valid."""
 
     valid: Callable[[], Arguments]
     allowed: set[str] = field(default_factory=set)
-    unchecked_on_meta: set[str] = field(default_factory=set)  # how such changes begin
+    unchecked_on_meta: set[str] = field(default_factory=set)  # prefixes of changes
 
 
 FORWARD = VALUE_WIDTHS | BROADCASTS | OMITTED | {"bias bool"}
 PACKED_PER_HEAD = {"alibi_slopes drop", "sinks drop"}
-# Compiled autograd traces with gradients of any shape and dtype.
+# Compiled autograd traces with placeholder gradients of any shape and dtype.
 TRACED_GRADIENTS = {"grad_out", "grad_lse"}
-# Meta tensors have no values that could contradict the number of rows.
+# The offsets of meta tensors have no values to compare with the number of rows.
 PACKED_META = {"query 0"}
 PACKED = PACKED_VALUE_WIDTHS | PACKED_PER_HEAD | OMITTED | OFFSETS
 OPERATORS: dict[str, Operator] = {
     "attention": Operator(lambda: inputs() | kernel_options(), FORWARD),
     "attention_with_lse": Operator(lambda: inputs() | kernel_options(), FORWARD),
     "_forward": Operator(lambda: inputs() | kernel_options(), FORWARD),
-    # Some operators of torch take a sparse one.
+    # The torch operators it is composed of accept a sparse tensor here.
     "standard_attention": Operator(lambda: inputs() | options(), FORWARD | {"alibi_slopes sparse"}),
     "_backward": Operator(
         backward, BROADCASTS | {"grad_lse None", "query_positions None"}, TRACED_GRADIENTS
@@ -131,7 +131,7 @@ OPERATORS: dict[str, Operator] = {
     "varlen_attention": Operator(lambda: packed_inputs() | packed_options(), PACKED, PACKED_META),
     "_varlen_forward": Operator(lambda: packed_inputs() | packed_options(), PACKED, PACKED_META),
     "_varlen_backward": Operator(packed_backward, PACKED_PER_HEAD | OFFSETS, TRACED_GRADIENTS),
-    # Its dimensions broadcast, and a mask of any floating dtype will do.
+    # Its dimensions broadcast, and a mask may have any floating dtype.
     "scaled_dot_product_attention": Operator(
         sdpa,
         VALUE_WIDTHS
@@ -161,7 +161,7 @@ def number_changes(arguments: Arguments) -> Iterator[Change]:
 
 
 def call(operator: str, arguments: Arguments) -> Exception | None:
-    """What it raises."""
+    """The exception that the call raises, or None."""
     try:
         getattr(torch.ops.flash, operator)(**arguments)
     except Exception as error:
@@ -170,7 +170,7 @@ def call(operator: str, arguments: Arguments) -> Exception | None:
 
 
 def unrefused_changes(operator: str, device: str) -> list[str]:
-    """Wrong tensors that were taken, or refused in words of somebody else."""
+    """Invalid tensors that were accepted, or whose error did not come from this library."""
     valid, allowed = OPERATORS[operator].valid(), OPERATORS[operator].allowed
     unchecked = tuple(OPERATORS[operator].unchecked_on_meta)
     found = []
@@ -178,7 +178,7 @@ def unrefused_changes(operator: str, device: str) -> list[str]:
         arguments = valid | {name: value}
         if device == "meta":
             if change in ("device", "shrunk", "sparse"):
-                continue  # of the CPU alone
+                continue  # CPU only
             arguments = {
                 n: x.to("meta") if isinstance(x, Tensor) else x for n, x in arguments.items()
             }
@@ -187,9 +187,9 @@ def unrefused_changes(operator: str, device: str) -> list[str]:
             continue
         error = call(operator, arguments)
         if error is None:
-            found.append(f"{label}: taken")
+            found.append(f"{label}: accepted")
         elif change == "sparse" and isinstance(error, (NotImplementedError, RuntimeError)):
-            pass  # of the dispatcher, or of the operators of torch that some are made of
+            pass  # raised by the dispatcher, or by torch operators inside a composite one
         elif type(error) not in (TypeError, ValueError) or not str(error).startswith("flash::"):
             found.append(f"{label}: {type(error).__name__}: {str(error).splitlines()[0]}")
     return found
@@ -202,7 +202,7 @@ def test_invalid_tensors_are_refused(operator: str, device: str) -> None:
 
 
 def call_with_extremes(operator: str) -> None:
-    """One number at its extreme, or any two changes at once: an answer or an error."""
+    """Extreme numbers one at a time, and random pairs of changes: a result or an error."""
     valid = OPERATORS[operator].valid()
     numbers = list(number_changes(valid))
     for name, _, value in numbers:
@@ -296,7 +296,7 @@ def test_unsupported_tensor_types_are_refused(
 
 
 def test_batched_seed_is_refused_under_vmap() -> None:
-    """A call of N has one seed for all."""
+    """A batched call has one seed."""
     arguments = backward()
     seeds = arguments.pop("seed").expand(2, 1)
     with pytest.raises(NotImplementedError, match="flash::_backward: expected one seed"):
@@ -309,7 +309,7 @@ def test_undo_without_an_active_replacement_is_refused() -> None:
     ):
         torch.ops.flash._replace_sdpa(False)
     query = torch.randn(1, 1, 4, 8)
-    with flash_attention.replace_sdpa():  # it counts from none, not from one too few
+    with flash_attention.replace_sdpa():  # the refused undo did not decrement the count
         expected = flash_attention.scaled_dot_product_attention(query, query, query)
         assert torch.equal(
             torch.nn.functional.scaled_dot_product_attention(query, query, query), expected

@@ -1,4 +1,4 @@
-"""Which kernels run: FLASH_ATTENTION_ISA and ATEN_CPU_CAPABILITY, read once by each process."""
+"""ISA dispatch: FLASH_ATTENTION_ISA and ATEN_CPU_CAPABILITY, which each process reads once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SUPPORTED_BY_NAME = {isa.name: isa.supported for isa in flash_attention.build_in
 
 @pytest.fixture(scope="module")
 def reports() -> dict[str, dict[str, object]]:
-    """What each case does in a process of its own, two processes at a time."""
+    """The result of each case in a process of its own, two processes at a time."""
     clean = {k: v for k, v in os.environ.items() if k not in ("FLASH_ATTENTION_ISA",)}
     clean.pop("ATEN_CPU_CAPABILITY", None)
     results: dict[str, dict[str, object]] = {}
@@ -77,7 +77,7 @@ def test_scalar_can_be_requested(reports: dict[str, dict[str, object]], case: st
 @pytest.mark.once
 @pytest.mark.parametrize("case", ["avx2", "aten-avx2", "ours-over-atens"])
 def test_avx2_can_be_requested(reports: dict[str, dict[str, object]], case: str) -> None:
-    """Where the processor lacks it, asking by our name is an error and by ATen's a cap."""
+    """Without AVX2, our variable gives an error; ATen's is an upper bound, so scalar runs."""
     if SUPPORTED_BY_NAME["avx2"]:
         assert reports[case]["active"] == "avx2"
     elif case == "aten-avx2":
@@ -115,7 +115,7 @@ def test_best_supported_isa_is_the_default(reports: dict[str, dict[str, object]]
 def test_every_choice_gives_the_same_result(reports: dict[str, dict[str, object]]) -> None:
     outs = [float(str(r["out"])) for r in reports.values() if "out" in r]
     assert len(outs) >= 4
-    assert max(outs) - min(outs) < 1e-4  # a sum of 60 float32 numbers of order 1
+    assert max(outs) - min(outs) < 1e-4  # a sum of 60 float32 values of order 1
 
 
 @pytest.mark.once
@@ -137,7 +137,7 @@ def test_use_isa_switches_and_switches_back(isa: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_use_simd_false_runs_the_scalar_kernels(dtype: torch.dtype) -> None:
-    """Same numbers up to rounding; other bits where SIMD kernels are active, the same where not."""
+    """Equal up to rounding; bitwise equal where the scalar kernels are active."""
     problem = make_problem(Spec(queries=100, keys=100, head_dim=64), dtype)
     simd = flash_attention.attention(**problem.inputs)
     scalar = flash_attention.attention(**problem.inputs, use_simd=False)
@@ -155,7 +155,7 @@ COMPARED = [
 
 @pytest.mark.once
 def test_results_across_instruction_sets() -> None:
-    """Output, lse and gradients; with dropout, the same weights are dropped by all of them."""
+    """Output, lse and gradients match across instruction sets, with the same dropout mask."""
     for spec, dtype in itertools.product(COMPARED, DTYPES + DTYPES_16BIT):
         problem = make_problem(spec, dtype)
         with kernels("scalar"):
@@ -167,6 +167,6 @@ def test_results_across_instruction_sets() -> None:
                 size = max(1.0, tensor.abs().max().item())
                 difference = largest_difference(found[name], tensor)
                 assert difference <= CLOSE[tensor.dtype] * size, (spec, isa, name)
-            # Vectors sum in another order: equal bits would mean that no kernels were switched.
+            # SIMD sums in another order, so equal bits would mean the kernels were not switched.
             if isa != "scalar" and dtype in DTYPES:
                 assert not torch.equal(found["dq"], expected["dq"]), (spec, isa)

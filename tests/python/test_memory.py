@@ -1,4 +1,4 @@
-"""Memory: what attention_memory says is what is measured, and none of it grows with L times S."""
+"""Memory: attention_memory predicts measured use exactly, and nothing grows with L times S."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_causal_needs_no_extra_memory(dtype: torch.dtype) -> None:
 )
 @pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
 def test_bias_needs_one_extra_tile_per_thread(dtype: torch.dtype, bias: dict[str, object]) -> None:
-    """The extra scratch is one block of keys by one tile of queries: it stays when L and S grow."""
+    """The extra scratch is one block of keys by one tile of queries, independent of L and S."""
     extra = set()
     with threads(1):
         for queries, keys in ((300, 400), (1100, 900)):
@@ -99,7 +99,7 @@ def test_bias_needs_one_extra_tile_per_thread(dtype: torch.dtype, bias: dict[str
             extra.add(measure_forward(problem) - usage.forward)
             extra.add(measure_backward(problem) - usage.backward)
     assert max(extra) <= 256 * 64 * problem.inputs["query"].element_size()
-    assert len(extra) <= 2  # one number for the forward and one for the backward
+    assert len(extra) <= 2  # one value for the forward and one for the backward
 
 
 @pytest.mark.parametrize("block_size", [1, 64, 10**9])
@@ -119,7 +119,7 @@ def test_prediction_is_exact_with_window_and_softcap(
 ) -> None:
     spec = Spec(1, 2, queries=300, keys=400, block_size=block_size, **option)
     problem = make_problem(spec, dtype)
-    with threads(1):  # a window leaves work for fewer threads than attention_memory can know of
+    with threads(1):  # a window may occupy fewer threads, which attention_memory cannot know
         usage = predicted(problem)
         assert (measure_forward(problem), measure_backward(problem)) == tuple(usage)
 
@@ -131,10 +131,10 @@ def test_slopes_and_sinks_need_a_few_elements_per_row(
 ) -> None:
     problem = make_problem(Spec(1, 2, queries=900, keys=700, **option), dtype)
     usage = predicted(problem)
-    # The kernels read float32: of 16 bits a copy is made.
+    # The kernels read float32, so 16-bit slopes and sinks are copied.
     copied = 2 * 4 if dtype in DTYPES_16BIT else 0
     assert measure_forward(problem) - usage.forward == copied
-    # In the backward: what each row adds, its products on the way there, and float64 sums.
+    # Backward: the contribution of each row, intermediate products, and float64 sums.
     rows = 2 * 900 * torch.empty((), dtype=compute_dtype(dtype)).element_size()
     assert measure_backward(problem) - usage.backward <= 6 * rows + 1024
 
@@ -149,7 +149,7 @@ def test_dropout_needs_only_a_seed() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
 def test_memory_is_linear_in_queries_and_constant_in_keys(dtype: torch.dtype) -> None:
-    """Doubling L doubles the row statistics alone; doubling S changes nothing in the forward."""
+    """Doubling L doubles only the row statistics; doubling S changes nothing in the forward."""
     size = torch.empty((), dtype=compute_dtype(dtype)).element_size()
     for queries, keys in itertools.product((2048, 4096), repeat=2):
         usage = flash_attention.attention_memory(1, 8, queries, keys, 64, 64, dtype)
@@ -157,13 +157,13 @@ def test_memory_is_linear_in_queries_and_constant_in_keys(dtype: torch.dtype) ->
         longer = flash_attention.attention_memory(1, 8, queries, 2 * keys, 64, 64, dtype)
         assert taller.forward - usage.forward == 2 * 8 * queries * size
         assert longer.forward == usage.forward
-        # The backward may add what determinism needs, as long as it is a few numbers per row.
+        # Determinism may cost the backward a few elements per row.
         assert taller.backward - usage.backward <= 4 * 8 * queries * 64 * size
         assert longer.backward - usage.backward <= 4 * 8 * keys * 64 * size
 
 
 def test_grouped_heads_are_not_expanded() -> None:
-    """One head of 4 MB of keys under 8 query heads: copies for each would take 28 MB more."""
+    """A 4 MB key head shared by 8 query heads: copies for each would take 28 MB more."""
     spec = Spec(1, 8, key_heads=1, value_heads=1, queries=8, keys=16384, head_dim=64, value_dim=64)
     problem = make_problem(spec, torch.float32)
     key_bytes = problem.inputs["key"].nbytes

@@ -1,4 +1,4 @@
-"""Meta tensors give the shapes, dtypes and strides that the CPU gives, from every operator."""
+"""Every operator gives the same shapes, dtypes and strides for Meta as for CPU tensors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SPECS = {
     "mask": Spec(mask="B11S"),
     "dropout": Spec(dropout=0.3),
     "decoding": Spec(1, 2, queries=2, keys=2100),
-    "nothing": Spec(queries=0),
+    "empty": Spec(queries=0),
 }
 
 
 def described(tensors: Any) -> list[tuple[Any, ...]]:
-    """Of an undefined tensor: none."""
+    """(shape, dtype, stride) of each tensor."""
     each = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     return [(tuple(t.shape), t.dtype, t.stride()) for t in each]
 

@@ -1,4 +1,4 @@
-"""The six models from Python: the original's numbers, its parameters, and training."""
+"""The six models from Python: parity with the originals, parameters, and training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tolerance(fixture: Fixture) -> float:
     return MODEL_COMPLEX_TANH if fixture.model_class == "FEDformer" else MODEL_FLOAT64
 
 
-# --- the original's numbers -----------------------------------------------------------------------
+# --- parity with the originals --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "settings"), parity_cases())
@@ -141,7 +141,7 @@ def test_state_dict_matches_the_original(typical: Fixture) -> None:
 
 @pytest.mark.once
 def test_tft_mask_in_the_state_dict_is_causal() -> None:
-    """As neuralforecast's does, which adds it to the scores: each step sees itself."""
+    """As in neuralforecast, which adds the mask to the scores: each step attends itself."""
     model = models.TFT(h=2, input_size=3, hidden_size=8)
     hidden = torch.full((1, 5, 5), -torch.inf).triu(1)
     assert torch.equal(model.state_dict()["temporal_fusion_decoder.attention._mask"], hidden)
@@ -207,7 +207,7 @@ def test_optimizers_reduce_the_loss(
     windows = typical.windows(torch.float32)
     steps = optimizer(model.parameters(), lr=1e-3)
     losses = []
-    for _ in range(6):  # past a pole of FEDformer's complex tanh, rounding decides on the loss
+    for _ in range(6):  # few steps: past a pole of FEDformer's complex tanh, rounding dominates
         steps.zero_grad()
         loss = typical.forward(model, windows).square().mean()
         loss.backward()

@@ -1,4 +1,4 @@
-"""The six models as modules of torch: copies, dtypes, threads, files, and what is refused."""
+"""The six models as torch modules: copies, dtypes, threads, files, and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tolerances import MODEL_FLOAT32_AT_LEAST
 
 pytestmark = pytest.mark.once
 
-# --- what torch does to modules -------------------------------------------------------------------
+# --- module operations ----------------------------------------------------------------------------
 
 
 def test_copies_and_pickles_are_independent(typical: Fixture) -> None:
@@ -80,7 +80,7 @@ def test_replaced_parameters_are_used() -> None:
 
 
 def test_data_with_new_strides_are_used() -> None:
-    """The same memory with other strides."""
+    """The same memory with different strides."""
     model, windows = small(dropout=0.0).eval().double(), torch.randn(3, 24, 1).double()
     other = copy.deepcopy(model)
     weight, expected = (
@@ -94,7 +94,7 @@ def test_data_with_new_strides_are_used() -> None:
 
 
 def test_functional_call_does_not_advance_the_torch_generator() -> None:
-    """While a graph awaits its backward, other parameters need a second model in C++."""
+    """While a graph awaits its backward, calls with other parameters need a second C++ model."""
     model, windows = small().eval(), torch.randn(3, 24, 1)
     output = model(windows)
     state = torch.get_rng_state()
@@ -172,7 +172,7 @@ def test_concurrent_use_from_several_threads(typical: Fixture) -> None:
         worker.join()
     assert failures == []
     if typical.model_class == "Informer":
-        return  # draws which keys it measures on, in whichever order the threads come
+        return  # it samples keys at random, in the order in which the threads run
     for own, expected in zip(model.parameters(), reference.parameters(), strict=True):
         if expected.grad is not None:
             torch.testing.assert_close(own.grad, threads * expected.grad, rtol=1e-4, atol=1e-5)
@@ -261,7 +261,7 @@ def test_neuralforecast_file_reproduces_its_outputs(tmp_path: Path) -> None:
         with safe_open(path, "pt") as file:
             return json.loads(file.metadata()["hyper_parameters"])
 
-    # Its loss and training options too, which the network does not know.
+    # Including the loss and training options, which the network does not use.
     assert header(tmp_path / "again.safetensors") == header(checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""The guide's objects in Python: FlashAttention, MultiHeadAttention, and the memory figures."""
+"""FlashAttention, MultiHeadAttention and attention_memory in Python."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_memory_savings_ratio_is_score_bytes_over_usage() -> None:
 
 
 def multi_head(mode: AttentionMode, **fields: object) -> MultiHeadAttention:
-    """In float64, with the same weights for every call."""
+    """A float64 module with the same weights on every call."""
     torch.manual_seed(5)
     return MultiHeadAttention(MultiHeadAttentionConfig(mode=mode, **fields)).double()
 
@@ -157,7 +157,7 @@ def test_both_modes_give_the_same_outputs_and_gradients(causal: bool) -> None:
 
 @pytest.mark.parametrize("mode", AttentionMode)
 def test_multi_head_attention_matches_torch(mode: AttentionMode) -> None:
-    """torch.nn.MultiheadAttention with the same weights; it keeps the three projections in one."""
+    """torch.nn.MultiheadAttention stores the weights of the three projections in one tensor."""
     module = multi_head(mode, d_model=24, num_heads=3)
     torchs = torch.nn.MultiheadAttention(24, 3, batch_first=True, dtype=torch.float64)
     projections = (module.q_proj, module.k_proj, module.v_proj)

@@ -1,4 +1,4 @@
-"""NaN and Inf in any input: where they show in the gradients, and what they may cost."""
+"""NaN and Inf in any input: where they appear in results and gradients, and the time they take."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MASKS = {
     "window": replace(BASE, window=(6, 3)),
     "boolean": replace(BASE, mask="LS"),
     "minus-infinity": replace(BASE, bias="1HLS", excluded_by_bias=True),
-    "few-queries": replace(BASE, queries=3, keys=90, mask="LS"),
+    "decode": replace(BASE, queries=3, keys=90, mask="LS"),
     "padding": replace(BASE, mask="B11S", causal=True),
 }
 
 
 def allowed(problem: Problem) -> Tensor:
-    """bool [L, S] or [B, H, L, S]: which pairs are not masked."""
+    """bool [L, S] or [B, H, L, S]: True for unmasked pairs."""
     queries, keys = problem.inputs["query"].size(-2), problem.inputs["key"].size(-2)
     distance = torch.arange(keys) - (torch.arange(queries) + keys - queries).unsqueeze(-1)
     result = torch.ones(queries, keys, dtype=torch.bool)
@@ -45,13 +45,13 @@ def allowed(problem: Problem) -> Tensor:
 
 
 def masked_sum(factors: Tensor, rows: Tensor, pairs: Tensor, dim: int) -> Tensor:
-    """Sum of factors[..., l, s] * rows over l or s without the masked pairs, not even 0 * NaN."""
+    """Sum of factors[..., l, s] * rows over l or s, without masked pairs, which may be 0 * NaN."""
     terms = factors.unsqueeze(-1) * rows
     return terms.masked_fill(~pairs.unsqueeze(-1), 0.0).sum(dim)
 
 
 def definition(problem: Problem, grad_out: Tensor) -> dict[str, Tensor]:
-    """out and the gradients of query, key and value in float64, of unmasked pairs alone."""
+    """out and the gradients of query, key and value in float64, from unmasked pairs only."""
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     query, key, value = inputs["query"], inputs["key"], inputs["value"]
     grad_out = grad_out.double()
@@ -82,7 +82,7 @@ def definition(problem: Problem, grad_out: Tensor) -> dict[str, Tensor]:
 def test_masked_pairs_contribute_nothing(
     dtype: torch.dtype, name: str, non_finite: float, mask: str
 ) -> None:
-    """Not finite where the definition over unmasked pairs is not, and right everywhere else."""
+    """Non-finite exactly where the definition over unmasked pairs is, and correct elsewhere."""
     problem = make_problem(MASKS[mask], dtype)
     tensor = problem.grad_out if name == "grad_out" else problem.inputs[name]
     tensor[0, 1, tensor.size(2) // 2, 2] = non_finite
@@ -103,7 +103,7 @@ def test_masked_pairs_contribute_nothing(
 def test_fully_masked_rows_get_no_gradient(
     dtype: torch.dtype, non_finite: float, keys: int
 ) -> None:
-    """Not even into the gradient of its sink: the row is 0 whatever the inputs."""
+    """The row is 0 whatever the inputs, so its output gradient reaches not even its sink."""
     spec = replace(BASE, batch=2, queries=49, keys=keys, causal=True, sinks="BH", dropout=0.1)
     problem = make_problem(spec, dtype)
     problem.grad_out[1, 0, 2] = 0
@@ -117,7 +117,7 @@ def test_fully_masked_rows_get_no_gradient(
 
 @pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
 def test_finite_value_flags_are_per_batch_element(dtype: torch.dtype) -> None:
-    """One thread goes from the first to the second, whose head is of the same number."""
+    """One thread processes both batch elements in turn, and their head index is equal."""
     inputs = make_problem(Spec(2, 1, queries=20, keys=37, mask="LS"), dtype).inputs
     mask = inputs.pop("bias")
     mask[:, 5] = False
@@ -130,7 +130,7 @@ def test_finite_value_flags_are_per_batch_element(dtype: torch.dtype) -> None:
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
-    """CPU seconds of one call, the least of five."""
+    """CPU seconds of one call, the minimum of five."""
     times = []
     for _ in range(5):
         begin = time.process_time()
@@ -139,8 +139,8 @@ def cpu_seconds(call: Callable[[], object]) -> float:
     return min(times)
 
 
-# A non_finite number used to cost tens of times as much, growing with the length. bench/bad_numbers.py
-# holds it to 2; here a machine that does other things may double a figure twice.
+# A single NaN used to make a call tens of times slower, more so for longer sequences.
+# bench/bad_numbers.py requires a factor of at most 2; on a busy machine it may be higher.
 MAX_SLOWDOWN = 6.0
 
 

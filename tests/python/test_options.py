@@ -1,4 +1,4 @@
-"""Every option alone and every pair of options, forward and backward, against the float64 truth."""
+"""Every single option and every pair, forward and backward, against the float64 reference."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_standard_attention_matches_the_reference(dtype: torch.dtype, spec: Spec
 
 
 def without_lse(problem: Problem) -> Problem:
-    """The same problem when nothing depends on the lse."""
+    """The same problem with a zero gradient for lse."""
     problem.grad_lse = torch.zeros_like(problem.grad_lse)
     return problem
 
@@ -64,7 +64,7 @@ def test_block_size_does_not_change_the_dropout_mask(dtype: torch.dtype, block_s
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_all_options_on_a_longer_problem(dtype: torch.dtype) -> None:
-    """Several query and key blocks, so that no option is only right inside the first block."""
+    """Several query and key blocks, so that errors after the first block show."""
     spec = Spec(
         batch=2,
         heads=4,
@@ -134,7 +134,7 @@ def test_top_left_causal_by_positions() -> None:
 
 
 def test_incremental_decoding_matches_causal_attention() -> None:
-    """Causal attention of all positions equals one query at a time over the growing cache."""
+    """Causal attention over all positions equals one query at a time over growing keys."""
     problem = make_problem(Spec(queries=20, keys=20, causal=True), torch.float64)
     query, key, value = (problem.inputs[n] for n in ("query", "key", "value"))
     together = flash_attention.attention(query, key, value, causal=True)

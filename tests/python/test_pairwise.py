@@ -1,4 +1,4 @@
-"""The problems that combine options: every two variants meet, and in a problem that shows both."""
+"""The pairwise covering array contains every pair of variants, in a problem that tests both."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ def test_covering_array_is_small_and_deterministic() -> None:
     specs, rows = pairwise_specs(), list(pairwise_rows())
     assert len(specs) == len(rows) < len(all_pairs_of_variants()) / 4
     assert max(map(len, rows)) == GROUPS_PER_ROW
-    assert list(pairwise_specs()) == list(specs)  # the same on every worker
+    assert list(pairwise_specs()) == list(specs)  # identical on every xdist worker

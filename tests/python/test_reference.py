@@ -1,4 +1,4 @@
-"""The truth of these tests against torch's own math path, where torch offers the option."""
+"""The reference of these tests against torch's own attentions, for the options that torch has."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_definition_matches_torch(spec: Spec) -> None:
     problem.grad_lse = torch.zeros_like(problem.grad_lse)
 
     def call(leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        scores = (leaves["query"] * 0).sum(-1)  # torch has no lse: one that gives no gradient
+        scores = (leaves["query"] * 0).sum(-1)  # torch gives no lse: a zero with zero gradients
         return torch_math(problem, leaves), scores
 
     expected = differentiate(call, problem, torch.float64)
@@ -77,7 +77,7 @@ FLEXIBLE = {
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("spec", FLEXIBLE.values(), ids=FLEXIBLE.keys())
 def test_definition_matches_flex_attention(spec: Spec) -> None:
-    """torch's attention with a function of each score; on the CPU it has no backward."""
+    """torch's attention with a score_mod function; it has no backward on the CPU."""
     problem = make_problem(spec, torch.float64)
     left, right = spec.window or (-1, -1)
     slopes = problem.inputs.get("alibi_slopes")
@@ -96,7 +96,8 @@ def test_definition_matches_flex_attention(spec: Spec) -> None:
             score = torch.where(distance <= right, score, -torch.inf)
         return torch.where(distance <= 0, score, -torch.inf) if spec.causal else score
 
-    # Or a number of `change` that another test had otherwise is a symbol, which 2.15 cannot take.
+    # Without this, a scalar of `change` that differs between tests becomes a symbol, which torch
+    # 2.15 does not support here.
     torch.compiler.reset()
     tensors = (problem.inputs[name] for name in ("query", "key", "value"))
     out, aux = flex_attention(*tensors, score_mod=change, return_aux=AuxRequest(lse=True))
@@ -107,7 +108,7 @@ def test_definition_matches_flex_attention(spec: Spec) -> None:
 
 @pytest.mark.parametrize("window", [None, (6, 2)], ids=str)
 def test_sink_is_a_key_with_a_zero_value(window: tuple[int, int] | None) -> None:
-    """One more key that is 0, with a value of 0, under a bias that is the sink."""
+    """An extra zero key with a zero value, and the sink as its bias."""
     spec = replace(PLAIN, sinks="H", window=window)
     problem = make_problem(spec, torch.float64)
     problem.grad_lse = torch.zeros_like(problem.grad_lse)

@@ -1,4 +1,4 @@
-"""Model files of flash_train, as Python reads and writes them."""
+"""Model files of flash_train, read and written from Python."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of neuralforecast's PatchTST with the sizes of forecaster_runs.SMALL."""
+    """Names and shapes in neuralforecast's PatchTST, with the sizes of forecaster_runs.SMALL."""
     patches, hidden, inner, patch, horizon = 9, 8, 32, 7, 4
     shapes: dict[str, tuple[int, ...]] = {
         "model.backbone.W_pos": (patches, hidden),
@@ -79,7 +79,7 @@ def test_header_holds_hyperparameters_and_scaler(training: Training):
 
 
 def test_file_written_by_python_is_read(training: Training, tmp_path: Path):
-    """Without its head the network adds nothing to the last value: the naive forecast."""
+    """With a zero head the network adds nothing to the last value: the naive forecast."""
     changed = with_zeros(training, "model.head.linear.weight", "model.head.linear.bias")
     report = tmp_path / "report.json"
     process = run("evaluate", changed, training.csv, "--report", report, "--threads", 1)
@@ -108,7 +108,7 @@ def test_missing_tensor_is_named_in_the_error(training: Training, tmp_path: Path
     ],
 )
 def test_header_records_the_loss(loss: str, args: dict, tmp_path: Path):
-    """As neuralforecast's own files do, since it makes the model from that."""
+    """As in neuralforecast's own files, from which it reconstructs the model."""
     model = train(tmp_path, epochs=1, loss=loss).model
     header = metadata(model)
     stored = json.loads(header["hyper_parameters"])["loss"]

@@ -1,4 +1,4 @@
-"""Windows, ALiBi slopes, softcaps, sinks at their limits: huge numbers, NaN, nothing to attend."""
+"""Edge cases of windows, ALiBi slopes, softcaps and sinks: huge values, NaN, fully masked rows."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_diagonal_window_copies_the_values(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, window=(0, 0)), dtype)
     result = run(problem)
     assert torch.equal(result.out, problem.inputs["value"][:, :, 17:])  # queries are the last ones
-    # With one key a score has no influence but on the lse.
+    # With one key, the score affects only lse.
     only_out = make_problem(replace(BASE, window=(0, 0)), dtype)
     only_out.grad_lse = torch.zeros_like(only_out.grad_lse)
     dq = run(only_out).grads["dq"]
@@ -80,7 +80,7 @@ def test_diagonal_window_copies_the_values(dtype: torch.dtype) -> None:
 def test_windows_at_various_lengths(
     dtype: torch.dtype, block_size: int, window: tuple[int, int], lengths: tuple[int, int]
 ) -> None:
-    """Several blocks and tiles on either side; more queries than keys leave some without any."""
+    """Several blocks in both dimensions; some rows are fully masked if L > S."""
     spec = Spec(
         1, 2, queries=lengths[0], keys=lengths[1], window=window, block_size=block_size, sinks="H"
     )
@@ -93,7 +93,7 @@ def test_windows_at_various_lengths(
 def test_windows_with_extreme_positions(
     dtype: torch.dtype, option: dict[str, Any], window: tuple[int, int]
 ) -> None:
-    """Against Python's integers, which do not overflow."""
+    """Compared with masks from Python integers, which do not overflow."""
     problem = make_problem(replace(BASE, window=window, **option), dtype)
     some = [SMALLEST, SMALLEST + 1, -(2**62), -1000, -3, -1, 0, 1, 30, 56, 57, 61, 62, 2**62]
     positions = [*some, LARGEST - 1, LARGEST, *range(10, 34)]
@@ -121,7 +121,7 @@ def test_windows_with_extreme_positions(
 def test_non_finite_key_affects_only_its_window(
     dtype: torch.dtype, non_finite: float, option: dict[str, Any], block_size: int
 ) -> None:
-    """Rows that attend the key show NaN; neighbours, and keys that those do not attend, not."""
+    """Rows that attend the key become NaN, and keys that those rows attend; others do not."""
     left, right, at, length = 6, 3, 70, 150
     spec = Spec(1, 2, queries=length, keys=length, window=(left, right), block_size=block_size)
     problem = make_problem(replace(spec, **option), dtype)
@@ -196,7 +196,7 @@ def test_slopes_and_sinks_of_any_strides(dtype: torch.dtype, kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_slopes_with_distant_positions(dtype: torch.dtype) -> None:
-    """A common distance shifts every score of a row, which no weight shows."""
+    """An equal change of all distances shifts every score of a row and changes no weight."""
     problem = make_problem(replace(BASE, alibi="H"), dtype)
     problem.options["query_positions"] = torch.full((40,), 57)
     near = run(problem).out
@@ -231,7 +231,7 @@ def test_softcap_of_huge_scores_is_their_sign(dtype: torch.dtype, factor: float)
     result = run(problem)
     scores = problem.inputs["query"].double() @ problem.inputs["key"].double().mT
     weights = torch.softmax(3.0 * scores.sign(), -1)
-    clear = (scores.abs() / math.sqrt(8) > 3.0 * 20).all(-1)  # from there on the tangent is 1
+    clear = (scores.abs() / math.sqrt(8) > 3.0 * 20).all(-1)  # there, tanh is 1
     assert clear.sum() >= 3
     expected = (weights @ problem.inputs["value"].double()).to(dtype)
     torch.testing.assert_close(result.out[clear], expected[clear], rtol=0, atol=CLOSE[dtype])
@@ -254,10 +254,10 @@ def test_softcap_of_infinite_scores(dtype: torch.dtype, sign: int) -> None:
 @pytest.mark.parametrize("cap", [1e6, 1e30, 1e38, 1e39, 1e300])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_large_softcap_has_no_effect(dtype: torch.dtype, cap: float) -> None:
-    """Beyond the largest float too, where neither the cap nor its inverse is a float32."""
+    """Including caps beyond the largest float32, whose inverse underflows, too."""
     expected = run(make_problem(BASE, dtype))
     actual = run(make_problem(replace(BASE, softcap=cap), dtype))
-    # The third term of the tangent's series is what a cap of 1e6 takes from scores of up to 10.
+    # tanh(x) = x - x^3 / 3 + ...: the cubic term of a cap of 1e6 for scores up to 10.
     assert 10.0**3 / (3 * 1e6**2) < 1e-9
     for name, tensor in expected.tensors().items():
         tolerance = max(CLOSE[dtype], 1e-9 if cap == 1e6 else 0.0)
@@ -268,7 +268,7 @@ def test_large_softcap_has_no_effect(dtype: torch.dtype, cap: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_tiny_softcap_makes_all_weights_equal(dtype: torch.dtype, cap: float) -> None:
     problem = make_problem(replace(BASE, softcap=cap), dtype)
-    problem.inputs["key"][:, :, 7] = 0  # a score of 0, which 0 times infinity must not spoil
+    problem.inputs["key"][:, :, 7] = 0  # a score of 0, which must not become 0 times infinity
     result = run(problem)
     mean = problem.inputs["value"].mean(2, keepdim=True).expand_as(result.out)
     torch.testing.assert_close(result.out, mean, rtol=0, atol=CLOSE[dtype])
@@ -325,7 +325,7 @@ def test_non_finite_sink_affects_only_its_head(
 
 
 def only_sinks(dtype: torch.dtype, keys: int) -> Problem:
-    """Nothing to attend but the sink: no keys, or none within the window."""
+    """Every row is fully masked except for the sink: no keys, or none within the window."""
     problem = make_problem(Spec(2, 3, queries=40, keys=9, sinks="H"), dtype)
     if keys == 0:
         problem.inputs["key"] = problem.inputs["key"][:, :, :0]
@@ -338,7 +338,7 @@ def only_sinks(dtype: torch.dtype, keys: int) -> Problem:
 @pytest.mark.parametrize("keys", [0, 9])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_fully_masked_row_with_a_sink(dtype: torch.dtype, keys: int) -> None:
-    """out 0 and lse the sink, whose gradient is that of the lse."""
+    """out is 0 and lse is the sink, which gets the gradient of lse."""
     problem = only_sinks(dtype, keys)
     result = run(problem)
     sinks = problem.inputs["sinks"]
@@ -358,7 +358,7 @@ def test_sink_far_above_or_below_the_scores(dtype: torch.dtype, scale: float) ->
     check(problem)
 
 
-# --- sizes of 0 ---------------------------------------------------------------------------------
+# --- zero sizes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [0, 2])

@@ -1,4 +1,4 @@
-"""The drop-in `scaled_dot_product_attention`: torch's results on its own sample inputs and more."""
+"""The drop-in `scaled_dot_product_attention` matches torch's, including its sample inputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ours = flash_attention.scaled_dot_product_attention
 
 
 def samples(dtype: torch.dtype, grad: bool = True) -> list[Call]:
-    """torch's sample inputs."""
+    """torch's sample inputs for scaled_dot_product_attention."""
     found = OP_INFO.sample_inputs("cpu", dtype, requires_grad=grad)
     return [Call(sample.input, *sample.args, **sample.kwargs) for sample in found]
 
@@ -42,7 +42,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 def call_of(
     lead: tuple[int, ...], dtype: torch.dtype = torch.float64, queries: int = 5, **options: object
 ) -> Call:
-    """`lead` are the dimensions before the lengths; value is wider than query."""
+    """A random call; `lead` are the dimensions before the length, value is wider than query."""
     shapes = ((*lead, queries, 8), (*lead, 7, 8), (*lead, 7, 10))
     return Call(*(random(*shape, dtype=dtype) for shape in shapes), **options)
 
@@ -67,7 +67,7 @@ def test_dropout_matches_standard_attention_on_sample_inputs(dtype: torch.dtype)
             return flash_attention.standard_attention(
                 *(x if x.dim() == 4 else x.unsqueeze(0) for x in (query, key, value)),
                 causal=options["is_causal"],
-                query_positions=positions,  # noqa: B023 - called within this turn of the loop
+                query_positions=positions,  # noqa: B023 - called within this iteration
                 dropout=options["dropout_p"],
             ).view(*query.shape[:-1], -1)
 
@@ -78,7 +78,7 @@ def test_dropout_matches_standard_attention_on_sample_inputs(dtype: torch.dtype)
         undropped = replace(call, dropout_p=0.0).results(ours)
         assert not torch.equal(mine["out"], undropped["out"])
         for name, tensor in expected.items():
-            # Sample inputs reach 9, so that results are some hundreds.
+            # Sample inputs reach 9, so results and gradients reach some hundreds.
             torch.testing.assert_close(mine[name], tensor, rtol=1e-3, atol=500 * CLOSE[dtype])
 
 
@@ -112,7 +112,7 @@ BROADCASTS = {
     "one batch of queries": ((1, 3), (2, 3), (2, 3)),
     "one head of keys": ((2, 3), (2, 1), (2, 1)),
     "one head of queries": ((2, 1), (2, 3), (2, 3)),
-    "one head but of values": ((2, 1), (2, 1), (2, 3)),
+    "one head except of values": ((2, 1), (2, 1), (2, 3)),
     "fewer dimensions": ((2, 3), (3,), ()),
     "fewer dimensions of query": ((), (2, 3), (3,)),
     "five dimensions": ((2, 1, 3), (1, 4, 3), (2, 4, 1)),
@@ -130,7 +130,7 @@ def test_leading_dimensions_broadcast(leads: tuple[tuple[int, ...], ...]) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES_16BIT, ids=dtype_name)
 def test_gradients_of_broadcast_inputs_are_rounded_once(dtype: torch.dtype) -> None:
-    """Sums over a batch, whose second half nearly takes back what the first half adds."""
+    """Sums over a batch whose second half nearly cancels the first."""
     query, grad = torch.randn(32, 2, 5, 8).to(dtype), torch.randn(32, 2, 5, 10).to(dtype)
     query, grad = torch.cat([query, query * 1.01]), torch.cat([grad, -grad])
     rows = [torch.randn(1, 1, 7, n).to(dtype) for n in (8, 10)]
@@ -232,7 +232,7 @@ def test_dropout_keeps_the_mean(dropout_p: float) -> None:
     key = torch.zeros(1, 1, 200, 4, dtype=torch.float64)
     value = torch.ones(1, 1, 200, 1, dtype=torch.float64)
     out = ours(key, key, value, dropout_p=dropout_p)
-    # 40000 weights: the mean of the kept ones is off by 0.4% (one sigma), and by 2% in no draw.
+    # 40000 weights: the standard deviation of the mean is 0.4%; the tolerance is 5 times that.
     assert out.mean().item() == pytest.approx(0.0 if dropout_p == 1.0 else 1.0, abs=0.02)
 
 
@@ -326,7 +326,7 @@ def test_invalid_calls_are_refused(
 
 
 def second_gradients(call: Call, function: Callable[..., Tensor]) -> list[Tensor]:
-    """Derivatives of a linear function of the gradients, the same in every dtype."""
+    """Derivatives of a linear function of the gradients, the same function in every dtype."""
     own = call.to(call.query.dtype)
     leaves = [t for t in vars(own).values() if isinstance(t, Tensor) and t.requires_grad]
     out = function(**vars(own))
@@ -343,15 +343,15 @@ def second_gradients(call: Call, function: Callable[..., Tensor]) -> list[Tensor
 def test_second_gradients_on_torch_sample_inputs(dtype: torch.dtype) -> None:
     for call in samples(dtype):
         call = replace(call, dropout_p=0.0)
-        with sdpa_kernel(SDPBackend.MATH):  # the only one of torch's that has them
+        with sdpa_kernel(SDPBackend.MATH):  # torch's only backend with second derivatives
             truth = second_gradients(call.to(torch.float64), F.scaled_dot_product_attention)
             beside = second_gradients(call, F.scaled_dot_product_attention)
         for mine, theirs, expected in zip(second_gradients(call, ours), beside, truth, strict=True):
             assert mine.shape == expected.shape and mine.dtype == dtype
-            # Products of two inputs, which cancel.
+            # Differences of products of two inputs.
             size = max(1.0, largest(expected), largest(call.query, call.key, call.value) ** 2)
             floor = SECOND_GRADIENT_ROUNDINGS * UNIT_ROUNDOFF[compute_dtype(dtype)] * size
-            if dtype in DTYPES_16BIT:  # computed in float32, and rounded
+            if dtype in DTYPES_16BIT:  # the result is rounded once more
                 floor += UNIT_ROUNDOFF[dtype] * largest(expected) + ABSOLUTE_16BIT[dtype]
             allowed = max(floor, SDPA_FLOAT32_TIMES_TORCH * largest(theirs.double() - expected))
             assert largest(mine.double() - expected) <= allowed

@@ -1,4 +1,4 @@
-"""`replace_sdpa`: where ours runs, what goes to torch as before, and how it ends."""
+"""`replace_sdpa`: which calls run our kernels, which still go to torch, and how to undo it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ torchs = F.scaled_dot_product_attention
 
 @pytest.fixture(autouse=True)
 def torch_as_it_was() -> Iterator[None]:
-    """Whatever a test does, torch's function and its fast path are back at its end."""
+    """Checks that torch's function and its fast path are restored after every test."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -76,7 +76,7 @@ def test_no_grad_and_inference_mode() -> None:
                 torch.testing.assert_close(torchs(*inputs), expected)
 
 
-# --- how it ends
+# --- undo
 
 
 def test_undo_is_idempotent() -> None:
@@ -85,7 +85,7 @@ def test_undo_is_idempotent() -> None:
     replacement.undo()
     assert not runs_ours(lambda: torchs(*qkv()))
     with replace_sdpa():
-        replacement.undo()  # a second time: it must not undo the other's
+        replacement.undo()  # the second undo must not undo the other replacement
         assert runs_ours(lambda: torchs(*qkv()))
 
 
@@ -116,7 +116,7 @@ def test_replacement_outlives_a_discarded_result() -> None:
     replace_sdpa()
     try:
         assert runs_ours(lambda: torchs(*qkv()))
-    finally:  # what nobody holds nobody can undo: the other tests need torch's
+    finally:  # the discarded object cannot be used to undo, so undo through a new one
         last = SdpaReplacement.__new__(SdpaReplacement)
         last._undone = False
         last.undo()
@@ -180,7 +180,7 @@ def test_undo_waits_for_the_lock() -> None:
 
 
 class Attended(torch.utils.data.Dataset):
-    """Attention over the item's own numbers, and the process that computed it."""
+    """Attention of random inputs seeded by the index, and the process id."""
 
     def __len__(self) -> int:
         return 6
@@ -203,7 +203,7 @@ def test_data_loader_workers() -> None:
     assert len(processes) == 2 and os.getpid() not in processes
 
 
-# --- what goes to torch as before
+# --- calls left to torch
 
 
 def jagged() -> Tensor:
@@ -255,7 +255,7 @@ def test_16_bit_dtypes_and_autocast(call: Callable[[], Tensor]) -> None:
         assert runs_ours(call)
         out = call()
     assert out.dtype == expected.dtype
-    # Each is rounded, and torch rounds the weights, too.
+    # Both results are rounded, and torch rounds the weights as well.
     torch.testing.assert_close(out, expected, rtol=0.02, atol=0.02)
 
 
@@ -317,7 +317,7 @@ def test_compiled_function_keeps_the_replacement() -> None:
 
 
 class Causal(torch.nn.Module):
-    """Attention alone, of one function."""
+    """Causal attention by the given function."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -329,7 +329,7 @@ class Causal(torch.nn.Module):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_export_with_a_dynamic_length(name: str) -> None:
-    """The drop-in becomes the operator; torch's function stays torch's, which the switch is for."""
+    """The drop-in exports as our operator; torch's function stays torch's and can be replaced."""
     length = torch.export.Dim("length", min=2, max=64)
     module = Causal(FUNCTIONS[name])
     with replace_sdpa():
@@ -355,7 +355,7 @@ def test_operators_lists_nested_operators() -> None:
 
 @pytest.mark.parametrize(("device", "ours"), [("cuda", False), ("cpu", True)])
 def test_tensors_of_another_device_are_left_to_torch(device: str, ours: bool) -> None:
-    """Of a CUDA device that is not there: tensors without numbers."""
+    """With fake tensors, so no CUDA device is needed."""
     with FakeTensorMode():
         inputs = [torch.empty(1, 2, 3, 8, device=device) for _ in range(3)]
         assert runs_ours(lambda: flash_attention.scaled_dot_product_attention(*inputs)) == ours

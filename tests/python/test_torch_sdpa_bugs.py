@@ -1,7 +1,8 @@
-"""What torch 2.13's own CPU attention gets wrong, and what must not happen here.
+"""Bugs in the CPU attention of torch 2.13 that must not occur here.
 
-1. key and value of different lengths are read past their end; 2. rows masked with a finite value
-get gradients S times too large; 3. a NaN query row returns 0; 4. O(L S) memory is taken silently.
+1. It reads out of bounds if key and value have different lengths. 2. Gradients of rows masked with
+a finite value are S times too large. 3. A NaN query row returns 0. 4. It silently takes O(L S)
+memory.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def with_bias(problem: Problem, bias: torch.Tensor) -> Problem:
 def test_mask_fill_that_absorbs_the_scores(
     dtype: torch.dtype, keys: int, fill: float | str
 ) -> None:
-    """Each weight of such a row is 1/S, its output the mean of V, its gradients those of a mean."""
+    """Each weight of such a row is 1/S, so output and gradients are those of the mean of V."""
     fill = torch.finfo(dtype).min if fill == "finfo.min" else fill
     spec = Spec(1, 2, queries=6, keys=keys, bias="LS", scale=1e-12 if fill == -1e9 else None)
     bias = torch.zeros(6, keys)
@@ -79,10 +80,10 @@ def test_mask_fill_that_absorbs_the_scores(
 @pytest.mark.parametrize("keys", [5, 64, 130, 1024])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: float) -> None:
-    """Saving only m + log(l) would lose log(l) in m: gradients up to S times too large.
+    """Saving only m + log(l) would round away log(l): gradients up to S times too large.
 
-    The shift itself rounds the logits by shift * unit roundoff; no result may be further off than a
-    few times that. float32 is not tried at 1e9, where nothing of the logits is left.
+    The shift rounds the logits by shift * unit roundoff; the tolerance is a few times that. At 1e9
+    float32 keeps nothing of the logits, so there the shift is limited to 1e4.
     """
     if dtype == torch.float32:
         shift = math.copysign(min(abs(shift), 1e4), shift)
@@ -100,7 +101,7 @@ def test_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: floa
 @pytest.mark.parametrize("shift", [-1e6, -1e4, 1e4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_exact_shift_of_the_logits_keeps_the_gradients(dtype: torch.dtype, shift: float) -> None:
-    """Whole logits plus a whole shift are exact, so the gradients must not notice the shift."""
+    """Integer logits plus an integer shift are exact, so the shift must not change gradients."""
     problem = make_problem(
         Spec(1, 2, queries=64, keys=64, head_dim=16, bias="LS", scale=1.0), dtype
     )
@@ -116,7 +117,7 @@ def test_exact_shift_of_the_logits_keeps_the_gradients(dtype: torch.dtype, shift
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_left_padding_with_the_lowest_float(dtype: torch.dtype) -> None:
-    """S = 128 with 40 padded positions as tokenisers mask them: 40 rows see padding alone."""
+    """S = 128 with 40 left-padded positions, as from a tokenizer: 40 rows see only padding."""
     length, padding = 128, 40
     problem = make_problem(Spec(2, 2, queries=length, keys=length, bias="1H1S"), dtype)
     lowest = torch.finfo(dtype).min
@@ -160,7 +161,7 @@ def test_non_finite_query_affects_only_its_row(
 
 @pytest.fixture(scope="module")
 def peak_increases() -> dict[str, int]:
-    """Bytes by which each scenario of memory_child.py raised the peak memory of its process."""
+    """The increase in peak memory, in bytes, of each scenario of memory_child.py."""
     child = Path(__file__).with_name("memory_child.py")
     finished = subprocess.run(
         [sys.executable, str(child)], capture_output=True, text=True, timeout=300, check=False
@@ -186,5 +187,5 @@ def peak_increases() -> dict[str, int]:
     ],
 )
 def test_no_score_matrix_is_allocated(peak_increases: dict[str, int], scenario: str) -> None:
-    """134 MB would show a matrix in float32; an eighth of that one of bits for each head."""
+    """A float32 matrix takes 134 MB; the limit of an eighth also detects a matrix of bytes."""
     assert peak_increases[scenario] < peak_increases["matrix"] / 8

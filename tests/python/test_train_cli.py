@@ -1,4 +1,4 @@
-"""flash_train as a user meets it: help, errors, progress, reports, and models used again."""
+"""The command line of flash_train: help, errors, progress, reports, and reloaded models."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """One training with flash attention, for the tests that only look at its results."""
+    """One training with flash attention, for tests that only read its results."""
     return train(tmp_path_factory.mktemp("flash"))
 
 
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:
-    """A good CSV."""
+    """A valid CSV file."""
     return write_waves(tmp_path / "waves.csv")
 
 
@@ -58,7 +58,7 @@ def test_model_help_lists_its_options_with_defaults(model: str):
     assert ("--hist-exog" in process.stdout) == (model == "TFT")
     assert "See the model's header" not in process.stdout, "an option has no text"
     dropout = {"PatchTST": "0.2", "Autoformer": "0.05", "Informer": "0.05", "FEDformer": "0.05"}
-    # Versions of CLI11 write a default in either way.
+    # Versions of CLI11 differ in how they write a default.
     assert re.search(rf"--dropout FLOAT( \[|=){dropout.get(model, '0.1')}\b", process.stdout)
     scaler = "robust" if model == "TFT" else "identity"
     assert re.search(rf"--scaler-type TEXT\S*( \[|=){scaler}\b", process.stdout)
@@ -118,7 +118,7 @@ def test_progress_is_rewritten_in_place_on_a_terminal(waves: Path):
     while True:
         try:
             part = os.read(ours, 4096)
-        except OSError:  # the terminal's other end has been closed
+        except OSError:  # the other end of the terminal is closed
             break
         if not part:
             break
@@ -186,7 +186,7 @@ def test_forecast_csv_covers_the_test_split_without_overlap(training: Training):
         rows = [row for row in forecast if row["column"] == column]
         assert [row_of[row["time"]] for row in rows] == list(range(first, 160))
         for number, row in enumerate(rows):
-            # What the table has comes back as it is, whatever float32 makes of it in between.
+            # Values from the table are written exactly, although the model computes in float32.
             assert float(row["truth"]) == float(table[first + number][column])
             assert float(row["naive"]) == float(table[first + number // 4 * 4 - 1][column])
             week = table[first + number // 4 * 4 - 7 + number % 4][column]
@@ -241,7 +241,7 @@ def test_prediction_intervals_and_their_coverage(tmp_path: Path):
 
 
 def write_shops(path: Path, rows: int = 120) -> Path:
-    """A long table of two shops with exogenous columns, and the known future of four days."""
+    """A long table of two shops with exogenous columns, and four known future days."""
     lines = ["shop,day,sold,open,visitors,size"]
     for shop, size in (("north", 3), ("south", 5)):
         for row in range(rows + 4):
@@ -357,7 +357,7 @@ def test_truncated_model_is_refused(training: Training, tmp_path: Path):
 
 
 def test_demo_settings_beat_both_naive_forecasts(tmp_path: Path):
-    """docs/training.md promises as much for the weather table, here in a quarter of the epochs."""
+    """As docs/training.md claims for the weather table, here with a quarter of the epochs."""
     report = tmp_path / "report.json"
     data = Path(__file__).resolve().parents[2] / "data" / "seattle-weather.csv"
     process = run(

@@ -1,5 +1,5 @@
-"""flash_train loses no work: what it is to write is tried before the first step, and what fails
-later leaves the best weights on disk."""
+"""flash_train loses no work: it checks its outputs before the first step, and errors after that
+leave the best weights on disk."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from forecaster_runs import error_of, executable, run, small, write_waves
 
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:
-    """A good CSV."""
+    """A valid CSV file."""
     return write_waves(tmp_path / "waves.csv")
 
 
 def arguments(waves: Path, **options: object) -> tuple[object, ...]:
-    """A small training on that table."""
+    """Arguments of a small training on that table."""
     return ("PatchTST", waves, "--target", "up", *small(**options))
 
 
 def files(folder: Path) -> set[str]:
-    """What is in a folder."""
+    """The names in a folder."""
     return {path.name for path in folder.iterdir()}
 
 
 def changed_while_training(
     command: tuple[object, ...], change: Callable[[subprocess.Popen], None]
 ) -> tuple[int, str]:
-    """Runs flash_train and calls `change` with its process once two epochs are over.
+    """Runs flash_train and calls `change` with its process after two epochs.
 
-    The files of the first are written by then. Gives the exit code and what stood on stderr.
+    By then the files of the first epoch are written. Returns the exit status and stderr.
     """
     words = [str(executable()), *(str(word) for word in command)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -96,7 +96,7 @@ def test_unwritable_output_is_refused_before_training(
 
 
 def test_interrupt_checkpoint_path_is_checked_before_training(waves: Path, tmp_path: Path):
-    """Its name is longer than that of the model."""
+    """Its name is longer than the model's."""
     error = error_of(*arguments(waves), "--output", tmp_path / ("x" * 230))
     assert "File name too long" in error and ".checkpoint" in error and "epoch" not in error
     (tmp_path / "model.checkpoint").mkdir()
@@ -126,7 +126,7 @@ def test_outputs_may_not_overwrite_inputs_or_each_other(waves: Path, tmp_path: P
 
 
 def test_full_disk_is_detected_before_training(waves: Path, tmp_path: Path):
-    """A limit on the size of files stands for the disk."""
+    """A file size limit simulates the full disk."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
@@ -155,7 +155,7 @@ def test_training_leaves_no_temporary_files(waves: Path, tmp_path: Path):
 
 
 def test_failed_output_does_not_affect_other_outputs(waves: Path, tmp_path: Path):
-    """/dev/full can be opened, and has room for nothing."""
+    """/dev/full can be opened, but every write fails."""
     model, report = tmp_path / "model", tmp_path / "report"
     process = run(
         *(*arguments(waves), "--output", model, "--report", report),
@@ -203,10 +203,10 @@ def test_training_continues_when_the_disk_fills_up(waves: Path, tmp_path: Path):
 
 
 def test_best_weights_survive_a_non_finite_loss(waves: Path, tmp_path: Path):
-    """A rate so high that the loss grows until, some epochs later, it overflows."""
+    """The learning rate is so high that the loss overflows after some epochs."""
     model = tmp_path / "model"
     best = tmp_path / "model.best"
-    for rate in ("1e8", "2e8", "3e8", "5e7", "2e7", "5e8"):  # rounding decides in which epoch
+    for rate in ("1e8", "2e8", "3e8", "5e7", "2e7", "5e8"):  # the epoch depends on rounding
         model.unlink(missing_ok=True)
         command = arguments(waves, epochs=200, learning_rate=rate, batch_size=10**9)
         process = run(*command, "--output", model)
@@ -317,7 +317,7 @@ def test_values_beyond_float32_are_refused(tmp_path: Path):
 
 
 def test_nearly_equal_values_are_plotted(tmp_path: Path):
-    """The ticks of an axis that is a few roundings long once had no end."""
+    """Computing the ticks of an axis only a few roundings long used to loop forever."""
     path, picture = tmp_path / "table.csv", tmp_path / "picture.png"
     rows = [f"{row},{10**17 + row % 2 * 16}" for row in range(160)]
     path.write_text("\n".join(["t,y", *rows]) + "\n")

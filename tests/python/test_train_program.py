@@ -1,4 +1,4 @@
-"""flash_train as Python has it: a command of the environment, a module, and a function."""
+"""flash_train from Python: the installed command, the module, and the function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""flash_train interrupted, and going on to the same bits."""
+"""An interrupted training resumes with bitwise equal results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:
-    """A good CSV."""
+    """A valid CSV file."""
     return write_waves(tmp_path / "waves.csv")
 
 
 def interrupted(command: list[str], signal_number: int) -> subprocess.CompletedProcess[str]:
-    """Runs flash_train and sends it a signal once the first epoch is over."""
+    """Runs flash_train and sends it a signal after the first epoch."""
     process = subprocess.Popen(
         [str(executable()), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""flash_train and time: rows in any order are not called time, and what is known of it is said."""
+"""The time column of flash_train: the order of rows, steps and gaps, and errors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from forecaster_runs import day, error_of, run, small, train, write_waves
 
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:
-    """A good CSV."""
+    """A valid CSV file."""
     return write_waves(tmp_path / "waves.csv")
 
 
 def shuffled(path: Path) -> Path:
-    """The same table with its rows in a random order."""
+    """A copy of the table with its rows in a random order."""
     header, *rows = path.read_text().splitlines()
     random.Random(5).shuffle(rows)
     other = path.with_name("shuffled.csv")
@@ -25,7 +25,7 @@ def shuffled(path: Path) -> Path:
 
 
 def edited(path: Path, line: int, old: str, new: str) -> Path:
-    """The same table with a change in one of its lines, counted from 1."""
+    """Replaces `old` by `new` in one line, counted from 1."""
     lines = path.read_text().splitlines()
     assert old in lines[line - 1]
     lines[line - 1] = lines[line - 1].replace(old, new)
@@ -34,7 +34,7 @@ def edited(path: Path, line: int, old: str, new: str) -> Path:
 
 
 def refusal(path: Path, *options: object) -> str:
-    """Why a table is not trained on."""
+    """The error for a table that flash_train refuses."""
     return error_of("PatchTST", path, "--target", "up", *small(), *options)
 
 
@@ -56,7 +56,7 @@ def test_sort_option_restores_the_order_of_rows(tmp_path: Path):
     )
     assert process.returncode == 0, process.stderr
     assert forecast.read_bytes() == training.forecast.read_bytes()
-    # The model remembers to sort; one that was trained on rows in order is told.
+    # The model file stores --sort. A model trained without it needs the option.
     for arguments in (
         ("evaluate", model, path, "--forecast-csv", tmp_path / "evaluated.csv"),
         ("evaluate", training.model, path, "--sort", "--forecast-csv", tmp_path / "evaluated.csv"),

@@ -1,4 +1,4 @@
-"""Packed sequences: each as if it were called by itself, forward and backward."""
+"""varlen_attention: each packed sequence matches a separate call, forward and backward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tolerances import CLOSE
 from torch import Tensor
 
 HEADS, KEY_HEADS, VALUE_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 1, 8, 12
-# Empty ones at both ends and in the middle, one row, more queries than keys, several tiles.
+# Empty sequences at both ends and in the middle, one row, more queries than keys, several blocks.
 QUERIES = (0, 5, 1, 0, 70, 33, 2, 0)
 KEYS = (3, 9, 1, 0, 31, 200, 0, 0)
 
@@ -39,7 +39,7 @@ def starts(lengths: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor
 
 
 def packed(dtype: torch.dtype, per_head: str = "") -> dict[str, Tensor]:
-    """Leaves; `per_head` is the shape of slopes and sinks, "H" or "NH"."""
+    """Leaves; `per_head` is the shape of slopes and sinks, "H" or "NH", or "" for none."""
     generator = torch.Generator().manual_seed(4)
 
     def random(*shape: int) -> Tensor:
@@ -59,7 +59,7 @@ def packed(dtype: torch.dtype, per_head: str = "") -> dict[str, Tensor]:
 
 
 def one_by_one(inputs: dict[str, Tensor], **options: Any) -> Tensor:
-    """The same by `attention` of each sequence."""
+    """The same by a call of `attention` for each sequence."""
     out = []
     parts = zip(
         inputs["query"].split(QUERIES),
@@ -99,7 +99,7 @@ def test_each_sequence_matches_a_separate_call(
     inputs = packed(dtype, per_head)
     found = results(call(inputs, **options), inputs)
     expected = results(one_by_one(inputs, **options), inputs)
-    # The same kernels on the same rows; sums over sequences in another order.
+    # Outputs come from the same kernels; sums over sequences may differ in order.
     for one, other, name in zip(found, expected, ["out", *inputs], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=20 * CLOSE[dtype], msg=name)
     assert torch.equal(found[0], expected[0])
@@ -110,7 +110,7 @@ def test_each_sequence_matches_a_separate_call(
 def test_16_bit_sequences_with_their_own_slopes_and_sinks(
     dtype: torch.dtype, per_head: str
 ) -> None:
-    """They are float32 for the kernels, unlike the rows beside them."""
+    """The kernels read slopes and sinks in float32, unlike the 16-bit rows."""
     inputs = packed(dtype, "NH")
     if per_head == "float32":
         wide = {n: inputs[n].detach().float() for n in ("alibi_slopes", "sinks")}
@@ -133,7 +133,7 @@ def test_use_simd_false_runs_scalar_kernels_in_both_passes(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_one_sequence_matches_the_reference(dtype: torch.dtype) -> None:
-    """One sequence alone, judged like any other call."""
+    """One sequence, compared with the reference like any other call."""
     spec = Spec(1, 3, queries=40, keys=65, causal=True)
     generator = torch.Generator().manual_seed(1)
     shapes = {"query": (40, 3, 8), "key": (65, 3, 8), "value": (65, 3, 12)}
@@ -200,13 +200,13 @@ def test_dropout_follows_the_seed_and_differs_between_sequences() -> None:
     found = weights()
     assert torch.equal(found, weights())
     assert not torch.equal(found[:30] > 0, found[30:] > 0)
-    # 1800 weights: the share of the kept ones is off by 0.012 (one sigma).
+    # 1800 weights: the standard deviation of the kept fraction is 0.012.
     assert (found > 0).double().mean().item() == pytest.approx(0.5, abs=0.06)
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True, "softcap": 1.5}], ids=["plain", "more"])
 def test_dropout_mask_is_the_same_in_forward_and_backward(options: dict[str, Any]) -> None:
-    """Values that are rows of the identity show the weights, and which of them are dropped."""
+    """With the identity as value, the output is the weights and shows which are dropped."""
     length, dropout = 40, 0.4
     cut = starts((length, length))
     generator = torch.Generator().manual_seed(4)

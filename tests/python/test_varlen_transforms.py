@@ -1,6 +1,6 @@
-"""What packed sequences have not, vmap, torch.func and forward mode, raises and names the way out.
+"""varlen_attention does not support vmap, torch.func and forward mode; errors name an alternative.
 
-torch alone would loop behind a warning, or give a tangent of zeros.
+By default, torch would run a loop with a warning, or give zero tangents.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def dual(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 
 
 def tangent_of(name: str, rows: Tensor) -> Tensor:
-    """Of one argument, where no other has a tangent."""
+    """The tangent of a call in which only one argument has a tangent."""
     fixed = {n: rows for n in ("query", "key", "value")}
     fixed |= {"cu_seqlens_q": STARTS, "cu_seqlens_k": STARTS}
 

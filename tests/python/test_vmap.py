@@ -1,4 +1,4 @@
-"""torch.vmap over the operator: what N calls give, from one call."""
+"""torch.vmap over the operator runs one call that gives the results of N calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ N, BATCH, HEADS, QUERIES, KEYS = 5, 2, 2, 6, 9
 Attention = Callable[..., Tensor]
 
 pytestmark = pytest.mark.filterwarnings(
-    # torch warns where it has to call an operator N times in a loop.
+    # torch warns if it calls an operator N times in a loop.
     "error:There is a performance drop"
 )
 
@@ -38,7 +38,7 @@ def assert_close(found: Any, expected: Any) -> None:
 def both(
     function: Callable[[Attention], Callable[..., Any]], *inputs: Tensor, in_dims: Any = 0
 ) -> None:
-    """vmap of `function(op)` is the same for the operator and for standard attention."""
+    """Checks that vmap of `function(op)` gives the same for the operator and standard attention."""
     found, expected = (
         torch.vmap(function(op), in_dims=in_dims)(*inputs)
         for op in (flash_attention.attention, flash_attention.standard_attention)
@@ -128,7 +128,7 @@ def test_three_dimensional_call() -> None:
 
 @pytest.mark.parametrize("shape", [(N, BATCH, 1, QUERIES, KEYS), (N, 1, 1, QUERIES, KEYS)], ids=str)
 def test_three_dimensional_call_with_a_four_dimensional_bias(shape: tuple[int, ...]) -> None:
-    """[B, 1, L, S] is what a bias of [B, L, S] stands for."""
+    """A bias [B, L, S] of a 3-D call may be given as [B, 1, L, S]."""
     query, key, value = (x[:, :, 0] for x in qkv(True))
 
     def loss(op: Attention) -> Callable[..., Any]:
@@ -155,7 +155,7 @@ def test_jacobian() -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("argument", [0, 1, 2])
 def test_jacobian_of_every_input(argument: int, batch: int) -> None:
-    """jacrev maps the output's gradient alone over inputs and results that all share."""
+    """jacrev maps only the output gradient; inputs and results are shared."""
     inputs = [x[:batch] for x in qkv(False)]
     found, expected = (
         torch.func.jacrev(op, argnums=argument)(*inputs)

@@ -1,4 +1,4 @@
-"""torch.vmap over no calls at all, and over calls of batch 0: empty results of the right shape."""
+"""torch.vmap over a dimension of size 0, and over calls with batch size 0."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def of_shape(name: str, shape: tuple[int, ...], calls: int, batch: int) -> Tensor:
-    """`calls` times a tensor of `shape`, where -1 is the batch."""
+    """A tensor [calls, *shape], where -1 in `shape` is the batch size."""
     full = (calls, *(batch if n == -1 else n for n in shape))
     if name == "query_positions":
         return torch.zeros(full, dtype=torch.int64)
@@ -37,7 +37,7 @@ def of_shape(name: str, shape: tuple[int, ...], calls: int, batch: int) -> Tenso
 
 
 def shapes(calls: int, batch: int, options: dict[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Of the outputs, the lse and every gradient, of `calls` calls with `batch` each."""
+    """The shapes of out, lse and every gradient under a vmap over `calls` calls."""
     tensors = [of_shape(n, (-1, *s), calls, batch) for n, s in SIZES.items()]
     tensors += [of_shape(n, s, calls, batch) for n, s in options.items()]
     floating = tuple(i for i, t in enumerate(tensors) if t.is_floating_point())
@@ -66,7 +66,7 @@ def test_vmap_of_size_zero(options: dict[str, tuple[int, ...]], batch: int) -> N
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_vmap_over_empty_batches(options: dict[str, tuple[int, ...]]) -> None:
-    """The gradients of what has no batch are zeros, and so are sums of nothing."""
+    """Gradients of inputs without a batch dimension are zeros."""
     named = {
         n: of_shape(n, s, 3, 0).requires_grad_(n != "query_positions") for n, s in options.items()
     }
@@ -120,7 +120,7 @@ def test_vmap_of_size_zero_with_dropout() -> None:
 
 
 def test_error_names_the_sizes_of_one_call() -> None:
-    """Not those of all calls merged, which the caller has never seen."""
+    """Not the merged sizes, which the caller does not know."""
     query, key, value = (torch.zeros(7, BATCH, *s) for s in SIZES.values())
     with pytest.raises(ValueError, match=r"one length, got 5 and 4"):
         torch.vmap(flash_attention.attention)(query, key, value[..., :4, :])

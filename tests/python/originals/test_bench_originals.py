@@ -1,4 +1,4 @@
-"""The comparisons of `make bench`, run beside neuralforecast's own models."""
+"""The comparisons of `make bench` against neuralforecast's models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""neuralforecast's own objects, accelerated: its fit and predict, and the same numbers."""
+"""accelerate on neuralforecast's own objects: fit and predict give the same results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUIET = dict(
     accelerator="cpu",
     max_steps=4,
     windows_batch_size=8,
-    # Adam would turn roundings of gradients that are zero into steps.
+    # Adam would turn rounding errors of zero gradients into steps.
     optimizer=torch.optim.SGD,
     learning_rate=1e-2,
     enable_progress_bar=False,
@@ -36,7 +36,7 @@ QUIET = dict(
     enable_checkpointing=False,
     logger=False,
 )
-# Without dropout, which draws other activations: so training is the same, too.
+# Without dropout, whose random masks differ, so that training matches, too.
 MAKE: dict[str, Callable[..., Any]] = {
     "TFT": lambda **k: nf_models.TFT(
         hidden_size=16,
@@ -63,7 +63,7 @@ MAKE: dict[str, Callable[..., Any]] = {
         stride=4,
         dropout=0.0,
         loss=DistributionLoss("Normal", return_params=True),
-        scaler_type="revin",  # which learns
+        scaler_type="revin",  # has parameters
         **k,
     ),
     "iTransformer": lambda **k: nf_models.iTransformer(
@@ -75,13 +75,13 @@ CLASSES = sorted(MAKE)
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Lightning reports the machine in every fit."""
+    """Silences Lightning's report about the machine in every fit."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     caplog.set_level(logging.ERROR)
 
 
 def series(steps: int = 60) -> tuple[Any, Any, Any]:
-    """Two series, what is known of their future, and a static column."""
+    """Two series, their known future, and a static column."""
     rng = np.random.default_rng(0)
     dates = pd.date_range("2020-01-01", periods=steps + HORIZON, freq="D")
     frames = []
@@ -96,7 +96,7 @@ def series(steps: int = 60) -> tuple[Any, Any, Any]:
 
 
 def fit_and_predict(model: Any) -> tuple[np.ndarray, Any]:
-    """The forecasts, and the trained copy that neuralforecast makes of `model`."""
+    """The forecasts, and neuralforecast's trained copy of `model`."""
     past, future, static = series()
     forecaster = NeuralForecast(models=[model], freq="D")
     forecaster.fit(past, static_df=static)
@@ -136,7 +136,7 @@ def test_trained_object_predicts_the_same_when_accelerated_restored_and_reloaded
     restore(model)
     np.testing.assert_array_equal(predictions(), expected)
     forecaster.models = [type(model).load(tmp_path / "model.safetensors")]
-    if name != "FEDformer":  # its modes are drawn anew, by neuralforecast's generator
+    if name != "FEDformer":  # neuralforecast draws its modes anew when it loads the file
         np.testing.assert_allclose(predictions(), expected, rtol=1e-6, atol=1e-6)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key]), key
@@ -163,7 +163,7 @@ def test_model_files_are_interchangeable(name: str, tmp_path: Path) -> None:
 
 
 def _windows(model: Any) -> dict[str, torch.Tensor | None]:
-    """A batch as neuralforecast makes it."""
+    """A batch in neuralforecast's format."""
     windows = dict(insample_y=torch.randn(3, PAST, getattr(model, "n_series", None) or 1))
     windows["insample_mask"] = torch.ones_like(windows["insample_y"])
     for key, shape in (

@@ -1,4 +1,4 @@
-"""Options case at random: outputs and gradients of neuralforecast's models and of ours."""
+"""Outputs and gradients of neuralforecast's models and of ours match for random options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import model_pair  # noqa: E402
 pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 CASES_PER_MODEL = 30
-"""Per model: a few seconds."""
+"""They take a few seconds per model."""
 
 Options = dict[str, Any]
 
@@ -48,7 +48,7 @@ def _tft(rng: random.Random) -> Options:
 
 
 def _layers(rng: random.Random) -> Options:
-    """Of the models that have an encoder and a decoder."""
+    """Options of the models that have an encoder and a decoder."""
     return dict(
         encoder_layers=rng.choice([1, 2, 3]),
         decoder_layers=rng.choice([1, 2]),
@@ -60,11 +60,11 @@ def _layers(rng: random.Random) -> Options:
 
 
 def _informer(rng: random.Random) -> Options:
-    heads = rng.choice([2, 3, 4])  # with one it mixes windows
+    heads = rng.choice([2, 3, 4])  # with one head the original mixes windows
     return _layers(rng) | dict(
         hidden_size=2 * heads * rng.choice([1, 2, 4]),
         n_head=heads,
-        factor=rng.choice([2, 3, 5]),  # with 1 it may take heads for queries
+        factor=rng.choice([2, 3, 5]),  # with 1 the original may mistake heads for queries
         distil=rng.random() < 0.6,
     )
 
@@ -172,7 +172,7 @@ def _run(
 
 
 def _largest_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Beside the largest number, or 1 where that is smaller."""
+    """The largest error, relative to the largest expected magnitude but at least 1."""
     if not expected.numel():
         return 0.0
     return ((found - expected).abs().max() / expected.abs().max().clamp_min(1)).item()
@@ -180,7 +180,7 @@ def _largest_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """Options, the original that they make, its input, and what it made of that."""
+    """Options, the original model with them, its input, and its results."""
 
     options: Options
     loss: Any
@@ -190,7 +190,7 @@ class Case:
 
 
 class Refused(Exception):
-    """neuralforecast cannot make a model of these options, or not run it."""
+    """neuralforecast cannot construct or run a model with these options."""
 
 
 def _random_case(rng: random.Random, name: str, seed: int, dtype: torch.dtype) -> Case:
@@ -202,24 +202,24 @@ def _random_case(rng: random.Random, name: str, seed: int, dtype: torch.dtype) -
     loss, batch = _loss(rng), rng.choice([2, 3])
     try:
         original = _as(model_pair.create(name, random_seed=seed + 1, loss=loss, **options), dtype)
-    except Exception as error:  # of several kinds
+    except Exception as error:  # its type varies
         raise Refused from error
     original.train(rng.random() < 0.5)
     torch.manual_seed(seed)
     windows = _windows(options, batch, dtype)
-    # Autoformer and FEDformer make tensors of the default type between others.
+    # Autoformer and FEDformer create some tensors of the default dtype.
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         return Case(options, loss, original, windows, _run(original, windows, seed, None))
-    except (IndexError, RuntimeError) as error:  # lengths too short for it, found out late
+    except (IndexError, RuntimeError) as error:  # lengths that are too short fail in forward
         raise Refused from error
     finally:
         torch.set_default_dtype(previous)
 
 
 def _random_valid_case(name: str, seed: int, dtype: torch.dtype) -> Case:
-    """neuralforecast refuses one rng of nine, so five in a row are a fault of the draws."""
+    """neuralforecast refuses one case in nine; five in a row mean that the generator is wrong."""
     rng = random.Random(f"{name} {seed}")
     for _ in range(4):
         try:
@@ -232,7 +232,7 @@ def _random_valid_case(name: str, seed: int, dtype: torch.dtype) -> Case:
 @pytest.mark.parametrize("seed", range(CASES_PER_MODEL))
 @pytest.mark.parametrize("name", OPTIONS)
 def test_random_options_match_the_original(name: str, seed: int) -> None:
-    # neuralforecast's FEDformer keeps to complex64.
+    # neuralforecast's FEDformer always uses complex64.
     dtype = torch.float32 if name == "FEDformer" else torch.float64
     tolerance = MODEL_RANDOM_OPTIONS_FLOAT32 if dtype == torch.float32 else MODEL_FLOAT64
     case = _random_valid_case(name, seed, dtype)
@@ -242,7 +242,7 @@ def test_random_options_match_the_original(name: str, seed: int) -> None:
         options["fourier_index"] = model_pair.fourier_index(original)
     for flash in (False, True):
         if flash and name in ("Autoformer", "FEDformer"):
-            continue  # there it makes another model
+            continue  # there, flash attention changes the model
         ours = getattr(models, name)(
             **options, output_size=loss.outputsize_multiplier, use_flash_attention=flash
         )
@@ -251,6 +251,6 @@ def test_random_options_match_the_original(name: str, seed: int) -> None:
         ours.train(original.training)
         found, _, gradients = _run(ours, case.windows, seed, factors)
         assert _largest_error(found, expected) < tolerance, (options, flash)
-        assert gradients.keys() <= expected_gradients.keys()  # those of a loss are not a model's
+        assert gradients.keys() <= expected_gradients.keys()  # the original's include its loss
         for key, gradient in gradients.items():
             assert _largest_error(gradient, expected_gradients[key]) < tolerance, (key, options)
