@@ -48,7 +48,7 @@ int flash_fault = std::getenv("FLASH_FAULT") ? std::atoi(std::getenv("FLASH_FAUL
 """
 
 
-def planted(number: int, fault: Fault) -> str:
+def injected(number: int, fault: Fault) -> str:
     """The text that replaces `fault.old`."""
     on = f"(flash_fault == {number})"
     if fault.layer == "python":
@@ -59,7 +59,7 @@ def planted(number: int, fault: Fault) -> str:
     return fault.text.replace("ON", on) if fault.text else expression
 
 
-def plant(faults: list[tuple[int, Fault]]) -> None:
+def inject(faults: list[tuple[int, Fault]]) -> None:
     """Writes the copy of the sources; unchanged files keep their mtime, for incremental builds."""
     texts: dict[Path, str] = {}
     for number, fault in faults:
@@ -68,9 +68,9 @@ def plant(faults: list[tuple[int, Fault]]) -> None:
         if text.count(fault.old) != 1:
             sys.exit(
                 f"expected {fault.file} to hold {fault.old!r} once, got {text.count(fault.old)} "
-                f"times; mend the fault {fault.what!r} in tests/mutants/faults.py"
+                f"times; update the fault {fault.what!r} in tests/mutants"
             )
-        texts[path] = text.replace(fault.old, planted(number, fault))
+        texts[path] = text.replace(fault.old, injected(number, fault))
     for path in (ROOT / "csrc" / "dispatch.cpp", ROOT / "ops" / "build_info.cpp"):
         texts[path] = (texts.get(path) or path.read_text()) + DEFINITION
     for path, text in texts.items():
@@ -180,13 +180,18 @@ def examine(number: int, fault: Fault) -> Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("words", nargs="*", help="only faults whose description has one of these")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="compilers, then tests, at once"
+        "words", nargs="*", help="only faults whose description contains one of these"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="parallel compilers, then parallel tests",
     )
     args = parser.parse_args()
     faults = list(enumerate(FAULTS, start=1))
-    plant(faults)
+    inject(faults)
     build(args.jobs)
     chosen = [
         (number, fault)

@@ -77,16 +77,16 @@ def nan_pattern(weight: Tensor, pairs: Tensor, other: Tensor) -> Tensor:
 
 
 def attended_product(
-    weight: Tensor, perhaps: Tensor, pairs: Tensor, certain: Tensor, other: Tensor
+    weight: Tensor, possible_weight: Tensor, pairs: Tensor, certain: Tensor, other: Tensor
 ) -> Expected:
     """The sum over `pairs` of weight[.., n, m] * other[.., m, d].
 
-    perhaps: `weight` with NaN wherever one is possible.
+    possible_weight: `weight` with NaN wherever one is possible.
     certain: the pairs whose weight is far from underflow.
     """
     values = weight.masked_fill(~pairs, 0).nan_to_num(0, 0, 0) @ other.nan_to_num(0, 0, 0)
     nonzero = (pairs & weight.isfinite() & (weight != 0)).double() @ other.isinf().double() > 0
-    possible = nan_pattern(perhaps, pairs, other) | nonzero
+    possible = nan_pattern(possible_weight, pairs, other) | nonzero
     return Expected(values, nan_pattern(weight, certain, other), possible)
 
 
@@ -119,10 +119,10 @@ def non_finite_definition(problem: Problem) -> dict[str, Expected]:
     alone = scores[..., -1] if "sinks" in inputs else nothing
     lse = torch.where(empty.squeeze(-1), alone, log_sum_exp(scores))
     # There, the weight of an infinite sink may be 1 or NaN.
-    open_rows = empty & ~alone.isfinite().unsqueeze(-1) & (alone != -math.inf).unsqueeze(-1)
+    undetermined_rows = empty & ~alone.isfinite().unsqueeze(-1) & (alone != -math.inf).unsqueeze(-1)
 
     out = attended_product(weight, weight, pairs, certain, value)
-    out.possible |= open_rows
+    out.possible |= undetermined_rows
     grad_out = with_heads(problem.grad_out.double())
     grad_lse = problem.grad_lse.double().view(*weight.shape[:3], 1)
     by_weight = grad_out @ value.mT
@@ -133,12 +133,12 @@ def non_finite_definition(problem: Problem) -> dict[str, Expected]:
 
     slope_of_cap = 1.0 - parts.tangent**2 if options["softcap"] > 0 else torch.ones(())
     deltas = [delta_with(out.certain), delta_with(out.possible)]
-    dscore, perhaps = (weight * (by_weight - delta) for delta in deltas)
-    dproduct, perhaps_dproduct = (scale * x * slope_of_cap for x in (dscore, perhaps))
+    dscore, possible_dscore = (weight * (by_weight - delta) for delta in deltas)
+    dproduct, possible_dproduct = (scale * x * slope_of_cap for x in (dscore, possible_dscore))
     found = {
         "out": out,
-        "dq": attended_product(dproduct, perhaps_dproduct, pairs, certain, every_key),
-        "dk": attended_product(dproduct.mT, perhaps_dproduct.mT, pairs.mT, certain.mT, query).map(
+        "dq": attended_product(dproduct, possible_dproduct, pairs, certain, every_key),
+        "dk": attended_product(dproduct.mT, possible_dproduct.mT, pairs.mT, certain.mT, query).map(
             lambda x: group_sum(x, key)
         ),
         "dv": attended_product(weight.mT, weight.mT, pairs.mT, certain.mT, grad_out).map(
@@ -148,7 +148,7 @@ def non_finite_definition(problem: Problem) -> dict[str, Expected]:
     each = Expected(
         dscore.masked_fill(~pairs, 0).nan_to_num(0, 0, 0),
         certain & dscore.isnan(),
-        pairs & perhaps.isnan(),
+        pairs & possible_dscore.isnan(),
     )
     if "bias" in problem.differentiable:
         three = inputs["query"].dim() == 3
@@ -161,18 +161,18 @@ def non_finite_definition(problem: Problem) -> dict[str, Expected]:
     if "sinks" in problem.differentiable:
         sinks = inputs["sinks"].shape
         sink = every_weight[..., -1:]
-        rows, perhaps_rows = (-sink * delta for delta in deltas)
-        sure = rows.isnan() & ~(sink < FLOAT32_UNDERFLOW) & ~empty
-        perhaps_bad = perhaps_rows.isnan() | open_rows
-        found["dsinks"] = Expected(rows.nan_to_num(0, 0, 0), sure, perhaps_bad).map(
+        rows, possible_rows = (-sink * delta for delta in deltas)
+        certain_nan = rows.isnan() & ~(sink < FLOAT32_UNDERFLOW) & ~empty
+        possible_nan = possible_rows.isnan() | undetermined_rows
+        found["dsinks"] = Expected(rows.nan_to_num(0, 0, 0), certain_nan, possible_nan).map(
             lambda x: x.sum((-2, -1)).sum_to_size(sinks)
         )
     if inputs["query"].dim() == 3:
         for name in ("out", "dq", "dk", "dv"):
             found[name] = found[name].map(lambda x: x.squeeze(1))
         lse = lse.squeeze(1)
-    open_lse = open_rows.view(lse.shape)
-    found["lse"] = Expected(lse, lse.isnan() & ~open_lse, lse.isnan() | open_lse)
+    undetermined_lse = undetermined_rows.view(lse.shape)
+    found["lse"] = Expected(lse, lse.isnan() & ~undetermined_lse, lse.isnan() | undetermined_lse)
     wanted = {"out", "lse", *(NAMES[n] for n in problem.differentiable)}
     return {name: result for name, result in found.items() if name in wanted}
 
@@ -181,11 +181,11 @@ def error_message(name: str, actual: Tensor, expected: Expected, dtype: torch.dt
     """Describes the mismatch of one result, or None."""
     is_rounded = dtype in DTYPES_16BIT and name != "lse"
     assert actual.shape == expected.values.shape, (name, actual.shape, expected.values.shape)
-    non_finite = actual.isnan()
-    leaks, lost = non_finite & ~expected.possible, expected.certain & ~non_finite
+    is_nan = actual.isnan()
+    leaks, lost = is_nan & ~expected.possible, expected.certain & ~is_nan
     if leaks.any() or lost.any():
         return f"{name}: NaN in {leaks.sum()} wrong places, missing in {lost.sum()}"
-    compared = ~expected.possible & ~non_finite
+    compared = ~expected.possible & ~is_nan
     found, truth = actual[compared].double(), expected.values[compared]
     if found.numel() == 0 or torch.equal(found, truth):
         return None

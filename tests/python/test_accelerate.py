@@ -36,7 +36,7 @@ def options_of(name: str) -> dict[str, Any]:
     return dict(h=4, input_size=24) | OPTIONS[name]
 
 
-def theirs(name: str) -> type[torch.nn.Module]:
+def mock_class(name: str) -> type[torch.nn.Module]:
     """A mock of neuralforecast's class, with its name, module and parameters."""
     contents = {
         "__module__": f"neuralforecast.models.{name.lower()}",
@@ -45,7 +45,7 @@ def theirs(name: str) -> type[torch.nn.Module]:
     return type(name, (getattr(models, name),), contents)
 
 
-def made(cls: type[torch.nn.Module], accelerator: str = "cpu") -> Any:
+def mock_object(cls: type[torch.nn.Module], accelerator: str = "cpu") -> Any:
     """An object of such a class, with the attributes of neuralforecast's objects."""
     options = options_of(cls.model_class())
     model = cls(**options)
@@ -69,7 +69,7 @@ def uses_flash_attention(model: Any) -> bool:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_accelerated_object_matches_our_model(name: str) -> None:
-    model = made(theirs(name)).eval()
+    model = mock_object(mock_class(name)).eval()
     windows = windows_of(model)
     assert model(windows) == "original"
     assert accelerate(model) is model
@@ -84,14 +84,14 @@ def test_accelerated_object_matches_our_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_flash_attention_is_the_default_where_it_is_exact(name: str) -> None:
-    assert uses_flash_attention(accelerate(made(theirs(name)))) == (name != "Autoformer")
+    assert uses_flash_attention(accelerate(mock_object(mock_class(name)))) == (name != "Autoformer")
     for asked in (False, True):
-        model = accelerate(made(theirs(name)), use_flash_attention=asked)
+        model = accelerate(mock_object(mock_class(name)), use_flash_attention=asked)
         assert uses_flash_attention(model) == asked
 
 
 def test_restore_undoes_accelerate_and_ignores_other_objects() -> None:
-    model = made(theirs("PatchTST"))
+    model = mock_object(mock_class("PatchTST"))
     windows = windows_of(model)
     assert restore(model)(windows) == "original"
     assert isinstance(accelerate(model)(windows), torch.Tensor)
@@ -106,7 +106,7 @@ def test_unsupported_release_error_gives_the_pip_command(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: version)
-    model = made(theirs("PatchTST"))
+    model = mock_object(mock_class("PatchTST"))
     message = rf"expected neuralforecast 3\.3, .*got {version}; run\n +python3 -m pip install "
     with pytest.raises(ValueError, match=message + r"'neuralforecast==3\.3\.\*'"):
         accelerate(model)
@@ -114,14 +114,14 @@ def test_unsupported_release_error_gives_the_pip_command(
 
 
 def test_overridden_forward_is_refused() -> None:
-    own = type("Own", (theirs("PatchTST"),), {"forward": lambda self, windows_batch: "other"})
+    own = type("Own", (mock_class("PatchTST"),), {"forward": lambda self, windows_batch: "other"})
     with pytest.raises(TypeError, match="expected Own to have the forward of PatchTST, got one of"):
-        accelerate(made(own))
+        accelerate(mock_object(own))
 
 
 def test_model_for_another_device_is_refused() -> None:
     with pytest.raises(ValueError, match="that runs on the CPU, got accelerator='gpu'"):
-        accelerate(made(theirs("PatchTST"), accelerator="gpu"))
+        accelerate(mock_object(mock_class("PatchTST"), accelerator="gpu"))
 
 
 def test_our_own_models_are_refused() -> None:

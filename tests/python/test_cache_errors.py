@@ -31,7 +31,7 @@ class Cache:
         return None
 
 
-def appended() -> Arguments:
+def append_arguments() -> Arguments:
     return {
         "key": zeros(BATCH, KEY_HEADS, 4, WIDTH),
         "value": zeros(BATCH, KEY_HEADS, 4, VALUE_WIDTH),
@@ -39,7 +39,7 @@ def appended() -> Arguments:
     }
 
 
-def attended() -> Arguments:
+def attention_arguments() -> Arguments:
     return {
         "query": zeros(BATCH, HEADS, QUERIES, WIDTH),
         "counts": torch.tensor([4, 0, 2]),
@@ -52,8 +52,8 @@ def attended() -> Arguments:
 BROADCASTS = {f"{name} drop" for name in ("bias", "alibi_slopes", "sinks")}
 OMITTED = {f"{name} None" for name in ("bias", "alibi_slopes", "sinks", "counts")}
 METHODS: dict[str, tuple[Callable[[], Arguments], set[str]]] = {
-    "append": (appended, {"counts None"}),
-    "attention": (attended, BROADCASTS | OMITTED | {"bias bool"}),
+    "append": (append_arguments, {"counts None"}),
+    "attention": (attention_arguments, BROADCASTS | OMITTED | {"bias bool"}),
 }
 
 

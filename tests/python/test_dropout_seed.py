@@ -101,4 +101,5 @@ def test_forward_mode_uses_the_same_mask() -> None:
     found, expected = (
         tangent(f) for f in (flash_attention.attention, flash_attention.standard_attention)
     )
+    # The tangents have values of order 10.
     torch.testing.assert_close(found, expected, rtol=0, atol=10 * CLOSE[torch.float64])

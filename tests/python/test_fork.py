@@ -77,7 +77,7 @@ CALLS: dict[str, Callable[[], list[Tensor]]] = {
 }
 
 
-def lists(tensors: list[Tensor]) -> list[Any]:
+def arrays(tensors: list[Tensor]) -> list[Any]:
     """Arrays, which pass through a pipe without torch's shared memory."""
     return [t.numpy() for t in tensors]
 
@@ -86,7 +86,7 @@ def lists(tensors: list[Tensor]) -> list[Any]:
 def test_child_matches_parent(call: Callable[[], list[Tensor]]) -> None:
     with threads(2):
         expected = call()
-        found = run_forked(lambda: lists(call()))
+        found = run_forked(lambda: arrays(call()))
         again = call()
     assert len(found) == len(expected)
     for one, other, after in zip(expected, found, again, strict=True):
@@ -114,7 +114,7 @@ def test_fork_after_torch_threads_only() -> None:
         torch_alone()
         expected = attention_and_gradients()
         torch_alone()
-        found = run_forked(lambda: [torch_alone().numpy(), *lists(attention_and_gradients())])
+        found = run_forked(lambda: [torch_alone().numpy(), *arrays(attention_and_gradients())])
     for one, other in zip(expected, found[1:], strict=True):
         assert torch.equal(one, torch.from_numpy(other))
 
@@ -128,7 +128,7 @@ def test_fork_in_a_forked_child() -> None:
             os._exit(7)
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 7
-        return lists(attention_and_gradients())
+        return arrays(attention_and_gradients())
 
     with threads(2):
         expected = attention_and_gradients()
@@ -143,7 +143,7 @@ def test_fork_from_a_python_thread() -> None:
 
     def fork() -> None:
         attention_and_gradients()
-        found.extend(run_forked(lambda: lists(attention_and_gradients())))
+        found.extend(run_forked(lambda: arrays(attention_and_gradients())))
 
     with threads(2):
         expected = attention_and_gradients()
@@ -158,7 +158,7 @@ def test_fork_from_a_python_thread() -> None:
 def test_fork_from_a_single_threaded_parent() -> None:
     with threads(1):
         expected = attention_and_gradients()
-        found = run_forked(lambda: lists(attention_and_gradients()))
+        found = run_forked(lambda: arrays(attention_and_gradients()))
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, torch.from_numpy(other))
 
@@ -168,7 +168,7 @@ def test_child_with_more_threads_than_its_parent() -> None:
 
     def child() -> list[Any]:
         torch.set_num_threads(2)
-        return lists(attention_and_gradients())
+        return arrays(attention_and_gradients())
 
     with threads(2):
         expected = attention_and_gradients()

@@ -97,7 +97,9 @@ def test_flash_attention_replaces_the_mechanism_but_not_the_parameters(name: str
     assert (output - fixture.tensors["out64/y_hat"]).abs().max() > 1e-4
     for block_size in (1, 1000):
         same = fixture.model(torch.float64, use_flash_attention=True, flash_block_size=block_size)
-        torch.testing.assert_close(fixture.forward(same, windows), output, rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            fixture.forward(same, windows), output, rtol=0, atol=MODEL_FLOAT64
+        )
     output.sum().backward()
     projection = replaced.encoder.attn_layers[0].attention.key_projection.weight
     assert projection.grad.any()

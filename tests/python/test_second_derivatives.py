@@ -69,7 +69,9 @@ def assert_close(found: list[Tensor], expected: list[Tensor], names: tuple[str, 
             assert (one - truth).abs().max().item() <= SECOND_FLOAT64_RELATIVE * size, name
 
 
-def both(spec: Spec, compute: Callable[[Callable[..., Tensor], Problem], list[Tensor]]) -> None:
+def check_against_standard(
+    spec: Spec, compute: Callable[[Callable[..., Tensor], Problem], list[Tensor]]
+) -> None:
     """Checks that `compute` gives the same for the operator and for standard attention."""
     problem = make_problem(spec, torch.float64)
     found = compute(call(problem, flash_attention.attention), problem)
@@ -93,7 +95,7 @@ def test_gradients_of_gradients(spec: Spec) -> None:
         filled = [torch.zeros_like(x) if g is None else g for x, g in zip(by, second, strict=True)]
         return [g.detach() for g in first] + filled
 
-    both(spec, compute)
+    check_against_standard(spec, compute)
 
 
 def directions(problem: Problem) -> tuple[Tensor, ...]:
@@ -128,7 +130,7 @@ def test_forward_over_reverse(name: str) -> None:
         first, tangents = torch.func.jvp(gradient, inputs, directions(problem))
         return [*first, *tangents]
 
-    both(SPECS[name], compute)
+    check_against_standard(SPECS[name], compute)
 
 
 @pytest.mark.parametrize("name", WITH_DERIVATIVES)
@@ -142,7 +144,7 @@ def test_reverse_over_forward(name: str) -> None:
 
         return list(torch.func.grad(change, argnums=every)(*inputs))
 
-    both(SPECS[name], compute)
+    check_against_standard(SPECS[name], compute)
 
 
 @pytest.mark.parametrize("name", WITH_DERIVATIVES)
@@ -159,7 +161,7 @@ def test_reverse_over_reverse_of_functions(name: str) -> None:
 
         return list(torch.func.grad(penalty, argnums=every)(*inputs))
 
-    both(SPECS[name], compute)
+    check_against_standard(SPECS[name], compute)
 
 
 @pytest.mark.parametrize("output", [0, 1], ids=["out", "lse"])

@@ -32,10 +32,11 @@ def qkv(mapped: bool) -> list[Tensor]:
 
 
 def assert_close(found: Any, expected: Any) -> None:
+    # Values and gradients of order 1 to 10, summed in another order.
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=10 * CLOSE[torch.float64])
 
 
-def both(
+def check_against_standard(
     function: Callable[[Attention], Callable[..., Any]], *inputs: Tensor, in_dims: Any = 0
 ) -> None:
     """Checks that vmap of `function(op)` gives the same for the operator and standard attention."""
@@ -52,12 +53,12 @@ def both(
 def test_any_subset_of_query_key_and_value(in_dims: tuple[int | None, ...]) -> None:
     mapped, plain = qkv(True), qkv(False)
     inputs = [p if d is None else m for m, p, d in zip(mapped, plain, in_dims, strict=True)]
-    both(lambda op: op, *inputs, in_dims=in_dims)
+    check_against_standard(lambda op: op, *inputs, in_dims=in_dims)
 
 
 def test_batch_dimensions_at_any_position() -> None:
     query, key, value = qkv(True)
-    both(
+    check_against_standard(
         lambda op: op,
         query.movedim(0, 2),
         key.movedim(0, 4),
@@ -91,9 +92,11 @@ def test_bias_and_its_gradient(shape: tuple[int, ...]) -> None:
             lambda q, b: op(q, key, value, bias=b).sin().sum(), argnums=(0, 1), has_aux=False
         )
 
-    both(lambda op: lambda q, b: op(q, key, value, bias=b), qkv(True)[0], random(*shape))
-    both(loss, qkv(True)[0], random(*shape))
-    both(loss, query, random(*shape), in_dims=(None, 0))
+    check_against_standard(
+        lambda op: lambda q, b: op(q, key, value, bias=b), qkv(True)[0], random(*shape)
+    )
+    check_against_standard(loss, qkv(True)[0], random(*shape))
+    check_against_standard(loss, query, random(*shape), in_dims=(None, 0))
 
 
 def test_mask_and_positions() -> None:
@@ -104,7 +107,7 @@ def test_mask_and_positions() -> None:
     def with_both(op: Attention) -> Callable[..., Tensor]:
         return lambda q, k, v, m, p: op(q, k, v, bias=m, query_positions=p, causal=True)
 
-    both(with_both, query, key, value, mask, positions)
+    check_against_standard(with_both, query, key, value, mask, positions)
 
 
 @pytest.mark.parametrize("slopes", [(HEADS,), (N, HEADS), (N, BATCH, HEADS)], ids=str)
@@ -118,12 +121,14 @@ def test_gradients_of_slopes_and_sinks(slopes: tuple[int, ...], sinks: tuple[int
         return torch.func.grad(of, argnums=(0, 1, 2, 3, 4))
 
     dims = tuple(0 if shape[0] == N else None for shape in (slopes, sinks))
-    both(loss, *qkv(True), random(*slopes).abs(), random(*sinks), in_dims=(0, 0, 0, *dims))
+    check_against_standard(
+        loss, *qkv(True), random(*slopes).abs(), random(*sinks), in_dims=(0, 0, 0, *dims)
+    )
 
 
 def test_three_dimensional_call() -> None:
     query, key, value = (x[:, 0] for x in qkv(True))
-    both(lambda op: op, query, key, value)
+    check_against_standard(lambda op: op, query, key, value)
 
 
 @pytest.mark.parametrize("shape", [(N, BATCH, 1, QUERIES, KEYS), (N, 1, 1, QUERIES, KEYS)], ids=str)
@@ -136,17 +141,17 @@ def test_three_dimensional_call_with_a_four_dimensional_bias(shape: tuple[int, .
             lambda q, k, v, b: op(q, k, v, bias=b).sin().sum(), argnums=(0, 1, 2, 3)
         )
 
-    both(loss, query, key, value, random(*shape))
+    check_against_standard(loss, query, key, value, random(*shape))
 
 
 def test_nested() -> None:
     query, key, value = (x.unsqueeze(1).repeat(1, 2, *(1,) * (x.dim() - 1)) for x in qkv(True))
-    both(lambda op: torch.vmap(op), query, key, value)
+    check_against_standard(lambda op: torch.vmap(op), query, key, value)
 
 
 def test_jacobian() -> None:
     _, key, value = qkv(False)
-    both(
+    check_against_standard(
         lambda op: torch.func.jacrev(lambda q: op(q, key, value).sum((0, 1))),
         qkv(True)[0],
     )
