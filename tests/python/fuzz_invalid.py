@@ -66,13 +66,15 @@ INVALID_CALLS = {
 }
 
 
-def check_invalid_call(problem: Problem, mistake: InvalidCall) -> None:
+def check_invalid_call(problem: Problem, invalid_call: InvalidCall) -> None:
     arguments = problem.inputs | problem.options
-    arguments |= mistake.make(arguments)
+    arguments |= invalid_call.make(arguments)
     try:
         flash_attention.attention(**arguments)
-    except mistake.error as error:
+    except invalid_call.error as error:
         text = str(error)
-        assert text.startswith("flash::attention: expected") and mistake.word in text, text
+        assert text.startswith("flash::attention: expected") and invalid_call.word in text, text
         return
-    raise AssertionError(f"expected {mistake.error.__name__} naming {mistake.word}, got a result")
+    raise AssertionError(
+        f"expected {invalid_call.error.__name__} naming {invalid_call.word}, got a result"
+    )

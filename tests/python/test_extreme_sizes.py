@@ -71,11 +71,11 @@ def test_empty_query_gives_zero_gradients() -> None:
 def test_packed_sequences_with_empty_query(heads: int) -> None:
     def call() -> list[torch.ErrorSize]:
         x = torch.empty(0, heads, 8, requires_grad=True)
-        numbers = [] if heads else [torch.zeros(3, 0, requires_grad=True) for _ in range(2)]
-        named = dict(zip(("alibi_slopes", "sinks"), numbers, strict=False))
+        per_head = [] if heads else [torch.zeros(3, 0, requires_grad=True) for _ in range(2)]
+        named = dict(zip(("alibi_slopes", "sinks"), per_head, strict=False))
         starts = torch.zeros(4, dtype=torch.int64)
         out = flash_attention.varlen_attention(x, x, x, starts, starts, **named)
-        return [g.shape for g in torch.autograd.grad(out.sum(), [x, *numbers])]
+        return [g.shape for g in torch.autograd.grad(out.sum(), [x, *per_head])]
 
     assert run_forked(call) == [(0, heads, 8), *([] if heads else [(3, 0)] * 2)]
 

@@ -77,8 +77,8 @@ def packed_inputs() -> Arguments:
 
 
 def packed_options() -> Arguments:
-    numbers = {n: zeros(SEQUENCES, HEADS) for n in ("alibi_slopes", "sinks")}
-    return kernel_options() | {"bias": None, "query_positions": None} | numbers
+    per_head = {n: zeros(SEQUENCES, HEADS) for n in ("alibi_slopes", "sinks")}
+    return kernel_options() | {"bias": None, "query_positions": None} | per_head
 
 
 def packed_backward() -> Arguments:
