@@ -1,4 +1,4 @@
-"""The comparisons of `make bench` against neuralforecast's models."""
+"""The comparisons of `make bench` with neuralforecast's own models."""
 
 from __future__ import annotations
 
