@@ -1,4 +1,4 @@
-"""One line about a run of `make test`, from the files that GoogleTest and pytest left.
+"""Prints a one-line summary of `make test` from the JUnit XML files of GoogleTest and pytest.
 
 python tests/summary.py FOLDER SECONDS
 """
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def count(path: Path) -> tuple[int, int]:
-    """How many tests a file tells of, and how many of them were skipped."""
+    """(tests that ran, tests that were skipped) in one file."""
     suites = ET.parse(path).getroot()
     cases = suites.findall(".//testcase")
-    # GoogleTest writes what it did not run, too.
+    # GoogleTest also lists tests that it did not run.
     skipped = sum(c.find("skipped") is not None or c.get("status") == "notrun" for c in cases)
     return len(cases) - skipped, skipped
 

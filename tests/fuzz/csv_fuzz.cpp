@@ -1,4 +1,4 @@
-// Tables: the lines and fields of a CSV file, and all of it as a panel.
+// Fuzzes the CSV reader and the reader of panels.
 
 #include <ATen/core/Tensor.h>
 
@@ -19,15 +19,15 @@ Lines read_lines(const std::string& path) {
   CsvReader reader(path);
   Lines lines;
   for (std::vector<std::string> fields; reader.next(fields);) {
-    // One empty field is an empty line when it is written, and those are passed over.
+    // A single empty field is written as an empty line, which the reader skips.
     if (fields != std::vector<std::string>{""}) lines.push_back(fields);
   }
   return lines;
 }
 
-/// What is read is written and read again as the same.
+/// Writing and reading the lines again must give the same lines.
 void check_round_trip(const Lines& lines) {
-  std::string text = "first line\n";  // so that a byte-order mark is a field's own
+  std::string text = "first line\n";  // keeps a byte-order mark in a field from being stripped
   for (const auto& fields : lines) {
     for (size_t i = 0; i < fields.size(); ++i) {
       if (i > 0) text += ',';
@@ -50,7 +50,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!accepted([&] { lines = read_lines(file.path()); })) return 0;
   check_round_trip(lines);
   if (lines.empty()) return 0;
-  // The header's last name is the target; an id or another column if there are more.
+  // The last column is the target; further columns are exogenous, and the first is the id.
   const std::vector<std::string>& names = lines.front();
   const auto name = [&](size_t i) { return std::string(flash::models::trim(names[i])); };
   flash::models::PanelColumns columns{.targets = {name(names.size() - 1)}};

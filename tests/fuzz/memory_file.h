@@ -1,5 +1,5 @@
 #pragma once
-// The bytes of one run as a file, which is what the parsers read.
+// The input bytes of one run as a file, since the parsers read files.
 
 #include <sys/mman.h>
 #include <unistd.h>

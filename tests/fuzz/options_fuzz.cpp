@@ -1,4 +1,4 @@
-// Options in JSON: the first line names a class, the rest is the text.
+// Fuzzes options in JSON: the first line names a model class, the rest is the JSON text.
 
 #include <flash_attention/models/checkpoint.h>
 #include <torch/nn/module.h>
@@ -15,7 +15,7 @@ using flash::fuzz::require;
 using flash::models::JsonOptionReader;
 using flash::models::JsonOptionWriter;
 
-/// An option of each kind.
+/// Options of every type.
 struct Options {
   int64_t h = 0, hidden_size = 128;
   double dropout = 0.1;
@@ -47,7 +47,7 @@ Options read(const std::string& text) {
   return options;
 }
 
-/// What is read is written and read again as the same.
+/// Writing and reading the options again must give the same options.
 void check_round_trip(Options options) {
   JsonOptionWriter writer;
   visit_options(options, writer);
@@ -64,7 +64,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string text = input.substr(std::min(end + 1, input.size()));
   Options options;
   if (accepted([&] { options = read(text); })) check_round_trip(options);
-  // A model within a small limit is built in milliseconds, one beyond it is not built.
+  // Models within the small limit are built in milliseconds; larger ones are refused.
   accepted([&] {
     flash::models::make_model(
         model_class, text,

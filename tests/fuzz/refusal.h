@@ -1,6 +1,5 @@
 #pragma once
-// What a parser may do with what it does not take: throw c10::ValueError with a message that Python
-// can show.
+// Checks how a parser refuses input: with c10::ValueError and a message that Python can show.
 
 #include <c10/util/Exception.h>
 
@@ -11,14 +10,14 @@
 
 namespace flash::fuzz {
 
-/// Ends the process, so that the fuzzer keeps the input.
-inline void require(bool good, const char* what) {
-  if (good) return;
+/// Aborts unless `condition` holds, so that the fuzzer saves the input.
+inline void require(bool condition, const char* what) {
+  if (condition) return;
   std::fprintf(stderr, "fuzzing: expected %s\n", what);
   std::abort();
 }
 
-/// Whether `call` returned; any exception but c10::ValueError ends the process.
+/// Whether `call` returned; any exception other than c10::ValueError ends the process.
 template <class Call>
 bool accepted(const Call& call) {
   try {
@@ -28,7 +27,7 @@ bool accepted(const Call& call) {
     const std::string message = error.what_without_backtrace();
     require(message.size() < 4000, "a message of a few lines");
     require(message.find('\0') == std::string::npos, "a message without zero bytes");
-    nlohmann::json(message).dump();  // throws where it is no UTF-8
+    nlohmann::json(message).dump();  // throws unless it is UTF-8
     return false;
   }
 }

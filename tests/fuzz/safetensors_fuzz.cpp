@@ -1,6 +1,5 @@
-// Safetensors files. The first byte says what follows: 'f' a whole file; anything else a header
-// and, behind a zero byte, the data, so that the fuzzer need not guess the length in front of the
-// header.
+// Fuzzes safetensors files. After a first byte 'f' comes a whole file. After any other byte come a
+// header, a zero byte and the data, so that the fuzzer need not guess the length of the header.
 
 #include <ATen/core/Tensor.h>
 #include <flash_attention/models/safetensors.h>
@@ -35,7 +34,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   flash::models::SafetensorsFile read;
   if (!flash::fuzz::accepted([&] { read = flash::models::read_safetensors(file.path()); }))
     return 0;
-  // Every byte of the data is in exactly one tensor.
+  // Every byte of the data must belong to exactly one tensor.
   size_t header = 0, stored = 0;
   for (size_t i = 8; i-- > 0;) header = (header << 8) | static_cast<unsigned char>(bytes[i]);
   for (const auto& [name, tensor] : read.tensors) {

@@ -4,7 +4,7 @@
 
 #include <cstdlib>
 
-// A few training steps through both installed libraries: the loss must fall.
+// A few training steps with both installed libraries: the loss must decrease.
 int main() {
   torch::manual_seed(1);
   flash::models::PatchTST model(flash::models::PatchTSTOptions(/*h=*/4, /*input_size=*/32)

@@ -1,6 +1,5 @@
-# Installs the build directory BUILD into a fresh prefix, moves the prefix, builds this folder's
-# project against it and runs it. Moved, because an installation that remembers where it was made
-# works on the machine that made it only.
+# Installs the build directory BUILD into a new prefix, moves the prefix, builds this folder's
+# project against it and runs it. The move checks that the installation is relocatable.
 
 set(work ${BUILD}/install_test)
 file(REMOVE_RECURSE ${work})
@@ -19,7 +18,7 @@ run(${CMAKE_COMMAND} --build ${work}/consumer)
 run(${work}/consumer/consumer)
 run(${work}/prefix/bin/flash_train --help)
 
-# Beside another torch the package must not be found, and say why.
+# With another torch, find_package must fail and say why.
 set(other ${work}/other_torch)
 file(MAKE_DIRECTORY ${other}/share/cmake)
 file(WRITE ${other}/include/torch/csrc/api/include/torch/torch.h "")

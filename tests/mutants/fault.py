@@ -1,9 +1,9 @@
-"""What `make mutants` plants.
+"""The faults of `make mutants`.
 
-A fault is text of the sources and what takes its place: for an expression the wrong expression, for
-statements whole text in which `ON` is true while the fault is switched on. `by` names the tests of
-`make test` that are tried, in this order, until one fails: a C++ binary, or some of its tests
-("ops_test:Cache.*"), or a file of tests/python, or a test of it ("test_vmap.py::test_x").
+A fault is text of the sources and its replacement: a wrong expression for an expression, or whole
+statements, in which `ON` is true while the fault is active. `by` names the tests of `make test` to
+run, in this order, until one fails: a C++ binary, some of its tests ("ops_test:Cache.*"), a file of
+tests/python, or one of its tests ("test_vmap.py::test_x").
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """`old`, which `file` holds once, becomes `new` (an expression) or `text` (with ON)."""
+    """Replaces `old`, which must occur once in `file`, by `new` (an expression) or `text`."""
 
     what: str
     file: str
@@ -24,10 +24,10 @@ class Fault:
 
     @property
     def layer(self) -> str:
-        """Top-level folder; "python" for the packages."""
+        """The top-level folder, or "python" for the Python packages."""
         return "python" if self.file.endswith(".py") else self.file.split("/")[0]
 
 
 def skipped(what: str, file: str, old: str, by: tuple[str, ...]) -> Fault:
-    """A statement that is left out."""
+    """A fault that skips a statement."""
     return Fault(what, file, old, text=f"if (!ON) {{ {old} }}", by=by)

@@ -1,4 +1,4 @@
-"""All faults that `make mutants` plants, one at a time."""
+"""All faults of `make mutants`."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ KERNELS = [
         "csrc/generic/score_stage.h",
         "y = V::if_equal(bias, minus_inf, minus_zero, y);",
         text="if (!ON) y = V::if_equal(bias, minus_inf, minus_zero, y);",
-        by=("test_edge_values.py", "test_bad_numbers.py"),
+        by=("test_edge_values.py", "test_non_finite.py"),
     ),
     Fault(
         "output not rescaled when the row max grows",
@@ -181,7 +181,7 @@ KERNELS = [
         "csrc/generic/forward_scratch.h",
         "batch != batch_ || value_head != value_head_",
         "value_head != value_head_",
-        by=("test_bad_numbers.py::test_values_known_to_be_finite_are_those_of_one_batch_element",),
+        by=("test_non_finite.py::test_finite_value_flags_are_per_batch_element",),
     ),
     Fault(
         "kernels use the rounding mode of the caller",
@@ -222,6 +222,6 @@ KERNELS = [
         "csrc/generic/score_stage.h",
         "stored_element<T>(params_->bias, i, params_->bias_storage) != -kInf",
         "stored_element<T>(params_->bias, i, params_->bias_storage) != kInf",
-        by=("test_narrow_types.py::test_a_row_that_the_bias_masks_attends_nothing",),
+        by=("test_16bit_types.py::test_row_masked_by_the_bias_is_fully_masked",),
     ),
 ]

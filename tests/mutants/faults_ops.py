@@ -51,7 +51,7 @@ OPERATOR = [
         "compiled backward shared by two softcaps",
         "ops/attention_autograd.cpp",
         "args.collect(options_.softcap);",
-        ("test_compiled_options.py", "test_compile.py"),
+        ("test_compiled_autograd.py", "test_compile.py"),
     ),
     Fault(
         "vmap: a bias that each call wants a gradient of is shared",
@@ -109,41 +109,41 @@ OPERATOR = [
         text="const Sequences sequences(packed, o, &seed);\n"
         "  const TypedKernels& kernels ="
         " kernels_of(kVarlenOp, query.scalar_type(), o.use_simd || ON);",
-        by=("test_varlen.py::test_without_simd_both_passes_are_of_the_scalar_kernels",),
+        by=("test_varlen.py::test_use_simd_false_runs_scalar_kernels_in_both_passes",),
     ),
     Fault(
         "decode: a float32 bias beside 16-bit queries counted in 16 bits",
         "ops/split_keys.cpp",
         "stored_size(score.bias_storage, size_)",
         "stored_size(params_.storage, size_)",
-        by=("test_narrow_types.py::test_a_float32_bias_of_keys_that_are_cut_into_parts",),
+        by=("test_16bit_types.py::test_float32_bias_with_split_keys",),
     ),
     Fault(
         "decode: whether a row attends a key asked of the first batch element",
         "ops/split_keys.cpp",
         "kernels_.attends_any(params_, b, head, row % s.queries)",
         "kernels_.attends_any(params_, 0, head, row % s.queries)",
-        by=("test_decoding.py::test_a_batch_element_that_attends_nothing_beside_one_that_does",),
+        by=("test_decoding.py::test_fully_masked_batch_element_beside_an_unmasked_one",),
     ),
     Fault(
         "vmap: gradient of a 4-D bias of a 3-D call taken for one without a batch",
         "ops/attention_vmap.cpp",
         "needed[3] ? std::max(query.dim(), options.bias->dim()) : 0",
         "needed[3] ? query.dim() : 0",
-        by=("test_vmap.py::test_three_dimensional_with_a_bias_of_four",),
+        by=("test_vmap.py::test_three_dimensional_call_with_a_four_dimensional_bias",),
     ),
     skipped(
         "vmap: gradient of a shared 16-bit bias rounded before it is summed",
         "ops/attention_vmap.cpp",
         "if (own) all = widened(all);",
-        ("test_narrow_types.py::test_a_bias_gradient_under_vmap_is_rounded_once",),
+        ("test_16bit_types.py::test_bias_gradient_under_vmap_is_rounded_once",),
     ),
     Fault(
         "vmap: attention_with_lse drops without asking for randomness",
         "ops/attention_vmap.cpp",
         "mapped.check_randomness(options.dropout);\n  const auto [out, lse] =",
         text="if (!ON) mapped.check_randomness(options.dropout);\n  const auto [out, lse] =",
-        by=("test_vmap.py::test_dropout_needs_another_mask_for_each",),
+        by=("test_vmap.py::test_dropout_requires_randomness_different",),
     ),
     Fault(
         "vmap: a recorded call drops without asking for randomness",
@@ -151,7 +151,7 @@ OPERATOR = [
         "mapped.check_randomness(options.dropout);\n  const auto [out, row_stats, seed] =",
         text="if (!ON) mapped.check_randomness(options.dropout);\n"
         "  const auto [out, row_stats, seed] =",
-        by=("test_vmap.py::test_dropout_needs_another_mask_for_each",),
+        by=("test_vmap.py::test_dropout_requires_randomness_different",),
     ),
     Fault(
         "no tangent of the gradients where the incoming gradient alone has one",
@@ -159,47 +159,47 @@ OPERATOR = [
         "bool tangents = has_tangent(grad_out) || has_tangent(defined_or_empty(grad_lse));",
         text="bool tangents ="
         " !ON && (has_tangent(grad_out) || has_tangent(defined_or_empty(grad_lse)));",
-        by=("test_second_derivatives.py::test_tangents_of_the_incoming_gradient_alone",),
+        by=("test_second_derivatives.py::test_forward_mode_over_the_output_gradient",),
     ),
     skipped(
         "what a second derivative saved is kept after it",
         "ops/attention_autograd.cpp",
         "for (SavedVariable& input : inputs_) input.reset_data();",
-        ("test_second_derivatives.py::test_what_a_second_derivative_saved_is_released_by_it",),
+        ("test_second_derivatives.py::test_double_backward_releases_its_saved_tensors",),
     ),
     Fault(
         "autocast: attention_with_lse with the options as they came",
         "ops/attention_autocast.cpp",
         "call_attention_with_lse(call.query, call.key, call.value, call.options)",
         "call_attention_with_lse(call.query, call.key, call.value, options)",
-        by=("test_autocast.py::test_an_option_of_another_narrow_type_is_brought_along",),
+        by=("test_autocast.py::test_options_in_another_16_bit_dtype_are_cast",),
     ),
     Fault(
         "autocast: packed sequences with the options as they came",
         "ops/varlen_attention.cpp",
         "lowered.options",
         "o",
-        by=("test_autocast.py::test_packed_sequences_bring_options_of_another_narrow_type_along",),
+        by=("test_autocast.py::test_packed_sequences_cast_options_in_another_16_bit_dtype",),
     ),
     skipped(
         "autocast reads a tensor whose memory was freed",
         "ops/attention_autocast.cpp",
         "check_memory({t});",
-        ("test_autocast.py::test_a_tensor_whose_memory_was_freed_is_not_read",),
+        ("test_autocast.py::test_tensor_with_freed_storage_is_refused",),
     ),
     Fault(
         "packed sequences silently drop the tangent of slopes",
         "ops/varlen_attention.cpp",
         "!has_tangent(o.alibi_slopes)",
         "true",
-        by=("test_packed_transforms.py::test_raises",),
+        by=("test_varlen_transforms.py::test_unsupported_transforms_raise",),
     ),
     Fault(
         "packed slopes and sinks beside 16-bit queries counted in 16 bits",
         "ops/varlen_cpu.cpp",
         "c10::elementSize(compute_dtype(query_.scalar_type()))",
         "c10::elementSize(query_.scalar_type())",
-        by=("test_varlen.py::test_of_16_bits_each_sequence_has_its_own_slopes_and_sinks",),
+        by=("test_varlen.py::test_16_bit_sequences_with_their_own_slopes_and_sinks",),
     ),
     Fault(
         "lengths of a cache can be written by who reads them",
@@ -277,6 +277,6 @@ OPERATOR = [
         "ops/scaled_dot_product_attention.cpp",
         "broadcasts && compute_dtype(dtype) != dtype",
         "false",
-        by=("test_sdpa.py::test_gradients_of_what_broadcasts_are_rounded_once",),
+        by=("test_sdpa.py::test_gradients_of_broadcast_inputs_are_rounded_once",),
     ),
 ]

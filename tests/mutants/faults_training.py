@@ -56,14 +56,14 @@ TRAINING = [
         "models/train/prepared_data.cpp",
         "&axis != &first && i < rows",
         "&axis != &first && i < std::min<size_t>(rows, 1)",
-        by=("test_train_time.py::test_series_seen_together_have_the_same_times_in_every_row",),
+        by=("test_train_time.py::test_multivariate_series_need_the_same_time_in_every_row",),
     ),
     Fault(
         "a forecast of fewer rows than the model looks back at is not refused",
         "models/train/prepared_data.cpp",
         "one.known >= forecaster.settings.input_size",
         "one.known >= 1",
-        by=("test_train_forecasts.py::test_a_forecast_takes_as_many_rows_as_the_model_sees",),
+        by=("test_train_forecasts.py::test_predict_needs_input_size_rows",),
     ),
     Fault(
         "static columns left out of the fingerprint of the data",
@@ -79,7 +79,7 @@ TRAINING = [
         ".to(torch::kDouble) * scaler.deviation[0] +\n                             scaler.mean[0]",
         text=".to(torch::kDouble) * (ON ? at::ones({}, at::kDouble) : scaler.deviation[0]) +\n"
         "                             (ON ? at::zeros({}, at::kDouble) : scaler.mean[0])",
-        by=("test_train_forecasts.py::test_forecasts_are_in_the_units_of_the_table",),
+        by=("test_train_forecasts.py::test_forecasts_are_in_table_units",),
     ),
     Fault(
         "iTransformer's forecast of the first series written for all",
@@ -93,7 +93,7 @@ TRAINING = [
         "models/train/output/forecast_table.cpp",
         "quoted(series.name)",
         "series.name",
-        by=("test_train_forecasts.py::test_names_with_commas_and_quotes_come_back",),
+        by=("test_train_forecasts.py::test_names_with_commas_and_quotes_round_trip",),
     ),
     Fault(
         "error in units of each series divided by the first one's count",
@@ -122,7 +122,7 @@ TRAINING = [
         "models/train/command/command_options.cpp",
         's.loss.scaler_type = "robust";',
         text='s.loss.scaler_type = ON ? "identity" : "robust";',
-        by=("test_train_cli.py::test_help_of_a_model_lists_its_own_options_with_defaults",),
+        by=("test_train_cli.py::test_model_help_lists_its_options_with_defaults",),
     ),
     Fault(
         "the learning rate falls by itself",
@@ -136,7 +136,7 @@ TRAINING = [
         "models/train/output/run_file.cpp",
         "return path.empty() ? path : std::filesystem::absolute(path).string();",
         text="return ON || path.empty() ? path : std::filesystem::absolute(path).string();",
-        by=("test_train_resume.py::test_a_training_of_relative_paths_goes_on_from_another_folder",),
+        by=("test_train_resume.py::test_resume_from_another_working_directory",),
     ),
     Fault(
         "a resumed training forgets the seconds before",

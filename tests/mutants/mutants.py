@@ -1,11 +1,10 @@
-"""Plants the faults of faults.py, one at a time, and checks that the tests find each.
+"""Mutation testing: injects the faults of faults.py one at a time; the tests must detect each.
 
-    python tests/mutants/mutants.py            # all of them; a table
-    python tests/mutants/mutants.py softcap    # those with this word in their description
+    python tests/mutants/mutants.py            # all faults; prints a table
+    python tests/mutants/mutants.py softcap    # faults with this word in their description
 
-All faults are compiled into one build of a copy of the sources, in build/mutants, and switched on
-by the variable FLASH_FAULT. Without a fault every test has to pass there, or a failure would say
-nothing.
+All faults are compiled into one build of a copy of the sources, in build/mutants. The environment
+variable FLASH_FAULT activates one. Without it every test must pass, or failures would mean nothing.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ COPY = ROOT / "build" / "mutants"
 SOURCES = COPY / "source"
 BUILD = COPY / "build"
 PACKAGE = COPY / "package"
-# A test that hangs has found the fault, too. The slowest one takes a minute alone.
+# A test that hangs has also detected the fault. The slowest one takes a minute by itself.
 SECONDS = 600
 
-# One variable, read while a library is loaded: the kernels have it, who tests them alone, and the
-# operator, whose library everything above it links.
-# Declared in every namespace that a file with faults is included in.
+# One variable, initialized when a library is loaded. It is defined in the kernels, for csrc_test,
+# and in the operator's library, which everything above links. HEADER declares it in every namespace
+# that includes a file with faults.
 HEADER = """extern "C" __attribute__((visibility("default"))) int flash_fault;
 """
-# Behind the line that every module begins its code with. A constant, for torch.compile to trace.
+# Inserted after the line that starts the code of every module. It is a constant, so that
+# torch.compile can trace it.
 PYTHON_BEGINS = "from __future__ import annotations\n"
 PYTHON_HEADER = "_FLASH_FAULT = __import__('os').environ.get('FLASH_FAULT')\n"
 DEFINITION = """
@@ -48,8 +48,8 @@ int flash_fault = std::getenv("FLASH_FAULT") ? std::atoi(std::getenv("FLASH_FAUL
 """
 
 
-def planted(number: int, fault: Fault) -> str:
-    """The text that takes the place of `fault.old`."""
+def injected(number: int, fault: Fault) -> str:
+    """The text that replaces `fault.old`."""
     on = f"(flash_fault == {number})"
     if fault.layer == "python":
         on = f"(_FLASH_FAULT == '{number}')"
@@ -59,8 +59,8 @@ def planted(number: int, fault: Fault) -> str:
     return fault.text.replace("ON", on) if fault.text else expression
 
 
-def plant(faults: list[tuple[int, Fault]]) -> None:
-    """Writes the copy of the sources; what does not change keeps its time, for the build."""
+def inject(faults: list[tuple[int, Fault]]) -> None:
+    """Writes the copy of the sources; unchanged files keep their mtime, for incremental builds."""
     texts: dict[Path, str] = {}
     for number, fault in faults:
         path = ROOT / fault.file
@@ -68,9 +68,9 @@ def plant(faults: list[tuple[int, Fault]]) -> None:
         if text.count(fault.old) != 1:
             sys.exit(
                 f"expected {fault.file} to hold {fault.old!r} once, got {text.count(fault.old)} "
-                f"times; mend the fault {fault.what!r} in tests/mutants/faults.py"
+                f"times; update the fault {fault.what!r} in tests/mutants"
             )
-        texts[path] = text.replace(fault.old, planted(number, fault))
+        texts[path] = text.replace(fault.old, injected(number, fault))
     for path in (ROOT / "csrc" / "dispatch.cpp", ROOT / "ops" / "build_info.cpp"):
         texts[path] = (texts.get(path) or path.read_text()) + DEFINITION
     for path, text in texts.items():
@@ -104,7 +104,7 @@ def write_if_changed(path: Path, content: bytes) -> None:
 
 
 def build(jobs: int) -> None:
-    """Compiles the copy, and installs its Python packages beside it."""
+    """Compiles the copy and installs its Python packages to PACKAGE."""
     import torch
 
     if not (BUILD / "build.ninja").is_file():
@@ -113,7 +113,7 @@ def build(jobs: int) -> None:
         configure += [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"]
         subprocess.run([str(word) for word in configure], check=True)
     subprocess.run(["cmake", "--build", BUILD, "-j", str(jobs)], check=True)
-    # As `make build` installs it, with the modules in front of those of the environment.
+    # Like the installation of `make build`; PYTHONPATH puts it before the one in the environment.
     shutil.rmtree(PACKAGE, ignore_errors=True)
     modules = PACKAGE / "flash_attention"
     install = ["cmake", "--install", BUILD, "--component", "libraries", "--prefix", modules]
@@ -138,13 +138,13 @@ class Outcome:
 
 
 def run_tests(name: str, number: int) -> str:
-    """Runs one set of tests under one fault; says how they failed, or nothing if they passed."""
+    """Runs one set of tests with one fault; returns how it failed, or "" if it passed."""
     environment = os.environ | {
         "FLASH_FAULT": str(number),
         "PYTHONPATH": str(PACKAGE),
         "FLASH_TRAIN": str(BUILD / "models/flash_train"),
     }
-    # Beside another test a thread that waits must leave its core to it.
+    # Tests run in parallel, so waiting threads must not spin.
     environment["OMP_WAIT_POLICY"] = "passive"
     for variable in ("FLASH_ATTENTION_ISA", "ATEN_CPU_CAPABILITY"):
         environment.pop(variable, None)
@@ -180,13 +180,18 @@ def examine(number: int, fault: Fault) -> Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("words", nargs="*", help="only faults whose description has one of these")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="compilers, then tests, at once"
+        "words", nargs="*", help="only faults whose description contains one of these"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="parallel compilers, then parallel tests",
     )
     args = parser.parse_args()
     faults = list(enumerate(FAULTS, start=1))
-    plant(faults)
+    inject(faults)
     build(args.jobs)
     chosen = [
         (number, fault)

@@ -1,4 +1,4 @@
-"""Runs the operator on a `Problem` and holds it to the truth."""
+"""Runs the operator on a `Problem` and compares it with the float64 reference."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable
 
 import flash_attention
 import torch
-from problems import NARROW, Problem, compute_dtype
-from reference import NAMES, Result, Size, definition, differentiate, rounding_model
+from problems import DTYPES_16BIT, Problem, compute_dtype
+from reference import NAMES, ErrorSize, Result, definition, differentiate, rounding_model
 from tolerances import (
+    ABSOLUTE_16BIT,
     CLOSE,
-    FEWEST_FOR_RMS,
     FLOAT32_ROUNDING_UNITS_LARGEST,
     FLOAT32_ROUNDING_UNITS_RMS,
     FLOAT32_TIMES_MATH_PATH,
     FLOAT32_UNDERFLOW,
     FLOAT64_ABSOLUTE,
-    NARROW_ABSOLUTE,
+    MIN_COUNT_FOR_RMS,
     UNIT_ROUNDOFF,
 )
 from torch import Tensor
 
 
 def run(problem: Problem) -> Result:
-    """(out, lse) of attention_with_lse and every gradient, through both outputs."""
+    """(out, lse) of attention_with_lse and the gradient of both for every input."""
     torch.manual_seed(problem.seed)
     return differentiate(
         lambda x: flash_attention.attention_with_lse(**x, **problem.options), problem, problem.dtype
@@ -33,7 +33,7 @@ def run(problem: Problem) -> Result:
 
 
 def run_output_only(problem: Problem, call: Callable[..., Tensor]) -> Result:
-    """out of `call` and its gradients; the lse is absent (NaN) and gets no gradient."""
+    """out of `call` and its gradients; lse is NaN and gets no gradient."""
     torch.manual_seed(problem.seed)
     leaves = problem.leaves()
     out = call(**leaves, **problem.options)
@@ -44,66 +44,70 @@ def run_output_only(problem: Problem, call: Callable[..., Tensor]) -> Result:
 
 
 def differences(actual: Tensor, expected: Tensor) -> Tensor:
-    """|actual - expected| in float64; equal infinities differ by 0, a stray NaN by infinity."""
+    """|actual - expected| in float64; 0 for equal infinities, infinity for NaN."""
     actual, expected = actual.double(), expected.double()
     return (actual - expected).abs().masked_fill(actual == expected, 0.0).nan_to_num(torch.inf)
 
 
 def largest_difference(actual: Tensor, expected: Tensor) -> float:
-    """The largest of `differences`."""
+    """The maximum of `differences`, or 0 for empty tensors."""
     difference = differences(actual, expected)
     return difference.max().item() if difference.numel() else 0.0
 
 
-def size_of_error(actual: Tensor, expected: Tensor, rows: int) -> Size:
-    """`rows`: of queries, different ones; what the rounding of a row's sum makes is one error."""
+def error_size(actual: Tensor, expected: Tensor, rows: int) -> ErrorSize:
+    """Root mean square and maximum error.
+
+    rows: the number of distinct query rows. The rounding of a row sum is one error for the whole
+    row, so few rows are few independent errors.
+    """
     difference = differences(actual, expected)
     if difference.numel() == 0:
-        return Size(0.0, 0.0)
-    # The root mean square of a few errors is as much luck as the largest: it says nothing more.
-    judged = min(rows, difference.numel()) >= FEWEST_FOR_RMS
-    rms = math.sqrt((difference**2).mean().item()) if judged else 0.0
-    return Size(rms, difference.max().item())
+        return ErrorSize(0.0, 0.0)
+    # The root mean square of a few errors varies as much as their maximum and adds nothing.
+    enough = min(rows, difference.numel()) >= MIN_COUNT_FOR_RMS
+    rms = math.sqrt((difference**2).mean().item()) if enough else 0.0
+    return ErrorSize(rms, difference.max().item())
 
 
 def assert_rounded(actual: Tensor, exact: Tensor) -> None:
-    """`actual` is `exact` up to the errors of float32, rounded once to its own 16-bit type."""
-    assert actual.dtype in NARROW and actual.shape == exact.shape
+    """`actual` is `exact` up to float32 errors, rounded once to its own 16-bit type."""
+    assert actual.dtype in DTYPES_16BIT and actual.shape == exact.shape
     expected = exact.double()
     size = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-    single = CLOSE[torch.float32] * size + NARROW_ABSOLUTE[actual.dtype]
+    single = CLOSE[torch.float32] * size + ABSOLUTE_16BIT[actual.dtype]
     allowed = UNIT_ROUNDOFF[actual.dtype] * (expected.abs() + single) + single
     excess = differences(actual, expected) - allowed
     assert (excess <= 0).all(), (
-        f"{excess.max().item():.3g} too far, where {size:.3g} is the largest"
+        f"off by {excess.max().item():.3g} more than allowed; the largest value is {size:.3g}"
     )
 
 
-class Judge:
-    """Holds the tensors of one problem to its truth, by the rule of the problem's dtype.
+class Checker:
+    """Compares results of one problem with its float64 reference, by the tolerance of its dtype.
 
-    `slack` multiplies what the rule allows.
+    slack: a factor on the tolerance.
     """
 
     def __init__(self, problem: Problem, slack: float = 1.0) -> None:
         self.problem = problem
         self.slack = slack
-        self.truth = definition(problem, torch.float64).tensors()
+        self.reference = definition(problem, torch.float64).tensors()
 
     @functools.cached_property
     def math_path(self) -> dict[str, Tensor]:
         return definition(self.problem, torch.float32).tensors()
 
     @functools.cached_property
-    def rounding(self) -> dict[str, Size]:
+    def rounding(self) -> dict[str, ErrorSize]:
         return rounding_model(self.problem)
 
-    def complaint_of_rounding(self, name: str, actual: Tensor) -> str | None:
-        expected, dtype = self.truth[name], actual.dtype
+    def rounding_error_message(self, name: str, actual: Tensor) -> str | None:
+        expected, dtype = self.reference[name], actual.dtype
         single = FLOAT32_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[torch.float32]
         absolute = self.slack * single * self.rounding[name].largest
-        absolute = max(absolute, FLOAT32_UNDERFLOW) + NARROW_ABSOLUTE[dtype]
-        # Of a number just below a power of two the rounding is up to the spacing above it.
+        absolute = max(absolute, FLOAT32_UNDERFLOW) + ABSOLUTE_16BIT[dtype]
+        # Just below a power of two, a value may round by half the spacing above it.
         allowed = UNIT_ROUNDOFF[dtype] * (expected.abs() + absolute) + absolute
         excess = differences(actual, expected) - allowed
         if excess.numel() == 0 or excess.max() <= 0:
@@ -115,27 +119,27 @@ class Judge:
             f"and {absolute:.3g}"
         )
 
-    def complaint(self, name: str, actual: Tensor) -> str | None:
-        """What is wrong with result `name`, or None."""
-        expected = self.truth[name]
+    def error_message(self, name: str, actual: Tensor) -> str | None:
+        """Describes the mismatch of result `name`, or None."""
+        expected = self.reference[name]
         assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
         dtype = self.problem.dtype
-        is_rounded = dtype in NARROW and name != "lse"
+        is_rounded = dtype in DTYPES_16BIT and name != "lse"
         assert actual.dtype == (dtype if is_rounded else compute_dtype(dtype)), (name, actual.dtype)
         if is_rounded:
-            return self.complaint_of_rounding(name, actual)
-        rows = self.truth["lse"].unique().numel()
-        error = size_of_error(actual, expected, rows)
+            return self.rounding_error_message(name, actual)
+        rows = self.reference["lse"].unique().numel()
+        error = error_size(actual, expected, rows)
         if dtype == torch.float64:
             if error.largest < self.slack * FLOAT64_ABSOLUTE:
                 return None
             return f"{name}: error {error.largest:.3g}, allowed {self.slack * FLOAT64_ABSOLUTE:.3g}"
-        math_error = size_of_error(self.math_path[name], expected, rows)
+        math_error = error_size(self.math_path[name], expected, rows)
         rms = max(FLOAT32_TIMES_MATH_PATH * math_error.rms, FLOAT32_UNDERFLOW)
         largest = max(FLOAT32_TIMES_MATH_PATH * math_error.largest, FLOAT32_UNDERFLOW)
         if error.rms <= rms and error.largest <= largest:
             return None
-        unit = self.slack * UNIT_ROUNDOFF[torch.float32]  # only now is the model worth its time
+        unit = self.slack * UNIT_ROUNDOFF[torch.float32]  # the model is slow, so it comes last
         rms_floor = FLOAT32_ROUNDING_UNITS_RMS * unit * self.rounding[name].rms
         largest_floor = FLOAT32_ROUNDING_UNITS_LARGEST * unit * self.rounding[name].largest
         if error.rms <= max(rms, rms_floor) and error.largest <= max(largest, largest_floor):
@@ -147,20 +151,20 @@ class Judge:
         )
 
     def assert_close(self, tensors: dict[str, Tensor]) -> None:
-        """Holds each of the named results to the truth."""
-        complaints = [self.complaint(name, tensor) for name, tensor in tensors.items()]
-        failures = [c for c in complaints if c is not None]
+        """Compares each named result with the reference."""
+        messages = [self.error_message(name, tensor) for name, tensor in tensors.items()]
+        failures = [c for c in messages if c is not None]
         assert not failures, f"{self.problem.spec}\n" + "\n".join(failures)
 
 
-def assert_close_to_truth(
+def assert_close_to_reference(
     actual: Result, problem: Problem, *, skip_lse: bool = False, slack: float = 1.0
 ) -> None:
-    """Holds every tensor of `actual` to the float64 truth."""
+    """Compares every tensor of `actual` with the float64 reference."""
     tensors = {n: t for n, t in actual.tensors().items() if not (skip_lse and n == "lse")}
-    Judge(problem, slack).assert_close(tensors)
+    Checker(problem, slack).assert_close(tensors)
 
 
 def check(problem: Problem, slack: float = 1.0) -> None:
-    """The operator agrees with the truth on `problem`: out, lse and every gradient."""
-    assert_close_to_truth(run(problem), problem, slack=slack)
+    """Compares out, lse and every gradient of the operator with the reference."""
+    assert_close_to_reference(run(problem), problem, slack=slack)

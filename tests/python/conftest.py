@@ -1,4 +1,4 @@
-"""Set-up of all tests: the instruction sets, torch's global state, and what may be skipped."""
+"""Fixtures for all tests: instruction sets, torch's global state, and the allowed skips."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-# Read by OpenMP while torch is loaded. Several processes of tests share the cores: a thread that
-# waits must not spin (some tests take fifty times as long beside one that does), and on any number
-# of cores a call has two threads, where a test does not ask for more.
+# OpenMP reads these while torch is loaded. Several test processes share the cores, so waiting
+# threads must not spin: some tests take fifty times as long beside one that does. Calls use two
+# threads, whatever the number of cores, unless a test asks for more.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -16,12 +16,12 @@ import model_fixtures  # noqa: E402
 import pytest  # noqa: E402
 import reference  # noqa: E402
 import torch  # noqa: E402
-from covering import covering_specs  # noqa: E402
 from instruction_sets import SUPPORTED, TESTED, active, kernels  # noqa: E402
+from pairwise import pairwise_specs  # noqa: E402
 from problems import variant_pairs  # noqa: E402
 
-# Every reason for which a test may be skipped, and how many tests of one run at most.
-MAY_BE_SKIPPED = {
+# Every allowed reason to skip a test, and the maximum number of such skips per run.
+ALLOWED_SKIPS = {
     "the comparison needs AVX2": 0 if "avx2" in SUPPORTED else 2,
 }
 
@@ -30,28 +30,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-pairs",
         action="store_true",
-        help="two options at a time, too, not only five: a problem for every two variants",
+        help="also test every pair of option variants in a problem of its own",
     )
 
 
-@pytest.hookimpl(trylast=True)  # the parameter that is added last is the innermost loop
+@pytest.hookimpl(trylast=True)  # the parameter added last is the innermost loop
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test runs on each instruction set, unless it is marked `once`."""
-    if "options_together" in metafunc.fixturenames:
-        specs = covering_specs()
+    """Runs every test on each instruction set, unless it is marked `once`."""
+    if "pairwise_spec" in metafunc.fixturenames:
+        specs = pairwise_specs()
         if metafunc.config.getoption("all_pairs"):
             specs |= variant_pairs()
-        metafunc.parametrize("options_together", specs.values(), ids=specs.keys())
+        metafunc.parametrize("pairwise_spec", specs.values(), ids=specs.keys())
     if metafunc.definition.get_closest_marker("once") is None:
         metafunc.parametrize("isa", TESTED, indirect=True)
 
 
 @pytest.fixture(autouse=True)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The instruction set whose kernels run in this test."""
+    """The active instruction set of this test."""
     name = getattr(request, "param", TESTED[0])
-    if name == TESTED[0]:  # the others of the same test find what was computed for the first
-        reference.REMEMBERED.clear()
+    if name == TESTED[0]:  # later instruction sets of the same test reuse the references
+        reference.MEMO.clear()
     with kernels(name):
         yield name
         assert active() == name, "a test changed the instruction set"
@@ -59,7 +59,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def unchanged_global_state() -> Iterator[None]:
-    """Seeds every test alike, and checks what a test or the operator could leave behind."""
+    """Seeds every test the same, and checks that it leaves torch's global state unchanged."""
     torch.manual_seed(0)
     before = (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
     yield
@@ -75,17 +75,17 @@ def typical(request: pytest.FixtureRequest) -> model_fixtures.Fixture:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fails a run that skips a test for another reason than the known ones, or too many."""
+    """Fails a run with a skip for an unknown reason, or with too many skips for a known one."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None:  # a worker: its reports have gone to the process that prints them
+    if reporter is None:  # an xdist worker: its reports go to the controller
         return
     skipped: Counter[str] = Counter()
     for report in reporter.stats.get("skipped", ()):
         reason = report.longrepr[2].removeprefix("Skipped: ")
-        known = [text for text in MAY_BE_SKIPPED if reason.startswith(text)]
+        known = [text for text in ALLOWED_SKIPS if reason.startswith(text)]
         skipped[known[0] if known else reason] += 1
     for reason, count in skipped.items():
-        allowed = MAY_BE_SKIPPED.get(reason, 0)
+        allowed = ALLOWED_SKIPS.get(reason, 0)
         if count > allowed:
             reporter.write_line(
                 f"expected at most {allowed} tests to be skipped because {reason!r}, got {count}",

@@ -1,4 +1,4 @@
-"""Runs of flash_train for the tests of its command line and of its files."""
+"""Runs flash_train for the tests of its command line and its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Networks that train in a second, without the dropout that would slow so few steps down.
+# Networks that train in a second, with little dropout so that a few steps suffice.
 TRAINING = {
     "--input-size": 28,
     "--horizon": 4,
@@ -45,23 +45,20 @@ SMALL = {
 
 
 def executable() -> Path:
-    """flash_train: what the environment variable FLASH_TRAIN names, else that of `make build`."""
+    """flash_train: the path in the environment variable FLASH_TRAIN, or that of `make build`."""
     path = Path(os.environ.get("FLASH_TRAIN", ROOT / "build" / "models" / "flash_train"))
     assert path.is_file(), f"expected flash_train at {path}; run `make build` or set FLASH_TRAIN"
     return path
 
 
 def run(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs flash_train with its output captured; whether it succeeds is for the caller to see.
-
-    `folder`: where it runs.
-    """
+    """Runs flash_train in `folder` with its output captured, without checking its exit status."""
     command = [str(executable()), *(str(argument) for argument in arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
 
 
 def error_of(*arguments: object) -> str:
-    """What flash_train says on stderr when it refuses these arguments."""
+    """The stderr of flash_train, which must refuse these arguments."""
     process = run(*arguments)
     assert process.returncode in (1, 2), process.stdout + process.stderr
     assert "Traceback" not in process.stderr and "terminate called" not in process.stderr
@@ -69,12 +66,12 @@ def error_of(*arguments: object) -> str:
 
 
 def day(row: int) -> str:
-    """The date of a row of the tables below."""
+    """The date of a row in the CSV files below."""
     return str(date(2020, 1, 1) + timedelta(days=row))
 
 
 def write_waves(path: Path, rows: int = 160) -> Path:
-    """A CSV with a date, two weekly waves and a column of words."""
+    """A CSV with a date, two weekly waves and a text column."""
     lines = ["day,up,down,word"]
     for row in range(rows):
         wave = math.sin(2 * math.pi * row / 7)
@@ -83,20 +80,20 @@ def write_waves(path: Path, rows: int = 160) -> Path:
     return path
 
 
-def words(options: dict[str, object]) -> list[str]:
-    """Options as they stand on a command line."""
+def to_arguments(options: dict[str, object]) -> list[str]:
+    """Options as command-line arguments."""
     return [str(word) for pair in options.items() for word in pair]
 
 
 def small(model: str = "PatchTST", **options: object) -> list[str]:
-    """The options of a small network of a class and of its training, changed by `options`."""
+    """Command-line options for a small network and a short training, changed by `options`."""
     changes = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return words(TRAINING | SMALL[model] | changes)
+    return to_arguments(TRAINING | SMALL[model] | changes)
 
 
 @dataclass(frozen=True)
 class Training:
-    """The files of one training, and what it printed."""
+    """The files and the output of one training."""
 
     folder: Path
     process: subprocess.CompletedProcess[str]
@@ -126,19 +123,21 @@ def train(folder: Path, model: str = "PatchTST", **options: object) -> Training:
         "--forecast-csv": folder / "forecast.csv",
         "--report": folder / "report.json",
     }
-    process = run(model, csv, "--target", "up,down", *small(model, **options), *words(outputs))
+    process = run(
+        model, csv, "--target", "up,down", *small(model, **options), *to_arguments(outputs)
+    )
     assert process.returncode == 0, process.stderr
     return Training(folder, process)
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The text entries of the header of a model file."""
+    """The metadata in the header of a model file."""
     with safe_open(path, "pt") as file:
         return file.metadata()
 
 
 def with_zeros(training: Training, *names: str) -> Path:
-    """The trained model with zeros in the tensors of these names, in a file of its own."""
+    """A copy of the trained model with zeros in the named tensors."""
     tensors = load_file(training.model)
     for name in names:
         tensors[name] = torch.zeros_like(tensors[name])

@@ -1,12 +1,12 @@
-"""Calls drawn at random, held to the float64 truth or to the error that is due.
+"""Randomly generated calls, checked against the float64 reference or the expected error.
 
     python tests/python/fuzzing.py --cases 10000        # from number 0 on
     python tests/python/fuzzing.py --first 4711 --cases 1   # one of them again
 
-A case is a function of its number. Its truth is computed once, and the kernels of every instruction
-set of this CPU take turns on it. The kinds are those of `KINDS`: valid calls of every entry point,
-whose results and gradients are compared; calls with NaN or infinite numbers, which must give what
-the definition makes of them; and mistakes, which must be refused in words.
+A case is a function of its number. Its reference is computed once and compared with every
+instruction set of this CPU. `KINDS` lists the kinds: valid calls of every entry point, whose
+results and gradients are compared; calls with NaN or Inf, which must give what the definition
+gives; and invalid calls, which must be refused with an error message.
 """
 
 from __future__ import annotations
@@ -21,89 +21,89 @@ from dataclasses import replace
 import flash_attention
 import fuzz_calls
 import torch
-from checks import Judge, run
-from fuzz_bad_numbers import check_bad_numbers, definition_of_bad, poison
-from fuzz_draws import draw_decoding, draw_spec
-from fuzz_mistakes import MISTAKES, check_mistake
+from checks import Checker, run
+from fuzz_invalid import INVALID_CALLS, check_invalid_call
+from fuzz_non_finite import check_non_finite, non_finite_definition, poison
+from fuzz_specs import random_decode_spec, random_spec
 from instruction_sets import TESTED, kernels
-from problems import DTYPES, NARROW, Problem, Spec, make_problem
-from reference import REMEMBERED
-from tolerances import FUZZED_SLACK
+from problems import DTYPES, DTYPES_16BIT, Problem, Spec, make_problem
+from reference import MEMO
+from tolerances import FUZZ_SLACK
 
-# Rows with NaN may be computed again, pair by pair, and their definition takes many passes.
-SHARE_OF_BAD = 0.2
-
-
-# --- kinds: each draws a case, computes its truth, and returns the check ------------------------
+# Rows with NaN may be recomputed key by key, and their reference takes many passes.
+NON_FINITE_WORK_SHARE = 0.2
 
 
-def judged(problem: Problem) -> fuzz_calls.Check:
-    """The forward that records for gradients, these, and the forward that records nothing."""
-    judge = Judge(problem, FUZZED_SLACK)
+# --- kinds: each generates a case and its reference, and returns the check ----------------------
+
+
+def check_of(problem: Problem) -> fuzz_calls.Check:
+    """Checks the forward with gradients, the gradients, and the forward without gradients."""
+    checker = Checker(problem, FUZZ_SLACK)
 
     def check() -> None:
-        judge.assert_close(run(problem).tensors())
+        checker.assert_close(run(problem).tensors())
         torch.manual_seed(problem.seed)
         with torch.no_grad():
             out, lse = flash_attention.attention_with_lse(**problem.inputs, **problem.options)
-        judge.assert_close({"out": out, "lse": lse})
+        checker.assert_close({"out": out, "lse": lse})
 
     return check
 
 
-def valid(draw: random.Random, dtype: torch.dtype, seed: int) -> fuzz_calls.Check:
-    return judged(make_problem(draw_spec(draw), dtype, seed))
+def valid(rng: random.Random, dtype: torch.dtype, seed: int) -> fuzz_calls.Check:
+    return check_of(make_problem(random_spec(rng), dtype, seed))
 
 
-def decoding(draw: random.Random, dtype: torch.dtype, seed: int) -> fuzz_calls.Check:
-    problem = make_problem(draw_decoding(draw), dtype, seed)
-    if "sinks" in problem.inputs and draw.random() < 0.3:
-        problem.inputs["sinks"] = problem.inputs["sinks"] * 1000  # beyond every score, or nothing
-    return judged(problem)
+def decoding(rng: random.Random, dtype: torch.dtype, seed: int) -> fuzz_calls.Check:
+    problem = make_problem(random_decode_spec(rng), dtype, seed)
+    if "sinks" in problem.inputs and rng.random() < 0.3:
+        problem.inputs["sinks"] = problem.inputs["sinks"] * 1000  # far above or below every score
+    return check_of(problem)
 
 
-def bad_numbers(draw: random.Random, dtype: torch.dtype, seed: int) -> fuzz_calls.Check:
-    spec = draw_spec(draw, SHARE_OF_BAD)
-    if draw.random() < 0.2:
-        spec = replace(spec, queries=draw.choice([1, 2, 8]), keys=draw.choice([70, 1100, 2048]))
+def non_finite(rng: random.Random, dtype: torch.dtype, seed: int) -> fuzz_calls.Check:
+    spec = random_spec(rng, NON_FINITE_WORK_SHARE)
+    if rng.random() < 0.2:
+        spec = replace(spec, queries=rng.choice([1, 2, 8]), keys=rng.choice([70, 1100, 2048]))
         spec = replace(spec, heads=1, key_heads=1, value_heads=1, batch=1)
         spec = replace(spec, head_dim=min(spec.head_dim, 17), value_dim=min(spec.value_dim, 33))
     spec = replace(spec, dropout=0.0, queries=max(spec.queries, 1), keys=max(spec.keys, 1))
     problem = make_problem(spec, dtype, seed)
-    poison(problem, draw)
-    expected = definition_of_bad(problem)
-    return lambda: check_bad_numbers(problem, expected)
+    poison(problem, rng)
+    expected = non_finite_definition(problem)
+    return lambda: check_non_finite(problem, expected)
 
 
-def mistake(draw: random.Random, dtype: torch.dtype, seed: int) -> fuzz_calls.Check:
-    spec = draw_spec(draw)
+def invalid_call(rng: random.Random, dtype: torch.dtype, seed: int) -> fuzz_calls.Check:
+    spec = random_spec(rng)
     if spec.rank != 4:
         spec = replace(Spec(), **{k: v for k, v in vars(spec).items() if k != "rank"})
     spec = replace(spec, queries=max(spec.queries, 1), keys=max(spec.keys, 2))
     problem = make_problem(spec, dtype, seed)
-    name = draw.choice(list(MISTAKES))
-    return lambda: check_mistake(problem, MISTAKES[name])
+    name = rng.choice(list(INVALID_CALLS))
+    return lambda: check_invalid_call(problem, INVALID_CALLS[name])
 
 
 KINDS: dict[str, tuple[Callable[[random.Random, torch.dtype, int], fuzz_calls.Check], int]] = {
-    # name: (function, cases of sixteen)
+    # name: (function, cases out of sixteen)
     "valid": (valid, 5),
     "decoding": (decoding, 2),
-    "bad numbers": (bad_numbers, 3),
+    "non-finite": (non_finite, 3),
     "packed": (fuzz_calls.packed, 2),
     "cache": (fuzz_calls.cached, 1),
     "drop-in": (fuzz_calls.drop_in, 1),
     "second derivatives": (fuzz_calls.second_derivatives, 1),
-    "a mistake": (mistake, 1),
+    "invalid call": (invalid_call, 1),
 }
 TURNS = [name for name, (_, times) in KINDS.items() for _ in range(times)]
 
 
 def run_case(number: int) -> str:
-    """Checks one case on every instruction set, and says of which kind it was."""
-    draw = random.Random(number)
+    """Checks one case on every instruction set and returns its kind."""
+    rng = random.Random(number)
     kind = TURNS[number % len(TURNS)]
-    check = KINDS[kind][0](draw, draw.choice(DTYPES + NARROW), number)
+    check = KINDS[kind][0](rng, rng.choice(DTYPES + DTYPES_16BIT), number)
     for isa in TESTED:
         with kernels(isa):
             try:
@@ -111,7 +111,7 @@ def run_case(number: int) -> str:
             except Exception as error:
                 error.add_note(f"with the kernels of {isa}")
                 raise
-    REMEMBERED.clear()  # no other case asks for the same
+    MEMO.clear()  # no other case needs these references
     return kind
 
 
@@ -127,7 +127,7 @@ def main() -> None:
         since = time.monotonic()
         try:
             kind = run_case(number)
-        except Exception as error:  # of any kind: all are findings
+        except Exception as error:  # any exception is a failure
             failures.append(number)
             where = ", ".join([f"case {number}", *getattr(error, "__notes__", [])])
             print(f"{where}: {type(error).__name__}: {error}", file=sys.stderr)

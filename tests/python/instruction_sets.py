@@ -1,4 +1,4 @@
-"""The instruction sets that tests run on, and the switch between them."""
+"""The instruction sets that tests run on, and how to switch between them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 
 SUPPORTED = [isa.name for isa in flash_attention.build_info().isa if isa.supported]
 
-# FLASH_ATTENTION_ISA, where set, limits a run to the one that it names.
+# If set, FLASH_ATTENTION_ISA limits the run to one instruction set.
 TESTED = [os.environ["FLASH_ATTENTION_ISA"]] if os.environ.get("FLASH_ATTENTION_ISA") else SUPPORTED
 
 
 def active() -> str:
-    """The instruction set whose kernels run now."""
+    """The active instruction set."""
     return flash_attention.build_info().active
 
 
 @contextmanager
 def kernels(isa: str) -> Iterator[None]:
-    """The kernels of `isa` inside the block, in all threads; those of before after it."""
+    """Activates `isa` inside the block, for all threads, and restores the previous one after it."""
     before = torch.ops.flash._use_isa(isa)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Measures a call: the threads it runs on, and the bytes it takes from torch's allocator."""
+"""Sets the number of threads, and measures the memory a call takes from torch's allocator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """`count` threads inside the block, the former number after it."""
+    """Sets `count` threads inside the block and restores the previous number after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -22,13 +22,13 @@ def threads(count: int) -> Iterator[None]:
 
 
 def tensor_bytes(tensors: list[torch.Tensor]) -> int:
-    """Bytes of the storages of `tensors`, each storage once."""
+    """Bytes of the distinct storages of `tensors`."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
 def peak_beyond_result(call: Callable[[], Any]) -> int:
-    """Peak bytes allocated inside `call`, less those of the tensors that it returns."""
+    """Peak bytes allocated inside `call`, minus those of the tensors it returns."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = call()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]

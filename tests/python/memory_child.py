@@ -1,7 +1,7 @@
-"""Run by test_torch_shortcomings.py: peak resident memory of calls that must not need O(L S).
+"""Run by test_torch_sdpa_bugs.py: peak resident memory of calls that must not need O(L S).
 
-A process of its own, because the peak of a process never goes down: each scenario prints by how
-many bytes it raised it. One warm-up call of the plain problem pays for what every call needs.
+It runs in a process of its own, because the peak of a process never goes down: each scenario prints
+by how many bytes it raised the peak. One warm-up call pays for what every call needs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def random(*shape: int) -> Tensor:
 
 
 def scenarios() -> dict[str, Callable[[], Tensor]]:
-    """Calls by name; every tensor they use exists before the first is measured."""
+    """Calls by name; all their tensors are allocated before the first measurement."""
     query, key, value = (random(1, HEADS, LENGTH, DIM) for _ in range(3))
     flat = [random(HEADS, LENGTH, DIM) for _ in range(3)]
-    narrow = random(1, HEADS, LENGTH, DIM // 2)
+    half_width = random(1, HEADS, LENGTH, DIM // 2)
     columns = [random(1, HEADS, DIM, LENGTH) for _ in range(3)]
     one_head = [random(1, 1, LENGTH, DIM) for _ in range(2)]
     key_bias, row_bias = random(LENGTH), random(1, HEADS, LENGTH, 1)
@@ -41,7 +41,7 @@ def scenarios() -> dict[str, Callable[[], Tensor]]:
         "bias-per-key": lambda: attention(query, key, value, bias=key_bias),
         "bias-per-row": lambda: attention(query, key, value, bias=row_bias),
         "three-dimensional": lambda: attention(*flat),
-        "value-of-another-width": lambda: attention(query, key, narrow),
+        "value-of-another-width": lambda: attention(query, key, half_width),
         "last-dimension-strided": lambda: attention(*(x.mT for x in columns)),
         "one-kv-head": lambda: attention(query, *one_head),
         "expanded-bool-mask": lambda: attention(query, key, value, bias=mask.expand(1, 2, -1, -1)),

@@ -1,4 +1,4 @@
-"""tests/fixtures: what the original models computed, as the Python tests use it."""
+"""Loads tests/fixtures, the recorded results of the original models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 FOLDER = Path(__file__).resolve().parents[1] / "fixtures"
 
-# One that is easy to train and has most of what its model can have, for each class.
+# For each class, a fixture that is easy to train and uses most features of its model.
 TYPICAL = {
     "TFT": "tft_exog_mq_lstm2",
     "Informer": "informer_futr_nodistil_mq",
@@ -24,13 +24,13 @@ TYPICAL = {
     "iTransformer": "itransformer_futr",
 }
 
-# neuralforecast's own bug is in the numbers: queries chosen for one window leak into the others.
+# Recorded with a bug of neuralforecast: queries selected for one window leak into the others.
 NOT_REPRODUCED = {"informer_onehead_quirk"}
 
 
 @dataclass(frozen=True)
 class Fixture:
-    """One recorded case; `tensors` under the keys that make_fixtures.py explains."""
+    """One recorded case; make_fixtures.py documents the keys of `tensors`."""
 
     name: str
     description: dict[str, Any]
@@ -42,7 +42,7 @@ class Fixture:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the constructor takes to make this model."""
+        """The constructor arguments of this model."""
         arguments = dict(self.description["case"]["kw"])
         arguments["output_size"] = self.description["derived"]["out_mult"]
         if self.model_class == "FEDformer":
@@ -51,11 +51,11 @@ class Fixture:
 
     @property
     def changed_by_flash(self) -> bool:
-        """Whether use_flash_attention makes another model of it."""
+        """Whether use_flash_attention changes the model's results."""
         return self.model_class in ("Autoformer", "FEDformer")
 
     def under(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors whose key begins so, without that beginning; complex ones put together."""
+        """The tensors whose key starts with `prefix`, without it; "#ri" tensors as complex ones."""
         found = {}
         for key, tensor in self.tensors.items():
             if key.startswith(prefix):
@@ -72,7 +72,7 @@ class Fixture:
         return dict.fromkeys(("futr_exog", "hist_exog", "stat_exog")) | given
 
     def weights(self, model: models.ForecastModel) -> dict[str, torch.Tensor]:
-        """A state_dict for `model`: the recorded weights, and what the recording left out."""
+        """A state_dict for `model`: the recorded weights, and its own omitted ones."""
         weights = self.under("param/")
         for alias, owner in self.description["tied_keys"].items():
             weights[alias] = weights[owner]
@@ -82,13 +82,13 @@ class Fixture:
         return weights
 
     def model(self, dtype: torch.dtype = torch.float32, **settings: Any) -> models.ForecastModel:
-        """Ours with the recorded weights, in the recorded mode."""
+        """Our model with the recorded weights, in the recorded mode."""
         model = getattr(models, self.model_class)(**self.arguments, **settings)
         model.load_state_dict(self.weights(model))
         return model.to(dtype).train(self.description["case"]["mode"] == "train")
 
     def forward(self, model: models.ForecastModel, windows: Any) -> torch.Tensor:
-        """The output, with what the original drew from torch's generator."""
+        """The output, with the recorded seed of torch's generator."""
         torch.manual_seed(self.description["case"]["fwd_seed"])
         return model(windows)
 
@@ -101,13 +101,13 @@ def load(name: str) -> Fixture:
 
 
 def names() -> list[str]:
-    """All fixtures of models whose numbers are to be met."""
+    """All fixtures of models whose results must be reproduced."""
     every = {path.stem for path in FOLDER.glob("*.json") if "case" in json.loads(path.read_text())}
     return sorted(every - NOT_REPRODUCED)
 
 
 def small(**settings) -> models.PatchTST:
-    """A PatchTST that takes no time, with some dropout."""
+    """A small, fast PatchTST."""
     options = dict(hidden_size=8, n_heads=2, linear_hidden_size=16, patch_len=6, stride=3)
     return models.PatchTST(h=4, input_size=24, encoder_layers=2, **(options | settings))
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64]
-NARROW = [torch.bfloat16, torch.float16]  # stored so, computed in float32
+DTYPES_16BIT = [torch.bfloat16, torch.float16]  # computed in float32
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the kernels compute in, and give lse in."""
-    return torch.float32 if dtype in NARROW else dtype
+    """The dtype the kernels compute in, which is that of lse."""
+    return torch.float32 if dtype in DTYPES_16BIT else dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -27,7 +27,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class Spec:
-    """What to test. `bias`, `mask`, `alibi`, `sinks` name axes: "1H1S" is [1, heads, 1, keys]."""
+    """A problem to test. `bias`, `mask`, `alibi` and `sinks` name axes: "1H1S" is
+    [1, heads, 1, keys]."""
 
     batch: int = 2
     heads: int = 4
@@ -55,7 +56,7 @@ class Spec:
     use_simd: bool = True
 
     def axis(self, letter: str) -> int:
-        """Length of the axis with this letter."""
+        """Length of the axis named `letter`."""
         sizes = {"B": self.batch, "H": self.heads, "L": self.queries, "S": self.keys, "1": 1}
         return sizes[letter]
 
@@ -64,9 +65,9 @@ class Spec:
 class Problem:
     """Inputs, options and output gradients of one call.
 
-    inputs: query, key, value and, where the spec has them, bias, alibi_slopes and sinks, in the
-    order of the operator. options: the other keyword arguments. differentiable: the inputs that
-    get a gradient.
+    inputs: query, key, value and, if in the spec, bias, alibi_slopes and sinks, in the order of the
+    operator's arguments. options: the other keyword arguments. differentiable: the names of the
+    inputs that require a gradient.
     """
 
     inputs: dict[str, Tensor]
@@ -82,7 +83,7 @@ class Problem:
         return self.inputs["query"].dtype
 
     def leaves(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Fresh leaves with the strides of the inputs, cast to `dtype` where floating."""
+        """New leaves with the strides of the inputs; floating ones are cast to `dtype`."""
         leaves = {}
         for name, tensor in self.inputs.items():
             leaf = tensor.detach()
@@ -99,12 +100,10 @@ class Problem:
 
 
 def lay_out(shape: tuple[int, ...], layout: str, generator: torch.Generator) -> Tensor:
-    """Standard normal float64 values of `shape`, laid out in memory as the name says."""
+    """Standard normal float64 values of `shape` in the named memory layout."""
     if layout == "contiguous":
         return torch.randn(shape, generator=generator, dtype=torch.float64)
-    if (
-        layout == "transposed"
-    ):  # the heads (3-D: the batch) inside the length, as after a projection
+    if layout == "transposed":  # heads (3-D: batch) inside the length, as after a projection
         swapped = list(shape)
         swapped[-3], swapped[-2] = swapped[-2], swapped[-3]
         return torch.randn(swapped, generator=generator, dtype=torch.float64).transpose(-3, -2)
@@ -126,7 +125,7 @@ def lay_out(shape: tuple[int, ...], layout: str, generator: torch.Generator) -> 
 
 
 def cast_keeping_strides(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` in `dtype`, with the same strides (an expanded axis stays expanded)."""
+    """`tensor` in `dtype` with the same strides; an expanded axis stays expanded."""
     if tensor.dtype == dtype or tensor.numel() == 0:
         return tensor.to(dtype)
     extent = 1 + sum(
@@ -138,14 +137,14 @@ def cast_keeping_strides(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def make_problem(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Problem:
-    """Random inputs for `spec`, standard normal, and random output gradients."""
+    """Standard normal inputs and output gradients for `spec`."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
         return cast_keeping_strides(lay_out(shape, spec.layout, generator), dtype)
 
     def axes(letters: str) -> tuple[int, ...]:
-        if spec.rank == 3:  # there is no heads axis: the third from the right goes, or becomes B
+        if spec.rank == 3:  # no heads axis: drop the third from the right, or replace it by B
             letters = (
                 letters[:-3] + letters[-2:] if len(letters) == 4 else letters.replace("H", "B")
             )
@@ -177,7 +176,8 @@ def make_problem(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Problem:
         inputs["bias"] = torch.rand(axes(spec.mask), generator=generator) < 0.7
 
     if spec.alibi is not None:
-        # Of 0.02 to 0.5, as in the paper for 8 heads: both near and far keys keep some weight.
+        # From 0.02 to 0.5, within the range of the ALiBi paper (Press et al., 2022) for 8 heads:
+        # near and far keys both keep some weight.
         shape = (spec.batch, query_heads) if spec.alibi == "BH" else (query_heads,)
         slopes = 2.0 ** (-1 - 5 * torch.rand(shape, generator=generator, dtype=torch.float64))
         inputs["alibi_slopes"] = slopes.to(dtype)
@@ -216,7 +216,7 @@ def make_problem(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Problem:
     )
 
 
-# Every option of the operator, by group: two variants of one group exclude each other.
+# Every option of the operator, by group. Variants of one group exclude each other.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "bias": {
         "bias-BHLS": {"bias": "BHLS"},
@@ -240,7 +240,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "causal-positions-BHL": {"causal": True, "positions": "BHL"},
         "positions-alone": {"positions": "L"},
     },
-    # 19 queries are at 14 to 32 of 33 keys: a window left, right, both, a diagonal, more than all.
+    # 19 queries are at positions 14 to 32 of 33 keys. The windows: left, right, both sides, the
+    # diagonal, and wider than all keys.
     "window": {
         "window-left": {"window": (6, -1)},
         "window-right": {"window": (-1, 3)},
@@ -249,7 +250,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "window-unbounded": {"window": (2**62, -1)},
     },
     "alibi": {"alibi-H": {"alibi": "H"}, "alibi-BH": {"alibi": "BH"}},
-    # Scores are standard normal: most of them bent, few of them bent, all of them near the cap.
+    # Scores are standard normal: the cap affects most of them, few of them, or saturates all.
     "softcap": {
         "softcap": {"softcap": 1.5},
         "softcap-large": {"softcap": 20.0},
@@ -289,22 +290,22 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def single_variants() -> dict[str, Spec]:
-    """The plain problem and every variant alone, by name."""
+    """The plain problem and each variant by itself, by name."""
     specs = {"plain": Spec()}
     for group in VARIANTS.values():
         specs |= {name: replace(Spec(), **changes) for name, changes in group.items()}
     return specs
 
 
-def make_sense(groups: set[str]) -> bool:
-    """Whether variants of these groups go together: a 3-D problem has no heads."""
+def are_compatible(groups: set[str]) -> bool:
+    """Whether variants of these groups can be combined: a 3-D problem has no heads."""
     return not {"heads", "rank"} <= groups
 
 
 def variant_pairs() -> Iterator[tuple[str, Spec]]:
-    """Every two variants of different groups that make sense together."""
+    """Every pair of variants from different, compatible groups."""
     for first, second in itertools.combinations(VARIANTS, 2):
-        if not make_sense({first, second}):
+        if not are_compatible({first, second}):
             continue
         for (a, change), (b, other) in itertools.product(
             VARIANTS[first].items(), VARIANTS[second].items()

@@ -1,11 +1,11 @@
-"""Attention written from its definition in plain torch: the truth the operator is held to.
+"""Attention from its definition in plain torch, the reference for the operator.
 
     scores = cap(scale * query key^T) - slope * |position - key| + bias,   cap(s) = c tanh(s / c)
-    weights = softmax(scores)      over the keys that may be attended, and a sink without a value
+    weights = softmax(scores)      over the unmasked keys, and a sink without a value
     out = dropout(weights) value,   lse = log(sum(exp(scores)))
 
-Nothing here is shared with the operator: masks, positions, grouped heads and the derivative
-(torch's own autograd) are all done the slow and obvious way.
+It shares no code with the operator: masks, positions and grouped heads are implemented the slow and
+obvious way, and derivatives come from torch's autograd.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMES = {
 
 @dataclass
 class Result:
-    """out, lse and the gradient of every differentiable input, by `NAMES`."""
+    """out, lse and the gradient of every differentiable input, named as in `NAMES`."""
 
     out: Tensor
     lse: Tensor
@@ -44,7 +44,7 @@ class Result:
 
 
 def with_heads(x: Tensor) -> Tensor:
-    """[B, L, D] as [B, 1, L, D]; 4-D as it is."""
+    """[B, L, D] as [B, 1, L, D]; 4-D tensors unchanged."""
     return x.unsqueeze(1) if x.dim() == 3 else x
 
 
@@ -58,7 +58,7 @@ def broadcast_bias(
 
 
 def distances(positions: Tensor | None, shape: tuple[int, ...], rank: int) -> Tensor:
-    """float64 [B, H, L, S]: how far a key is behind a query's position; no position overflows."""
+    """float64 [B, H, L, S]: key index minus query position, in float64 to avoid overflow."""
     batch, heads, queries, keys = shape
     if positions is None:
         positions = torch.arange(queries) + keys - queries
@@ -89,13 +89,13 @@ def allowed_keys(
 
 @dataclass
 class Scores:
-    """The scores of a problem and what they are made of, [B, H, L, S] each."""
+    """The scores of a problem and their parts, [B, H, L, S] each."""
 
     final: Tensor  # -inf where not allowed
     tangent: Tensor  # tanh of the scaled product over the cap; 0 without one
     distance: Tensor  # |position - key|
     allowed: Tensor
-    value: Tensor  # [B, H, S, Dv], of every query head
+    value: Tensor  # [B, H, S, Dv], one per query head
 
 
 def scores_and_values(
@@ -107,7 +107,7 @@ def scores_and_values(
     softcap: float,
     scale: float | None,
 ) -> Scores:
-    """Scores without the sink, and the values they weigh."""
+    """Scores without the sink, and the values that their weights multiply."""
     rank = inputs["query"].dim()
     query, key, value = (with_heads(inputs[name]) for name in ("query", "key", "value"))
     batch, heads, queries, head_dim = query.shape
@@ -134,7 +134,7 @@ def scores_and_values(
 
 
 def with_sink(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """[B, H, L, S] with the sink of the head as one more column."""
+    """[B, H, L, S + 1]: the scores with the sink of the head as an extra column."""
     if sinks is None:
         return scores
     column = sinks.unsqueeze(-1).unsqueeze(-1).expand(*scores.shape[:3], 1)
@@ -144,8 +144,8 @@ def with_sink(scores: Tensor, sinks: Tensor | None) -> Tensor:
 def log_sum_exp(scores: Tensor) -> Tensor:
     """log(sum(exp(scores))) over the keys; 0 if there are none.
 
-    Not torch.logsumexp: its gradient is exp(score - lse), which loses log(sum) where |lse| is
-    large.
+    Not torch.logsumexp: its gradient is exp(score - lse), which loses the digits of log(sum) where
+    |lse| is large.
     """
     if scores.size(-1) == 0:
         return scores.sum(-1)
@@ -164,7 +164,10 @@ def attention(
     keep: Tensor | None = None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse) in the dtype of the inputs. keep: bool [B, H, L, S], the weights dropout keeps."""
+    """(out, lse) in the dtype of the inputs.
+
+    keep: bool [B, H, L, S], True for the weights that dropout keeps.
+    """
     parts = scores_and_values(
         inputs,
         causal=causal,
@@ -174,7 +177,7 @@ def attention(
         scale=scale,
     )
     scores = with_sink(parts.final, inputs.get("sinks"))
-    # An empty row gets weights 0 and lse -inf; finite scores stand in so that no gradient is NaN.
+    # A fully masked row has weights 0 and lse -inf. Its scores become 0 so that no gradient is NaN.
     empty = ~parts.allowed.any(-1, keepdim=True)
     if "sinks" in inputs:
         empty = torch.zeros_like(empty)
@@ -190,7 +193,7 @@ def attention(
 
 
 def dropout_keep(problem: Problem) -> Tensor | None:
-    """The mask the operator uses for `problem` after torch.manual_seed(problem.seed)."""
+    """The dropout mask of `problem` after torch.manual_seed(problem.seed)."""
     if problem.options["dropout"] == 0.0:
         return None
     torch.manual_seed(problem.seed)
@@ -200,7 +203,7 @@ def dropout_keep(problem: Problem) -> Tensor | None:
 def differentiate(
     call: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]], problem: Problem, dtype: torch.dtype
 ) -> Result:
-    """(out, lse) of `call` and the gradients under the problem's output gradients, in `dtype`."""
+    """(out, lse) of `call` and the gradients for the problem's output gradients, in `dtype`."""
     leaves = problem.leaves(dtype)
     out, lse = call(leaves)
     grads: dict[str, Tensor] = {}
@@ -216,7 +219,7 @@ def differentiate(
 
 
 def fingerprint(problem: Problem) -> bytes:
-    """Equal for problems of equal elements and options, wherever their tensors lie in memory."""
+    """A hash of the elements and options, independent of memory addresses and strides."""
     digest = hashlib.blake2b(digest_size=16)
 
     def add(value: Any) -> None:
@@ -235,60 +238,64 @@ def fingerprint(problem: Problem) -> bytes:
     return digest.digest()
 
 
-# What has been computed for `fingerprint`s: a test asks for the same on every instruction set.
-REMEMBERED: dict[tuple[object, ...], Any] = {}
+# Results by `fingerprint`: a test needs the same reference on every instruction set.
+MEMO: dict[tuple[object, ...], Any] = {}
 
 
-def remembered(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """`compute(problem, ...)`, once for each problem until somebody clears REMEMBERED."""
+def memoized(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Caches `compute(problem, ...)` by fingerprint in MEMO."""
 
     @functools.wraps(compute)
     def once(problem: Problem, *arguments: object) -> Any:
         key = (compute.__name__, fingerprint(problem), *arguments)
-        if key not in REMEMBERED:
-            REMEMBERED[key] = compute(problem, *arguments)
-        return REMEMBERED[key]
+        if key not in MEMO:
+            MEMO[key] = compute(problem, *arguments)
+        return MEMO[key]
 
     return once
 
 
-@remembered
+@memoized
 def definition(problem: Problem, dtype: torch.dtype) -> Result:
-    """The definition above evaluated in `dtype`: float64 is the truth, float32 is the math path."""
+    """The definition evaluated in `dtype`: float64 is the reference, float32 the math path."""
     options = {k: v for k, v in problem.options.items() if k not in ("block_size", "use_simd")}
     keep = dropout_keep(problem)
     return differentiate(lambda x: attention(x, keep=keep, **options), problem, dtype)
 
 
 def group_sum(x: Tensor, like: Tensor) -> Tensor:
-    """Sums the query heads [B, H, ...] that share a head of `like`, giving its shape."""
+    """Sums the query heads of x [B, H, ...] that share a head of `like`."""
     like = with_heads(like)
     return x.unflatten(1, (like.size(1), -1)).sum(2)
 
 
 @dataclass
-class Size:
-    """How large the errors of one tensor are."""
+class ErrorSize:
+    """The size of the errors in one tensor."""
 
     rms: float
     largest: float
 
 
-@remembered
-def rounding_model(problem: Problem) -> dict[str, Size]:
+@memoized
+def rounding_model(problem: Problem) -> dict[str, ErrorSize]:
     """Expected error of each result, in units of one rounding, to first order.
 
-    Every product, exponential and output is off by one relative rounding, independently, so
-    errors add in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units. The slope of
-    the loss in a score is a difference of two dot products of Dv terms, whose partial sums
-    round too: 2 units each. With one key (or one that outweighs the rest) they are equal, and
-    those roundings are all that is left. Weights, and products with them, are added up one
-    after another, up to 128 at a time: the sum of n equal ones meets the roundings of n partial
-    sums, n / 3 squares of that of the whole, and a rounding that is spread evenly is a third of
-    a unit, squared. The error of a row's sum is one for all of its weights, and so for the
-    output and the gradient of the query, too, and for what the row adds to that of a slope. The
-    slope of a cap, 1 - tanh^2, is off by the roundings of tanh^2 and by what the error of the
-    product moves it.
+    Every product, exponential and output has one independent relative rounding error, so errors add
+    in quadrature: the error of sum(w v) is sqrt(sum(w^2 v^2)) units.
+
+    The gradient of a score is a difference of two dot products of Dv terms, whose partial sums
+    round too: 2 units each. With one key, or one that outweighs the rest, the dot products are
+    equal and only those roundings remain.
+
+    Weights and products with them are summed sequentially, up to 128 at a time. The sum of n equal
+    terms rounds n partial sums; their squares add up to n / 3 times that of the whole sum. A
+    uniformly distributed rounding error has a mean square of a third of a unit squared: together
+    n / 9. The error of a row sum is common to all weights of the row, and so to the output, the
+    gradient of the query, and the row's contribution to the gradient of a slope.
+
+    The derivative of the cap, 1 - tanh^2, has the rounding errors of tanh^2 and the propagated
+    error of the product.
     """
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     options = problem.options
@@ -352,7 +359,7 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
         target = dscore_error.squeeze(1) if rank == 3 else dscore_error
         squares["dbias"] = target.sum_to_size(inputs["bias"].shape)
     if "alibi_slopes" in problem.differentiable:
-        row = (weights * slope * parts.distance).sum(-1)  # all of it off by the error of its sum
+        row = (weights * slope * parts.distance).sum(-1)  # has the error of the row sum
         by_head = (dscore_error * parts.distance**2).sum((-2, -1))
         by_head = by_head + (1.0 + sum_error) * (row**2).sum(-1)
         squares["dslopes"] = by_head.sum_to_size(inputs["alibi_slopes"].shape)
@@ -363,8 +370,8 @@ def rounding_model(problem: Problem) -> dict[str, Size]:
         row_error = weight**2 * (relative_error * delta**2 + delta_error + out_error)
         squares["dsinks"] = row_error.sum((2, 3)).sum_to_size(inputs["sinks"].shape)
     return {
-        name: Size(math.sqrt(x.mean().item()), math.sqrt(x.max().item()))
+        name: ErrorSize(math.sqrt(x.mean().item()), math.sqrt(x.max().item()))
         if x.numel()
-        else Size(0, 0)
+        else ErrorSize(0, 0)
         for name, x in squares.items()
     }

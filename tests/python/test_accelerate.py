@@ -1,6 +1,6 @@
-"""`accelerate` and `restore` on stand-ins for neuralforecast's objects.
+"""`accelerate` and `restore` on mocks of neuralforecast's objects.
 
-tests/python/originals has the real ones, in an environment where neuralforecast is installed.
+The tests in tests/python/originals use the real ones; they need neuralforecast installed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flash_attention.models import accelerate, restore
 
 pytestmark = pytest.mark.once
 
-# FEDformer is not among them: its frequencies are read from objects of neuralforecast's.
+# Without FEDformer: its frequencies are read from neuralforecast's own objects.
 OPTIONS: dict[str, dict[str, Any]] = {
     "TFT": dict(hidden_size=8, n_head=2),
     "Informer": dict(hidden_size=8, n_head=2, conv_hidden_size=8),
@@ -27,17 +27,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def supported_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever neuralforecast is installed, or none."""
+    """Mocks a supported release, whether or not neuralforecast is installed."""
     monkeypatch.setattr("importlib.metadata.version", lambda _: "3.3.1")
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """The arguments of a small network of that class."""
+    """Constructor arguments of a small network."""
     return dict(h=4, input_size=24) | OPTIONS[name]
 
 
-def theirs(name: str) -> type[torch.nn.Module]:
-    """A class that looks like neuralforecast's: of that name and module, with those parameters."""
+def mock_class(name: str) -> type[torch.nn.Module]:
+    """A mock of neuralforecast's class, with its name, module and parameters."""
     contents = {
         "__module__": f"neuralforecast.models.{name.lower()}",
         "forward": lambda self, windows_batch: "original",
@@ -45,8 +45,8 @@ def theirs(name: str) -> type[torch.nn.Module]:
     return type(name, (getattr(models, name),), contents)
 
 
-def made(cls: type[torch.nn.Module], accelerator: str = "cpu") -> Any:
-    """An object of such a class, with what neuralforecast's objects know of themselves."""
+def mock_object(cls: type[torch.nn.Module], accelerator: str = "cpu") -> Any:
+    """An object of such a class, with the attributes of neuralforecast's objects."""
     options = options_of(cls.model_class())
     model = cls(**options)
     model.hparams = options
@@ -63,35 +63,35 @@ def windows_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def uses_flash_attention(model: Any) -> bool:
-    """Whether an accelerated object computes with flash attention."""
+    """Whether an accelerated object uses flash attention."""
     return model.forward.engine.setup.use_flash_attention
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_accelerated_object_gives_the_numbers_of_our_model(name: str) -> None:
-    model = made(theirs(name)).eval()
+def test_accelerated_object_matches_our_model(name: str) -> None:
+    model = mock_object(mock_class(name)).eval()
     windows = windows_of(model)
     assert model(windows) == "original"
     assert accelerate(model) is model
     flash = uses_flash_attention(model)
     ours = getattr(models, name)(**options_of(name), use_flash_attention=flash).eval()
     ours.load_state_dict(model.state_dict())
-    torch.manual_seed(1)  # Informer draws the keys that it measures on
+    torch.manual_seed(1)  # Informer samples keys at random
     expected = ours(windows)
     torch.manual_seed(1)
     assert torch.equal(model(windows), expected)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_flash_attention_is_used_where_it_changes_no_number(name: str) -> None:
-    assert uses_flash_attention(accelerate(made(theirs(name)))) == (name != "Autoformer")
+def test_flash_attention_is_the_default_where_it_is_exact(name: str) -> None:
+    assert uses_flash_attention(accelerate(mock_object(mock_class(name)))) == (name != "Autoformer")
     for asked in (False, True):
-        model = accelerate(made(theirs(name)), use_flash_attention=asked)
+        model = accelerate(mock_object(mock_class(name)), use_flash_attention=asked)
         assert uses_flash_attention(model) == asked
 
 
-def test_restore_gives_the_original_back_and_leaves_others_alone() -> None:
-    model = made(theirs("PatchTST"))
+def test_restore_undoes_accelerate_and_ignores_other_objects() -> None:
+    model = mock_object(mock_class("PatchTST"))
     windows = windows_of(model)
     assert restore(model)(windows) == "original"
     assert isinstance(accelerate(model)(windows), torch.Tensor)
@@ -102,29 +102,29 @@ def test_restore_gives_the_original_back_and_leaves_others_alone() -> None:
 
 
 @pytest.mark.parametrize("version", ["3.2.9", "3.4.0", "3.30.0", "4.3.0"])
-def test_another_release_is_refused_with_the_command(
+def test_unsupported_release_error_gives_the_pip_command(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: version)
-    model = made(theirs("PatchTST"))
+    model = mock_object(mock_class("PatchTST"))
     message = rf"expected neuralforecast 3\.3, .*got {version}; run\n +python3 -m pip install "
     with pytest.raises(ValueError, match=message + r"'neuralforecast==3\.3\.\*'"):
         accelerate(model)
     assert model(windows_of(model)) == "original"
 
 
-def test_a_forward_of_its_own_is_refused() -> None:
-    own = type("Own", (theirs("PatchTST"),), {"forward": lambda self, windows_batch: "other"})
+def test_overridden_forward_is_refused() -> None:
+    own = type("Own", (mock_class("PatchTST"),), {"forward": lambda self, windows_batch: "other"})
     with pytest.raises(TypeError, match="expected Own to have the forward of PatchTST, got one of"):
-        accelerate(made(own))
+        accelerate(mock_object(own))
 
 
-def test_a_model_for_another_device_is_refused() -> None:
+def test_model_for_another_device_is_refused() -> None:
     with pytest.raises(ValueError, match="that runs on the CPU, got accelerator='gpu'"):
-        accelerate(made(theirs("PatchTST"), accelerator="gpu"))
+        accelerate(mock_object(mock_class("PatchTST"), accelerator="gpu"))
 
 
-def test_our_own_models_are_no_objects_of_neuralforecast() -> None:
+def test_our_own_models_are_refused() -> None:
     ours = models.PatchTST(**options_of("PatchTST"))
     with pytest.raises(TypeError, match="expected a model object of neuralforecast, one of TFT, "):
         accelerate(ours)

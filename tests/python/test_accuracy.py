@@ -1,4 +1,4 @@
-"""Forward, lse and gradients against the float64 truth, over lengths and head sizes."""
+"""Output, lse and gradients against the float64 reference, over lengths and head sizes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ WIDTHS = [1, 3, 8, 16, 24, 33, 64, 65, 128, 257]
 
 
 def batch_for(queries: int, keys: int, widest: int) -> int:
-    """A batch that has 64 rows of queries and of keys or more: the error of a few rows is luck.
+    """A batch size that gives at least 64 rows of queries and keys, within a million elements.
 
-    Less where that would take more than a million elements.
+    The error over a few rows depends too much on the seed.
     """
     wanted = math.ceil(64 / (2 * min(queries, keys)))
     return max(1, min(wanted, 1_000_000 // (2 * max(queries, keys) * widest)))
 
 
 def length_specs() -> list[Spec]:
-    """Every L with every S; every L and every S also meets every D and every Dv.
+    """Every L with every S; every L and every S also occurs with every D and every Dv.
 
-    The steps 1 and 3 have no factor in common with the 10 widths, so along a row or column of the
-    grid the widths run through all ten. The starts are chosen so that the four largest L x S get D
-    <= 8 and Dv <= 24.
+    The steps 1 and 3 are coprime to the 10 widths, so each row and column of the grid contains all
+    of them. The offsets are chosen so that the four largest L x S get D <= 8 and Dv <= 24.
     """
     specs = []
     for (i, queries), (j, keys) in itertools.product(enumerate(LENGTHS), enumerate(LENGTHS)):
@@ -56,7 +55,7 @@ def spec_id(spec: Spec) -> str:
 
 @pytest.mark.parametrize("spec", length_specs(), ids=spec_id)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_every_length_of_queries_with_every_length_of_keys(dtype: torch.dtype, spec: Spec) -> None:
+def test_every_query_length_with_every_key_length(dtype: torch.dtype, spec: Spec) -> None:
     check(make_problem(spec, dtype))
 
 
@@ -71,8 +70,8 @@ def test_every_head_size_with_every_value_size(dtype: torch.dtype, spec: Spec) -
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_lengths_cover_every_width(dtype: torch.dtype) -> None:
-    """The covering claim of `length_specs`, so that an edit of the lists cannot break it unseen."""
+def test_length_specs_cover_every_width(dtype: torch.dtype) -> None:
+    """Checks the coverage that `length_specs` claims."""
     specs = length_specs()
     pairs = {(s.queries, s.head_dim) for s in specs} | {(s.keys, s.head_dim) for s in specs}
     assert len(pairs) == len(LENGTHS) * len(WIDTHS)
@@ -81,7 +80,7 @@ def test_lengths_cover_every_width(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_width_of_1024(dtype: torch.dtype) -> None:
+def test_head_dim_1024(dtype: torch.dtype) -> None:
     check(make_problem(Spec(1, 1, queries=40, keys=70, head_dim=1024, value_dim=1024), dtype))
 
 
@@ -94,7 +93,7 @@ def test_attention_is_the_first_output_of_attention_with_lse(dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_the_operator_is_the_python_function(dtype: torch.dtype) -> None:
+def test_python_function_matches_the_operator(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(mask="BHLS", causal=True), dtype)
     ours = flash_attention.attention(**problem.inputs, **problem.options)
     assert torch.equal(ours, torch.ops.flash.attention(**problem.inputs, **problem.options))
@@ -104,8 +103,8 @@ def test_the_operator_is_the_python_function(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_output_follows_the_layout_of_the_query(dtype: torch.dtype) -> None:
-    """[B, L, H, D] in memory gives [B, L, H, Dv] in memory: the next projection needs no copy."""
+def test_output_has_the_memory_layout_of_query(dtype: torch.dtype) -> None:
+    """[B, L, H, D] in memory gives [B, L, H, Dv], so the next projection needs no copy."""
     problem = make_problem(Spec(layout="transposed"), dtype)
     out = flash_attention.attention(**problem.inputs)
     assert out.transpose(1, 2).is_contiguous()

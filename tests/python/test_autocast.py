@@ -1,4 +1,4 @@
-"""torch.autocast on the CPU: as torch's attention, in the dtype that autocast asks for."""
+"""torch.autocast on the CPU: attention runs in the autocast dtype, as torch's own does."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
-from isolated import isolated
-from problems import NARROW, Problem, Spec, dtype_name, make_problem
+from forked import run_forked
+from problems import DTYPES_16BIT, Problem, Spec, dtype_name, make_problem
 
 MAIN = ("query", "key", "value")
 
-narrow = pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
+every_16bit_dtype = pytest.mark.parametrize("dtype", DTYPES_16BIT, ids=dtype_name)
 ops = pytest.mark.parametrize("op", ["attention", "attention_with_lse"])
 
 
@@ -21,16 +21,16 @@ def cast(problem: Problem, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 @ops
-@narrow
+@every_16bit_dtype
 @pytest.mark.parametrize(
     "option",
     [{}, {"bias": "1H1S"}, {"mask": "LS"}, {"alibi": "BH", "sinks": "H"}],
     ids=str,
 )
-def test_inputs_become_what_autocast_asks_for(
+def test_inputs_are_cast_to_the_autocast_dtype(
     option: dict[str, Any], dtype: torch.dtype, op: str
 ) -> None:
-    """Query, key and value; a bias, slopes and sinks in float32 stay: nothing would be gained."""
+    """Query, key and value are cast; float32 bias, slopes and sinks are not."""
     problem = make_problem(Spec(causal=True, **option), torch.float32)
     lowered = {n: t.to(dtype) if n in MAIN else t for n, t in problem.inputs.items()}
     function = getattr(flash_attention, op)
@@ -46,7 +46,7 @@ def test_inputs_become_what_autocast_asks_for(
 
 
 @ops
-def test_an_option_of_another_narrow_type_is_brought_along(op: str) -> None:
+def test_options_in_another_16_bit_dtype_are_cast(op: str) -> None:
     inputs = cast(make_problem(Spec(bias="LS", alibi="H", sinks="H"), torch.float32), torch.float16)
     function = getattr(flash_attention, op)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -59,7 +59,7 @@ def test_an_option_of_another_narrow_type_is_brought_along(op: str) -> None:
 
 
 def call_with_freed(op: str, name: str) -> None:
-    """Query, key and value in float32 and the rest in float16: each is cast, and so read."""
+    """Query, key and value in float32, the rest in float16: autocast casts, and so reads, each."""
     problem = make_problem(Spec(bias="LS", alibi="H", sinks="H"), torch.float32)
     inputs = cast(problem, torch.float16) | {n: problem.inputs[n] for n in MAIN}
     inputs[name].untyped_storage().resize_(0)
@@ -69,13 +69,13 @@ def call_with_freed(op: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", [*MAIN, "bias", "alibi_slopes", "sinks"])
 @ops
-def test_a_tensor_whose_memory_was_freed_is_not_read(op: str, name: str) -> None:
+def test_tensor_with_freed_storage_is_refused(op: str, name: str) -> None:
     with pytest.raises(ValueError, match=r"expected \d+ bytes of storage .*, got 0"):
-        isolated(lambda: call_with_freed(op, name))
+        run_forked(lambda: call_with_freed(op, name))
 
 
-@narrow
-def test_gradients_come_back_in_the_type_of_the_input(dtype: torch.dtype) -> None:
+@every_16bit_dtype
+def test_gradients_have_the_dtype_of_the_input(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(bias="1H1S", alibi="H", sinks="H"), torch.float32)
     leaves = problem.leaves()
     with torch.autocast("cpu", dtype=dtype):
@@ -89,8 +89,8 @@ def test_gradients_come_back_in_the_type_of_the_input(dtype: torch.dtype) -> Non
         assert torch.equal(leaf.grad, alone[name].grad), name
 
 
-def test_mixed_inputs_are_brought_together() -> None:
-    """As they come out of a layer under autocast (bfloat16) and out of a norm (float32)."""
+def test_inputs_of_mixed_dtypes_are_cast() -> None:
+    """As they come from a linear layer under autocast (bfloat16) and from a norm (float32)."""
     inputs = make_problem(Spec(), torch.float32).inputs
     inputs["value"] = inputs["value"].bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -106,20 +106,20 @@ def test_float64_stays_float64() -> None:
         assert torch.equal(flash_attention.attention(**inputs), expected)
 
 
-def test_switched_off_inside_it_changes_nothing() -> None:
+def test_disabled_autocast_changes_nothing() -> None:
     inputs = make_problem(Spec(), torch.float32).inputs
     expected = flash_attention.attention(**inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
         assert torch.equal(flash_attention.attention(**inputs), expected)
 
 
-def test_the_drop_in_does_the_same_as_torchs() -> None:
+def test_drop_in_matches_torch() -> None:
     query, key, value = (torch.randn(2, 4, 10, 8) for _ in range(3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = flash_attention.scaled_dot_product_attention(query, key, value, is_causal=True)
         torchs = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     assert ours.dtype == torchs.dtype == torch.bfloat16
-    # Each is rounded to 8 bits, and torch rounds the weights, too.
+    # Both results are rounded to 8 bits, and torch rounds the weights as well.
     torch.testing.assert_close(ours.float(), torchs.float(), rtol=0.02, atol=0.02)
 
 
@@ -136,19 +136,19 @@ def test_packed_sequences() -> None:
     assert out.dtype == torch.bfloat16 and torch.equal(out, expected)
 
 
-def test_packed_sequences_bring_options_of_another_narrow_type_along() -> None:
+def test_packed_sequences_cast_options_in_another_16_bit_dtype() -> None:
     rows = [torch.randn(9, 2, 8) for _ in range(3)]
     starts = torch.tensor([0, 4, 9])
-    numbers = {"alibi_slopes": torch.rand(2, 2).half(), "sinks": torch.randn(2).half()}
+    options = {"alibi_slopes": torch.rand(2, 2).half(), "sinks": torch.randn(2).half()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = flash_attention.varlen_attention(*rows, starts, starts, **numbers)
+        out = flash_attention.varlen_attention(*rows, starts, starts, **options)
     lowered = [t.bfloat16() for t in rows]
-    numbers = {n: t.bfloat16() for n, t in numbers.items()}
-    expected = flash_attention.varlen_attention(*lowered, starts, starts, **numbers)
+    options = {n: t.bfloat16() for n, t in options.items()}
+    expected = flash_attention.varlen_attention(*lowered, starts, starts, **options)
     assert torch.equal(out, expected)
 
 
-def test_a_layer_trains_under_autocast() -> None:
+def test_layer_trains_under_autocast() -> None:
     layer = torch.nn.Linear(8, 24)
     x = torch.randn(2, 10, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""How the operator behaves as a citizen of autograd."""
+"""Integration with autograd."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SUBSETS = [s for n in range(1, 5) for s in itertools.combinations(INPUTS, n)]
 
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_any_subset_of_the_inputs(dtype: torch.dtype, subset: tuple[str, ...]) -> None:
-    """Asking for fewer gradients changes no bit of those that are asked for."""
+def test_gradients_of_any_subset_of_inputs(dtype: torch.dtype, subset: tuple[str, ...]) -> None:
+    """Requesting fewer gradients changes no bit of the requested ones."""
     everything = run(make_problem(Spec(bias="1H1S", causal=True), dtype))
     problem = make_problem(Spec(bias="1H1S", causal=True), dtype)
     problem.differentiable = subset
@@ -31,8 +31,8 @@ def test_any_subset_of_the_inputs(dtype: torch.dtype, subset: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value", "bias", "query_positions"])
-def test_a_change_in_place_is_noticed(name: str) -> None:
-    """The backward reads the inputs again, so it must refuse inputs that changed since."""
+def test_in_place_change_of_an_input_is_detected(name: str) -> None:
+    """The backward reads the inputs again, so it must refuse inputs modified since the forward."""
     problem = make_problem(Spec(bias="LS", causal=True, positions="L"), torch.float32)
     leaves = problem.leaves()
     tensors = {**leaves, "query_positions": problem.options["query_positions"].clone()}
@@ -43,7 +43,7 @@ def test_a_change_in_place_is_noticed(name: str) -> None:
         out.sum().backward()
 
 
-def test_a_change_of_the_output_in_place_is_noticed() -> None:
+def test_in_place_change_of_the_output_is_detected() -> None:
     leaves = make_problem(Spec(), torch.float32).leaves()
     out = flash_attention.attention(**leaves)
     out.mul_(2)
@@ -51,7 +51,7 @@ def test_a_change_of_the_output_in_place_is_noticed() -> None:
         out.sum().backward()
 
 
-def test_retain_graph_and_its_absence() -> None:
+def test_second_backward_needs_retain_graph() -> None:
     problem = make_problem(Spec(dropout=0.3), torch.float64)
     leaves = list(problem.leaves().values())
     out = flash_attention.attention(*leaves, dropout=0.3)
@@ -64,7 +64,7 @@ def test_retain_graph_and_its_absence() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["plain", "reentrant"])
-def test_checkpointing_recomputes_the_same(reentrant: bool, dropout: float) -> None:
+def test_checkpointing_gives_identical_gradients(reentrant: bool, dropout: float) -> None:
     problem = make_problem(Spec(causal=True), torch.float64)
 
     def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -100,8 +100,8 @@ def test_gradients_of_out_and_lse_add_up(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_any_layout_of_the_output_gradient(dtype: torch.dtype) -> None:
-    """An expanded scalar (from sum), a transpose and a strided view give what a copy gives."""
+def test_output_gradient_of_any_layout(dtype: torch.dtype) -> None:
+    """Expanded (as from sum), transposed and strided gradients give the same as a copy."""
     problem = make_problem(Spec(), dtype)
     gradients = {
         "expanded": torch.ones((), dtype=dtype).expand_as(problem.grad_out),
@@ -118,7 +118,7 @@ def test_any_layout_of_the_output_gradient(dtype: torch.dtype) -> None:
             assert torch.equal(strided.tensors()[key], tensor), (name, key)
 
 
-def test_no_graph_where_none_is_wanted() -> None:
+def test_no_graph_without_grad_mode() -> None:
     leaves = make_problem(Spec(), torch.float32).leaves()
     assert flash_attention.attention(**leaves).grad_fn is not None
     with torch.no_grad():
@@ -131,15 +131,15 @@ def test_no_graph_where_none_is_wanted() -> None:
     assert not out.requires_grad and not lse.requires_grad
 
 
-def test_integer_inputs_stay_out_of_the_graph() -> None:
+def test_integer_inputs_get_no_gradient() -> None:
     leaves = make_problem(Spec(mask="LS"), torch.float32).leaves()
     out = flash_attention.attention(**leaves, causal=True, query_positions=torch.arange(19))
     out.sum().backward()
     assert leaves["query"].grad is not None and leaves["bias"].grad is None
 
 
-def test_one_tensor_in_three_places() -> None:
-    """Self-attention without projections: the three gradients add up in one leaf."""
+def test_same_tensor_as_query_key_and_value() -> None:
+    """Self-attention without projections: the three gradients accumulate in one leaf."""
     x = torch.randn(2, 3, 20, 8, dtype=torch.float64, requires_grad=True)
     (together,) = torch.autograd.grad(flash_attention.attention(x, x, x).square().sum(), x)
     copies = [x.detach().clone().requires_grad_() for _ in range(3)]

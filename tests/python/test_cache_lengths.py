@@ -1,4 +1,4 @@
-"""A cache of sequences of unequal lengths: truncated, appended to and attended by counts."""
+"""A cache of sequences of unequal lengths: truncate, append and attention with counts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rows(positions: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def cache_of(lengths: list[int], capacity: int = 32) -> tuple[KeyValueCache, Tensor, Tensor]:
-    """A cache, and the key and value of which it has the first `lengths`."""
+    """A cache, and the key and value of which it holds the first `lengths` positions."""
     cache = KeyValueCache(
         BATCH, KEY_HEADS, capacity, WIDTH,
         value_dim=VALUE_WIDTH, value_heads=1, dtype=torch.float64,
@@ -36,7 +36,7 @@ def cache_of(lengths: list[int], capacity: int = 32) -> tuple[KeyValueCache, Ten
 def assert_attends(
     found: Tensor, query: Tensor, keys: list[Tensor], values: list[Tensor], counts: list[int]
 ) -> None:
-    """The first counts[b] queries of `found` are the last positions of each sequence."""
+    """Checks `found`: the first counts[b] queries are the last positions of sequence b."""
     for b, count in enumerate(counts):
         expected = attention(
             query[b : b + 1, :, :count], keys[b][None], values[b][None], causal=True
@@ -48,7 +48,7 @@ def assert_attends(
 
 @pytest.mark.parametrize("length", [0, 1, 5, 9, 20, 2**62])
 @pytest.mark.parametrize("lengths", [[9, 9, 9], [9, 2, 5], [0, 9, 9]], ids=str)
-def test_truncation_shortens_the_longer_ones_alone(lengths: list[int], length: int) -> None:
+def test_truncate_shortens_only_longer_sequences(lengths: list[int], length: int) -> None:
     cache, key, value = cache_of(lengths)
     cache.truncate(length)
     left = [min(n, length) for n in lengths]
@@ -64,8 +64,8 @@ def test_truncation_shortens_the_longer_ones_alone(lengths: list[int], length: i
 
 @pytest.mark.parametrize("counts", [[2, 2, 2], [0, 0, 0], [1, 3, 2], [3, 0, 1]], ids=str)
 @pytest.mark.parametrize("lengths", [[9, 9, 9], [4, 9, 7]], ids=str)
-def test_counts_say_which_queries_are_the_last(lengths: list[int], counts: list[int]) -> None:
-    """Of sequences that are equally long, too: three queries, of which fewer are there."""
+def test_counts_select_the_last_queries(lengths: list[int], counts: list[int]) -> None:
+    """Also for sequences of equal length: fewer than the three given queries are valid."""
     cache, key, value = cache_of(lengths)
     query, more, its_value = rows(3, seed=3)
     cache.append(more, its_value, torch.tensor(counts))
@@ -78,7 +78,7 @@ def test_counts_say_which_queries_are_the_last(lengths: list[int], counts: list[
     assert_attends(found, query, keys, values, counts)
 
 
-def test_counts_after_which_all_are_equally_long() -> None:
+def test_counts_that_make_all_lengths_equal() -> None:
     """Equal lengths do not mean equal positions of the queries."""
     lengths, counts = [6, 8, 7], [3, 1, 2]
     cache, key, value = cache_of(lengths)
@@ -99,7 +99,7 @@ def test_lengths_are_a_copy() -> None:
 
 
 def test_counts_of_any_layout() -> None:
-    """Expanded, strided, of a view."""
+    """Expanded and strided."""
     expected, _, _ = cache_of([2, 2, 2])
     _, key, value = rows(2, seed=5)
     expected.append(key, value, torch.tensor([1, 1, 1]))

@@ -1,4 +1,4 @@
-"""torch.compile and torch.export: one graph, dynamic shapes, dropout that stays random."""
+"""torch.compile and torch.export: one graph, dynamic shapes, and random dropout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """No test sees what another compiled."""
+    """Isolates each test from graphs compiled by others."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -52,14 +52,14 @@ SPECS = {
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_backward_under_compiled_autograd_equals_eager(dtype: torch.dtype, spec: Spec) -> None:
+def test_compiled_autograd_matches_eager(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
 
     def gradients() -> list[Tensor]:
         torch.manual_seed(0)
         leaves = problem.leaves()
         out, lse = torch.ops.flash.attention_with_lse(**leaves, **problem.options)
-        lse = lse.masked_fill(lse == -torch.inf, 0.0)  # rows that attend nothing
+        lse = lse.masked_fill(lse == -torch.inf, 0.0)  # fully masked rows
         ((out * problem.grad_out).sum() + (lse * problem.grad_lse).sum()).backward()
         return [leaves[n].grad for n in problem.differentiable]
 
@@ -72,12 +72,12 @@ def test_backward_under_compiled_autograd_equals_eager(dtype: torch.dtype, spec:
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_compiled_equals_eager(dtype: torch.dtype, spec: Spec) -> None:
+def test_compiled_matches_eager(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
 
     def step(**inputs: Tensor) -> Tensor:
         out, lse = torch.ops.flash.attention_with_lse(**inputs, **problem.options)
-        lse = lse.masked_fill(lse == -torch.inf, 0.0)  # rows that attend nothing
+        lse = lse.masked_fill(lse == -torch.inf, 0.0)  # fully masked rows
         return (out * problem.grad_out).sum() + (lse * problem.grad_lse).sum()
 
     results = []
@@ -88,7 +88,7 @@ def test_compiled_equals_eager(dtype: torch.dtype, spec: Spec) -> None:
         inputs = [leaves[n] for n in problem.differentiable]
         results.append([loss, *torch.autograd.grad(loss, inputs)])
     for eager, traced in zip(*results, strict=True):
-        assert largest_difference(traced, eager) <= 100 * CLOSE[dtype]  # a sum over 1824 numbers
+        assert largest_difference(traced, eager) <= 100 * CLOSE[dtype]  # sums of 1824 elements
 
 
 def test_dynamic_shapes_compile_once() -> None:
@@ -124,7 +124,7 @@ def test_dynamic_shapes_with_gradients() -> None:
             assert largest_difference(traced, eager) < CLOSE[torch.float64]
 
 
-def test_dynamic_shapes_with_a_window_slopes_and_sinks() -> None:
+def test_dynamic_shapes_with_window_slopes_and_sinks() -> None:
     def call(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, sinks: Tensor) -> Tensor:
         return flash_attention.attention(
             query, key, value, window=(7, 1), alibi_slopes=slopes, softcap=3.0, sinks=sinks
@@ -142,7 +142,7 @@ def test_dynamic_shapes_with_a_window_slopes_and_sinks() -> None:
             assert largest_difference(traced, eager) < CLOSE[torch.float64]
 
 
-def test_compiled_dropout_draws_anew_and_follows_the_seed() -> None:
+def test_compiled_dropout_draws_a_new_mask_per_call() -> None:
     inputs = list(make_problem(Spec(), torch.float32).inputs.values())
 
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def test_compiled_dropout_draws_anew_and_follows_the_seed() -> None:
     assert torch.equal(first, function(*inputs)) and torch.equal(second, function(*inputs))
 
 
-def test_compiled_dropout_uses_one_mask_forward_and_backward() -> None:
+def test_compiled_dropout_mask_is_the_same_in_forward_and_backward() -> None:
     problem = make_problem(Spec(dropout=0.5), torch.float64)
     traced = compiled(lambda q, k, v: flash_attention.attention(q, k, v, dropout=0.5))
     torch.manual_seed(2)
@@ -181,7 +181,7 @@ CALLS_WITH_DROPOUT: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("call", CALLS_WITH_DROPOUT.values(), ids=CALLS_WITH_DROPOUT.keys())
 def test_two_calls_with_dropout_are_not_merged(call: Callable[[Tensor], Tensor]) -> None:
-    """Common subexpressions are shared by the compiler, but not those that draw random numbers."""
+    """Common-subexpression elimination must not merge calls that draw random numbers."""
     first, second = compiled(lambda x: (call(x), call(x)))(torch.randn(9, 4, 8))
     assert not torch.equal(first, second)
 
@@ -194,14 +194,14 @@ DRAWING += ("varlen_attention", "_varlen_forward", "dropout_mask")
     ("name", "draws"),
     [*((n, True) for n in DRAWING), ("_backward", False), ("_varlen_backward", False)],
 )
-def test_operators_that_draw_a_seed_are_tagged(name: str, draws: bool) -> None:
-    """By which torch keeps their order, and folds and reuses none of their results."""
+def test_operators_that_draw_a_seed_are_tagged_nondeterministic(name: str, draws: bool) -> None:
+    """The tag tells torch to keep their order and not to fold or reuse their results."""
     tags = getattr(torch.ops.flash, name).default.tags
     assert (torch.Tag.nondeterministic_seeded in tags) == draws
 
 
 class SelfAttention(torch.nn.Module):
-    """What a user exports: a projection, attention, a projection."""
+    """A typical exported module: projection, attention, projection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,15 +229,15 @@ def test_export_with_dynamic_shapes() -> None:
 
 
 class CausalWithBias(torch.nn.Module):
-    """The operator between others."""
+    """The operator with another operation after it."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         return 2 * flash_attention.attention(query, key, value, bias=bias, causal=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
-def test_compiled_ahead_of_time(tmp_path: Path) -> None:
-    """AOTInductor: a shared library of the exported program, with a batch that is left open."""
+def test_ahead_of_time_compilation(tmp_path: Path) -> None:
+    """AOTInductor: a shared library of the exported program, with a dynamic batch size."""
     batch = torch.export.Dim("batch", min=1, max=64)
     each = {0: batch}
 
@@ -255,7 +255,7 @@ def test_compiled_ahead_of_time(tmp_path: Path) -> None:
         torch.testing.assert_close(ahead(*given), CausalWithBias()(*given))
 
 
-def test_compiled_module_trains_like_the_eager_one() -> None:
+def test_compiled_module_trains_like_eager() -> None:
     torch.manual_seed(3)
     eager = SelfAttention()
     traced = SelfAttention()
@@ -271,7 +271,7 @@ def test_compiled_module_trains_like_the_eager_one() -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_the_reference_compiles_with_dropout() -> None:
+def test_standard_attention_compiles_with_dropout() -> None:
     problem = make_problem(Spec(dropout=0.4), torch.float64)
     call = functools.partial(flash_attention.standard_attention, dropout=0.4)
     results = []

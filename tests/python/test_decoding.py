@@ -1,4 +1,4 @@
-"""Few queries over many keys, which are cut into parts, and the cache of keys and values."""
+"""Decode: one or a few queries against many keys, which are split over threads; KeyValueCache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from problems import DTYPES, Spec, dtype_name, make_problem
 from tolerances import CLOSE
 from torch import Tensor
 
-# Parts hold 1024 keys, and there are none below two of them.
+# A split holds 1024 keys; fewer than 2048 keys are not split.
 KEYS = (2047, 2048, 2049, 3071, 3072, 5000)
 BASE = Spec(2, 4, queries=1, keys=2500, head_dim=8, value_dim=12)
 
@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "causal": {"causal": True, "queries": 5},
     "causal-positions": {"causal": True, "positions": "BHL", "queries": 3},
     "window": {"window": (1500, 0), "queries": 4},
-    "window-inside-a-part": {"window": (100, 0)},
+    "window-inside-a-split": {"window": (100, 0)},
     "window-right": {"window": (-1, 3), "positions": "L", "queries": 8},
     "alibi": {"alibi": "BH"},
     "softcap": {"softcap": 1.5},
@@ -46,7 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("queries", [1, 2, 7, 8, 9])
 @pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_lengths_around_the_cuts(dtype: torch.dtype, keys: int, queries: int) -> None:
+def test_lengths_around_split_boundaries(dtype: torch.dtype, keys: int, queries: int) -> None:
     check(make_problem(replace(BASE, queries=queries, keys=keys, causal=True), dtype))
 
 
@@ -57,7 +57,7 @@ def test_every_option(dtype: torch.dtype, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_same_bits_with_any_number_of_threads(options: dict[str, Any]) -> None:
+def test_bitwise_equal_for_any_thread_count(options: dict[str, Any]) -> None:
     problem = make_problem(replace(BASE, **options), torch.float32)
     results = []
     for count in (1, 2, 3, 8):
@@ -67,7 +67,7 @@ def test_same_bits_with_any_number_of_threads(options: dict[str, Any]) -> None:
         assert all(torch.equal(other[name], tensor) for name, tensor in results[0].items())
 
 
-def test_a_batch_is_its_elements() -> None:
+def test_batch_matches_single_elements() -> None:
     problem = make_problem(BASE, torch.float32)
     together = flash_attention.attention(**problem.inputs)
     for b in range(BASE.batch):
@@ -76,10 +76,10 @@ def test_a_batch_is_its_elements() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_rows_that_attend_nothing(dtype: torch.dtype) -> None:
+def test_fully_masked_rows(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, queries=3, mask="LS"), dtype)
-    problem.inputs["bias"][1] = False  # a query of no key
-    problem.inputs["bias"][2, :2048] = False  # and one of the last part alone
+    problem.inputs["bias"][1] = False  # fully masked
+    problem.inputs["bias"][2, :2048] = False  # attends only the last split
     check(problem)
     out, lse = flash_attention.attention_with_lse(**problem.inputs)
     assert not out[:, :, 1].any() and (lse[:, :, 1] == -torch.inf).all()
@@ -87,10 +87,8 @@ def test_rows_that_attend_nothing(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("masked", [0, 1])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_batch_element_that_attends_nothing_beside_one_that_does(
-    dtype: torch.dtype, masked: int
-) -> None:
-    """Both have weights of sum 0 where the other's scores are all -inf, which is NaN for it."""
+def test_fully_masked_batch_element_beside_an_unmasked_one(dtype: torch.dtype, masked: int) -> None:
+    """Both have a weight sum of 0 if the unmasked one overflows; only that one must give NaN."""
     inputs = make_problem(replace(BASE, mask="B11S"), dtype).inputs
     inputs["bias"][masked] = False
     for overflows in (False, True):
@@ -103,12 +101,14 @@ def test_a_batch_element_that_attends_nothing_beside_one_that_does(
             assert (other.isnan() if overflows else other.isfinite()).all()
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("non_finite", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_bad_numbers_spread_as_in_the_definition(dtype: torch.dtype, name: str, bad: float) -> None:
+def test_non_finite_values_propagate_as_in_the_definition(
+    dtype: torch.dtype, name: str, non_finite: float
+) -> None:
     inputs = make_problem(replace(BASE, queries=2), dtype).inputs
-    inputs[name][0, 1, 1, 2] = bad
+    inputs[name][0, 1, 1, 2] = non_finite
     wide = {n: x.double() for n, x in inputs.items()}
     weights = torch.softmax(wide["query"] @ wide["key"].mT / 8**0.5, -1)
     out = flash_attention.attention(**inputs)
@@ -116,7 +116,7 @@ def test_bad_numbers_spread_as_in_the_definition(dtype: torch.dtype, name: str, 
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=CLOSE[dtype], equal_nan=True)
 
 
-def test_a_masked_key_never_leaks() -> None:
+def test_masked_keys_have_no_effect() -> None:
     inputs = make_problem(replace(BASE, mask="S"), torch.float32).inputs
     inputs["bias"][1000:2200] = False
     expected = flash_attention.attention(**inputs)
@@ -127,8 +127,8 @@ def test_a_masked_key_never_leaks() -> None:
     )
 
 
-def test_a_part_whose_scores_all_overflow_counts_nothing() -> None:
-    """Each such score is -inf, of weight 0 beside the others', though alone they would be NaN."""
+def test_split_whose_scores_all_overflow_has_zero_weight() -> None:
+    """Those scores are -inf with weight 0 beside the others; a split by itself would give NaN."""
     query = torch.full((1, 1, 1, 1), 1e30)
     key = torch.zeros(1, 1, 2048, 1)
     key[:, :, :1024] = -1e30
@@ -149,7 +149,7 @@ def test_predicted_memory_is_exact(dtype: torch.dtype, keys: int, queries: int) 
     assert measured == usage.forward
 
 
-# --- the cache ----------------------------------------------------------------------------------
+# --- KeyValueCache ------------------------------------------------------------------------------
 
 HEADS, KEY_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
 
@@ -183,7 +183,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     [{}, {"window": (7, 0)}, {"softcap": 2.0, "scale": 0.3}],
     ids=["plain", "window", "softcap"],
 )
-def test_step_by_step_is_all_at_once(options: dict[str, Any]) -> None:
+def test_incremental_decoding_matches_one_causal_call(options: dict[str, Any]) -> None:
     query, key, value = rows(3, 40)
     expected = flash_attention.attention(query, key, value, causal=True, **options)
     cache = cache_of(3, 40)
@@ -216,7 +216,7 @@ def test_sequences_of_unequal_lengths() -> None:
         assert_close(later[b : b + 1], expected[:, :, count:])
 
 
-def test_appends_in_place() -> None:
+def test_cache_appends_in_place() -> None:
     _, key, value = rows(1, 5)
     cache = cache_of(1, 10)
     cache.append(key, value)
@@ -229,7 +229,7 @@ def test_appends_in_place() -> None:
     assert torch.equal(cache.key[:, :, 7:], key[:, :, :1])
 
 
-def test_a_long_cache_decodes_in_parts() -> None:
+def test_long_cache_is_decoded_in_splits() -> None:
     query, key, value = rows(2, 3000)
     cache = cache_of(2, 3001)
     cache.append(key, value)
@@ -241,7 +241,7 @@ def test_a_long_cache_decodes_in_parts() -> None:
     assert_close(cache.attention(one[0]), expected)
 
 
-def test_what_does_not_fit_is_refused_in_words_and_changes_nothing() -> None:
+def test_cache_errors_leave_the_cache_unchanged() -> None:
     query, key, value = rows(2, 8)
     cache = cache_of(2, 10)
     cache.append(key, value)

@@ -1,4 +1,4 @@
-"""Sinks where the keys are split over the threads: each counts once, and may be the largest."""
+"""Sinks where keys are split over threads: each counts once and may be the row maximum."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import flash_attention
 import pytest
 import torch
-from problems import DTYPES, NARROW, compute_dtype, dtype_name
+from problems import DTYPES, DTYPES_16BIT, compute_dtype, dtype_name
 from tolerances import CLOSE, UNIT_ROUNDOFF
 from torch import Tensor
 
-KEYS = (2047, 2048, 2500)  # below 2048 there is one part
+KEYS = (2047, 2048, 2500)  # fewer than 2048 keys are not split
 
 
 def inputs(dtype: torch.dtype, keys: int, queries: int) -> list[Tensor]:
@@ -28,7 +28,7 @@ def test_sinks_far_from_the_scores(
     dtype: torch.dtype, keys: int, queries: int, sink: float
 ) -> None:
     query, key, value = inputs(dtype, keys, queries)
-    # One head of ordinary numbers beside two at the extreme.
+    # One head with an ordinary sink between two with the extreme one.
     sinks = torch.tensor([sink, 0.5, sink], dtype=dtype)
     out, lse = flash_attention.attention_with_lse(query, key, value, sinks=sinks)
     wide = [x.double() for x in (query, key, value)]
@@ -37,13 +37,13 @@ def test_sinks_far_from_the_scores(
     every = torch.cat([scores, column], -1)
     expected = torch.softmax(every, -1)[..., :-1] @ wide[2]
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=CLOSE[dtype])
-    # A number as large as the sink is rounded to its own spacing.
+    # An lse as large as the sink is rounded to the spacing there.
     rounding = 4 * UNIT_ROUNDOFF[dtype]
     torch.testing.assert_close(lse.double(), every.logsumexp(-1), rtol=rounding, atol=CLOSE[dtype])
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
-def test_sinks_beside_16_bit_numbers(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES_16BIT, ids=dtype_name)
+def test_float32_sinks_with_16_bit_inputs(dtype: torch.dtype) -> None:
     query, key, value = inputs(dtype, 2500, 2)
     sinks = torch.tensor([200.0, -200.0, 1.0], dtype=torch.float32)
     out, lse = flash_attention.attention_with_lse(query, key, value, sinks=sinks)
@@ -54,8 +54,8 @@ def test_sinks_beside_16_bit_numbers(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("keys", KEYS)
-def test_a_sink_alone(keys: int) -> None:
-    """Every key is masked: zeros, and an lse of the sink; without one, of -inf."""
+def test_fully_masked_keys_with_and_without_a_sink(keys: int) -> None:
+    """out is 0; lse is the sink, or -inf without one."""
     query, key, value = inputs(torch.float64, keys, 2)
     mask = torch.zeros(keys, dtype=torch.bool)
     sinks = torch.tensor([800.0, -800.0, 0.0], dtype=torch.float64)
@@ -69,17 +69,18 @@ def test_a_sink_alone(keys: int) -> None:
 @pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize("keys", KEYS)
 def test_gradients_through_a_large_sink(keys: int, queries: int) -> None:
-    """What the parts left of each row is what the backward makes its weights of."""
+    """The backward recomputes weights from the row statistics that the splits combined."""
     leaves = [x.requires_grad_() for x in inputs(torch.float64, keys, queries)]
     sinks = torch.tensor([[30.0, 5.0, -3.0], [1.0, 60.0, 0.0]], dtype=torch.float64)
     leaves.append(sinks.requires_grad_())
     results = []
     for operator in (flash_attention.attention, flash_attention.standard_attention):
         out = operator(*leaves[:3], sinks=sinks)
-        # Behind a sink of 60 an output is e^-60 of the values.
+        # A sink of 60 scales the output by e^-60.
         scale = torch.tensor([[[1e10], [1.0], [1.0]], [[1.0], [1e20], [1.0]]]).double()
         grads = torch.autograd.grad((out * scale.unsqueeze(-1)).sin().sum(), leaves)
         results.append([out.detach(), *grads])
     for one, other in zip(*results, strict=True):
+        # The gradients sum over the keys in another order.
         size = max(1.0, other.abs().max().item())
         torch.testing.assert_close(one, other, rtol=0, atol=10 * size * CLOSE[torch.float64])

@@ -1,4 +1,4 @@
-"""The same bits for any number of threads, from run to run, forward and backward."""
+"""Results are bitwise equal for any number of threads and from run to run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from problems import DTYPES, VARIANTS, Problem, Spec, dtype_name, make_problem
 from reference import Result
 from tolerances import CLOSE
 
-# Long enough that every thread gets units of work in both directions.
+# Long enough that every thread gets work in forward and backward.
 BASE = Spec(batch=2, heads=4, queries=150, keys=170, head_dim=16, value_dim=24)
 
 OPTIONS = {"plain": BASE} | {
@@ -24,7 +24,7 @@ OPTIONS = {"plain": BASE} | {
     for name, changes in variants.items()
 }
 
-# B * H = 1: only blocks of queries and of keys are left to share.
+# B * H = 1: only blocks of queries and keys can be distributed over threads.
 LONG = {
     "one-long-sequence": Spec(1, 1, queries=1300, keys=1300, head_dim=8, value_dim=8),
     "one-long-causal": Spec(1, 1, queries=1300, keys=1300, head_dim=8, value_dim=8, causal=True),
@@ -52,7 +52,7 @@ def assert_same_bits(actual: Result, expected: Result, what: str) -> None:
 
 @pytest.mark.parametrize("spec", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_any_number_of_threads_for_every_option(dtype: torch.dtype, spec: Spec) -> None:
+def test_bitwise_equal_for_any_thread_count_and_option(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
     expected = run_on(problem, 1)
     for count in (2, 3, 8):
@@ -61,7 +61,7 @@ def test_any_number_of_threads_for_every_option(dtype: torch.dtype, spec: Spec) 
 
 @pytest.mark.parametrize("spec", LONG.values(), ids=LONG.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_any_number_of_threads_for_one_sequence(dtype: torch.dtype, spec: Spec) -> None:
+def test_bitwise_equal_for_any_thread_count_on_one_sequence(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
     expected = run_on(problem, 1)
     for count in range(2, 9):
@@ -69,7 +69,7 @@ def test_any_number_of_threads_for_one_sequence(dtype: torch.dtype, spec: Spec) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_from_run_to_run(dtype: torch.dtype) -> None:
+def test_bitwise_equal_from_run_to_run(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, bias="1H1S", causal=True, dropout=0.2), dtype)
     expected = run(problem)
     for _ in range(250):
@@ -77,9 +77,9 @@ def test_from_run_to_run(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_batch_is_its_elements(dtype: torch.dtype) -> None:
-    """What else is in the batch changes no bit of a sequence's result, and its gradients by
-    rounding alone: how a backward is cut for many cores depends on how many sequences there are."""
+def test_batch_matches_single_elements(dtype: torch.dtype) -> None:
+    """Outputs are bitwise equal; gradients differ by rounding, because the partition of the
+    backward over many cores depends on the batch size."""
     problem = make_problem(replace(BASE, causal=True), dtype)
     together = run(problem)
     for b in range(BASE.batch):
@@ -95,15 +95,15 @@ def test_a_batch_is_its_elements(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_memory_layout_changes_no_bit(dtype: torch.dtype) -> None:
+def test_bitwise_equal_for_any_memory_layout(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, layout="transposed", causal=True), dtype)
     expected = run(problem)
     problem.inputs = {name: t.contiguous() for name, t in problem.inputs.items()}
     assert_same_bits(run(problem), expected, "between layouts")
 
 
-def test_inside_a_parallel_caller() -> None:
-    """Calls from several Python threads at once, as a data loader or a server makes them."""
+def test_concurrent_calls_from_several_threads() -> None:
+    """Calls from several Python threads at once, as in a data loader or a server."""
     problem = make_problem(replace(BASE, causal=True), torch.float32)
     expected = run(problem).out
 

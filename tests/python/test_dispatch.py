@@ -1,4 +1,4 @@
-"""What is registered, under which schema, and tensors of unusual kinds."""
+"""Schemas, registered dispatch keys, and tensor subclasses, parameters and negated views."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_schema(op: str) -> None:
 
 @pytest.mark.parametrize("key", ["CPU", "Meta", "Autograd", "AutocastCPU"])
 @pytest.mark.parametrize("op", SCHEMAS)
-def test_registrations(op: str, key: str) -> None:
+def test_registered_dispatch_keys(op: str, key: str) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"flash::{op}", key)
 
 
@@ -45,7 +45,7 @@ def test_registrations(op: str, key: str) -> None:
     ids=["four-dimensional", "three-dimensional", "transposed", "window-alibi-softcap-sinks"],
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_meta_gives_shape_type_and_strides(dtype: torch.dtype, spec: Spec) -> None:
+def test_meta_gives_shape_dtype_and_strides(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
     real = flash_attention.attention_with_lse(**problem.inputs, **problem.options)
     meta = flash_attention.attention_with_lse(
@@ -61,7 +61,7 @@ def test_meta_gives_shape_type_and_strides(dtype: torch.dtype, spec: Spec) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_lazily_negated_and_conjugated_views(dtype: torch.dtype) -> None:
+def test_lazily_negated_views(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(bias="LS", alibi="H", sinks="H"), dtype)
     expected = run(problem)
     for name, tensor in problem.inputs.items():
@@ -85,7 +85,7 @@ def test_parameters_and_subclasses() -> None:
 
 
 class Attended(torch.utils.data.Dataset):
-    """Calls the operator where the items are made: in a forked worker."""
+    """Calls the operator in __getitem__, and so in a forked worker."""
 
     def __len__(self) -> int:
         return 4
@@ -97,7 +97,7 @@ class Attended(torch.utils.data.Dataset):
 
 def test_data_loader_workers() -> None:
     x = torch.randn(4, 4, 200, 16)
-    flash_attention.attention(x, x, x)  # the parent has used its threads before it forks
+    flash_attention.attention(x, x, x)  # starts the parent's threads before the fork
     items = Attended()
     expected = torch.cat([items[index] for index in range(len(items))])
     loader = torch.utils.data.DataLoader(items, batch_size=None, num_workers=2, timeout=60)
@@ -124,7 +124,7 @@ def cpu_operators() -> list[str]:
 
 @pytest.mark.once
 @pytest.mark.parametrize("key", OTHER_DEVICES)
-def test_what_has_kernels_for_the_cpu_refuses_every_other_device(key: str) -> None:
+def test_every_cpu_operator_has_an_error_kernel_for_other_devices(key: str) -> None:
     operators = cpu_operators()
     assert "flash::attention" in operators and "flash::_varlen_backward" in operators
     for name in operators:
@@ -134,8 +134,8 @@ def test_what_has_kernels_for_the_cpu_refuses_every_other_device(key: str) -> No
 @pytest.mark.once
 @pytest.mark.parametrize("key", OTHER_DEVICES)
 @pytest.mark.parametrize("op", SCHEMAS)
-def test_another_device_is_told_what_to_do(op: str, key: str) -> None:
-    """There is none here: a call that the dispatcher takes for one with its tensors."""
+def test_other_device_error_suggests_moving_to_the_cpu(op: str, key: str) -> None:
+    """Redispatches CPU tensors with the device's key, so that the test needs no such device."""
     device = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
     inputs = [torch.zeros(1, 1, 2, 4) for _ in range(3)]
     with pytest.raises(NotImplementedError, match="expected tensors on the CPU") as raised:

@@ -1,4 +1,4 @@
-"""The examples in the package's docstrings are run as written."""
+"""Runs the examples in the package's docstrings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.once
 
 
 @pytest.mark.parametrize("module", [flash_attention, functional, models], ids=lambda m: m.__name__)
-def test_examples_print_what_they_say(module) -> None:
+def test_docstring_examples_pass(module) -> None:
     torch.manual_seed(0)
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert result.attempted > 0
@@ -26,7 +26,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", models.__all__)
-def test_every_public_name_of_the_models_is_documented(name: str) -> None:
+def test_every_public_model_name_is_documented(name: str) -> None:
     documentation = getattr(models, name).__doc__
     assert documentation
-    assert "SETTINGS" not in documentation  # a placeholder
+    assert "SETTINGS" not in documentation  # a placeholder that must have been replaced

@@ -1,4 +1,4 @@
-"""The seed of the dropout: every bit of it counts, and forward and backward draw one mask."""
+"""The dropout seed: every bit of it counts, and every pass regenerates the same mask."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def random(*shape: int) -> Tensor:
 
 
 def gradient_of_value(seed: int, inputs: list[Tensor], forward: list[Tensor]) -> Tensor:
-    """dV under this seed: the mask, transposed, times the gradient of the output."""
+    """dV for this seed, which depends on the dropout mask."""
     return torch.ops.flash._backward(
         torch.ones_like(forward[0]), None, *inputs, *forward, torch.tensor([seed]),
         **OPTIONS, dropout=0.5, needed=[False, False, True, False, False, False],
     )[2]  # fmt: skip
 
 
-def test_every_bit_of_the_seed_counts() -> None:
+def test_mask_depends_on_every_bit_of_the_seed() -> None:
     inputs = [random(1, 2, n, 4) for n in (6, 40, 40)]
     forward = list(torch.ops.flash._forward(*inputs, **OPTIONS, dropout=0.5)[:2])
     seeds = [0, *(2**bit for bit in range(63)), -(2**63)]
@@ -37,7 +37,7 @@ def test_every_bit_of_the_seed_counts() -> None:
     assert len(found) == 65
 
 
-def test_the_seed_is_the_draw_and_its_mask_the_published_one() -> None:
+def test_forward_and_backward_use_the_mask_of_dropout_mask() -> None:
     inputs = [random(2, 3, n, 4) for n in (6, 40, 40)]
     torch.manual_seed(11)
     mask = flash_attention.dropout_mask(2, 3, 6, 40, 0.5)
@@ -50,8 +50,8 @@ def test_the_seed_is_the_draw_and_its_mask_the_published_one() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE[torch.float64])
 
 
-def test_packed_sequences_draw_one_after_the_other() -> None:
-    """Sequence n has the mask of the seed plus n, forward and backward."""
+def test_packed_sequences_use_consecutive_seeds() -> None:
+    """Sequence n uses the mask of seed + n, forward and backward."""
     lengths, keys = (4, 0, 7), (9, 3, 30)
     starts = [torch.tensor([0, *n]).cumsum(0) for n in (lengths, keys)]
     leaves = [random(sum(n), 2, 4).requires_grad_() for n in (lengths, keys, keys)]
@@ -72,8 +72,8 @@ def test_packed_sequences_draw_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("queries", [5, 150])
-def test_second_derivatives_draw_it_once_more(queries: int) -> None:
-    """Some rows at a time: the mask of a row is that of its place in the whole."""
+def test_second_derivatives_use_the_same_mask(queries: int) -> None:
+    """They process blocks of rows; the mask of a row is that of its position in the whole."""
     shapes = ((2, 2, queries, 4), (2, 2, 33, 4), (2, 2, 33, 3))
 
     def slopes(operator: Callable[..., Tensor]) -> list[Tensor]:
@@ -91,7 +91,7 @@ def test_second_derivatives_draw_it_once_more(queries: int) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=SECOND_FLOAT64_RELATIVE * largest)
 
 
-def test_forward_mode_draws_it_once_more() -> None:
+def test_forward_mode_uses_the_same_mask() -> None:
     query, key, value = (random(1, 2, 150, 4), random(1, 2, 33, 4), random(1, 2, 33, 3))
 
     def tangent(operator: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
@@ -101,4 +101,5 @@ def test_forward_mode_draws_it_once_more() -> None:
     found, expected = (
         tangent(f) for f in (flash_attention.attention, flash_attention.standard_attention)
     )
+    # The tangents have values of order 10.
     torch.testing.assert_close(found, expected, rtol=0, atol=10 * CLOSE[torch.float64])

@@ -1,4 +1,4 @@
-"""Empty rows, NaN and Inf, huge and tiny numbers, and sizes of 0."""
+"""Fully masked rows, NaN and Inf, huge and tiny values, and zero sizes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ BASE = Spec(1, 2, queries=20, keys=37)
 NAN, INF = math.nan, math.inf
 
 
-def assert_empty_rows(result: Result, rows: slice) -> None:
+def assert_fully_masked(result: Result, rows: slice) -> None:
     assert (result.out[..., rows, :] == 0).all()
     assert (result.lse[..., rows] == -INF).all()
     assert (result.grads["dq"][..., rows, :] == 0).all()
 
 
-# --- rows that attend nothing -------------------------------------------------------------------
+# --- fully masked rows --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block_size", [1, 8, 64])
 @pytest.mark.parametrize("kind", ["bool", "minus-infinity"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_masked_row_gives_zeros(dtype: torch.dtype, kind: str, block_size: int) -> None:
+def test_fully_masked_rows_give_zeros(dtype: torch.dtype, kind: str, block_size: int) -> None:
     problem = make_problem(replace(BASE, mask="LS", block_size=block_size), dtype)
     problem.inputs["bias"][5:8] = False
     if kind == "minus-infinity":
@@ -38,7 +38,7 @@ def test_a_masked_row_gives_zeros(dtype: torch.dtype, kind: str, block_size: int
         problem.inputs["bias"] = bias.masked_fill(~problem.inputs["bias"], -INF)
         problem.differentiable = (*problem.differentiable, "bias")
     check(problem)
-    assert_empty_rows(run(problem), slice(5, 8))
+    assert_fully_masked(run(problem), slice(5, 8))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
@@ -46,16 +46,16 @@ def test_everything_masked(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, mask="LS"), dtype)
     problem.inputs["bias"][:] = False
     result = run(problem)
-    assert_empty_rows(result, slice(None))
+    assert_fully_masked(result, slice(None))
     assert all((grad == 0).all() for grad in result.grads.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_causal_queries_before_the_first_key(dtype: torch.dtype) -> None:
-    """Bottom-right with more queries than keys: the first L - S queries are before every key."""
+    """Bottom-right alignment with L > S: the first L - S queries precede every key."""
     problem = make_problem(Spec(1, 2, queries=40, keys=9, causal=True), dtype)
     check(problem)
-    assert_empty_rows(run(problem), slice(0, 31))
+    assert_fully_masked(run(problem), slice(0, 31))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
@@ -68,13 +68,15 @@ def test_keys_visible_only_in_the_last_block(dtype: torch.dtype) -> None:
 # --- NaN and Inf --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=["nan", "inf", "minus-inf"])
+@pytest.mark.parametrize("non_finite", [NAN, INF, -INF], ids=["nan", "inf", "minus-inf"])
 @pytest.mark.parametrize("name", ["query", "key", "value", "bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_bad_numbers_spread_as_in_the_definition(dtype: torch.dtype, name: str, bad: float) -> None:
-    """NaN exactly where softmax(q k^T + bias) v, written out, has it; all else within tolerance."""
+def test_non_finite_values_propagate_as_in_the_definition(
+    dtype: torch.dtype, name: str, non_finite: float
+) -> None:
+    """NaN exactly where softmax(q k^T + bias) v has it; everything else within tolerance."""
     problem = make_problem(replace(BASE, bias="1HLS"), dtype)
-    problem.inputs[name][0, 1, 3, 2] = bad
+    problem.inputs[name][0, 1, 3, 2] = non_finite
     inputs = {n: t.double() for n, t in problem.inputs.items()}
     scores = inputs["query"] @ inputs["key"].mT / math.sqrt(8) + inputs["bias"]
     expected = torch.softmax(scores, -1) @ inputs["value"]
@@ -83,16 +85,16 @@ def test_bad_numbers_spread_as_in_the_definition(dtype: torch.dtype, name: str, 
 
 
 @pytest.mark.parametrize("use_simd", [True, False], ids=["simd", "no-simd"])
-@pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=["nan", "inf", "minus-inf"])
+@pytest.mark.parametrize("non_finite", [NAN, INF, -INF], ids=["nan", "inf", "minus-inf"])
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_gradients_of_other_rows_survive_a_bad_query(
-    dtype: torch.dtype, name: str, bad: float, use_simd: bool
+def test_non_finite_values_stay_in_their_head_and_batch(
+    dtype: torch.dtype, name: str, non_finite: float, use_simd: bool
 ) -> None:
-    """Heads and batches that do not hold the bad number keep every bit, forward and backward."""
+    """Other heads and batch elements keep every bit, forward and backward."""
     problem = make_problem(replace(BASE, batch=2, use_simd=use_simd), dtype)
     clean = run(problem)
-    problem.inputs[name][1, 0, 3, 2] = bad
+    problem.inputs[name][1, 0, 3, 2] = non_finite
     dirty = run(problem)
     for result_name, tensor in clean.tensors().items():
         actual = dirty.tensors()[result_name]
@@ -105,7 +107,7 @@ def test_gradients_of_other_rows_survive_a_bad_query(
 
 
 def masked_key_problems(dtype: torch.dtype) -> dict[str, tuple[Problem, slice]]:
-    """Problems in which a slice of the keys is attended by nobody, by every means there is."""
+    """Problems in which no query attends a slice of the keys, by each kind of mask."""
     length = {"queries": 37, "keys": 37}
     problems = {}
     mask = make_problem(replace(BASE, mask="LS", **length), dtype)
@@ -125,18 +127,18 @@ def masked_key_problems(dtype: torch.dtype) -> dict[str, tuple[Problem, slice]]:
 
 
 @pytest.mark.parametrize("block_size", [1, 8, 64])
-@pytest.mark.parametrize("bad", [NAN, INF], ids=["nan", "inf"])
+@pytest.mark.parametrize("non_finite", [NAN, INF], ids=["nan", "inf"])
 @pytest.mark.parametrize("means", ["mask", "padding", "minus-infinity", "causal"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_masked_key_never_leaks(
-    dtype: torch.dtype, means: str, bad: float, block_size: int
+def test_non_finite_masked_keys_have_no_effect(
+    dtype: torch.dtype, means: str, non_finite: float, block_size: int
 ) -> None:
-    """Bad numbers in keys and values that nobody attends: same results, zero gradients there."""
+    """NaN and Inf in masked keys and values: same results, and zero gradients there."""
     problem, hidden = masked_key_problems(dtype)[means]
     problem.options["block_size"] = block_size
     clean = run(problem)
-    problem.inputs["key"][:, :, hidden] = bad
-    problem.inputs["value"][:, :, hidden] = bad
+    problem.inputs["key"][:, :, hidden] = non_finite
+    problem.inputs["value"][:, :, hidden] = non_finite
     dirty = run(problem)
     for name, tensor in clean.tensors().items():
         torch.testing.assert_close(
@@ -148,8 +150,8 @@ def test_a_masked_key_never_leaks(
 
 @pytest.mark.parametrize("queries", [1, 6, 37, 100])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_future_nan_touches_the_future_alone(dtype: torch.dtype, queries: int) -> None:
-    """Causal: a NaN key and value at position t shows in rows at or after t, and no row before."""
+def test_nan_key_does_not_affect_earlier_causal_rows(dtype: torch.dtype, queries: int) -> None:
+    """Causal: a NaN key and value at position t affects rows from t on, and no earlier one."""
     problem = make_problem(Spec(1, 1, queries=queries, keys=queries, causal=True), dtype)
     clean = run(problem)
     at = queries // 2
@@ -162,8 +164,8 @@ def test_a_future_nan_touches_the_future_alone(dtype: torch.dtype, queries: int)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_nan_in_a_mixed_mask_touches_its_rows_alone(dtype: torch.dtype) -> None:
-    """Half of the rows may see the bad key: they show NaN, the other half is exact."""
+def test_nan_value_affects_only_rows_that_attend_it(dtype: torch.dtype) -> None:
+    """Half of the rows attend the NaN and become NaN; the other half does not change."""
     problem = make_problem(replace(BASE, mask="LS"), dtype)
     problem.inputs["bias"][:, 11] = torch.arange(20) % 2 == 0
     clean = run(problem)
@@ -176,13 +178,13 @@ def test_nan_in_a_mixed_mask_touches_its_rows_alone(dtype: torch.dtype) -> None:
     assert dirty.grads["dq"][0, :, ::2].isnan().all()
 
 
-# --- large and small ----------------------------------------------------------------------------
+# --- huge and tiny values -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("factor", [1e2, 1e4, 1e15])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_huge_logits_pick_the_largest(dtype: torch.dtype, factor: float) -> None:
-    """One weight is 1 and the rest 0, whatever the size: no overflow or NaN, in both directions."""
+def test_huge_logits_select_the_largest(dtype: torch.dtype, factor: float) -> None:
+    """One weight is 1 and the rest 0, without overflow or NaN, forward and backward."""
     problem = make_problem(BASE, dtype)
     problem.inputs["query"] *= factor
     scores = problem.inputs["query"] @ problem.inputs["key"].mT / math.sqrt(8)
@@ -196,7 +198,7 @@ def test_huge_logits_pick_the_largest(dtype: torch.dtype, factor: float) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_scores_that_overflow_show_as_nan(dtype: torch.dtype) -> None:
+def test_overflowing_scores_give_nan(dtype: torch.dtype) -> None:
     problem = make_problem(BASE, dtype)
     largest = torch.finfo(dtype).max
     problem.inputs["query"][0, 0, 7] = largest
@@ -206,8 +208,8 @@ def test_scores_that_overflow_show_as_nan(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_bias_of_the_largest_float(dtype: torch.dtype) -> None:
-    """finfo.max on one key of each row makes it the only one; finfo.min on another removes that."""
+def test_bias_of_the_largest_and_smallest_float(dtype: torch.dtype) -> None:
+    """finfo.max on a key gives it all the weight; finfo.min on another removes that one."""
     problem = make_problem(replace(BASE, bias="LS"), dtype)
     problem.inputs["bias"][:, 9] = torch.finfo(dtype).max
     problem.inputs["bias"][:, 3] = torch.finfo(dtype).min
@@ -218,8 +220,8 @@ def test_bias_of_the_largest_float(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_tiny_inputs(dtype: torch.dtype) -> None:
-    """Denormal inputs count as themselves or as 0: the weights are equal either way."""
+def test_denormal_inputs(dtype: torch.dtype) -> None:
+    """Denormal inputs may be flushed to 0: all weights are equal either way."""
     problem = make_problem(BASE, dtype)
     tiny = torch.finfo(dtype).smallest_normal / 8
     problem.inputs["query"] = problem.inputs["query"] * tiny
@@ -231,8 +233,10 @@ def test_tiny_inputs(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("flush", [False, True], ids=["denormals-kept", "denormals-flushed"])
 @pytest.mark.parametrize("fails", [False, True], ids=["good-call", "refused-call"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_the_mode_of_the_caller_is_left_alone(dtype: torch.dtype, fails: bool, flush: bool) -> None:
-    """The kernels may flush denormals; the caller's arithmetic must not change by that."""
+def test_flush_denormal_mode_of_the_caller_is_preserved(
+    dtype: torch.dtype, fails: bool, flush: bool
+) -> None:
+    """The kernels may flush denormals, but must restore the caller's mode."""
     half = torch.full((1,), 0.5, dtype=dtype)
     denormal = torch.full((1,), torch.finfo(dtype).smallest_normal, dtype=dtype)
     problem = make_problem(replace(BASE, queries=200, keys=300), dtype)
@@ -250,7 +254,7 @@ def test_the_mode_of_the_caller_is_left_alone(dtype: torch.dtype, fails: bool, f
         torch.set_flush_denormal(False)
 
 
-# --- sizes of 0 ---------------------------------------------------------------------------------
+# --- zero sizes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("option", [{}, {"causal": True}, {"dropout": 0.5}], ids=str)
@@ -259,7 +263,7 @@ def test_the_mode_of_the_caller_is_left_alone(dtype: torch.dtype, fails: bool, f
     [s for s in itertools.product((0, 2), (0, 3), (0, 5), (0, 7)) if 0 in s],
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_sizes_of_zero(
+def test_zero_sizes(
     dtype: torch.dtype,
     batch: int,
     heads: int,
@@ -286,11 +290,9 @@ def test_sizes_of_zero(
 @pytest.mark.parametrize("bias", ["", "S", "L1", "1H1S", "B1L1"])
 @pytest.mark.parametrize("empty", ["batch", "queries", "keys"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_bias_of_no_score_has_a_gradient_of_zero(
-    dtype: torch.dtype, empty: str, bias: str
-) -> None:
+def test_bias_gradient_is_zero_for_empty_scores(dtype: torch.dtype, empty: str, bias: str) -> None:
     problem = make_problem(replace(BASE, bias=bias, **{empty: 0}), dtype)
-    torch.use_deterministic_algorithms(True)  # which fills memory that nobody writes with NaN
+    torch.use_deterministic_algorithms(True)  # fills uninitialized memory with NaN
     try:
         grad = run(problem).grads["dbias"]
     finally:
@@ -299,8 +301,8 @@ def test_a_bias_of_no_score_has_a_gradient_of_zero(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_no_values_and_no_head_dim(dtype: torch.dtype) -> None:
-    """Dv = 0 gives an output without columns; D = 0 gives scores of 0, so the mean of V."""
+def test_zero_value_dim_and_zero_head_dim(dtype: torch.dtype) -> None:
+    """Dv = 0 gives an empty output; D = 0 gives scores of 0, and so the mean of V."""
     problem = make_problem(BASE, dtype)
     query, key, value = problem.inputs.values()
     out, lse = flash_attention.attention_with_lse(query, key, value[..., :0])

@@ -1,6 +1,6 @@
-"""Sizes near 2^62, tensors without elements, and numbers at their limits: an answer or an error.
+"""Sizes near 2^62, tensors without elements, and extreme numbers: a result or an error.
 
-None of these tensors takes memory: one of their dimensions is 0, or is expanded.
+These tensors need no memory: one dimension is 0 or expanded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
-from isolated import isolated
+from forked import run_forked
 from tolerances import CLOSE
 from torch import Tensor
 
@@ -22,7 +22,7 @@ def attention(*shape: int) -> Tensor:
     return flash_attention.attention(x, x, x)
 
 
-def gradient(*shape: int, **options: Any) -> torch.Size:
+def gradient(*shape: int, **options: Any) -> torch.ErrorSize:
     x = torch.empty(shape, requires_grad=True)
     out = flash_attention.attention(x, x, x, **options)
     return torch.autograd.grad(out.sum(), x)[0].shape
@@ -31,15 +31,15 @@ def gradient(*shape: int, **options: Any) -> torch.Size:
 @pytest.mark.parametrize(
     "shape", [(2**61, 1, 1, 0), (1, 2**62, 1, 0), (2**31, 2**31, 2, 0), (1, 2**60, 0)], ids=str
 )
-def test_rows_whose_statistics_cannot_be_counted(shape: tuple[int, ...]) -> None:
-    """Their bytes are 2^64, and so 0, in 64 bits."""
+def test_too_many_rows_are_refused(shape: tuple[int, ...]) -> None:
+    """Their size in bytes is 2^64, which overflows to 0 in 64 bits."""
     with pytest.raises(ValueError, match=r"^flash::attention: expected query of at most \d+ rows"):
-        isolated(lambda: attention(*shape))
+        run_forked(lambda: attention(*shape))
 
 
-def test_rows_whose_statistics_find_no_memory() -> None:
+def test_out_of_memory_for_row_statistics() -> None:
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        isolated(lambda: attention(2**40, 1, 1, 0))
+        run_forked(lambda: attention(2**40, 1, 1, 0))
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_rows_whose_statistics_find_no_memory() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("options", [{}, {"causal": True, "window": (3, 0)}], ids=str)
-def test_no_query_beside_anything(shape: tuple[int, ...], options: dict[str, Any]) -> None:
-    """Work is not planned by the sizes of what has no elements."""
-    assert isolated(lambda: gradient(*shape, **options)) == shape
+def test_empty_query_with_huge_other_sizes(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    """Sizes of tensors without elements do not determine the amount of work."""
+    assert run_forked(lambda: gradient(*shape, **options)) == shape
 
 
-def test_gradients_without_a_query_are_zeros() -> None:
+def test_empty_query_gives_zero_gradients() -> None:
     query = torch.empty(2, 4, 0, 8, requires_grad=True)
     key = torch.randn(2, 2, 9, 8, requires_grad=True)
     bias = torch.zeros(9, requires_grad=True)
@@ -68,19 +68,19 @@ def test_gradients_without_a_query_are_zeros() -> None:
 
 
 @pytest.mark.parametrize("heads", [0, 2**55])
-def test_packed_sequences_without_a_query(heads: int) -> None:
-    def call() -> list[torch.Size]:
+def test_packed_sequences_with_empty_query(heads: int) -> None:
+    def call() -> list[torch.ErrorSize]:
         x = torch.empty(0, heads, 8, requires_grad=True)
-        numbers = [] if heads else [torch.zeros(3, 0, requires_grad=True) for _ in range(2)]
-        named = dict(zip(("alibi_slopes", "sinks"), numbers, strict=False))
+        per_head = [] if heads else [torch.zeros(3, 0, requires_grad=True) for _ in range(2)]
+        named = dict(zip(("alibi_slopes", "sinks"), per_head, strict=False))
         starts = torch.zeros(4, dtype=torch.int64)
         out = flash_attention.varlen_attention(x, x, x, starts, starts, **named)
-        return [g.shape for g in torch.autograd.grad(out.sum(), [x, *numbers])]
+        return [g.shape for g in torch.autograd.grad(out.sum(), [x, *per_head])]
 
-    assert isolated(call) == [(0, heads, 8), *([] if heads else [(3, 0)] * 2)]
+    assert run_forked(call) == [(0, heads, 8), *([] if heads else [(3, 0)] * 2)]
 
 
-def test_packed_keys_without_a_query_have_zero_gradients() -> None:
+def test_packed_keys_with_empty_query_have_zero_gradients() -> None:
     query = torch.empty(0, 2, 8, requires_grad=True)
     key = torch.randn(5, 2, 8, requires_grad=True)
     starts, ends = torch.tensor([0, 0, 0]), torch.tensor([0, 2, 5])
@@ -94,7 +94,7 @@ SIZES = ("batch", "heads", "queries", "keys", "head_dim", "value_dim")
 
 @pytest.mark.parametrize("large", SIZES)
 @pytest.mark.parametrize("size", [2**47, 2**62, 2**63 - 1])
-def test_memory_of_what_no_process_can_address(large: str, size: int) -> None:
+def test_attention_memory_refuses_unaddressable_sizes(large: str, size: int) -> None:
     sizes = dict.fromkeys(SIZES, 1) | {large: size}
     message = r"^flash::attention_memory: expected tensors of at most 2\^47 bytes, got .*Float"
     with pytest.raises(ValueError, match=message):
@@ -105,8 +105,8 @@ def test_memory_of_what_no_process_can_address(large: str, size: int) -> None:
 
 @pytest.mark.parametrize("large", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_memory_of_the_largest_grows_with_the_size(large: str, dtype: torch.dtype) -> None:
-    """Nothing overflows up to the limit."""
+def test_attention_memory_grows_with_size_without_overflow(large: str, dtype: torch.dtype) -> None:
+    """No overflow up to the limit."""
     found = []
     for power in (20, 30, 40, 44):
         sizes = dict.fromkeys(SIZES, 1) | {large: 2**power}
@@ -119,18 +119,18 @@ def test_memory_of_the_largest_grows_with_the_size(large: str, dtype: torch.dtyp
 @pytest.mark.parametrize(
     "shape", [(2**40, 2**20, 1, 0), (2**20, 2**40, 3, 0), (0, 1, 2**50, 7)], ids=str
 )
-def test_a_mask_without_elements(shape: tuple[int, ...]) -> None:
-    assert isolated(lambda: flash_attention.dropout_mask(*shape, 0.5).shape) == shape
+def test_dropout_mask_without_elements(shape: tuple[int, ...]) -> None:
+    assert run_forked(lambda: flash_attention.dropout_mask(*shape, 0.5).shape) == shape
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_mask_that_no_memory_holds(dropout: float) -> None:
+def test_dropout_mask_larger_than_memory(dropout: float) -> None:
     with pytest.raises(RuntimeError, match=r"overflow|can't allocate memory"):
-        isolated(lambda: flash_attention.dropout_mask(2**32, 2**32, 1, 1, dropout))
+        run_forked(lambda: flash_attention.dropout_mask(2**32, 2**32, 1, 1, dropout))
 
 
 def shrunk(strided: bool) -> Tensor:
-    """[2, 4, 6, 8], whose storage was freed under it, as those who gather parameters do."""
+    """[2, 4, 6, 8] with freed storage, as sharded training does to parameters."""
     x = torch.randn(2, 4, 8, 6).mT if strided else torch.randn(2, 4, 6, 8)
     x.untyped_storage().resize_(0)
     return x
@@ -144,9 +144,9 @@ def attention_of_shrunk(name: str, strided: bool) -> Tensor:
 
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("name", ["query", "key", "value"])
-def test_a_tensor_whose_memory_was_freed(name: str, strided: bool) -> None:
+def test_tensor_with_freed_storage_is_refused(name: str, strided: bool) -> None:
     with pytest.raises(ValueError, match=r"expected 1536 bytes of storage .*\[2, 4, 6, 8\], got 0"):
-        isolated(lambda: attention_of_shrunk(name, strided))
+        run_forked(lambda: attention_of_shrunk(name, strided))
 
 
 def freed_between_the_passes() -> None:
@@ -156,9 +156,9 @@ def freed_between_the_passes() -> None:
     out.sum().backward()
 
 
-def test_memory_freed_between_the_passes() -> None:
+def test_storage_freed_between_forward_and_backward() -> None:
     with pytest.raises(ValueError, match="bytes of storage"):
-        isolated(freed_between_the_passes)
+        run_forked(freed_between_the_passes)
 
 
 def results(operator: Callable[..., Tensor], **options: Any) -> list[Tensor]:
@@ -173,7 +173,7 @@ def results(operator: Callable[..., Tensor], **options: Any) -> list[Tensor]:
 
 
 def assert_as_defined(**options: Any) -> None:
-    """NaN for NaN."""
+    """Compares with standard_attention; NaN equals NaN."""
     found = results(flash_attention.attention, **options)
     expected = results(flash_attention.standard_attention, **options)
     for one, other in zip(found, expected, strict=True):
@@ -196,13 +196,13 @@ LIMITS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", LIMITS.values(), ids=LIMITS.keys())
-def test_numbers_at_their_limits(options: dict[str, Any]) -> None:
+def test_extreme_scalar_options(options: dict[str, Any]) -> None:
     assert_as_defined(**options)
 
 
 @pytest.mark.parametrize("position", [2**63 - 1, 2**62, -1, -(2**62), -(2**63)])
 @pytest.mark.parametrize("options", [{"causal": True}, {"window": (2, 3)}], ids=str)
-def test_positions_at_their_limits(position: int, options: dict[str, Any]) -> None:
+def test_extreme_positions(position: int, options: dict[str, Any]) -> None:
     positions = torch.tensor([position, 0, 3, 69, 2**63 - 1])
     assert_as_defined(query_positions=positions, **options)
 
@@ -210,7 +210,7 @@ def test_positions_at_their_limits(position: int, options: dict[str, Any]) -> No
 @pytest.mark.parametrize("use_simd", [True, False])
 @pytest.mark.parametrize("block_size", [1, 2**31, 2**62, 2**63 - 1])
 @pytest.mark.parametrize("keys", [1, 70, 2048])
-def test_block_sizes_at_their_limits(keys: int, block_size: int, use_simd: bool) -> None:
+def test_extreme_block_sizes(keys: int, block_size: int, use_simd: bool) -> None:
     query, key = torch.randn(1, 2, 3, 8).double(), torch.randn(1, 2, keys, 8).double()
     query.requires_grad_(), key.requires_grad_()
     results = []

@@ -1,4 +1,4 @@
-"""Numerical derivatives: torch.autograd.gradcheck in float64, every option, through out and lse."""
+"""torch.autograd.gradcheck and gradgradcheck in float64, for every option, through out and lse."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from problems import VARIANTS, Problem, Spec, make_problem
 from torch import Tensor
 
-# Two query heads and more keys than one tile of any kernel has rows, but few enough elements that
-# the numerical Jacobian (two calls for each input element) stays cheap.
+# Several heads, queries, keys and blocks, but few enough elements that the numerical Jacobian (two
+# calls per input element) stays cheap.
 TINY = Spec(batch=1, heads=2, queries=3, keys=5, head_dim=2, value_dim=3, block_size=2)
 
 
@@ -20,12 +20,12 @@ def tiny_specs() -> dict[str, Spec]:
     for group in VARIANTS.values():
         for name, changes in group.items():
             if name in ("kv-heads-2x4", "kv-heads-4x1", "kv-heads-1x2"):
-                continue  # below, with four heads
+                continue  # added below with four heads
             specs[name] = replace(TINY, **changes)
     four = replace(TINY, heads=4, queries=2, keys=3)
     for name in ("kv-heads-2x4", "kv-heads-4x1", "kv-heads-1x2"):
         specs[name] = replace(four, **VARIANTS["heads"][name])
-    # The lengths of this group would make the Jacobian large; small ones of the same kind do.
+    # The lengths of this variant would make the Jacobian large, so smaller ones replace them.
     specs["more-queries"] = replace(TINY, queries=5, keys=3, causal=True)
     return specs
 
@@ -43,19 +43,19 @@ COMBINED = {
 
 
 def differentiable_call(problem: Problem, with_lse: bool) -> tuple[object, list[Tensor]]:
-    """A function of the differentiable inputs alone, and those inputs."""
+    """A function of only the differentiable inputs, and those inputs."""
     leaves = problem.leaves()
     fixed = {n: t for n, t in leaves.items() if n not in problem.differentiable}
     op = flash_attention.attention_with_lse if with_lse else flash_attention.attention
 
     def call(*tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        torch.manual_seed(problem.seed)  # the same dropout mask at every evaluation
+        torch.manual_seed(problem.seed)  # the same dropout mask in every evaluation
         named = dict(zip(problem.differentiable, tensors, strict=True))
         result = op(**named, **fixed, **problem.options)
         if not with_lse:
             return result
         out, lse = result
-        # The lse of an empty row is -inf, whose numerical derivative is NaN; the true one is 0.
+        # The lse of a fully masked row is -inf: its derivative is 0, but numerically NaN.
         return out, lse.masked_fill(lse == -torch.inf, 0.0)
 
     return call, [leaves[name] for name in problem.differentiable]
@@ -65,14 +65,13 @@ def differentiable_call(problem: Problem, with_lse: bool) -> tuple[object, list[
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 def test_gradcheck(spec: Spec, with_lse: bool) -> None:
     call, inputs = differentiable_call(make_problem(spec, torch.float64), with_lse)
-    # An expanded leaf shares memory between elements, which the numerical side cannot perturb one
-    # by one.
+    # Elements of an expanded leaf share memory, so gradcheck cannot perturb them one by one.
     inputs = [x.detach().clone().requires_grad_() if 0 in x.stride() else x for x in inputs]
     assert torch.autograd.gradcheck(call, inputs)
 
 
 @pytest.mark.parametrize("only", ["query", "key", "value", "bias", "alibi_slopes", "sinks"])
-def test_gradcheck_of_one_input(only: str) -> None:
+def test_gradcheck_of_a_single_input(only: str) -> None:
     spec = replace(TINY, bias="1HLS", causal=True, alibi="BH", softcap=1.5, sinks="H")
     problem = make_problem(spec, torch.float64)
     problem.differentiable = (only,)
@@ -80,7 +79,7 @@ def test_gradcheck_of_one_input(only: str) -> None:
     assert torch.autograd.gradcheck(call, inputs)
 
 
-def test_gradcheck_of_the_lse_alone() -> None:
+def test_gradcheck_of_lse_only() -> None:
     problem = make_problem(replace(TINY, bias="1HLS"), torch.float64)
     call, inputs = differentiable_call(problem, True)
     value = problem.differentiable.index("value")
@@ -123,7 +122,7 @@ def test_gradgradcheck(spec: Spec, with_lse: bool) -> None:
 
 @pytest.mark.parametrize("spec", COMBINED.values(), ids=COMBINED.keys())
 def test_forward_mode(spec: Spec) -> None:
-    """Of the outputs, and of the gradients."""
+    """Forward mode through the outputs and through the gradients."""
     call, inputs = differentiable_call(make_problem(spec, torch.float64), True)
     assert torch.autograd.gradcheck(call, inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(
@@ -132,7 +131,7 @@ def test_forward_mode(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("op", ["attention", "attention_with_lse"])
-def test_third_derivatives_are_refused_by_name(op: str) -> None:
+def test_third_derivatives_are_refused(op: str) -> None:
     leaves = make_problem(TINY, torch.float64).leaves()
     result = getattr(torch.ops.flash, op)(*leaves.values())
     out = result[0] if isinstance(result, tuple) else result
@@ -142,7 +141,7 @@ def test_third_derivatives_are_refused_by_name(op: str) -> None:
         torch.autograd.grad(second.sum(), leaves["query"])
 
 
-def test_create_graph_changes_no_gradient() -> None:
+def test_create_graph_does_not_change_gradients() -> None:
     leaves = make_problem(TINY, torch.float64).leaves()
     out = flash_attention.attention(**leaves)
     with_graph = torch.autograd.grad(out.sum(), leaves["query"], create_graph=True)[0]

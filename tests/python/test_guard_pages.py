@@ -1,7 +1,7 @@
-"""No byte beside a tensor is read: each begins where an unreadable page ends, then ends where one
-begins, and neither changes a bit of a result.
+"""No kernel reads out of bounds: tensors are placed right after an unreadable page, then right
+before one, and the results are bitwise equal.
 
-Outputs, gradients and scratch lie between such pages in csrc_test, at every length and width.
+csrc_test does the same for outputs, gradients and scratch, at every length and width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
-from problems import DTYPES, NARROW, Problem, Spec, dtype_name, make_problem
+from problems import DTYPES, DTYPES_16BIT, Problem, Spec, dtype_name, make_problem
 from torch import Tensor
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -24,18 +24,18 @@ LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 FAILED = ctypes.c_void_p(-1).value
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
 Place = Callable[[Tensor], Tensor]
 
 
 class GuardedMemory:
-    """Copies tensors into pages of their own, between two that fault."""
+    """Copies tensors into pages between two guard pages."""
 
     def __init__(self) -> None:
         self.mappings: list[tuple[int, int]] = []
 
     def copy(self, tensor: Tensor, at_end: bool) -> Tensor:
-        """`tensor`, contiguous, ending at a guard page or beginning behind one."""
+        """A contiguous copy of `tensor` that ends at a guard page or begins after one."""
         size = tensor.numel() * tensor.element_size()
         pages = -(-size // mmap.PAGESIZE)
         total = (pages + 2) * mmap.PAGESIZE
@@ -66,19 +66,21 @@ def memory() -> Iterator[GuardedMemory]:
     guarded.release()
 
 
-def assert_reads_stay_inside(call: Callable[[Place], list[Tensor]], memory: GuardedMemory) -> None:
-    """`call` puts each tensor that it hands over where it is told to."""
+def assert_no_out_of_bounds_reads(
+    call: Callable[[Place], list[Tensor]], memory: GuardedMemory
+) -> None:
+    """`call` passes each of its input tensors through the given function."""
     expected = call(lambda t: t)
     for at_end in (False, True):
         actual = call(lambda t, at_end=at_end: memory.copy(t, at_end))
-        copies = [t.clone() for t in actual]  # some are what was handed over, or a view of it
+        copies = [t.clone() for t in actual]  # results may be views of the inputs
         memory.release()
         for one, other in zip(copies, expected, strict=True):
             assert torch.equal(one, other)
 
 
 def forward_and_backward(problem: Problem) -> Callable[[Place], list[Tensor]]:
-    """out and lse, their gradients, and out of a call that records nothing."""
+    """out and lse, their gradients, and out of a call without gradients."""
 
     def call(place: Place) -> list[Tensor]:
         options = dict(problem.options)
@@ -102,7 +104,7 @@ def forward_and_backward(problem: Problem) -> Callable[[Place], list[Tensor]]:
 
 
 def check(spec: Spec, dtype: torch.dtype, memory: GuardedMemory) -> None:
-    assert_reads_stay_inside(forward_and_backward(make_problem(spec, dtype)), memory)
+    assert_no_out_of_bounds_reads(forward_and_backward(make_problem(spec, dtype)), memory)
 
 
 @every_dtype
@@ -157,7 +159,7 @@ def test_every_option(dtype: torch.dtype, option: dict[str, Any], memory: Guarde
 @pytest.mark.parametrize("option", [{}, *OPTIONS.values()], ids=["plain", *OPTIONS])
 @every_dtype
 def test_decoding(dtype: torch.dtype, option: dict[str, Any], memory: GuardedMemory) -> None:
-    """Of keys that are cut into parts."""
+    """Keys are split over threads."""
     for queries, keys in ((1, 2048), (8, 2049), (3, 3073)):
         spec = Spec(1, 2, queries=queries, keys=keys, head_dim=9, value_dim=17, **option)
         check(spec, dtype, memory)
@@ -184,11 +186,11 @@ def test_packed_sequences(dtype: torch.dtype, memory: GuardedMemory) -> None:
         )  # fmt: skip
         return [out.detach(), *torch.autograd.grad(out, leaves, place(grad_out))]
 
-    assert_reads_stay_inside(call, memory)
+    assert_no_out_of_bounds_reads(call, memory)
 
 
 @every_dtype
-def test_the_cache(dtype: torch.dtype, memory: GuardedMemory) -> None:
+def test_key_value_cache(dtype: torch.dtype, memory: GuardedMemory) -> None:
     def call(place: Place) -> list[Tensor]:
         cache = flash_attention.KeyValueCache(2, 2, 2100, 9, value_dim=7, dtype=dtype)
         found = []
@@ -199,15 +201,15 @@ def test_the_cache(dtype: torch.dtype, memory: GuardedMemory) -> None:
             if positions < 8:
                 query = random(2, 4, positions, 9, dtype=dtype)
                 out = cache.attention(place(query), given, sinks=place(random(4, dtype=dtype)))
-                # Rows past the counts mean nothing.
+                # Rows past the counts are undefined.
                 found += [out[b, :, :n] for b, n in enumerate(counts)]
         return found
 
-    assert_reads_stay_inside(call, memory)
+    assert_no_out_of_bounds_reads(call, memory)
 
 
 @every_dtype
-def test_the_drop_in(dtype: torch.dtype, memory: GuardedMemory) -> None:
+def test_drop_in(dtype: torch.dtype, memory: GuardedMemory) -> None:
     query, key = random(2, 4, 7, 9, dtype=dtype), random(2, 2, 11, 9, dtype=dtype)
     value, mask = random(2, 2, 11, 7, dtype=dtype), random(4, 1, 11, dtype=dtype)
 
@@ -217,4 +219,4 @@ def test_the_drop_in(dtype: torch.dtype, memory: GuardedMemory) -> None:
         grad = place(random(2, 4, 7, 7, dtype=dtype))
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
-    assert_reads_stay_inside(call, memory)
+    assert_no_out_of_bounds_reads(call, memory)

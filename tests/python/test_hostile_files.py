@@ -1,7 +1,7 @@
-"""Files and options made to crash, hang or fill the memory: refused in words, from Python and the
-command line.
+"""Files and options crafted to crash, hang or exhaust memory are refused with an error message,
+from Python and on the command line.
 
-Each group runs in a process of its own, so that a crash fails one test.
+Each group runs in a process of its own, so that a crash fails only one test.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from forecaster_runs import run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-# All cases of a group together take some 3 s, most of it for importing torch.
+# All cases of a group together take about 3 s, most of it to import torch.
 SECONDS = 120
-# What a refusal may need beyond importing torch: the JSON of a header of a few megabytes.
+# Memory limit beyond importing torch: enough to parse a JSON header of a few megabytes.
 MEGABYTES = 512
-# A path, the words around what is quoted, and 200 bytes of that, each of which may be escaped.
+# A path, some text, and a quotation of up to 200 bytes, each of which may be escaped.
 LONGEST_MESSAGE = 2000
 
 CHILD = """
@@ -44,7 +44,7 @@ json.dump({"outcomes": outcomes, "megabytes": used}, sys.stdout)
 
 
 def outcomes(calls: list[str]) -> list[str]:
-    """What each expression raises, as "ValueError: ..."."""
+    """The error of each expression as "ValueError: ...", or "nothing"."""
     process = subprocess.run(
         [sys.executable, "-c", CHILD],
         input=json.dumps(calls),
@@ -90,7 +90,7 @@ HEADERS = {
 }
 
 
-def test_headers_are_refused(tmp_path: Path) -> None:
+def test_malformed_headers_are_refused(tmp_path: Path) -> None:
     calls, expected = [], []
     for i, (header, message) in enumerate(HEADERS.values()):
         path = write(tmp_path / f"{i}.safetensors", header)
@@ -100,14 +100,14 @@ def test_headers_are_refused(tmp_path: Path) -> None:
         assert found.startswith("ValueError: ") and message in found
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     (found,) = outcomes([f"models.load({str(pipe)!r})"])
     assert found.startswith("ValueError: ") and "cannot be read" in found
 
 
-# Small models: option, value, what it is refused with. A file of some kilobytes asks for them.
+# (model, option, value, message): a file of a few kilobytes that claims to hold a huge model.
 CLAIMS = [
     ("PatchTST(h=2, input_size=16)", "encoder_layers", 10**9, "ample for the"),
     ("PatchTST(h=2, input_size=16)", "hidden_size", 65536, "ample for the"),
@@ -122,7 +122,7 @@ CLAIMS = [
 ]
 
 
-def test_hyperparameters_beyond_the_files_tensors_are_refused(tmp_path: Path) -> None:
+def test_hyperparameters_larger_than_the_file_are_refused(tmp_path: Path) -> None:
     models_made = sorted({model for model, *_ in CLAIMS})
     paths = {model: tmp_path / f"model{i}.safetensors" for i, model in enumerate(models_made)}
     saves = [f"models.{model}.save({str(path)!r})" for model, path in paths.items()]
@@ -143,8 +143,8 @@ def test_hyperparameters_beyond_the_files_tensors_are_refused(tmp_path: Path) ->
         assert found.startswith("ValueError: ") and message in found, (model, option, found)
 
 
-def test_no_mask_is_made_to_read_a_file(tmp_path: Path) -> None:
-    """TFT's constant mask [input_size + h] squared would take 40 GB here."""
+def test_reading_a_file_does_not_allocate_tft_masks(tmp_path: Path) -> None:
+    """TFT's constant mask of (input_size + h)^2 elements would take 40 GB here."""
     path, changed = tmp_path / "tft.safetensors", tmp_path / "changed.safetensors"
     save = f"models.TFT(h=2, input_size=8, hidden_size=4, n_head=1).save({str(path)!r})"
     assert outcomes([save]) == ["nothing"]
@@ -178,7 +178,7 @@ ARGUMENTS = [
 ]
 
 
-def test_arguments_are_refused() -> None:
+def test_constructor_arguments_are_refused() -> None:
     found = outcomes([f"models.{call}" for call, _ in ARGUMENTS])
     for (call, message), one in zip(ARGUMENTS, found, strict=True):
         assert one.startswith("ValueError: ") and message in one, (call, one)
@@ -203,7 +203,7 @@ def test_arguments_are_refused() -> None:
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_the_command_line_refuses(tmp_path: Path, arguments: list[str], expected: str) -> None:
+def test_command_line_refuses(tmp_path: Path, arguments: list[str], expected: str) -> None:
     deep = "[" * DEPTH + "]" * DEPTH
     metadata = json.dumps(
         {

@@ -1,4 +1,4 @@
-"""The installed package, and what a wrong or missing torch gets to read: import, pip and CMake."""
+"""The installed package, and the errors of import, pip and CMake for a wrong or missing torch."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FIRST, END = map(
     ).groups(),
 )
 SUPPORTED = [f"2.{minor}" for minor in range(FIRST, END)]
-# What is installed was compiled for one release or for several.
+# The installed package was compiled for one or several torch releases.
 COMPILED = flash_attention._library.releases()
 ACTIVE = ".".join(torch.__version__.split("+")[0].split(".")[:2])
 VERSION = re.search(r"project\(\w+ VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())[1]
-# Where each folder of the installed package comes from.
+# The source folder of each folder in the installed package.
 PYTHON_SOURCES = {
     "flash_attention": "ops/flash_attention",
     "flash_attention/models": "models/python",
@@ -45,34 +45,34 @@ FAKE_TORCH = {
 
 
 def with_modules(folder: Path) -> dict[str, str]:
-    """An environment that finds the modules of `folder` first, and then those of before."""
+    """The environment with `folder` at the front of PYTHONPATH."""
     before = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{before}" if before else str(folder)}
 
 
 def write_torch(folder: Path, source: str) -> None:
-    """A package of that name in `folder`, which is no more than its `source`."""
+    """Writes a mock torch package to `folder` whose __init__.py is `source`."""
     (folder / "torch").mkdir()
     (folder / "torch" / "__init__.py").write_text(source)
 
 
 @pytest.fixture(params=FAKE_TORCH)
 def fake_torch(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, str], str]:
-    """An environment where `import torch` finds another torch, or none; and its name in errors."""
+    """An environment with another torch or none, and how error messages name it."""
     source, found = FAKE_TORCH[request.param]
     write_torch(tmp_path, source)
     return with_modules(tmp_path), found
 
 
 def failure(*command: object, **kwargs) -> str:
-    """What a command prints that is expected to fail, with all white space made one space."""
+    """The output of a command that must fail, with white space collapsed."""
     command = [str(word) for word in command]
     result = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
     assert result.returncode != 0, f"expected {command} to fail, got {result.stdout}"
     return " ".join((result.stdout + result.stderr).split())
 
 
-def test_import_names_the_torch_it_needs_and_the_command(fake_torch) -> None:
+def test_import_error_names_the_required_torch(fake_torch) -> None:
     environment, found = fake_torch
     printed = failure(sys.executable, "-c", "import flash_attention", env=environment)
     assert "ImportError: flash_attention: " in printed
@@ -81,8 +81,8 @@ def test_import_names_the_torch_it_needs_and_the_command(fake_torch) -> None:
     assert f"{sys.executable} -m pip install 'torch=={COMPILED[-1]}.*'" in printed
 
 
-def test_import_says_what_else_torch_lacks(tmp_path: Path) -> None:
-    """Another torch would not help."""
+def test_import_error_of_a_torch_dependency_is_passed_on(tmp_path: Path) -> None:
+    """The error is not about torch's version, which another torch would not solve."""
     lacking = "raise ModuleNotFoundError(\"No module named 'numpy'\", name='numpy')\n"
     write_torch(tmp_path, lacking)
     program = (sys.executable, "-c", "import flash_attention")
@@ -91,7 +91,7 @@ def test_import_says_what_else_torch_lacks(tmp_path: Path) -> None:
     assert "expected torch" not in printed
 
 
-def test_pip_install_names_the_torch_it_needs_and_the_commands(fake_torch, tmp_path) -> None:
+def test_pip_install_error_names_the_required_torch(fake_torch, tmp_path) -> None:
     environment, found = fake_torch
     pip = [
         sys.executable,
@@ -109,7 +109,7 @@ def test_pip_install_names_the_torch_it_needs_and_the_commands(fake_torch, tmp_p
 
 
 @pytest.mark.parametrize("minor", [FIRST - 1, END, None])
-def test_cmake_names_the_torch_it_needs_and_the_command(minor: int | None, tmp_path: Path) -> None:
+def test_cmake_error_names_the_required_torch(minor: int | None, tmp_path: Path) -> None:
     find = ["-DCMAKE_DISABLE_FIND_PACKAGE_Python3=ON", "-DCMAKE_PREFIX_PATH=/nowhere"]
     if minor is not None:
         headers = tmp_path / "include" / "torch"
@@ -135,7 +135,7 @@ def copy_of_package(tmp_path: Path) -> tuple[Path, dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_import_without_a_library_says_which_file_is_missing(name: str, tmp_path: Path) -> None:
+def test_import_error_names_a_missing_library(name: str, tmp_path: Path) -> None:
     copy, environment = copy_of_package(tmp_path)
     library = copy / "lib" / f"torch-{ACTIVE}" / name
     library.unlink()
@@ -145,7 +145,7 @@ def test_import_without_a_library_says_which_file_is_missing(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_import_of_a_broken_library_says_so(name: str, tmp_path: Path) -> None:
+def test_import_error_names_a_broken_library(name: str, tmp_path: Path) -> None:
     copy, environment = copy_of_package(tmp_path)
     library = copy / "lib" / f"torch-{ACTIVE}" / name
     library.write_bytes(b"not a shared library")
@@ -154,13 +154,13 @@ def test_import_of_a_broken_library_says_so(name: str, tmp_path: Path) -> None:
     assert "pip install --no-build-isolation --force-reinstall --no-deps ." in printed
 
 
-def test_import_of_the_source_folder_says_that_it_is_not_compiled() -> None:
+def test_import_error_for_the_uncompiled_source_folder() -> None:
     environment = with_modules(ROOT / "ops")
     printed = failure(sys.executable, "-c", "import flash_attention", env=environment)
     assert "ImportError: flash_attention: expected a compiled package" in printed
 
 
-def test_version_is_that_of_the_project() -> None:
+def test_version_matches_the_project() -> None:
     assert flash_attention.__version__ == VERSION
     assert importlib.metadata.version("flash_attention") == VERSION
     assert flash_attention.build_info().version == VERSION
@@ -175,7 +175,7 @@ def test_build_info_names_torch_and_the_kernels() -> None:
     assert all(isa.description for isa in info.isa)
 
 
-def test_wheel_holds_the_package_and_nothing_else() -> None:
+def test_wheel_contents() -> None:
     files = {str(file) for file in importlib.metadata.files("flash_attention")}
     package = {name for name in files if "dist-info" not in name and "__pycache__" not in name}
     modules = {
@@ -204,7 +204,7 @@ def test_wheel_holds_the_package_and_nothing_else() -> None:
     assert modules | headers | libraries <= package
 
 
-def test_the_models_library_is_loaded_when_the_models_are_imported() -> None:
+def test_models_library_is_loaded_on_import_of_models() -> None:
     program = (
         "import flash_attention\n"
         "loaded = lambda: 'libflash_models' in open('/proc/self/maps').read()\n"
@@ -218,7 +218,7 @@ def test_the_models_library_is_loaded_when_the_models_are_imported() -> None:
     assert printed.split() == ["False", "True"]
 
 
-def test_cmake_names_the_package_that_the_models_need(tmp_path: Path) -> None:
+def test_cmake_error_names_a_missing_dependency(tmp_path: Path) -> None:
     find = ["-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON"]
     find += [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"]
     printed = failure("cmake", "-S", ROOT, "-B", tmp_path / "build", "-G", "Ninja", *find)
@@ -226,7 +226,7 @@ def test_cmake_names_the_package_that_the_models_need(tmp_path: Path) -> None:
     assert "apt-get install nlohmann-json3-dev" in printed
 
 
-def test_wheel_is_for_every_python_on_this_platform() -> None:
+def test_wheel_is_independent_of_the_python_version() -> None:
     wheel = importlib.metadata.distribution("flash_attention").read_text("WHEEL")
     assert re.search(r"^Tag: py3-none-linux_\w+$", wheel, re.M)
     for name in LIBRARIES:
@@ -248,8 +248,8 @@ def test_wheel_requires_the_torch_it_was_compiled_for() -> None:
         assert requirement == f"torch=={COMPILED[0]}.*"
 
 
-def test_cmake_finds_the_installed_package_and_the_torch_beside_it(tmp_path: Path) -> None:
-    """Headers, libraries and the CMake package of the wheel alone, and the program runs."""
+def test_cmake_project_builds_against_the_installed_package(tmp_path: Path) -> None:
+    """Uses only headers, libraries and the CMake package from the wheel, and runs the program."""
     find = [f"-DCMAKE_PREFIX_PATH={flash_attention.cmake_prefix_path}"]
     find += ["-DCMAKE_DISABLE_FIND_PACKAGE_Python3=ON"]
     for command in (

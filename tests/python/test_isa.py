@@ -1,4 +1,4 @@
-"""Which kernels run: FLASH_ATTENTION_ISA and ATEN_CPU_CAPABILITY, read once by each process."""
+"""ISA dispatch: FLASH_ATTENTION_ISA and ATEN_CPU_CAPABILITY, which each process reads once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from checks import largest_difference, run
 from instruction_sets import SUPPORTED, active, kernels
-from problems import DTYPES, NARROW, Spec, dtype_name, make_problem
+from problems import DTYPES, DTYPES_16BIT, Spec, dtype_name, make_problem
 from tolerances import CLOSE
 
 CHILD = """
@@ -44,7 +44,7 @@ SUPPORTED_BY_NAME = {isa.name: isa.supported for isa in flash_attention.build_in
 
 @pytest.fixture(scope="module")
 def reports() -> dict[str, dict[str, object]]:
-    """What each case does in a process of its own, two processes at a time."""
+    """The result of each case in a process of its own, two processes at a time."""
     clean = {k: v for k, v in os.environ.items() if k not in ("FLASH_ATTENTION_ISA",)}
     clean.pop("ATEN_CPU_CAPABILITY", None)
     results: dict[str, dict[str, object]] = {}
@@ -70,14 +70,14 @@ def reports() -> dict[str, dict[str, object]]:
 
 @pytest.mark.once
 @pytest.mark.parametrize("case", ["scalar", "aten-default"])
-def test_scalar_can_be_asked_for(reports: dict[str, dict[str, object]], case: str) -> None:
+def test_scalar_can_be_requested(reports: dict[str, dict[str, object]], case: str) -> None:
     assert reports[case]["active"] == "scalar"
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("case", ["avx2", "aten-avx2", "ours-over-atens"])
-def test_avx2_can_be_asked_for(reports: dict[str, dict[str, object]], case: str) -> None:
-    """Where the processor lacks it, asking by our name is an error and by ATen's a cap."""
+def test_avx2_can_be_requested(reports: dict[str, dict[str, object]], case: str) -> None:
+    """Without AVX2, our variable gives an error; ATen's is an upper bound, so scalar runs."""
     if SUPPORTED_BY_NAME["avx2"]:
         assert reports[case]["active"] == "avx2"
     elif case == "aten-avx2":
@@ -87,7 +87,7 @@ def test_avx2_can_be_asked_for(reports: dict[str, dict[str, object]], case: str)
 
 
 @pytest.mark.once
-def test_avx512_can_be_asked_for(reports: dict[str, dict[str, object]]) -> None:
+def test_avx512_can_be_requested(reports: dict[str, dict[str, object]]) -> None:
     if SUPPORTED_BY_NAME["avx512"]:
         assert reports["avx512"]["active"] == "avx512"
     else:
@@ -95,7 +95,7 @@ def test_avx512_can_be_asked_for(reports: dict[str, dict[str, object]]) -> None:
 
 
 @pytest.mark.once
-def test_an_unknown_name_is_an_error_that_names_the_known(
+def test_unknown_name_error_lists_the_known_names(
     reports: dict[str, dict[str, object]],
 ) -> None:
     report = reports["unknown"]
@@ -106,25 +106,25 @@ def test_an_unknown_name_is_an_error_that_names_the_known(
 
 
 @pytest.mark.once
-def test_the_best_supported_is_the_default(reports: dict[str, dict[str, object]]) -> None:
+def test_best_supported_isa_is_the_default(reports: dict[str, dict[str, object]]) -> None:
     best = next(name for name, supported in SUPPORTED_BY_NAME.items() if supported)
     assert reports["nothing"]["active"] == best
 
 
 @pytest.mark.once
-def test_every_choice_computes_the_same(reports: dict[str, dict[str, object]]) -> None:
+def test_every_choice_gives_the_same_result(reports: dict[str, dict[str, object]]) -> None:
     outs = [float(str(r["out"])) for r in reports.values() if "out" in r]
     assert len(outs) >= 4
-    assert max(outs) - min(outs) < 1e-4  # a sum of 60 float32 numbers of order 1
+    assert max(outs) - min(outs) < 1e-4  # a sum of 60 float32 values of order 1
 
 
 @pytest.mark.once
-def test_this_run_uses_the_kernels_it_was_told_to() -> None:
+def test_this_run_uses_the_requested_kernels() -> None:
     asked = os.environ.get("FLASH_ATTENTION_ISA")
     assert active() in SUPPORTED and (asked is None or active() == asked)
 
 
-def test_kernels_are_switched_and_switched_back(isa: str) -> None:
+def test_use_isa_switches_and_switches_back(isa: str) -> None:
     for other in SUPPORTED:
         with kernels(other):
             assert active() == other
@@ -137,7 +137,7 @@ def test_kernels_are_switched_and_switched_back(isa: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_use_simd_false_runs_the_scalar_kernels(dtype: torch.dtype) -> None:
-    """Same numbers up to rounding; other bits where SIMD kernels are active, the same where not."""
+    """Equal up to rounding; bitwise equal where the scalar kernels are active."""
     problem = make_problem(Spec(queries=100, keys=100, head_dim=64), dtype)
     simd = flash_attention.attention(**problem.inputs)
     scalar = flash_attention.attention(**problem.inputs, use_simd=False)
@@ -155,8 +155,8 @@ COMPARED = [
 
 @pytest.mark.once
 def test_results_across_instruction_sets() -> None:
-    """Output, lse and gradients; with dropout, the same weights are dropped by all of them."""
-    for spec, dtype in itertools.product(COMPARED, DTYPES + NARROW):
+    """Output, lse and gradients match across instruction sets, with the same dropout mask."""
+    for spec, dtype in itertools.product(COMPARED, DTYPES + DTYPES_16BIT):
         problem = make_problem(spec, dtype)
         with kernels("scalar"):
             expected = run(problem).tensors()
@@ -167,6 +167,6 @@ def test_results_across_instruction_sets() -> None:
                 size = max(1.0, tensor.abs().max().item())
                 difference = largest_difference(found[name], tensor)
                 assert difference <= CLOSE[tensor.dtype] * size, (spec, isa, name)
-            # Vectors sum in another order: equal bits would mean that no kernels were switched.
+            # SIMD sums in another order, so equal bits would mean the kernels were not switched.
             if isa != "scalar" and dtype in DTYPES:
                 assert not torch.equal(found["dq"], expected["dq"]), (spec, isa)

@@ -1,4 +1,4 @@
-"""Memory: what attention_memory says is what is measured, and none of it grows with L times S."""
+"""Memory: attention_memory predicts measured use exactly, and nothing grows with L times S."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import flash_attention
 import pytest
 import torch
 from measuring import peak_beyond_result, threads
-from problems import DTYPES, NARROW, Problem, Spec, compute_dtype, dtype_name, make_problem
+from problems import DTYPES, DTYPES_16BIT, Problem, Spec, compute_dtype, dtype_name, make_problem
 
 SHAPES = [
     Spec(batch=1, heads=1, queries=1, keys=1, head_dim=1, value_dim=1),
@@ -59,7 +59,7 @@ def measure_backward(problem: Problem) -> int:
 
 @pytest.mark.parametrize("number_of_threads", [1, 2])
 @pytest.mark.parametrize("spec", SHAPES, ids=shape_id)
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
 def test_prediction_is_exact(dtype: torch.dtype, spec: Spec, number_of_threads: int) -> None:
     problem = make_problem(spec, dtype)
     with threads(number_of_threads):
@@ -76,8 +76,8 @@ def test_prediction_is_exact_for_every_block_size(block_size: int, use_simd: boo
     assert (measure_forward(problem), measure_backward(problem)) == tuple(usage)
 
 
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
-def test_causal_takes_no_more(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
+def test_causal_needs_no_extra_memory(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(1, 2, queries=300, keys=400, causal=True), dtype)
     usage = predicted(problem)
     assert (measure_forward(problem), measure_backward(problem)) == tuple(usage)
@@ -88,9 +88,9 @@ def test_causal_takes_no_more(dtype: torch.dtype) -> None:
     [{"mask": "LS"}, {"mask": "B11S"}, {"bias": "LS", "bias_grad": False}],
     ids=["mask-LS", "mask-B11S", "bias-LS"],
 )
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
-def test_a_bias_takes_a_tile_a_thread_more(dtype: torch.dtype, bias: dict[str, object]) -> None:
-    """The extra scratch is one block of keys by one tile of queries: it stays when L and S grow."""
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
+def test_bias_needs_one_extra_tile_per_thread(dtype: torch.dtype, bias: dict[str, object]) -> None:
+    """The extra scratch is one block of keys by one tile of queries, independent of L and S."""
     extra = set()
     with threads(1):
         for queries, keys in ((300, 400), (1100, 900)):
@@ -99,7 +99,7 @@ def test_a_bias_takes_a_tile_a_thread_more(dtype: torch.dtype, bias: dict[str, o
             extra.add(measure_forward(problem) - usage.forward)
             extra.add(measure_backward(problem) - usage.backward)
     assert max(extra) <= 256 * 64 * problem.inputs["query"].element_size()
-    assert len(extra) <= 2  # one number for the forward and one for the backward
+    assert len(extra) <= 2  # one value for the forward and one for the backward
 
 
 @pytest.mark.parametrize("block_size", [1, 64, 10**9])
@@ -113,33 +113,33 @@ def test_a_bias_takes_a_tile_a_thread_more(dtype: torch.dtype, bias: dict[str, o
     ],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
-def test_prediction_is_exact_with_a_window_and_a_cap(
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
+def test_prediction_is_exact_with_window_and_softcap(
     dtype: torch.dtype, option: dict[str, Any], block_size: int
 ) -> None:
     spec = Spec(1, 2, queries=300, keys=400, block_size=block_size, **option)
     problem = make_problem(spec, dtype)
-    with threads(1):  # a window leaves work for fewer threads than attention_memory can know of
+    with threads(1):  # a window may occupy fewer threads, which attention_memory cannot know
         usage = predicted(problem)
         assert (measure_forward(problem), measure_backward(problem)) == tuple(usage)
 
 
 @pytest.mark.parametrize("option", [{"alibi": "H"}, {"alibi": "BH"}, {"sinks": "H"}], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
-def test_slopes_and_sinks_take_a_few_numbers_a_row(
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
+def test_slopes_and_sinks_need_a_few_elements_per_row(
     dtype: torch.dtype, option: dict[str, Any]
 ) -> None:
     problem = make_problem(Spec(1, 2, queries=900, keys=700, **option), dtype)
     usage = predicted(problem)
-    # The kernels read float32: of 16 bits a copy is made.
-    copied = 2 * 4 if dtype in NARROW else 0
+    # The kernels read float32, so 16-bit slopes and sinks are copied.
+    copied = 2 * 4 if dtype in DTYPES_16BIT else 0
     assert measure_forward(problem) - usage.forward == copied
-    # In the backward: what each row adds, its products on the way there, and float64 sums.
+    # Backward: the contribution of each row, intermediate products, and float64 sums.
     rows = 2 * 900 * torch.empty((), dtype=compute_dtype(dtype)).element_size()
     assert measure_backward(problem) - usage.backward <= 6 * rows + 1024
 
 
-def test_dropout_takes_a_seed_and_nothing_else() -> None:
+def test_dropout_needs_only_a_seed() -> None:
     problem = make_problem(Spec(1, 2, queries=300, keys=400, dropout=0.5), torch.float32)
     usage = predicted(problem)
     seed = torch.empty(1, dtype=torch.int64).nbytes
@@ -147,9 +147,9 @@ def test_dropout_takes_a_seed_and_nothing_else() -> None:
     assert measure_backward(problem) == usage.backward
 
 
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
-def test_two_numbers_a_row_and_scratch_that_does_not_grow(dtype: torch.dtype) -> None:
-    """Doubling L doubles the row statistics alone; doubling S changes nothing in the forward."""
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
+def test_memory_is_linear_in_queries_and_constant_in_keys(dtype: torch.dtype) -> None:
+    """Doubling L doubles only the row statistics; doubling S changes nothing in the forward."""
     size = torch.empty((), dtype=compute_dtype(dtype)).element_size()
     for queries, keys in itertools.product((2048, 4096), repeat=2):
         usage = flash_attention.attention_memory(1, 8, queries, keys, 64, 64, dtype)
@@ -157,13 +157,13 @@ def test_two_numbers_a_row_and_scratch_that_does_not_grow(dtype: torch.dtype) ->
         longer = flash_attention.attention_memory(1, 8, queries, 2 * keys, 64, 64, dtype)
         assert taller.forward - usage.forward == 2 * 8 * queries * size
         assert longer.forward == usage.forward
-        # The backward may add what determinism needs, as long as it is a few numbers per row.
+        # Determinism may cost the backward a few elements per row.
         assert taller.backward - usage.backward <= 4 * 8 * queries * 64 * size
         assert longer.backward - usage.backward <= 4 * 8 * keys * 64 * size
 
 
 def test_grouped_heads_are_not_expanded() -> None:
-    """One head of 4 MB of keys under 8 query heads: copies for each would take 28 MB more."""
+    """A 4 MB key head shared by 8 query heads: copies for each would take 28 MB more."""
     spec = Spec(1, 8, key_heads=1, value_heads=1, queries=8, keys=16384, head_dim=64, value_dim=64)
     problem = make_problem(spec, torch.float32)
     key_bytes = problem.inputs["key"].nbytes
@@ -172,7 +172,7 @@ def test_grouped_heads_are_not_expanded() -> None:
 
 
 @pytest.mark.parametrize("bias", ["S", "L1", "", "1H1S", "BHL1"])
-def test_gradient_of_a_broadcast_bias_needs_no_matrix(bias: str) -> None:
+def test_broadcast_bias_gradient_needs_no_score_matrix(bias: str) -> None:
     spec = Spec(1, 2, queries=1200, keys=1100, head_dim=8, value_dim=8, bias=bias)
     matrix = 2 * 1200 * 1100 * 4
     assert measure_backward(make_problem(spec, torch.float32)) < matrix / 4

@@ -1,4 +1,4 @@
-"""Meta tensors give the shapes, dtypes and strides that the CPU gives, from every operator."""
+"""Every operator gives the same shapes, dtypes and strides for Meta as for CPU tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
-from problems import DTYPES, NARROW, Spec, dtype_name, make_problem
+from problems import DTYPES, DTYPES_16BIT, Spec, dtype_name, make_problem
 from torch import Tensor
 
 SPECS = {
@@ -19,12 +19,12 @@ SPECS = {
     "mask": Spec(mask="B11S"),
     "dropout": Spec(dropout=0.3),
     "decoding": Spec(1, 2, queries=2, keys=2100),
-    "nothing": Spec(queries=0),
+    "empty": Spec(queries=0),
 }
 
 
 def described(tensors: Any) -> list[tuple[Any, ...]]:
-    """Of an undefined tensor: none."""
+    """(shape, dtype, stride) of each tensor."""
     each = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     return [(tuple(t.shape), t.dtype, t.stride()) for t in each]
 
@@ -35,7 +35,7 @@ def on_meta(arguments: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("operator", ["attention", "attention_with_lse", "_forward"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
 def test_forward(dtype: torch.dtype, spec: Spec, operator: str) -> None:
     problem = make_problem(spec, dtype)
     arguments = problem.inputs | problem.options
@@ -44,7 +44,7 @@ def test_forward(dtype: torch.dtype, spec: Spec, operator: str) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
 def test_backward(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
     out, row_stats, seed = torch.ops.flash._forward(**problem.inputs, **problem.options)
@@ -59,7 +59,7 @@ def test_backward(dtype: torch.dtype, spec: Spec) -> None:
         assert described(torch.ops.flash._backward(**arguments)) == described(found)
 
 
-@pytest.mark.parametrize("dtype", DTYPES + NARROW, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES + DTYPES_16BIT, ids=dtype_name)
 def test_packed_sequences(dtype: torch.dtype) -> None:
     shapes = {"query": (9, 4, 8), "key": (11, 2, 8), "value": (11, 4, 6)}
     arguments: dict[str, Any] = {n: torch.randn(s).to(dtype) for n, s in shapes.items()}
@@ -82,7 +82,7 @@ def test_packed_sequences(dtype: torch.dtype) -> None:
         assert described(call(**both)) == described(call(**on_meta(both)))
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
+@pytest.mark.parametrize("dtype", DTYPES_16BIT, ids=dtype_name)
 def test_lse_of_16_bit_queries_is_float32(dtype: torch.dtype) -> None:
     inputs = [torch.empty(2, 4, n, 8, dtype=dtype, device="meta") for n in (5, 7, 7)]
     out, lse = flash_attention.attention_with_lse(*inputs)

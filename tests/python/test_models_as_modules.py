@@ -1,4 +1,4 @@
-"""The six models as modules of torch: copies, dtypes, threads, files, and what is refused."""
+"""The six models as torch modules: copies, dtypes, threads, files, and errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tolerances import MODEL_FLOAT32_AT_LEAST
 
 pytestmark = pytest.mark.once
 
-# --- what torch does to modules -------------------------------------------------------------------
+# --- module operations ----------------------------------------------------------------------------
 
 
-def test_copies_are_their_own_and_pickles_are_the_same(typical: Fixture) -> None:
+def test_copies_and_pickles_are_independent(typical: Fixture) -> None:
     model = typical.model()
     windows = typical.windows(torch.float32)
     expected = typical.forward(model, windows).detach()
@@ -46,7 +46,7 @@ def test_copies_are_their_own_and_pickles_are_the_same(typical: Fixture) -> None
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_copy_leaves_torchs_generator_alone(typical: Fixture) -> None:
+def test_copy_does_not_advance_the_torch_generator(typical: Fixture) -> None:
     other = copy.deepcopy(typical.model().eval())
     state = torch.get_rng_state()
     typical_draws = typical.model_class == "Informer"
@@ -67,7 +67,7 @@ def test_to_float64_and_back(typical: Fixture) -> None:
     assert_same(model.to(torch.float32), before)
 
 
-def test_replaced_data_and_replaced_parameters_are_used() -> None:
+def test_replaced_parameters_are_used() -> None:
     model, windows = small(dropout=0.0).eval(), torch.randn(3, 24, 1)
     linear = model.model.head.linear
     linear.weight.data = torch.zeros_like(linear.weight)
@@ -79,8 +79,8 @@ def test_replaced_data_and_replaced_parameters_are_used() -> None:
     assert not torch.equal(model(windows), windows[:, -1:].expand(-1, 4, -1))
 
 
-def test_transposed_data_are_used_as_they_stand_now() -> None:
-    """The same memory with other strides."""
+def test_data_with_new_strides_are_used() -> None:
+    """The same memory with different strides."""
     model, windows = small(dropout=0.0).eval().double(), torch.randn(3, 24, 1).double()
     other = copy.deepcopy(model)
     weight, expected = (
@@ -93,8 +93,8 @@ def test_transposed_data_are_used_as_they_stand_now() -> None:
     assert (model(windows) - before).abs().max() > 1e-4
 
 
-def test_functional_call_leaves_torchs_generator_alone() -> None:
-    """While a graph awaits its backward, other parameters need a second model in C++."""
+def test_functional_call_does_not_advance_the_torch_generator() -> None:
+    """While a graph awaits its backward, calls with other parameters need a second C++ model."""
     model, windows = small().eval(), torch.randn(3, 24, 1)
     output = model(windows)
     state = torch.get_rng_state()
@@ -104,7 +104,7 @@ def test_functional_call_leaves_torchs_generator_alone() -> None:
     output.sum().backward()
 
 
-def test_functional_call_and_the_module_itself_between_each_others_passes() -> None:
+def test_functional_call_interleaves_with_module_calls() -> None:
     model, windows = small().eval().double(), torch.randn(3, 24, 1, dtype=torch.float64)
     other = {n: (2 * p).detach().requires_grad_() for n, p in model.named_parameters()}
 
@@ -121,7 +121,7 @@ def test_functional_call_and_the_module_itself_between_each_others_passes() -> N
     assert not torch.equal(alone(own), alone(other))
 
 
-def test_parametrizations_get_the_gradient() -> None:
+def test_parametrizations_get_gradients() -> None:
     model = small()
     torch.nn.utils.parametrizations.weight_norm(model.model.head.linear, "weight")
     model(torch.randn(3, 24, 1)).sum().backward()
@@ -138,7 +138,7 @@ def test_the_graph_outlives_the_model() -> None:
     assert weight.grad is not None
 
 
-def test_memory_is_given_back() -> None:
+def test_parameter_references_are_released() -> None:
     model, windows = small(), torch.randn(3, 24, 1)
     weight = model.model.head.linear.weight
     for _ in range(3):
@@ -150,7 +150,7 @@ def test_memory_is_given_back() -> None:
     assert weight._use_count() == references
 
 
-def test_several_threads_use_one_model_at_once(typical: Fixture) -> None:
+def test_concurrent_use_from_several_threads(typical: Fixture) -> None:
     model = typical.model().eval()
     windows = typical.windows(torch.float32)
     reference = copy.deepcopy(model)
@@ -172,13 +172,14 @@ def test_several_threads_use_one_model_at_once(typical: Fixture) -> None:
         worker.join()
     assert failures == []
     if typical.model_class == "Informer":
-        return  # draws which keys it measures on, in whichever order the threads come
+        return  # it samples keys at random, in the order in which the threads run
+    # The threads add their float32 gradients in any order.
     for own, expected in zip(model.parameters(), reference.parameters(), strict=True):
         if expected.grad is not None:
             torch.testing.assert_close(own.grad, threads * expected.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_is_a_part_of_another() -> None:
+def test_model_as_submodule() -> None:
     class Mean(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -194,13 +195,13 @@ def test_a_model_is_a_part_of_another() -> None:
     assert all(parameter.grad is not None for parameter in trained)
 
 
-def test_compile_leaves_the_model_whole() -> None:
+def test_torch_compile_wraps_the_model() -> None:
     model, windows = small().eval(), torch.randn(3, 24, 1)
     compiled = torch.compile(model, backend="eager")
     assert torch.equal(compiled(windows), model(windows))
 
 
-def test_print_shows_arguments_and_tensors() -> None:
+def test_repr_shows_arguments_and_tensors() -> None:
     text = repr(small())
     assert text.startswith("PatchTST(")
     assert "h=4, input_size=24" in text
@@ -210,7 +211,7 @@ def test_print_shows_arguments_and_tensors() -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_a_file_gives_the_same_model_again(typical: Fixture, tmp_path: Path) -> None:
+def test_save_and_load_round_trip(typical: Fixture, tmp_path: Path) -> None:
     model = typical.model()
     path = tmp_path / "model.safetensors"
     model.save(path)
@@ -223,7 +224,7 @@ def test_a_file_gives_the_same_model_again(typical: Fixture, tmp_path: Path) -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_file_is_loaded_with_the_settings_asked_for(tmp_path: Path) -> None:
+def test_load_applies_the_given_settings(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     small().save(path)
     settings = dict(use_flash_attention=True, flash_block_size=7, gradient_checkpointing=True)
@@ -233,7 +234,7 @@ def test_a_file_is_loaded_with_the_settings_asked_for(tmp_path: Path) -> None:
         assert "use_flash_attention=False, flash_block_size=64" in repr(load(path))
 
 
-def test_a_derived_class_is_built_saved_and_loaded_as_its_base(tmp_path: Path) -> None:
+def test_subclass_is_saved_and_loaded_as_its_base_class(tmp_path: Path) -> None:
     class Mine(models.PatchTST):
         pass
 
@@ -247,7 +248,7 @@ def test_a_derived_class_is_built_saved_and_loaded_as_its_base(tmp_path: Path) -
         assert_same(loaded, model)
 
 
-def test_a_file_written_by_neuralforecast_gives_its_numbers(tmp_path: Path) -> None:
+def test_neuralforecast_file_reproduces_its_outputs(tmp_path: Path) -> None:
     checkpoint = model_fixtures.FOLDER / "neuralforecast_checkpoint.safetensors"
     recorded = load_file(model_fixtures.FOLDER / "neuralforecast_forward.safetensors")
     for use_flash_attention in (False, True):
@@ -261,11 +262,11 @@ def test_a_file_written_by_neuralforecast_gives_its_numbers(tmp_path: Path) -> N
         with safe_open(path, "pt") as file:
             return json.loads(file.metadata()["hyper_parameters"])
 
-    # Its loss and training options too, which the network does not know.
+    # Including the loss and training options, which the network does not use.
     assert header(tmp_path / "again.safetensors") == header(checkpoint)
 
 
-def test_broken_and_other_files_are_refused(tmp_path: Path) -> None:
+def test_broken_and_mismatched_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with pytest.raises(ValueError, match="cannot be read"):
         models.load(path)
@@ -292,7 +293,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_wrong_input_is_refused_in_words(name: str) -> None:
+def test_invalid_input_is_refused(name: str) -> None:
     windows, message = CALLS[name]
     with pytest.raises(ValueError, match=f"^PatchTST: .*{message}"):
         small()(windows)
@@ -307,28 +308,28 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_a_wrong_argument_is_refused_in_words(name: str) -> None:
+def test_invalid_argument_is_refused(name: str) -> None:
     arguments, message = ARGUMENTS[name]
     with pytest.raises(ValueError, match=f"^PatchTST: .*{message}"):
         small(**arguments)
 
 
-def test_a_wrong_list_of_columns_is_refused_in_words() -> None:
+def test_column_list_given_as_text_is_refused() -> None:
     with pytest.raises(ValueError, match="expected futr_exog_list as a list of column names"):
         models.TFT(h=4, input_size=8, hidden_size=8, futr_exog_list="price")
 
 
-def test_a_model_elsewhere_than_on_the_cpu_is_refused_in_words() -> None:
+def test_model_on_another_device_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a dense tensor on the CPU.* got .*meta"):
         small().to("meta")(WINDOWS)
 
 
-def test_a_part_alone_is_refused_in_words() -> None:
+def test_calling_a_submodule_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="call the whole model"):
         small().model.head(WINDOWS)
 
 
-def test_shared_parameters_that_are_shared_no_more_are_refused_in_words() -> None:
+def test_untied_shared_parameters_are_refused() -> None:
     fixture = model_fixtures.load("fedformer_low")
     model = fixture.model()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -337,7 +338,7 @@ def test_shared_parameters_that_are_shared_no_more_are_refused_in_words() -> Non
         model(fixture.windows(torch.float32))
 
 
-def test_a_removed_submodule_is_named() -> None:
+def test_removed_submodule_is_named_in_the_error() -> None:
     model = small()
     del model.model.head
     with pytest.raises(ValueError, match="expected the parameter or buffer model.head.linear"):

@@ -1,4 +1,4 @@
-"""The models' layers run on the kernels of the active instruction set, and on no others."""
+"""The models' layers run on the kernels of the active instruction set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tolerances import MODEL_COMPLEX_TANH, MODEL_FLOAT64
 
 SUPPORTED = [isa.name for isa in flash_attention.build_info().isa if isa.supported]
 
-# Sizes that reach every loop: widths that are no multiple of a vector, an odd and an even length.
+# Sizes that exercise every loop: widths that are not multiples of a vector, odd and even lengths.
 OPTIONS = {
     "TFT": {"hidden_size": 20, "n_head": 2, "dropout": 0.0},
     "Autoformer": {"hidden_size": 24, "n_head": 2, "dropout": 0.0},
@@ -20,7 +20,7 @@ OPTIONS = {
 
 
 def step(model: models.ForecastModel, past: torch.Tensor) -> list[torch.Tensor]:
-    """The output, and the gradient of every parameter, with the same random numbers each time."""
+    """The output and the gradient of every parameter, with a fixed seed."""
     model.zero_grad()
     torch.manual_seed(3)
     output = model.forward(
@@ -32,9 +32,7 @@ def step(model: models.ForecastModel, past: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("length", [36, 37])
 @pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_a_step_is_the_same_on_every_instruction_set_but_for_rounding(
-    name: str, length: int
-) -> None:
+def test_training_step_matches_across_instruction_sets(name: str, length: int) -> None:
     torch.manual_seed(1)
     model = getattr(models, name)(h=12, input_size=length, **OPTIONS[name]).to(torch.float64)
     past = torch.randn(3, length, 1, dtype=torch.float64)
@@ -51,6 +49,6 @@ def test_a_step_is_the_same_on_every_instruction_set_but_for_rounding(
     for isa in SUPPORTED:
         for own, expected in zip(found[isa], scalar, strict=True):
             torch.testing.assert_close(own, expected, rtol=limit, atol=limit, msg=isa)
-        # Fused multiply-adds round differently: what comes out alike to the bit ran alike.
+        # FMA rounds differently: bitwise equal results would mean the same kernels ran.
         if isa != "scalar":
             assert any(not torch.equal(a, b) for a, b in zip(found[isa], scalar, strict=True)), isa

@@ -1,4 +1,4 @@
-"""The guide's objects in Python: FlashAttention, MultiHeadAttention, and the memory figures."""
+"""FlashAttention, MultiHeadAttention and attention_memory in Python."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-def test_flash_attention_matches_standard_attention_within_the_guides_figure(causal: bool) -> None:
+def test_flash_attention_matches_standard_attention(causal: bool) -> None:
     inputs = random_inputs(4, 512, 64)
     flash = FlashAttention(FlashAttentionConfig(scale=8**-0.5, causal=causal))
     expected = flash_attention.standard_attention(*inputs, scale=8**-0.5, causal=causal)
@@ -38,7 +38,7 @@ def test_flash_attention_matches_standard_attention_within_the_guides_figure(cau
     assert torch.equal(flash(*inputs), flash.forward(*inputs))
 
 
-def test_flash_attention_passes_every_field_of_its_config_on() -> None:
+def test_flash_attention_forwards_every_config_field() -> None:
     fields = {"block_size": 32, "scale": 0.3, "causal": True, "use_simd": False, "dropout": 0.25}
     assert set(fields) == {field.name for field in dataclasses.fields(FlashAttentionConfig)}
     inputs = random_inputs(2, 3, 150, 24)
@@ -48,7 +48,7 @@ def test_flash_attention_passes_every_field_of_its_config_on() -> None:
     assert torch.equal(out, flash_attention.attention(*inputs, **fields))
 
 
-def test_config_defaults_are_those_of_the_guide() -> None:
+def test_config_defaults() -> None:
     assert FlashAttentionConfig() == FlashAttentionConfig(
         block_size=64, scale=None, causal=False, use_simd=True, dropout=0.0
     )
@@ -63,13 +63,13 @@ def test_config_defaults_are_those_of_the_guide() -> None:
     )
 
 
-def test_flash_attention_drops_weights_whenever_dropout_is_configured() -> None:
+def test_flash_attention_always_applies_configured_dropout() -> None:
     inputs = random_inputs(2, 60, 8)
     dropped = FlashAttention(FlashAttentionConfig(dropout=0.5))(*inputs)
     assert largest_difference(dropped, FlashAttention()(*inputs)) > 0.01
 
 
-def test_flash_attention_gives_gradients() -> None:
+def test_flash_attention_gradients_match_standard_attention() -> None:
     inputs = [x.requires_grad_() for x in random_inputs(2, 40, 8)]
     flash = FlashAttention(FlashAttentionConfig(causal=True))
     ours = torch.autograd.grad(flash(*inputs).square().sum(), inputs)
@@ -81,9 +81,7 @@ def test_flash_attention_gives_gradients() -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("block_size", 0), ("dropout", -0.1), ("dropout", float("nan"))]
 )
-def test_flash_attention_rejects_a_config_that_the_operator_rejects(
-    field: str, value: float
-) -> None:
+def test_flash_attention_rejects_an_invalid_config(field: str, value: float) -> None:
     flash = FlashAttention(FlashAttentionConfig(**{field: value}))
     with pytest.raises(ValueError, match=f"flash::attention: expected .*{field}"):
         flash(*random_inputs(1, 4, 8))
@@ -91,14 +89,14 @@ def test_flash_attention_rejects_a_config_that_the_operator_rejects(
 
 @pytest.mark.parametrize("block_size", [7, 64, 256])
 @pytest.mark.parametrize("length", [128, 512, 1024, 2048, 4096])
-def test_memory_usage_is_what_forward_allocates(length: int, block_size: int) -> None:
+def test_memory_usage_matches_forward_allocations(length: int, block_size: int) -> None:
     inputs = random_inputs(2, length, 64)
     flash = FlashAttention(FlashAttentionConfig(block_size=block_size))
     measured = peak_beyond_result(lambda: flash(*inputs))
     assert measured == flash.memory_usage(length, 64, 64, 2)
 
 
-def test_memory_usage_without_simd_is_what_the_scalar_kernels_allocate() -> None:
+def test_memory_usage_without_simd_matches_the_scalar_kernels() -> None:
     inputs = random_inputs(2, 128, 64)
     flash = FlashAttention(FlashAttentionConfig(use_simd=False))
     assert peak_beyond_result(lambda: flash(*inputs)) == flash.memory_usage(128, 64, 64, 2)
@@ -106,7 +104,7 @@ def test_memory_usage_without_simd_is_what_the_scalar_kernels_allocate() -> None
 
 @pytest.mark.parametrize("has_softcap", [False, True], ids=["uncapped", "capped"])
 @pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
-def test_attention_memory_is_told_of_options(has_bias: bool, has_softcap: bool) -> None:
+def test_attention_memory_accounts_for_bias_and_softcap(has_bias: bool, has_softcap: bool) -> None:
     query, key = torch.randn(2, 3, 300, 40, requires_grad=True), torch.randn(2, 3, 500, 40)
     options = {
         "bias": torch.zeros(500) if has_bias else None,
@@ -122,14 +120,14 @@ def test_attention_memory_is_told_of_options(has_bias: bool, has_softcap: bool) 
     assert backward == usage.backward
 
 
-def test_attention_memory_rejects_what_is_no_shape_and_no_dtype() -> None:
+def test_attention_memory_rejects_invalid_shape_and_dtype() -> None:
     with pytest.raises(ValueError, match="queries -1"):
         attention_memory(1, 1, -1, 1, 8, 8)
     with pytest.raises(TypeError, match="bfloat16 or float16, got Long"):
         attention_memory(1, 1, 1, 1, 8, 8, torch.int64)
 
 
-def test_memory_savings_ratio_is_scores_over_usage() -> None:
+def test_memory_savings_ratio_is_score_bytes_over_usage() -> None:
     flash = FlashAttention()
     usage = flash.memory_usage(1024, 64, 64, 1)
     assert flash.memory_savings_ratio(1024) == pytest.approx(1024 * 1024 * 8 / usage)
@@ -138,13 +136,13 @@ def test_memory_savings_ratio_is_scores_over_usage() -> None:
 
 
 def multi_head(mode: AttentionMode, **fields: object) -> MultiHeadAttention:
-    """In float64, with the same weights for every call."""
+    """A float64 module with the same weights on every call."""
     torch.manual_seed(5)
     return MultiHeadAttention(MultiHeadAttentionConfig(mode=mode, **fields)).double()
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-def test_both_modes_give_the_same_numbers_and_gradients(causal: bool) -> None:
+def test_both_modes_give_the_same_outputs_and_gradients(causal: bool) -> None:
     query, memory, grad = random_inputs(2, 70, 48)
     results = []
     for mode in AttentionMode:
@@ -158,8 +156,8 @@ def test_both_modes_give_the_same_numbers_and_gradients(causal: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", AttentionMode)
-def test_multi_head_attention_is_that_of_torch(mode: AttentionMode) -> None:
-    """torch.nn.MultiheadAttention with the same weights; it keeps the three projections in one."""
+def test_multi_head_attention_matches_torch(mode: AttentionMode) -> None:
+    """torch.nn.MultiheadAttention stores the weights of the three projections in one tensor."""
     module = multi_head(mode, d_model=24, num_heads=3)
     torchs = torch.nn.MultiheadAttention(24, 3, batch_first=True, dtype=torch.float64)
     projections = (module.q_proj, module.k_proj, module.v_proj)
@@ -174,7 +172,7 @@ def test_multi_head_attention_is_that_of_torch(mode: AttentionMode) -> None:
 
 
 @pytest.mark.parametrize("mode", AttentionMode)
-def test_multi_head_attention_drops_weights_only_while_training(mode: AttentionMode) -> None:
+def test_multi_head_attention_drops_weights_only_in_training(mode: AttentionMode) -> None:
     module = multi_head(mode, d_model=16, num_heads=2, dropout=0.5)
     x, _, _ = random_inputs(2, 30, 16)
     assert largest_difference(module(x, x, x), module(x, x, x)) > 1e-3
@@ -182,7 +180,7 @@ def test_multi_head_attention_drops_weights_only_while_training(mode: AttentionM
     assert torch.equal(module(x, x, x), module(x, x, x))
 
 
-def test_causal_output_does_not_see_later_positions() -> None:
+def test_causal_output_ignores_later_positions() -> None:
     module = multi_head(AttentionMode.FLASH, d_model=16, num_heads=4, causal=True)
     x, _, _ = random_inputs(1, 40, 16)
     changed = x.clone()
@@ -192,7 +190,7 @@ def test_causal_output_does_not_see_later_positions() -> None:
     assert largest_difference(before, after) > 0.01
 
 
-def test_flash_block_size_changes_the_result_by_rounding_only() -> None:
+def test_flash_block_size_changes_only_rounding() -> None:
     x, _, _ = random_inputs(1, 300, 16)
     outputs = [
         multi_head(AttentionMode.FLASH, d_model=16, num_heads=2, flash_block_size=size)(x, x, x)
@@ -202,16 +200,14 @@ def test_flash_block_size_changes_the_result_by_rounding_only() -> None:
     assert largest_difference(*outputs) < GUIDE_FLOAT64
 
 
-def test_module_prints_its_config() -> None:
+def test_repr_shows_the_config() -> None:
     module = multi_head(AttentionMode.STANDARD, d_model=8, num_heads=2)
     assert "num_heads=2" in repr(module)
     assert "mode=standard" in repr(module)
 
 
 @pytest.mark.parametrize(("d_model", "num_heads"), [(10, 4), (8, 0), (0, 1), (8, -2)])
-def test_multi_head_attention_rejects_a_width_that_the_heads_do_not_divide(
-    d_model: int, num_heads: int
-) -> None:
+def test_multi_head_attention_rejects_an_indivisible_d_model(d_model: int, num_heads: int) -> None:
     message = (
         "flash::MultiHeadAttention: expected d_model as a positive multiple of num_heads, "
         f"got d_model {d_model} and num_heads {num_heads}"
@@ -222,7 +218,7 @@ def test_multi_head_attention_rejects_a_width_that_the_heads_do_not_divide(
 
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("shape", [(5, 8), (2, 5, 9), (2, 1, 5, 8)], ids=str)
-def test_multi_head_attention_names_the_input_of_the_wrong_shape(
+def test_multi_head_attention_error_names_the_misshaped_input(
     name: str, shape: tuple[int, ...]
 ) -> None:
     module = MultiHeadAttention(MultiHeadAttentionConfig(8, 2))
@@ -232,7 +228,7 @@ def test_multi_head_attention_names_the_input_of_the_wrong_shape(
         module(**inputs)
 
 
-def test_keys_and_values_of_different_lengths_are_the_operators_error() -> None:
+def test_mismatched_key_and_value_lengths_raise_the_operator_error() -> None:
     module = MultiHeadAttention(MultiHeadAttentionConfig(8, 2))
     x = torch.randn(2, 5, 8)
     with pytest.raises(ValueError, match="flash::attention: expected"):

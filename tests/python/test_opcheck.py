@@ -1,4 +1,4 @@
-"""torch.library.opcheck, with all of its test utilities, on every option."""
+"""torch.library.opcheck with all of its checks, on every option."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.once
 
 SINGLES = single_variants()
 
-# Every two of operator, type and gradient together, for every option: half of the eight
+# Every pair of values of operator, dtype and gradient, for every option: half of the eight
 # combinations.
 COVER = {
     "attention-float32-grad": ("attention", torch.float32, True),

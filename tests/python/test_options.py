@@ -1,4 +1,4 @@
-"""Every option alone and every pair of options, forward and backward, against the float64 truth."""
+"""Every single option and every pair, forward and backward, against the float64 reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import flash_attention
 import pytest
 import torch
-from checks import assert_close_to_truth, check, run, run_output_only
+from checks import assert_close_to_reference, check, run, run_output_only
 from problems import DTYPES, Problem, Spec, dtype_name, make_problem, single_variants
 from tolerances import CLOSE
 
@@ -22,28 +22,30 @@ def standard(**arguments: object) -> torch.Tensor:
 
 @pytest.mark.parametrize("spec", SINGLES.values(), ids=SINGLES.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_option_alone(dtype: torch.dtype, spec: Spec) -> None:
+def test_single_option(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
     check(problem)
-    assert_close_to_truth(
+    assert_close_to_reference(
         run_output_only(problem, flash_attention.attention), without_lse(problem), skip_lse=True
     )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_every_two_options(dtype: torch.dtype, options_together: Spec) -> None:
-    check(make_problem(options_together, dtype))
+def test_every_two_options(dtype: torch.dtype, pairwise_spec: Spec) -> None:
+    check(make_problem(pairwise_spec, dtype))
 
 
 @pytest.mark.parametrize("spec", SINGLES.values(), ids=SINGLES.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_standard_attention_agrees_with_the_truth(dtype: torch.dtype, spec: Spec) -> None:
+def test_standard_attention_matches_the_reference(dtype: torch.dtype, spec: Spec) -> None:
     problem = make_problem(spec, dtype)
-    assert_close_to_truth(run_output_only(problem, standard), without_lse(problem), skip_lse=True)
+    assert_close_to_reference(
+        run_output_only(problem, standard), without_lse(problem), skip_lse=True
+    )
 
 
 def without_lse(problem: Problem) -> Problem:
-    """The same problem when nothing depends on the lse."""
+    """The same problem with a zero gradient for lse."""
     problem.grad_lse = torch.zeros_like(problem.grad_lse)
     return problem
 
@@ -54,6 +56,7 @@ def test_block_size_does_not_change_the_dropout_mask(dtype: torch.dtype, block_s
     spec = Spec(queries=70, keys=150, dropout=0.4, causal=True)
     default = run(make_problem(spec, dtype))
     other = run(make_problem(Spec(**{**vars(spec), "block_size": block_size}), dtype))
+    # Other block sizes sum in another order; a differing mask would change results by order 1.
     for name, tensor in default.tensors().items():
         torch.testing.assert_close(
             other.tensors()[name], tensor, rtol=0.0, atol=10 * CLOSE[dtype], msg=name
@@ -61,8 +64,8 @@ def test_block_size_does_not_change_the_dropout_mask(dtype: torch.dtype, block_s
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_longer_problem_with_everything_at_once(dtype: torch.dtype) -> None:
-    """Several query and key blocks, so that no option is only right inside the first block."""
+def test_all_options_on_a_longer_problem(dtype: torch.dtype) -> None:
+    """Several query and key blocks, so that errors after the first block show."""
     spec = Spec(
         batch=2,
         heads=4,
@@ -98,7 +101,7 @@ def test_bias_gradient_has_the_shape_of_the_bias(dtype: torch.dtype, bias: str) 
 @pytest.mark.parametrize("transposed", [(0, 1), (1, 2), (2, 3), (0, 3)], ids=str)
 @pytest.mark.parametrize("kind", ["bias", "mask"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_strides_of_the_bias(dtype: torch.dtype, kind: str, transposed: tuple[int, int]) -> None:
+def test_bias_of_any_strides(dtype: torch.dtype, kind: str, transposed: tuple[int, int]) -> None:
     problem = make_problem(Spec(**{kind: "BHLS"}), dtype)
     bias = problem.inputs["bias"]
     problem.inputs["bias"] = bias.transpose(*transposed).contiguous().transpose(*transposed)
@@ -106,7 +109,7 @@ def test_strides_of_the_bias(dtype: torch.dtype, kind: str, transposed: tuple[in
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_expanded_bias_gets_the_gradient_of_every_copy(dtype: torch.dtype) -> None:
+def test_expanded_bias_gradient(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(bias="1H1S"), dtype)
     problem.inputs["bias"] = problem.inputs["bias"].expand(2, 4, 19, 33)
     check(problem)
@@ -131,8 +134,8 @@ def test_top_left_causal_by_positions() -> None:
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=CLOSE[torch.float64])
 
 
-def test_decoding_with_a_cache_sees_every_past_key() -> None:
-    """Causal attention of all positions equals one query at a time over the growing cache."""
+def test_incremental_decoding_matches_causal_attention() -> None:
+    """Causal attention over all positions equals one query at a time over growing keys."""
     problem = make_problem(Spec(queries=20, keys=20, causal=True), torch.float64)
     query, key, value = (problem.inputs[n] for n in ("query", "key", "value"))
     together = flash_attention.attention(query, key, value, causal=True)

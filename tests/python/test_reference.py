@@ -1,4 +1,4 @@
-"""The truth of these tests against torch's own math path, where torch offers the option."""
+"""The reference of these tests against torch's own attentions, for the options that torch has."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def torch_math(problem: Problem, leaves: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_the_definition_is_what_torch_computes(spec: Spec) -> None:
+def test_definition_matches_torch(spec: Spec) -> None:
     problem = make_problem(spec, torch.float64)
     problem.grad_lse = torch.zeros_like(problem.grad_lse)
 
     def call(leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        scores = (leaves["query"] * 0).sum(-1)  # torch has no lse: one that gives no gradient
+        scores = (leaves["query"] * 0).sum(-1)  # torch gives no lse: a zero with zero gradients
         return torch_math(problem, leaves), scores
 
     expected = differentiate(call, problem, torch.float64)
@@ -76,8 +76,8 @@ FLEXIBLE = {
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("spec", FLEXIBLE.values(), ids=FLEXIBLE.keys())
-def test_the_definition_is_what_flex_attention_computes(spec: Spec) -> None:
-    """torch's attention with a function of each score; on the CPU it has no backward."""
+def test_definition_matches_flex_attention(spec: Spec) -> None:
+    """torch's attention with a score_mod function; it has no backward on the CPU."""
     problem = make_problem(spec, torch.float64)
     left, right = spec.window or (-1, -1)
     slopes = problem.inputs.get("alibi_slopes")
@@ -96,7 +96,8 @@ def test_the_definition_is_what_flex_attention_computes(spec: Spec) -> None:
             score = torch.where(distance <= right, score, -torch.inf)
         return torch.where(distance <= 0, score, -torch.inf) if spec.causal else score
 
-    # Or a number of `change` that another test had otherwise is a symbol, which 2.15 cannot take.
+    # Without this, a scalar of `change` that differs between tests becomes a symbol, which torch
+    # 2.15 does not support here.
     torch.compiler.reset()
     tensors = (problem.inputs[name] for name in ("query", "key", "value"))
     out, aux = flex_attention(*tensors, score_mod=change, return_aux=AuxRequest(lse=True))
@@ -106,8 +107,8 @@ def test_the_definition_is_what_flex_attention_computes(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("window", [None, (6, 2)], ids=str)
-def test_a_sink_is_a_key_without_a_value(window: tuple[int, int] | None) -> None:
-    """One more key that is 0, with a value of 0, under a bias that is the sink."""
+def test_sink_is_a_key_with_a_zero_value(window: tuple[int, int] | None) -> None:
+    """An extra zero key with a zero value, and the sink as its bias."""
     spec = replace(PLAIN, sinks="H", window=window)
     problem = make_problem(spec, torch.float64)
     problem.grad_lse = torch.zeros_like(problem.grad_lse)
@@ -134,7 +135,7 @@ def test_a_sink_is_a_key_without_a_value(window: tuple[int, int] | None) -> None
         assert largest_difference(actual.grads[name], grad) < FLOAT64_ABSOLUTE, name
 
 
-def test_lse_is_the_logarithm_of_the_sum_of_exponentials() -> None:
+def test_lse_matches_logsumexp() -> None:
     problem = make_problem(Spec(rank=3, scale=1.0, bias="LS"), torch.float64)
     query, key = problem.inputs["query"], problem.inputs["key"]
     scores = query @ key.mT + problem.inputs["bias"]

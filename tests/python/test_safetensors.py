@@ -1,4 +1,4 @@
-"""Model files of flash_train, as Python reads and writes them."""
+"""Model files of flash_train, read and written from Python."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of neuralforecast's PatchTST with the sizes of forecaster_runs.SMALL."""
+    """Names and shapes in neuralforecast's PatchTST, with the sizes of forecaster_runs.SMALL."""
     patches, hidden, inner, patch, horizon = 9, 8, 32, 7, 4
     shapes: dict[str, tuple[int, ...]] = {
         "model.backbone.W_pos": (patches, hidden),
@@ -50,7 +50,7 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def test_load_file_gives_neuralforecasts_state_dict(training: Training):
+def test_load_file_gives_the_neuralforecast_state_dict(training: Training):
     tensors = load_file(training.model)
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected_shapes()
     for name, tensor in tensors.items():
@@ -60,7 +60,7 @@ def test_load_file_gives_neuralforecasts_state_dict(training: Training):
     assert scale.item() == torch.tensor(4**-0.5).item()
 
 
-def test_the_header_holds_hyperparameters_and_scaler(training: Training):
+def test_header_holds_hyperparameters_and_scaler(training: Training):
     header = metadata(training.model)
     assert header["model_class"] == "PatchTST"
     parameters = json.loads(header["hyper_parameters"])
@@ -78,8 +78,8 @@ def test_the_header_holds_hyperparameters_and_scaler(training: Training):
     assert scaler["deviation"][0] == pytest.approx(deviation, rel=1e-14)
 
 
-def test_a_file_written_by_python_is_used(training: Training, tmp_path: Path):
-    """Without its head the network adds nothing to the last value: the naive forecast."""
+def test_file_written_by_python_is_read(training: Training, tmp_path: Path):
+    """With a zero head the network adds nothing to the last value: the naive forecast."""
     changed = with_zeros(training, "model.head.linear.weight", "model.head.linear.bias")
     report = tmp_path / "report.json"
     process = run("evaluate", changed, training.csv, "--report", report, "--threads", 1)
@@ -89,7 +89,7 @@ def test_a_file_written_by_python_is_used(training: Training, tmp_path: Path):
     assert test["model"] != training.report["test"]["model"]
 
 
-def test_a_file_lacking_a_tensor_is_refused_by_name(training: Training, tmp_path: Path):
+def test_missing_tensor_is_named_in_the_error(training: Training, tmp_path: Path):
     tensors = load_file(training.model)
     tensors["model.head.linear.wait"] = tensors.pop("model.head.linear.weight")
     changed = tmp_path / "changed.safetensors"
@@ -107,8 +107,8 @@ def test_a_file_lacking_a_tensor_is_refused_by_name(training: Training, tmp_path
         ("StudentT", {"distribution": "StudentT", "level": [80, 90], "quantiles": None}),
     ],
 )
-def test_the_header_says_which_loss_takes_the_outputs(loss: str, args: dict, tmp_path: Path):
-    """As neuralforecast's own files do, since it makes the model from that."""
+def test_header_records_the_loss(loss: str, args: dict, tmp_path: Path):
+    """As in neuralforecast's own files, from which it reconstructs the model."""
     model = train(tmp_path, epochs=1, loss=loss).model
     header = metadata(model)
     stored = json.loads(header["hyper_parameters"])["loss"]
@@ -125,13 +125,13 @@ def test_the_header_says_which_loss_takes_the_outputs(loss: str, args: dict, tmp
     assert json.loads(header["shared"])["loss.quantiles"] == ["valid_loss.quantiles"]
 
 
-def test_a_file_without_metadata_is_refused(training: Training, tmp_path: Path):
+def test_file_without_metadata_is_refused(training: Training, tmp_path: Path):
     bare = tmp_path / "bare.safetensors"
     save_file(load_file(training.model), bare)
     assert "expected a model written by flash_train" in error_of("evaluate", bare, training.csv)
 
 
-def test_a_damaged_scaler_is_refused(training: Training, tmp_path: Path):
+def test_damaged_scaler_is_refused(training: Training, tmp_path: Path):
     header = metadata(training.model)
     ours = json.loads(header["flash_train"])
     ours["scalers"]["up"]["mean"] = [1.0, 2.0]

@@ -1,4 +1,4 @@
-"""Windows, ALiBi slopes, softcaps, sinks at their limits: huge numbers, NaN, nothing to attend."""
+"""Edge cases of windows, ALiBi slopes, softcaps and sinks: huge values, NaN, fully masked rows."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ def assert_close(actual: Result, expected: Result, dtype: torch.dtype) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_window_beyond_the_keys_is_none(dtype: torch.dtype, window: tuple[int, int]) -> None:
+def test_window_wider_than_the_keys_has_no_effect(
+    dtype: torch.dtype, window: tuple[int, int]
+) -> None:
     expected = run(make_problem(BASE, dtype))
     assert_close(run(make_problem(replace(BASE, window=window), dtype)), expected, dtype)
 
 
-def test_one_number_is_both_ends() -> None:
+def test_scalar_window_sets_both_sides() -> None:
     inputs = make_problem(BASE, torch.float64).inputs
     expected = flash_attention.attention(**inputs, window=(4, 4))
     assert torch.equal(torch.ops.flash.attention(**inputs, window=4), expected)
@@ -54,17 +56,17 @@ def test_one_number_is_both_ends() -> None:
 @pytest.mark.parametrize("left", [-1, 0, 3, 100])
 @pytest.mark.parametrize("right", [-1, 0, 5, LARGEST])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_causal_makes_the_right_end_zero(dtype: torch.dtype, right: int, left: int) -> None:
+def test_causal_sets_the_right_window_to_zero(dtype: torch.dtype, right: int, left: int) -> None:
     causal = run(make_problem(replace(BASE, window=(left, right), causal=True), dtype))
     assert_same_bits(causal, run(make_problem(replace(BASE, window=(left, 0)), dtype)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_the_diagonal_alone_copies_values(dtype: torch.dtype) -> None:
+def test_diagonal_window_copies_the_values(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, window=(0, 0)), dtype)
     result = run(problem)
     assert torch.equal(result.out, problem.inputs["value"][:, :, 17:])  # queries are the last ones
-    # With one key a score has no influence but on the lse.
+    # With one key, the score affects only lse.
     only_out = make_problem(replace(BASE, window=(0, 0)), dtype)
     only_out.grad_lse = torch.zeros_like(only_out.grad_lse)
     dq = run(only_out).grads["dq"]
@@ -75,10 +77,10 @@ def test_the_diagonal_alone_copies_values(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("window", [(0, 0), (7, 0), (0, 7), (40, 25), (3, -1), (-1, 3)], ids=str)
 @pytest.mark.parametrize("block_size", [16, 64])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_windows_of_any_lengths(
+def test_windows_at_various_lengths(
     dtype: torch.dtype, block_size: int, window: tuple[int, int], lengths: tuple[int, int]
 ) -> None:
-    """Several blocks and tiles on either side; more queries than keys leave some without any."""
+    """Several blocks in both dimensions; some rows are fully masked if L > S."""
     spec = Spec(
         1, 2, queries=lengths[0], keys=lengths[1], window=window, block_size=block_size, sinks="H"
     )
@@ -88,10 +90,10 @@ def test_windows_of_any_lengths(
 @pytest.mark.parametrize("window", [(4, 2), (0, 0), (LARGEST, 0), (0, LARGEST), (-1, 2), (4, -1)])
 @pytest.mark.parametrize("option", [{}, {"mask": "LS"}, {"bias": "LS"}], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_positions_of_any_size(
+def test_windows_with_extreme_positions(
     dtype: torch.dtype, option: dict[str, Any], window: tuple[int, int]
 ) -> None:
-    """Against Python's integers, which do not overflow."""
+    """Compared with masks from Python integers, which do not overflow."""
     problem = make_problem(replace(BASE, window=window, **option), dtype)
     some = [SMALLEST, SMALLEST + 1, -(2**62), -1000, -3, -1, 0, 1, 30, 56, 57, 61, 62, 2**62]
     positions = [*some, LARGEST - 1, LARGEST, *range(10, 34)]
@@ -114,18 +116,18 @@ def test_positions_of_any_size(
 
 @pytest.mark.parametrize("block_size", [1, 16, 64])
 @pytest.mark.parametrize("option", [{}, {"softcap": 2.0}, {"alibi": "H", "sinks": "H"}], ids=str)
-@pytest.mark.parametrize("bad", [NAN, INF], ids=["nan", "inf"])
+@pytest.mark.parametrize("non_finite", [NAN, INF], ids=["nan", "inf"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_bad_key_reaches_its_window_alone(
-    dtype: torch.dtype, bad: float, option: dict[str, Any], block_size: int
+def test_non_finite_key_affects_only_its_window(
+    dtype: torch.dtype, non_finite: float, option: dict[str, Any], block_size: int
 ) -> None:
-    """Rows that attend the key show NaN; neighbours, and keys that those do not attend, not."""
+    """Rows that attend the key become NaN, and keys that those rows attend; others do not."""
     left, right, at, length = 6, 3, 70, 150
     spec = Spec(1, 2, queries=length, keys=length, window=(left, right), block_size=block_size)
     problem = make_problem(replace(spec, **option), dtype)
     clean = run(problem)
-    problem.inputs["key"][0, 0, at] = bad
-    problem.inputs["value"][0, 0, at] = bad
+    problem.inputs["key"][0, 0, at] = non_finite
+    problem.inputs["value"][0, 0, at] = non_finite
     dirty = run(problem)
     positions = torch.arange(length)
     rows = (positions >= at - right) & (positions <= at + left)
@@ -142,7 +144,7 @@ def test_a_bad_key_reaches_its_window_alone(
 
 @pytest.mark.parametrize("side", ["before", "after"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_key_outside_of_every_window_never_leaks(dtype: torch.dtype, side: str) -> None:
+def test_keys_outside_every_window_have_no_effect(dtype: torch.dtype, side: str) -> None:
     window, positions, hidden = {
         "before": ((4, -1), torch.arange(40).clamp(min=20), slice(0, 16)),
         "after": ((-1, 5), torch.arange(40).clamp(max=20), slice(26, 57)),
@@ -160,9 +162,7 @@ def test_a_key_outside_of_every_window_never_leaks(dtype: torch.dtype, side: str
 
 @pytest.mark.parametrize("bias", ["BHLS", "LS", "S", "L1"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_the_gradient_of_a_bias_is_zero_outside_of_the_window(
-    dtype: torch.dtype, bias: str
-) -> None:
+def test_bias_gradient_is_zero_outside_the_window(dtype: torch.dtype, bias: str) -> None:
     spec = Spec(2, 2, queries=130, keys=141, bias=bias, window=(20, 3), alibi="BH", softcap=2.0)
     check(make_problem(spec, dtype))
 
@@ -171,7 +171,7 @@ def test_the_gradient_of_a_bias_is_zero_outside_of_the_window(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_slope_of_zero_is_none(dtype: torch.dtype) -> None:
+def test_zero_slopes_have_no_effect(dtype: torch.dtype) -> None:
     problem = make_problem(BASE, dtype)
     expected = run(problem)
     problem.inputs["alibi_slopes"] = torch.zeros(3, dtype=dtype)
@@ -180,7 +180,7 @@ def test_a_slope_of_zero_is_none(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("kind", ["expanded", "strided", "transposed"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_strides_of_slopes_and_sinks(dtype: torch.dtype, kind: str) -> None:
+def test_slopes_and_sinks_of_any_strides(dtype: torch.dtype, kind: str) -> None:
     problem = make_problem(replace(BASE, batch=2, alibi="BH", sinks="BH"), dtype)
     slopes, sinks = problem.inputs["alibi_slopes"], problem.inputs["sinks"]
     if kind == "expanded":
@@ -195,24 +195,25 @@ def test_strides_of_slopes_and_sinks(dtype: torch.dtype, kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_far_positions_with_slopes(dtype: torch.dtype) -> None:
-    """A common distance shifts every score of a row, which no weight shows."""
+def test_slopes_with_distant_positions(dtype: torch.dtype) -> None:
+    """An equal change of all distances shifts every score of a row and changes no weight."""
     problem = make_problem(replace(BASE, alibi="H"), dtype)
     problem.options["query_positions"] = torch.full((40,), 57)
     near = run(problem).out
     problem.options["query_positions"] = torch.full((40,), 557)
+    # Scores of up to 557 times a slope of 0.5 have larger rounding errors than those of order 1.
     torch.testing.assert_close(run(problem).out, near, rtol=0, atol=50 * CLOSE[dtype])
     for extreme in (LARGEST, SMALLEST):
         problem.options["query_positions"] = torch.full((40,), extreme)
         assert run(problem).out.isfinite().all()
 
 
-@pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=["nan", "inf", "minus-inf"])
+@pytest.mark.parametrize("non_finite", [NAN, INF, -INF], ids=["nan", "inf", "minus-inf"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_bad_slope_shows_in_its_head_alone(dtype: torch.dtype, bad: float) -> None:
+def test_non_finite_slope_affects_only_its_head(dtype: torch.dtype, non_finite: float) -> None:
     problem = make_problem(replace(BASE, alibi="H"), dtype)
     clean = run(problem)
-    problem.inputs["alibi_slopes"][1] = bad
+    problem.inputs["alibi_slopes"][1] = non_finite
     dirty = run(problem)
     assert dirty.out[0, 1].isnan().all()
     for name in ("out", "lse", "dq", "dk", "dv"):
@@ -225,13 +226,13 @@ def test_a_bad_slope_shows_in_its_head_alone(dtype: torch.dtype, bad: float) -> 
 
 @pytest.mark.parametrize("factor", [1e4, 1e9, 1e19])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_cap_on_huge_scores_is_their_sign(dtype: torch.dtype, factor: float) -> None:
+def test_softcap_of_huge_scores_is_their_sign(dtype: torch.dtype, factor: float) -> None:
     problem = make_problem(replace(BASE, softcap=3.0), dtype)
     problem.inputs["query"] *= factor
     result = run(problem)
     scores = problem.inputs["query"].double() @ problem.inputs["key"].double().mT
     weights = torch.softmax(3.0 * scores.sign(), -1)
-    clear = (scores.abs() / math.sqrt(8) > 3.0 * 20).all(-1)  # from there on the tangent is 1
+    clear = (scores.abs() / math.sqrt(8) > 3.0 * 20).all(-1)  # there, tanh is 1
     assert clear.sum() >= 3
     expected = (weights @ problem.inputs["value"].double()).to(dtype)
     torch.testing.assert_close(result.out[clear], expected[clear], rtol=0, atol=CLOSE[dtype])
@@ -240,7 +241,7 @@ def test_a_cap_on_huge_scores_is_their_sign(dtype: torch.dtype, factor: float) -
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_cap_on_infinite_scores(dtype: torch.dtype, sign: int) -> None:
+def test_softcap_of_infinite_scores(dtype: torch.dtype, sign: int) -> None:
     problem = make_problem(replace(BASE, softcap=2.0), dtype)
     problem.inputs["query"][0, 0, 5] = 0
     problem.inputs["query"][0, 0, 5, 2] = sign * INF
@@ -253,11 +254,11 @@ def test_a_cap_on_infinite_scores(dtype: torch.dtype, sign: int) -> None:
 
 @pytest.mark.parametrize("cap", [1e6, 1e30, 1e38, 1e39, 1e300])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_cap_far_above_the_scores_is_none(dtype: torch.dtype, cap: float) -> None:
-    """Beyond the largest float too, where neither the cap nor its inverse is a float32."""
+def test_large_softcap_has_no_effect(dtype: torch.dtype, cap: float) -> None:
+    """Including caps beyond the largest float32, whose inverse underflows, too."""
     expected = run(make_problem(BASE, dtype))
     actual = run(make_problem(replace(BASE, softcap=cap), dtype))
-    # The third term of the tangent's series is what a cap of 1e6 takes from scores of up to 10.
+    # tanh(x) = x - x^3 / 3 + ...: the cubic term of a cap of 1e6 for scores up to 10.
     assert 10.0**3 / (3 * 1e6**2) < 1e-9
     for name, tensor in expected.tensors().items():
         tolerance = max(CLOSE[dtype], 1e-9 if cap == 1e6 else 0.0)
@@ -266,9 +267,9 @@ def test_a_cap_far_above_the_scores_is_none(dtype: torch.dtype, cap: float) -> N
 
 @pytest.mark.parametrize("cap", [1e-30, 1e-39, 1e-320])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_tiny_cap_makes_all_weights_equal(dtype: torch.dtype, cap: float) -> None:
+def test_tiny_softcap_makes_all_weights_equal(dtype: torch.dtype, cap: float) -> None:
     problem = make_problem(replace(BASE, softcap=cap), dtype)
-    problem.inputs["key"][:, :, 7] = 0  # a score of 0, which 0 times infinity must not spoil
+    problem.inputs["key"][:, :, 7] = 0  # a score of 0, which must not become 0 times infinity
     result = run(problem)
     mean = problem.inputs["value"].mean(2, keepdim=True).expand_as(result.out)
     torch.testing.assert_close(result.out, mean, rtol=0, atol=CLOSE[dtype])
@@ -276,7 +277,7 @@ def test_a_tiny_cap_makes_all_weights_equal(dtype: torch.dtype, cap: float) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_nan_score_stays_one_under_a_cap(dtype: torch.dtype) -> None:
+def test_softcap_keeps_nan_scores(dtype: torch.dtype) -> None:
     problem = make_problem(replace(BASE, softcap=2.0), dtype)
     clean = run(problem)
     problem.inputs["query"][0, 1, 4, 3] = NAN
@@ -294,7 +295,7 @@ def test_a_nan_score_stays_one_under_a_cap(dtype: torch.dtype) -> None:
     "option", [{}, {"window": (5, 2)}, {"mask": "LS"}, {"dropout": 0.4}], ids=str
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_sink_of_minus_infinity_is_none(dtype: torch.dtype, option: dict[str, Any]) -> None:
+def test_sink_of_minus_infinity_has_no_effect(dtype: torch.dtype, option: dict[str, Any]) -> None:
     problem = make_problem(replace(BASE, **option), dtype)
     if "bias" in problem.inputs:
         problem.inputs["bias"][3] = False
@@ -307,14 +308,14 @@ def test_a_sink_of_minus_infinity_is_none(dtype: torch.dtype, option: dict[str, 
 
 
 @pytest.mark.parametrize("option", [{}, {"window": (5, 2)}, {"causal": True}], ids=str)
-@pytest.mark.parametrize("bad", [NAN, INF], ids=["nan", "inf"])
+@pytest.mark.parametrize("non_finite", [NAN, INF], ids=["nan", "inf"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_bad_sink_shows_in_its_head_alone(
-    dtype: torch.dtype, bad: float, option: dict[str, Any]
+def test_non_finite_sink_affects_only_its_head(
+    dtype: torch.dtype, non_finite: float, option: dict[str, Any]
 ) -> None:
     problem = make_problem(replace(BASE, sinks="H", **option), dtype)
     clean = run(problem)
-    problem.inputs["sinks"][1] = bad
+    problem.inputs["sinks"][1] = non_finite
     dirty = run(problem)
     for name in ("out", "dq", "dk", "dv"):
         actual, expected = dirty.tensors()[name], clean.tensors()[name]
@@ -325,7 +326,7 @@ def test_a_bad_sink_shows_in_its_head_alone(
 
 
 def only_sinks(dtype: torch.dtype, keys: int) -> Problem:
-    """Nothing to attend but the sink: no keys, or none within the window."""
+    """Every row is fully masked except for the sink: no keys, or none within the window."""
     problem = make_problem(Spec(2, 3, queries=40, keys=9, sinks="H"), dtype)
     if keys == 0:
         problem.inputs["key"] = problem.inputs["key"][:, :, :0]
@@ -337,8 +338,8 @@ def only_sinks(dtype: torch.dtype, keys: int) -> Problem:
 
 @pytest.mark.parametrize("keys", [0, 9])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_row_of_a_sink_alone(dtype: torch.dtype, keys: int) -> None:
-    """out 0 and lse the sink, whose gradient is that of the lse."""
+def test_fully_masked_row_with_a_sink(dtype: torch.dtype, keys: int) -> None:
+    """out is 0 and lse is the sink, which gets the gradient of lse."""
     problem = only_sinks(dtype, keys)
     result = run(problem)
     sinks = problem.inputs["sinks"]
@@ -352,13 +353,13 @@ def test_a_row_of_a_sink_alone(dtype: torch.dtype, keys: int) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 40.0, 1e4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_sink_far_above_or_below_the_scores(dtype: torch.dtype, scale: float) -> None:
+def test_sink_far_above_or_below_the_scores(dtype: torch.dtype, scale: float) -> None:
     problem = make_problem(replace(BASE, sinks="H"), dtype)
     problem.inputs["sinks"] = torch.tensor([scale, -scale, 0.0], dtype=dtype)
     check(problem)
 
 
-# --- sizes of 0 ---------------------------------------------------------------------------------
+# --- zero sizes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [0, 2])
@@ -367,7 +368,7 @@ def test_a_sink_far_above_or_below_the_scores(dtype: torch.dtype, scale: float) 
 @pytest.mark.parametrize("keys", [0, 7])
 @pytest.mark.parametrize("slopes", ["H", "BH"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_sizes_of_zero(
+def test_zero_sizes(
     dtype: torch.dtype, slopes: str, keys: int, queries: int, heads: int, batch: int
 ) -> None:
     spec = Spec(2, 3, queries=5, keys=7, alibi=slopes, sinks="H", window=(2, 1), softcap=2.0)
@@ -395,7 +396,7 @@ def test_sizes_of_zero(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_no_values_and_no_head_dim(dtype: torch.dtype) -> None:
+def test_zero_value_dim_and_zero_head_dim(dtype: torch.dtype) -> None:
     spec = replace(BASE, alibi="H", sinks="H", window=(9, 4), softcap=2.0)
     problem = make_problem(spec, dtype)
     problem.inputs["value"] = problem.inputs["value"][..., :0]

@@ -1,4 +1,4 @@
-"""torch's attention modules under `replace_sdpa`: the same outputs and gradients, our kernels."""
+"""torch's attention modules under `replace_sdpa` give the same results with our kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Run = Callable[[nn.Module, Tensor, dict[str, Tensor]], Tensor]
 
 
 def padding() -> Tensor:
-    """True where there is nothing: the ends of two sequences."""
+    """True at padding: the ends of two sequences."""
     mask = torch.zeros(3, LENGTH, dtype=torch.bool)
     mask[1, 15:] = mask[2, 1:] = True
     return mask
@@ -72,7 +72,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Run, str, str]] = {
 
 
 def padding_like(attn_mask: Tensor) -> Tensor:
-    """The padding in the dtype of the other mask, as torch wants it."""
+    """The padding mask in the dtype of the attention mask, as torch requires."""
     return torch.zeros(3, LENGTH, dtype=attn_mask.dtype).masked_fill(padding(), -torch.inf)
 
 
@@ -91,14 +91,16 @@ def masks_of(names: tuple[str, str], which: str, dtype: torch.dtype) -> dict[str
 @pytest.mark.parametrize("which", ["none", "padding", "causal", "both"])
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-# The encoder's fast path, which is on without the replacement, turns padding into nested tensors.
+# Without the replacement, the encoder's fast path turns padding into nested tensors.
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_same_outputs_and_gradients(dtype: torch.dtype, name: str, which: str, mode: str) -> None:
+def test_outputs_and_gradients_match_torch(
+    dtype: torch.dtype, name: str, which: str, mode: str
+) -> None:
     create, run, *names = MODULES[name]
     module = create().to(dtype).train(mode == "train")
     masks = masks_of(tuple(names), which, dtype)
     x = torch.randn(3, LENGTH, WIDTH, dtype=dtype)
-    # The fast path writes zeros, or leaves rows away, where there is nothing; nobody reads those.
+    # The fast path zeroes or omits padded rows, so they are not compared.
     kept = ~padding()
 
     def results() -> list[Tensor]:
@@ -121,7 +123,7 @@ def test_same_outputs_and_gradients(dtype: torch.dtype, name: str, which: str, m
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_whole_transformer_trains_alike(batch_first: bool) -> None:
+def test_transformer_trains_alike(batch_first: bool) -> None:
     losses = []
     for replaced in (False, True):
         torch.manual_seed(2)
@@ -139,11 +141,11 @@ def test_whole_transformer_trains_alike(batch_first: bool) -> None:
             optimizer.zero_grad()
             found.append(loss.item())
         losses.append(found)
-    # Steps of plain gradient descent pass roundings on without making them larger.
+    # Plain gradient descent does not amplify rounding errors.
     assert losses[1] == pytest.approx(losses[0], rel=10 * SDPA_MODULE[torch.float32])
 
 
-def test_dropout_of_a_module_follows_its_mode() -> None:
+def test_module_dropout_follows_its_mode() -> None:
     module = nn.MultiheadAttention(WIDTH, HEADS, dropout=0.5, batch_first=True)
     x = torch.randn(2, LENGTH, WIDTH)
     with replace_sdpa():
@@ -152,7 +154,7 @@ def test_dropout_of_a_module_follows_its_mode() -> None:
         assert torch.equal(attend(module, x, {}), attend(module, x, {}))
 
 
-def test_fast_path_is_off_meanwhile() -> None:
+def test_fast_path_is_disabled_under_replacement() -> None:
     layer = encoder_layer().eval()
     x = torch.randn(2, LENGTH, WIDTH)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""`replace_sdpa`: where ours runs, what goes to torch as before, and how it ends."""
+"""`replace_sdpa`: which calls run our kernels, which still go to torch, and how to undo it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ torchs = F.scaled_dot_product_attention
 
 
 @pytest.fixture(autouse=True)
-def torch_as_it_was() -> Iterator[None]:
-    """Whatever a test does, torch's function and its fast path are back at its end."""
+def torch_is_restored() -> Iterator[None]:
+    """Checks that torch's function and its fast path are restored after every test."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -51,7 +51,7 @@ def under_replacement(*arguments: Tensor, **options: object) -> Tensor:
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_sample_inputs_of_torch(dtype: torch.dtype, grad: bool) -> None:
+def test_torch_sample_inputs(dtype: torch.dtype, grad: bool) -> None:
     for call in samples(dtype, grad):
         call = replace(call, dropout_p=0.0)
         assert_close_to_torch(call, under_replacement)
@@ -59,14 +59,14 @@ def test_sample_inputs_of_torch(dtype: torch.dtype, grad: bool) -> None:
             assert runs_ours(lambda call=call: torchs(**vars(call)))
 
 
-def test_results_are_those_of_the_drop_in() -> None:
+def test_results_match_the_drop_in() -> None:
     inputs = qkv()
     for options in ({}, {"is_causal": True}, {"attn_mask": torch.rand(5, 7) < 0.8}):
         expected = flash_attention.scaled_dot_product_attention(*inputs, **options)
         assert torch.equal(under_replacement(*inputs, **options), expected)
 
 
-def test_where_grad_mode_is_off_and_in_inference_mode() -> None:
+def test_no_grad_and_inference_mode() -> None:
     expected = torchs(*qkv())
     with replace_sdpa():
         for mode in (torch.no_grad, torch.inference_mode):
@@ -76,20 +76,20 @@ def test_where_grad_mode_is_off_and_in_inference_mode() -> None:
                 torch.testing.assert_close(torchs(*inputs), expected)
 
 
-# --- how it ends
+# --- undo
 
 
-def test_undo_and_with_end_it_once() -> None:
+def test_undo_is_idempotent() -> None:
     replacement = replace_sdpa()
     assert runs_ours(lambda: torchs(*qkv()))
     replacement.undo()
     assert not runs_ours(lambda: torchs(*qkv()))
     with replace_sdpa():
-        replacement.undo()  # a second time: it must not undo the other's
+        replacement.undo()  # the second undo must not undo the other replacement
         assert runs_ours(lambda: torchs(*qkv()))
 
 
-def test_nested_and_undone_in_any_order() -> None:
+def test_nested_replacements_may_be_undone_in_any_order() -> None:
     outer = replace_sdpa()
     with replace_sdpa():
         outer.undo()
@@ -98,31 +98,31 @@ def test_nested_and_undone_in_any_order() -> None:
     assert not runs_ours(lambda: torchs(*qkv()))
 
 
-def test_exception_in_the_block_ends_it() -> None:
+def test_exception_in_the_block_undoes_the_replacement() -> None:
     with pytest.raises(ZeroDivisionError), replace_sdpa():
         assert runs_ours(lambda: torchs(*qkv()))
         raise ZeroDivisionError
     assert not runs_ours(lambda: torchs(*qkv()))
 
 
-def test_one_that_is_undone_cannot_be_entered() -> None:
+def test_undone_replacement_cannot_be_entered() -> None:
     replacement = replace_sdpa()
     replacement.undo()
     with pytest.raises(RuntimeError, match="in force, got one undone"), replacement:
         pass
 
 
-def test_plain_call_lasts_though_nobody_keeps_its_result() -> None:
+def test_replacement_outlives_a_discarded_result() -> None:
     replace_sdpa()
     try:
         assert runs_ours(lambda: torchs(*qkv()))
-    finally:  # what nobody holds nobody can undo: the other tests need torch's
+    finally:  # the discarded object cannot be used to undo, so undo through a new one
         last = SdpaReplacement.__new__(SdpaReplacement)
         last._undone = False
         last.undo()
 
 
-def test_fast_path_is_restored_as_it_was() -> None:
+def test_fast_path_setting_is_restored() -> None:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with replace_sdpa():
@@ -135,12 +135,12 @@ def test_fast_path_is_restored_as_it_was() -> None:
 # --- threads and processes
 
 
-def test_every_thread_while_others_switch() -> None:
+def test_calls_are_correct_while_another_thread_switches() -> None:
     inputs = qkv()
     expected = torchs(*inputs)
     stop, wrong = threading.Event(), []
 
-    def compute() -> None:
+    def compute() -> None:  # either implementation may run, so results differ by rounding
         while not stop.is_set():
             if not torch.allclose(torchs(*inputs), expected, rtol=1e-4, atol=1e-5):
                 wrong.append(threading.get_ident())
@@ -158,7 +158,7 @@ def test_every_thread_while_others_switch() -> None:
     assert wrong == []
 
 
-def test_other_threads_use_it() -> None:
+def test_replacement_applies_to_other_threads() -> None:
     found = []
     with replace_sdpa():
         thread = threading.Thread(target=lambda: found.append(runs_ours(lambda: torchs(*qkv()))))
@@ -167,7 +167,7 @@ def test_other_threads_use_it() -> None:
     assert found == [True]
 
 
-def test_undo_waits_until_nobody_else_switches() -> None:
+def test_undo_waits_for_the_lock() -> None:
     replacement = replace_sdpa()
     thread = threading.Thread(target=replacement.undo)
     with SdpaReplacement._lock:
@@ -180,7 +180,7 @@ def test_undo_waits_until_nobody_else_switches() -> None:
 
 
 class Attended(torch.utils.data.Dataset):
-    """Attention over the item's own numbers, and the process that computed it."""
+    """Attention of random inputs seeded by the index, and the process id."""
 
     def __len__(self) -> int:
         return 6
@@ -191,7 +191,7 @@ class Attended(torch.utils.data.Dataset):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_workers_of_a_data_loader() -> None:
+def test_data_loader_workers() -> None:
     expected = torch.stack([Attended()[i][0] for i in range(6)])
     with replace_sdpa():
         loader = torch.utils.data.DataLoader(
@@ -203,7 +203,7 @@ def test_workers_of_a_data_loader() -> None:
     assert len(processes) == 2 and os.getpid() not in processes
 
 
-# --- what goes to torch as before
+# --- calls left to torch
 
 
 def jagged() -> Tensor:
@@ -233,14 +233,14 @@ LEFT_TO_TORCH: dict[str, Callable[[], Tensor]] = {
 
 @pytest.mark.parametrize("call", LEFT_TO_TORCH.values(), ids=LEFT_TO_TORCH.keys())
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_left_to_torch(call: Callable[[], Tensor]) -> None:
+def test_unsupported_calls_are_left_to_torch(call: Callable[[], Tensor]) -> None:
     expected = call()
     with replace_sdpa():
         assert not runs_ours(call)
         assert torch.equal(call(), expected)
 
 
-NARROW_CALLS: dict[str, Callable[[], Tensor]] = {
+CALLS_16BIT: dict[str, Callable[[], Tensor]] = {
     "bfloat16": lambda: torchs(*qkv(torch.bfloat16)),
     "float16": lambda: torchs(*qkv(torch.float16)),
     "bfloat16 with gradient": lambda: torchs(*qkv(torch.bfloat16, grad=True)),
@@ -248,14 +248,14 @@ NARROW_CALLS: dict[str, Callable[[], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("call", NARROW_CALLS.values(), ids=NARROW_CALLS.keys())
-def test_narrow_types_and_autocast(call: Callable[[], Tensor]) -> None:
+@pytest.mark.parametrize("call", CALLS_16BIT.values(), ids=CALLS_16BIT.keys())
+def test_16_bit_dtypes_and_autocast(call: Callable[[], Tensor]) -> None:
     expected = call()
     with replace_sdpa():
         assert runs_ours(call)
         out = call()
     assert out.dtype == expected.dtype
-    # Each is rounded, and torch rounds the weights, too.
+    # Both results are rounded, and torch rounds the weights as well.
     torch.testing.assert_close(out, expected, rtol=0.02, atol=0.02)
 
 
@@ -307,7 +307,7 @@ def test_compiled_in_one_graph(name: str, options: dict[str, object], dynamic: b
             torch.testing.assert_close(out, function(query, *inputs[1:], **options))
 
 
-def test_compiled_function_keeps_what_it_was_compiled_with() -> None:
+def test_compiled_function_keeps_the_replacement() -> None:
     compiled = torch.compile(lambda *x: torchs(*x), backend="aot_eager")
     with replace_sdpa():
         compiled(*qkv())
@@ -317,7 +317,7 @@ def test_compiled_function_keeps_what_it_was_compiled_with() -> None:
 
 
 class Causal(torch.nn.Module):
-    """Attention alone, of one function."""
+    """Causal attention by the given function."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -328,8 +328,8 @@ class Causal(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_exported_with_an_open_length(name: str) -> None:
-    """The drop-in becomes the operator; torch's function stays torch's, which the switch is for."""
+def test_export_with_a_dynamic_length(name: str) -> None:
+    """The drop-in exports as our operator; torch's function stays torch's and can be replaced."""
     length = torch.export.Dim("length", min=2, max=64)
     module = Causal(FUNCTIONS[name])
     with replace_sdpa():
@@ -347,7 +347,7 @@ def test_exported_with_an_open_length(name: str) -> None:
             assert runs_ours(lambda given=inputs: module(*given))
 
 
-def test_operators_sees_what_runs_inside() -> None:
+def test_operators_lists_nested_operators() -> None:
     assert "aten::scaled_dot_product_attention" in operators(lambda: torchs(*qkv()))
     call = Call(*qkv())
     assert runs_ours(lambda: flash_attention.scaled_dot_product_attention(**vars(call)))
@@ -355,7 +355,7 @@ def test_operators_sees_what_runs_inside() -> None:
 
 @pytest.mark.parametrize(("device", "ours"), [("cuda", False), ("cpu", True)])
 def test_tensors_of_another_device_are_left_to_torch(device: str, ours: bool) -> None:
-    """Of a CUDA device that is not there: tensors without numbers."""
+    """With fake tensors, so no CUDA device is needed."""
     with FakeTensorMode():
         inputs = [torch.empty(1, 2, 3, 8, device=device) for _ in range(3)]
         assert runs_ours(lambda: flash_attention.scaled_dot_product_attention(*inputs)) == ours

@@ -1,4 +1,4 @@
-"""Second derivatives and forward mode at lengths of several blocks of rows, and their memory."""
+"""Second derivatives and forward mode over several blocks of rows, and their memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tolerances import CLOSE, SECOND_FLOAT64_RELATIVE
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# Second derivatives go through 64 queries at a time.
+# Second derivatives process 64 queries at a time.
 LONG = Spec(queries=130, keys=70, head_dim=6, value_dim=5)
 SPECS = {
     "plain": LONG,
@@ -42,7 +42,7 @@ Attention = Callable[..., Tensor]
 
 
 def call(problem: Problem, op: Attention) -> Callable[..., Tensor]:
-    """`op` as a function of the differentiable inputs alone."""
+    """`op` as a function of only the differentiable inputs."""
     fixed = {n: t for n, t in problem.inputs.items() if n not in problem.differentiable}
     options = dict(problem.options)
     if op is flash_attention.standard_attention:
@@ -69,8 +69,10 @@ def assert_close(found: list[Tensor], expected: list[Tensor], names: tuple[str, 
             assert (one - truth).abs().max().item() <= SECOND_FLOAT64_RELATIVE * size, name
 
 
-def both(spec: Spec, compute: Callable[[Callable[..., Tensor], Problem], list[Tensor]]) -> None:
-    """What `compute` makes of the operator and of standard attention is the same."""
+def check_against_standard(
+    spec: Spec, compute: Callable[[Callable[..., Tensor], Problem], list[Tensor]]
+) -> None:
+    """Checks that `compute` gives the same for the operator and for standard attention."""
     problem = make_problem(spec, torch.float64)
     found = compute(call(problem, flash_attention.attention), problem)
     expected = compute(call(problem, flash_attention.standard_attention), problem)
@@ -93,7 +95,7 @@ def test_gradients_of_gradients(spec: Spec) -> None:
         filled = [torch.zeros_like(x) if g is None else g for x, g in zip(by, second, strict=True)]
         return [g.detach() for g in first] + filled
 
-    both(spec, compute)
+    check_against_standard(spec, compute)
 
 
 def directions(problem: Problem) -> tuple[Tensor, ...]:
@@ -128,7 +130,7 @@ def test_forward_over_reverse(name: str) -> None:
         first, tangents = torch.func.jvp(gradient, inputs, directions(problem))
         return [*first, *tangents]
 
-    both(SPECS[name], compute)
+    check_against_standard(SPECS[name], compute)
 
 
 @pytest.mark.parametrize("name", WITH_DERIVATIVES)
@@ -142,12 +144,12 @@ def test_reverse_over_forward(name: str) -> None:
 
         return list(torch.func.grad(change, argnums=every)(*inputs))
 
-    both(SPECS[name], compute)
+    check_against_standard(SPECS[name], compute)
 
 
 @pytest.mark.parametrize("name", WITH_DERIVATIVES)
 def test_reverse_over_reverse_of_functions(name: str) -> None:
-    """torch.func.grad of torch.func.grad, in which the cotangent is a function of the output."""
+    """torch.func.grad of torch.func.grad, where the cotangent depends on the output."""
 
     def compute(of: Callable[..., Tensor], problem: Problem) -> list[Tensor]:
         inputs = tuple(x.detach() for x in differentiable(problem))
@@ -159,13 +161,13 @@ def test_reverse_over_reverse_of_functions(name: str) -> None:
 
         return list(torch.func.grad(penalty, argnums=every)(*inputs))
 
-    both(SPECS[name], compute)
+    check_against_standard(SPECS[name], compute)
 
 
 @pytest.mark.parametrize("output", [0, 1], ids=["out", "lse"])
 @pytest.mark.parametrize("name", WITH_DERIVATIVES)
-def test_tangents_of_the_incoming_gradient_alone(name: str, output: int) -> None:
-    """The gradients are linear in it: their tangents are the gradients at its tangent."""
+def test_forward_mode_over_the_output_gradient(name: str, output: int) -> None:
+    """Gradients are linear in the output gradient: a tangent of it gives the gradients for it."""
     problem = make_problem(SPECS[name], torch.float64)
     inputs = differentiable(problem)
     result = call(problem, flash_attention.attention_with_lse)(*inputs)[output]
@@ -179,11 +181,11 @@ def test_tangents_of_the_incoming_gradient_alone(name: str, output: int) -> None
     with forward_ad.dual_level():
         grads = gradients(forward_ad.make_dual(cotangent, tangent))
         duals = [forward_ad.unpack_dual(g) for g in grads]
-    found = [torch.zeros_like(g) if t is None else t for g, t in duals]  # of value by lse
+    found = [torch.zeros_like(g) if t is None else t for g, t in duals]  # lse ignores value
     assert_close(found, list(gradients(tangent)), problem.differentiable)
 
 
-def test_what_a_second_derivative_saved_is_released_by_it() -> None:
+def test_double_backward_releases_its_saved_tensors() -> None:
     query, key, value = differentiable(make_problem(LONG, torch.float64))
     out = flash_attention.attention(query, key, value)
     (first,) = torch.autograd.grad(out, query, torch.randn_like(out), create_graph=True)
@@ -212,7 +214,7 @@ def test_hessian(causal: bool, transform: str) -> None:
         assert_close(list(row), list(truths), ("query", "key", "value"))
 
 
-def test_lse_has_every_derivative() -> None:
+def test_derivatives_of_lse() -> None:
     problem = make_problem(replace(LONG, causal=True, sinks="H"), torch.float64)
     inputs = [x.detach() for x in differentiable(problem)]
 
@@ -244,8 +246,8 @@ def test_lse_has_every_derivative() -> None:
     assert_close(found, expected, tuple(map(str, range(len(found)))))
 
 
-def test_no_keys_have_no_lse_to_differentiate() -> None:
-    """lse is then the constant -inf, in the second derivative, too."""
+def test_lse_without_keys_has_zero_derivatives() -> None:
+    """lse is then the constant -inf."""
     query = torch.randn(1, 2, 3, 4, requires_grad=True)
     key, value = (torch.randn(1, 2, 0, n, requires_grad=True) for n in (4, 5))
     results = flash_attention.attention_with_lse(query, key, value)
@@ -268,18 +270,18 @@ def peak_of_second(queries: int, keys: int) -> int:
     )
 
 
-def test_second_derivatives_hold_no_matrix_of_scores() -> None:
-    """Neither more queries nor more keys take more than their own rows."""
+def test_second_derivatives_need_no_score_matrix() -> None:
+    """Memory grows only by the rows of the queries and keys."""
     few, many = peak_of_second(1024, 1024), peak_of_second(4096, 4096)
     matrix = 2 * 4096 * 4096 * 4
     rows = 2 * 3 * (4096 - 1024) * 8 * 4
-    assert many - few < 6 * rows  # inputs, outputs and their sums, of three tensors
+    assert many - few < 6 * rows  # inputs, outputs and sums of three tensors
     assert many < matrix / 2
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_same_bits_from_run_to_run(dropout: float) -> None:
-    """On one number of threads: torch's products of matrices have other bits on another."""
+def test_bitwise_equal_from_run_to_run(dropout: float) -> None:
+    """For a fixed thread count: torch's matrix products depend on it."""
     spec = replace(LONG, queries=400, keys=300, dropout=dropout, causal=True)
     problem = make_problem(spec, torch.float32)
     of = call(problem, flash_attention.attention)

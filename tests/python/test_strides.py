@@ -1,4 +1,4 @@
-"""Memory that no layer lays out: far apart, overlapping, off any alignment, and too much of it."""
+"""Unusual memory: strides beyond 32 bits, overlapping rows, misalignment, and exhausted memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from problems import DTYPES, Problem, Spec, dtype_name, make_problem
 from torch import Tensor
 
 SPEC = Spec(1, 2, queries=5, keys=6, head_dim=8, value_dim=8)
-# Two of each, 8.6 GB apart: more than that the system may not even promise.
+# Two rows 8.6 GB apart: with more rows the system might refuse to reserve the memory.
 PAIRS = Spec(1, 2, queries=2, keys=2, head_dim=8, value_dim=8)
 
 
 def far_apart(x: Tensor, dim: int, stride: int) -> Tensor:
-    """`x` with so many elements between two indices of `dim`; untouched memory is not real."""
+    """`x` with the given stride in `dim`; untouched pages take no physical memory."""
     strides = list(x.contiguous().stride())
     strides[dim] = stride
     extent = 1 + sum((n - 1) * s for n, s in zip(x.shape, strides, strict=True))
@@ -26,7 +26,7 @@ def far_apart(x: Tensor, dim: int, stride: int) -> Tensor:
     return spread.copy_(x)
 
 
-# More than 32 bits hold, once times the size of an element, once without it.
+# Strides that overflow 32 bits in bytes, and in elements.
 @pytest.mark.parametrize("stride", [2**29 + 5, 2**31 + 3], ids=["2**29", "2**31"])
 @pytest.mark.parametrize("dim", [1, 2], ids=["heads", "rows"])
 @pytest.mark.parametrize("name", ["query", "key", "value"])
@@ -44,7 +44,7 @@ def test_bias_strides_beyond_32_bits(dim: int) -> None:
 
 
 def overlapping(problem: Problem) -> dict[str, Tensor]:
-    """Rows that begin one element after each other, as sliding windows over a series."""
+    """Rows that start one element apart, as sliding windows over a series."""
     series = torch.randn(64, dtype=problem.dtype)
     shapes = {name: problem.inputs[name].shape for name in ("query", "key", "value")}
     return {name: series.as_strided(shape, (0, 7, 1, 1)) for name, shape in shapes.items()}
@@ -59,7 +59,7 @@ def test_overlapping_rows(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("offset", range(1, 16))
 def test_any_alignment(offset: int) -> None:
-    """Elements off the alignment of a register, and the same bits for each."""
+    """Results are bitwise equal at every offset from register alignment."""
     query, key, value = make_problem(SPEC, torch.float32).inputs.values()
 
     def moved(x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def test_any_alignment(offset: int) -> None:
 
 
 def huge(queries: int, keys: int, width: int) -> list[Tensor]:
-    """Inputs of a few bytes that stand for as many rows."""
+    """Expanded inputs of the given sizes that take a few bytes."""
     one = torch.zeros(1)
     shapes = ((1, 1, queries, width), (1, 1, keys, width), (1, 1, keys, width))
     return [one.expand(shape) for shape in shapes]
@@ -85,7 +85,7 @@ TOO_MUCH: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("call", TOO_MUCH.values(), ids=TOO_MUCH.keys())
-def test_exhausted_memory_is_an_error_and_nothing_else(call: Callable[[], object]) -> None:
+def test_out_of_memory_is_an_error_without_side_effects(call: Callable[[], object]) -> None:
     inputs = make_problem(SPEC, torch.float32).inputs
     expected = flash_attention.attention(**inputs)
     for _ in range(3):

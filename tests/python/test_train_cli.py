@@ -1,4 +1,4 @@
-"""flash_train as a user meets it: help, errors, progress, reports, and models used again."""
+"""The command line of flash_train: help, errors, progress, reports, and reloaded models."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """One training with flash attention, for the tests that only look at its results."""
+    """One training with flash attention, for tests that only read its results."""
     return train(tmp_path_factory.mktemp("flash"))
 
 
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:
-    """A good CSV."""
+    """A valid CSV file."""
     return write_waves(tmp_path / "waves.csv")
 
 
-def test_help_lists_the_commands_and_gives_examples():
+def test_help_lists_commands_and_examples():
     process = run("--help")
     assert process.returncode == 0
     for command in (*SMALL, "evaluate", "predict", "resume"):
@@ -48,7 +48,7 @@ def test_help_lists_the_commands_and_gives_examples():
 
 
 @pytest.mark.parametrize("model", SMALL)
-def test_help_of_a_model_lists_its_own_options_with_defaults(model: str):
+def test_model_help_lists_its_options_with_defaults(model: str):
     process = run(model, "--help")
     assert process.returncode == 0
     shared = ("--target", "--loss", "--attention", "--season", "--seed", "--output", "--report")
@@ -58,7 +58,7 @@ def test_help_of_a_model_lists_its_own_options_with_defaults(model: str):
     assert ("--hist-exog" in process.stdout) == (model == "TFT")
     assert "See the model's header" not in process.stdout, "an option has no text"
     dropout = {"PatchTST": "0.2", "Autoformer": "0.05", "Informer": "0.05", "FEDformer": "0.05"}
-    # Versions of CLI11 write a default in either way.
+    # Versions of CLI11 differ in how they write a default.
     assert re.search(rf"--dropout FLOAT( \[|=){dropout.get(model, '0.1')}\b", process.stdout)
     scaler = "robust" if model == "TFT" else "identity"
     assert re.search(rf"--scaler-type TEXT\S*( \[|=){scaler}\b", process.stdout)
@@ -118,7 +118,7 @@ def test_progress_is_rewritten_in_place_on_a_terminal(waves: Path):
     while True:
         try:
             part = os.read(ours, 4096)
-        except OSError:  # the terminal's other end has been closed
+        except OSError:  # the other end of the terminal is closed
             break
         if not part:
             break
@@ -140,7 +140,7 @@ def test_flash_and_standard_attention_train_alike(training: Training, tmp_path: 
     assert flash["test"]["naive"] == standard["test"]["naive"]
 
 
-def test_the_seed_decides_everything(training: Training, tmp_path: Path):
+def test_training_is_reproducible_from_the_seed(training: Training, tmp_path: Path):
     for folder in ("same", "other"):
         (tmp_path / folder).mkdir()
     same = train(tmp_path / "same").report
@@ -150,7 +150,7 @@ def test_the_seed_decides_everything(training: Training, tmp_path: Path):
     assert [epoch["train_loss"] for epoch in other["training"]["epochs"]] != losses
 
 
-def test_a_reloaded_model_has_the_same_test_error(training: Training, tmp_path: Path):
+def test_reloaded_model_has_the_same_test_error(training: Training, tmp_path: Path):
     report, forecast = tmp_path / "report.json", tmp_path / "forecast.csv"
     process = run(
         *("evaluate", training.model, training.csv, "--threads", 1),
@@ -162,7 +162,7 @@ def test_a_reloaded_model_has_the_same_test_error(training: Training, tmp_path: 
     assert process.stderr == ""
 
 
-def test_a_reloaded_model_may_use_the_other_attention(training: Training, tmp_path: Path):
+def test_reloaded_model_can_use_the_other_attention(training: Training, tmp_path: Path):
     report = tmp_path / "report.json"
     process = run(
         *("evaluate", training.model, training.csv, "--threads", 1),
@@ -175,7 +175,7 @@ def test_a_reloaded_model_may_use_the_other_attention(training: Training, tmp_pa
     assert test["seasonal_naive"] != ours["seasonal_naive"]
 
 
-def test_forecast_csv_covers_the_test_part_without_overlap(training: Training):
+def test_forecast_csv_covers_the_test_split_without_overlap(training: Training):
     with training.csv.open() as file:
         table = list(csv.DictReader(file))
     with training.forecast.open() as file:
@@ -186,7 +186,7 @@ def test_forecast_csv_covers_the_test_part_without_overlap(training: Training):
         rows = [row for row in forecast if row["column"] == column]
         assert [row_of[row["time"]] for row in rows] == list(range(first, 160))
         for number, row in enumerate(rows):
-            # What the table has comes back as it is, whatever float32 makes of it in between.
+            # Values from the table are written exactly, although the model computes in float32.
             assert float(row["truth"]) == float(table[first + number][column])
             assert float(row["naive"]) == float(table[first + number // 4 * 4 - 1][column])
             week = table[first + number // 4 * 4 - 7 + number % 4][column]
@@ -195,7 +195,7 @@ def test_forecast_csv_covers_the_test_part_without_overlap(training: Training):
 
 
 @pytest.mark.parametrize("model", [model for model in SMALL if model != "PatchTST"])
-def test_every_model_learns_and_comes_back(model: str, tmp_path: Path):
+def test_every_model_learns_and_reloads(model: str, tmp_path: Path):
     training = train(tmp_path, model)
     test = training.report["test"]
     assert (
@@ -211,7 +211,7 @@ def test_every_model_learns_and_comes_back(model: str, tmp_path: Path):
     assert json.loads(report.read_text())["test"] == test
 
 
-def test_gradient_checkpointing_changes_no_loss(training: Training, tmp_path: Path):
+def test_gradient_checkpointing_does_not_change_losses(training: Training, tmp_path: Path):
     report = tmp_path / "report.json"
     process = run(
         *("PatchTST", training.csv, "--target", "up,down", *small()),
@@ -224,7 +224,7 @@ def test_gradient_checkpointing_changes_no_loss(training: Training, tmp_path: Pa
         assert epoch["validation_loss"] == plain["validation_loss"]
 
 
-def test_intervals_are_forecast_and_counted(tmp_path: Path):
+def test_prediction_intervals_and_their_coverage(tmp_path: Path):
     training = train(tmp_path, loss="StudentT", level="80,99")
     coverage = training.report["test"]["coverage"]
     assert list(coverage) == ["99", "80"]
@@ -241,7 +241,7 @@ def test_intervals_are_forecast_and_counted(tmp_path: Path):
 
 
 def write_shops(path: Path, rows: int = 120) -> Path:
-    """A long table of two shops with exogenous columns, and the known future of four days."""
+    """A long table of two shops with exogenous columns, and four known future days."""
     lines = ["shop,day,sold,open,visitors,size"]
     for shop, size in (("north", 3), ("south", 5)):
         for row in range(rows + 4):
@@ -253,7 +253,7 @@ def write_shops(path: Path, rows: int = 120) -> Path:
     return path
 
 
-def test_a_long_table_with_exogenous_columns_is_forecast_beyond_its_end(tmp_path: Path):
+def test_long_table_with_exogenous_columns_is_forecast_past_its_end(tmp_path: Path):
     whole = write_shops(tmp_path / "shops.csv")
     known = tmp_path / "known.csv"
     lines = whole.read_text().splitlines()
@@ -280,7 +280,7 @@ def test_a_long_table_with_exogenous_columns_is_forecast_beyond_its_end(tmp_path
     )
 
 
-def test_a_picture_is_drawn(training: Training, tmp_path: Path):
+def test_forecast_png_is_written(training: Training, tmp_path: Path):
     picture = tmp_path / "forecast.png"
     process = run("predict", training.model, training.csv, "--forecast-png", picture)
     assert process.returncode == 0, process.stderr
@@ -318,11 +318,11 @@ def test_a_picture_is_drawn(training: Training, tmp_path: Path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_is_refused_in_words(waves: Path, arguments: list[str], expected: str):
+def test_invalid_arguments_are_refused(waves: Path, arguments: list[str], expected: str):
     assert expected in error_of("PatchTST", waves, *arguments)
 
 
-def test_commands_that_cannot_be_are_refused_in_words(training: Training, waves: Path):
+def test_invalid_commands_are_refused(training: Training, waves: Path):
     assert "A subcommand is required" in error_of()
     assert "No such file or directory" in error_of("evaluate", "/nonexistent.safetensors", waves)
     assert "expected the checkpoint of a training" in error_of("resume", training.model)
@@ -331,13 +331,13 @@ def test_commands_that_cannot_be_are_refused_in_words(training: Training, waves:
     )
 
 
-def test_a_missing_csv_is_named(tmp_path: Path):
+def test_missing_csv_is_named(tmp_path: Path):
     path = tmp_path / "none.csv"
     error = error_of("TFT", path, "--target", "up")
     assert f"{path}: expected a CSV file, but it cannot be read: No such file" in error
 
 
-def test_a_ragged_csv_is_refused_by_line(waves: Path):
+def test_ragged_csv_error_names_the_line(waves: Path):
     lines = waves.read_text().splitlines()
     lines[41] += ",1"
     waves.write_text("\n".join(lines))
@@ -345,19 +345,19 @@ def test_a_ragged_csv_is_refused_by_line(waves: Path):
     assert f"flash_train: {waves}, line 42: expected 4 fields as in line 1, got 5" in error
 
 
-def test_a_model_of_something_else_is_refused(training: Training):
+def test_file_that_is_not_a_model_is_refused(training: Training):
     error = error_of("evaluate", training.csv, training.csv)
     assert "expected a JSON" in error or "expected a header of at most" in error
 
 
-def test_a_model_cut_off_is_refused(training: Training, tmp_path: Path):
+def test_truncated_model_is_refused(training: Training, tmp_path: Path):
     short = tmp_path / "short.safetensors"
     short.write_bytes(training.model.read_bytes()[:-100])
     assert "the file is cut off or damaged" in error_of("evaluate", short, training.csv)
 
 
-def test_the_demonstration_beats_both_naive_forecasts(tmp_path: Path):
-    """docs/training.md promises as much for the weather table, here in a quarter of the epochs."""
+def test_demo_settings_beat_both_naive_forecasts(tmp_path: Path):
+    """As docs/training.md claims for the weather table, here with a quarter of the epochs."""
     report = tmp_path / "report.json"
     data = Path(__file__).resolve().parents[2] / "data" / "seattle-weather.csv"
     process = run(

@@ -1,4 +1,4 @@
-"""The forecasts that flash_train writes: whose they are, in which units, and from which rows."""
+"""The forecasts that flash_train writes: their series, units and rows."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV by the names of its columns."""
+    """The rows of a CSV as dictionaries by column name."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def forecasts(model: Path, table: Path) -> list[dict[str, str]]:
-    """What `evaluate` writes of a model's forecasts of the test part."""
+    """The forecasts of the test split that `evaluate` writes."""
     path = model.with_suffix(".csv")
     process = run("evaluate", model, table, "--forecast-csv", path)
     assert process.returncode == 0, process.stderr
     return rows_of(path)
 
 
-def test_forecasts_are_in_the_units_of_the_table(training: Training):
-    """Without its head PatchTST adds nothing to the last value: the naive forecast."""
+def test_forecasts_are_in_table_units(training: Training):
+    """With a zero head PatchTST adds nothing to the last value: the naive forecast."""
     model = with_zeros(training, "model.head.linear.weight", "model.head.linear.bias")
     for row in forecasts(model, training.csv):
         assert float(row["forecast"]) == pytest.approx(float(row["naive"]), abs=FORECAST_FLOAT32)
 
 
 def test_each_series_of_itransformer_has_its_own_forecast(tmp_path: Path):
-    """Without its projector iTransformer forecasts the mean of what it sees of a series."""
+    """With a zero projector iTransformer forecasts the mean of a series over the input window."""
     training = train(tmp_path, "iTransformer", epochs=1)
     rows = forecasts(with_zeros(training, "projector.weight", "projector.bias"), training.csv)
     table = rows_of(training.csv)
@@ -56,7 +56,7 @@ def test_each_series_of_itransformer_has_its_own_forecast(tmp_path: Path):
             assert forecast == pytest.approx(mean, abs=FORECAST_FLOAT32)
 
 
-def test_names_with_commas_and_quotes_come_back(tmp_path: Path):
+def test_names_with_commas_and_quotes_round_trip(tmp_path: Path):
     names = ['north, "old"', "south"]
     table, forecast = tmp_path / "table.csv", tmp_path / "forecast.csv"
     with table.open("w", newline="") as file:
@@ -71,11 +71,11 @@ def test_names_with_commas_and_quotes_come_back(tmp_path: Path):
     rows = rows_of(forecast)
     assert list(dict.fromkeys(row["column"] for row in rows)) == names
     for row in rows:
-        assert None not in row  # where DictReader puts fields beyond those of the header
+        assert None not in row  # DictReader's key for fields beyond the header
         assert row["time"].startswith("2020-")
 
 
-def test_a_forecast_takes_as_many_rows_as_the_model_sees(training: Training, tmp_path: Path):
+def test_predict_needs_input_size_rows(training: Training, tmp_path: Path):
     forecast = tmp_path / "forecast.csv"
     short = write_waves(tmp_path / "short.csv", rows=27)
     error = error_of("predict", training.model, short, "--forecast-csv", forecast)

@@ -1,5 +1,5 @@
-"""flash_train loses no work: what it is to write is tried before the first step, and what fails
-later leaves the best weights on disk."""
+"""flash_train loses no work: it checks its outputs before the first step, and errors after that
+leave the best weights on disk."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from forecaster_runs import error_of, executable, run, small, write_waves
 
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:
-    """A good CSV."""
+    """A valid CSV file."""
     return write_waves(tmp_path / "waves.csv")
 
 
 def arguments(waves: Path, **options: object) -> tuple[object, ...]:
-    """A small training on that table."""
+    """Arguments of a small training on that table."""
     return ("PatchTST", waves, "--target", "up", *small(**options))
 
 
 def files(folder: Path) -> set[str]:
-    """What is in a folder."""
+    """The names in a folder."""
     return {path.name for path in folder.iterdir()}
 
 
 def changed_while_training(
     command: tuple[object, ...], change: Callable[[subprocess.Popen], None]
 ) -> tuple[int, str]:
-    """Runs flash_train and calls `change` with its process once two epochs are over.
+    """Runs flash_train and calls `change` with its process after two epochs.
 
-    The files of the first are written by then. Gives the exit code and what stood on stderr.
+    By then the files of the first epoch are written. Returns the exit status and stderr.
     """
     words = [str(executable()), *(str(word) for word in command)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -46,7 +46,7 @@ def changed_while_training(
     return process.returncode, shown + rest
 
 
-def test_names_that_no_file_can_hold_are_refused_before_training(tmp_path: Path):
+def test_names_not_in_utf8_are_refused_before_training(tmp_path: Path):
     path, model = tmp_path / "shops.csv", tmp_path / "model"
     rows = [
         f"2020-01-01T{hour:02}:{minute:02},caf\xe9,1" for hour in range(4) for minute in range(60)
@@ -62,7 +62,7 @@ def test_names_that_no_file_can_hold_are_refused_before_training(tmp_path: Path)
     assert files(tmp_path) == {"shops.csv"}
 
 
-def test_paths_that_no_file_can_hold_are_refused_before_training(waves: Path, tmp_path: Path):
+def test_paths_not_in_utf8_are_refused_before_training(waves: Path, tmp_path: Path):
     report = os.fsencode(tmp_path) + b"/caf\xe9.json"
     words = [str(word).encode() for word in (executable(), *arguments(waves))]
     process = subprocess.run([*words, b"--report", report], capture_output=True, timeout=300)
@@ -81,7 +81,7 @@ def test_paths_that_no_file_can_hold_are_refused_before_training(waves: Path, tm
         ("--report", "--report"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_before_training(
+def test_unwritable_output_is_refused_before_training(
     option: str, name: str, waves: Path, tmp_path: Path
 ):
     for path, reason in (
@@ -95,8 +95,8 @@ def test_an_output_that_cannot_be_is_refused_before_training(
     assert files(tmp_path) == {"waves.csv"}
 
 
-def test_the_checkpoint_of_an_interrupt_is_tried_before_training(waves: Path, tmp_path: Path):
-    """Its name is longer than that of the model."""
+def test_interrupt_checkpoint_path_is_checked_before_training(waves: Path, tmp_path: Path):
+    """Its name is longer than the model's."""
     error = error_of(*arguments(waves), "--output", tmp_path / ("x" * 230))
     assert "File name too long" in error and ".checkpoint" in error and "epoch" not in error
     (tmp_path / "model.checkpoint").mkdir()
@@ -108,7 +108,7 @@ def test_the_checkpoint_of_an_interrupt_is_tried_before_training(waves: Path, tm
     assert files(tmp_path) == {"waves.csv", "model.checkpoint"}
 
 
-def test_no_output_replaces_an_input_or_another_output(waves: Path, tmp_path: Path):
+def test_outputs_may_not_overwrite_inputs_or_each_other(waves: Path, tmp_path: Path):
     table = waves.read_text()
     (tmp_path / "link").symlink_to(waves)
     for path in (waves, tmp_path / "link", tmp_path / "." / "waves.csv"):
@@ -125,8 +125,8 @@ def test_no_output_replaces_an_input_or_another_output(waves: Path, tmp_path: Pa
     assert "expected different files as the model and --report" in error
 
 
-def test_a_disk_without_room_is_found_before_training(waves: Path, tmp_path: Path):
-    """A limit on the size of files stands for the disk."""
+def test_full_disk_is_detected_before_training(waves: Path, tmp_path: Path):
+    """A file size limit simulates the full disk."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
@@ -145,7 +145,7 @@ def test_a_disk_without_room_is_found_before_training(waves: Path, tmp_path: Pat
     assert files(tmp_path) == {"waves.csv"}
 
 
-def test_outputs_leave_nothing_else_behind(waves: Path, tmp_path: Path):
+def test_training_leaves_no_temporary_files(waves: Path, tmp_path: Path):
     process = run(
         *(*arguments(waves), "--output", tmp_path / "model", "--report", tmp_path / "report"),
         *("--forecast-csv", tmp_path / "forecast"),
@@ -154,8 +154,8 @@ def test_outputs_leave_nothing_else_behind(waves: Path, tmp_path: Path):
     assert files(tmp_path) == {"waves.csv", "model", "report", "forecast"}
 
 
-def test_one_output_that_fails_at_the_end_costs_no_other(waves: Path, tmp_path: Path):
-    """/dev/full can be opened, and has room for nothing."""
+def test_failed_output_does_not_affect_other_outputs(waves: Path, tmp_path: Path):
+    """/dev/full can be opened, but every write fails."""
     model, report = tmp_path / "model", tmp_path / "report"
     process = run(
         *(*arguments(waves), "--output", model, "--report", report),
@@ -169,9 +169,7 @@ def test_one_output_that_fails_at_the_end_costs_no_other(waves: Path, tmp_path: 
     assert run("evaluate", model, waves).returncode == 0
 
 
-def test_a_model_that_cannot_be_written_at_the_end_is_on_disk_all_the_same(
-    waves: Path, tmp_path: Path
-):
+def test_best_weights_stay_on_disk_when_the_model_cannot_be_written(waves: Path, tmp_path: Path):
     model = tmp_path / "model"
 
     def make_folder(process: subprocess.Popen) -> None:
@@ -186,7 +184,7 @@ def test_a_model_that_cannot_be_written_at_the_end_is_on_disk_all_the_same(
     assert run("evaluate", f"{model}.best", waves).returncode == 0
 
 
-def test_a_disk_that_fills_up_ends_no_training(waves: Path, tmp_path: Path):
+def test_training_continues_when_the_disk_fills_up(waves: Path, tmp_path: Path):
     model = tmp_path / "model"
 
     def fill(process: subprocess.Popen) -> None:
@@ -204,11 +202,11 @@ def test_a_disk_that_fills_up_ends_no_training(waves: Path, tmp_path: Path):
     assert run("resume", tmp_path / "checkpoint").returncode == 0
 
 
-def test_weights_of_the_best_epoch_survive_a_loss_that_is_not_finite(waves: Path, tmp_path: Path):
-    """A rate so high that the loss grows until, some epochs later, it overflows."""
+def test_best_weights_survive_a_non_finite_loss(waves: Path, tmp_path: Path):
+    """The learning rate is so high that the loss overflows after some epochs."""
     model = tmp_path / "model"
     best = tmp_path / "model.best"
-    for rate in ("1e8", "2e8", "3e8", "5e7", "2e7", "5e8"):  # rounding decides in which epoch
+    for rate in ("1e8", "2e8", "3e8", "5e7", "2e7", "5e8"):  # the epoch depends on rounding
         model.unlink(missing_ok=True)
         command = arguments(waves, epochs=200, learning_rate=rate, batch_size=10**9)
         process = run(*command, "--output", model)
@@ -223,7 +221,7 @@ def test_weights_of_the_best_epoch_survive_a_loss_that_is_not_finite(waves: Path
     assert run("evaluate", best, waves).returncode == 0
 
 
-def test_an_older_model_stays_until_the_new_one_is_trained(waves: Path, tmp_path: Path):
+def test_existing_model_is_kept_until_training_ends(waves: Path, tmp_path: Path):
     model = tmp_path / "model"
     model.write_text("older")
 
@@ -241,7 +239,7 @@ def test_an_older_model_stays_until_the_new_one_is_trained(waves: Path, tmp_path
     assert run("evaluate", f"{model}.best", waves).returncode == 0
 
 
-def test_a_closed_terminal_is_an_interrupt(waves: Path, tmp_path: Path):
+def test_hangup_is_treated_as_an_interrupt(waves: Path, tmp_path: Path):
     def hang_up(process: subprocess.Popen) -> None:
         process.send_signal(signal.SIGHUP)
 
@@ -251,7 +249,7 @@ def test_a_closed_terminal_is_an_interrupt(waves: Path, tmp_path: Path):
     assert (tmp_path / "model.checkpoint").exists()
 
 
-def test_a_reader_who_leaves_ends_no_training(waves: Path, tmp_path: Path):
+def test_training_survives_a_closed_stdout(waves: Path, tmp_path: Path):
     """As in `flash_train ... | head -1`."""
     ours, theirs = os.pipe()
     os.close(ours)
@@ -283,14 +281,14 @@ def test_a_reader_who_leaves_ends_no_training(waves: Path, tmp_path: Path):
         ("--dropout", "nan"),
     ],
 )
-def test_numbers_that_are_none_are_refused(option: str, value: str, waves: Path):
+def test_invalid_numbers_are_refused(option: str, value: str, waves: Path):
     error = error_of(*arguments(waves, **{option[2:].replace("-", "_"): value}))
     assert option in error
     assert "expected a " in error or "positive" in error, error
 
 
 @pytest.mark.parametrize("most", [2**63 - 1, 2**62])
-def test_numbers_near_the_largest_one_are_refused_or_taken(most: int, waves: Path):
+def test_numbers_near_the_integer_limit(most: int, waves: Path):
     for option, expected in (
         ("input_size", "rows in the training part, got 112 of 160"),
         ("horizon", "rows in the training part, got 112 of 160"),
@@ -309,7 +307,7 @@ def test_numbers_near_the_largest_one_are_refused_or_taken(most: int, waves: Pat
     assert f"epoch 1/{most}  step 1 " in taken.stderr
 
 
-def test_numbers_that_float32_cannot_hold_are_refused(tmp_path: Path):
+def test_values_beyond_float32_are_refused(tmp_path: Path):
     path = tmp_path / "table.csv"
     for value, scaler in (("1e300", "standard"), ("1e39", "none")):
         rows = [f"{row},{value if row % 2 else 0}" for row in range(160)]
@@ -318,8 +316,8 @@ def test_numbers_that_float32_cannot_hold_are_refused(tmp_path: Path):
         assert "expected numbers in the target of y, which once scaled are within" in error
 
 
-def test_values_that_floating_point_hardly_tells_apart_are_drawn(tmp_path: Path):
-    """The ticks of an axis that is a few roundings long once had no end."""
+def test_nearly_equal_values_are_plotted(tmp_path: Path):
+    """Computing the ticks of an axis only a few roundings long used to loop forever."""
     path, picture = tmp_path / "table.csv", tmp_path / "picture.png"
     rows = [f"{row},{10**17 + row % 2 * 16}" for row in range(160)]
     path.write_text("\n".join(["t,y", *rows]) + "\n")

@@ -1,4 +1,4 @@
-"""flash_train as Python has it: a command of the environment, a module, and a function."""
+"""flash_train from Python: the installed command, the module, and the function."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(way: str, *arguments: object, **kwargs) -> subprocess.CompletedProcess[s
     "arguments",
     [["--help"], ["PatchTST", "--season"], ["evaluate", "/nowhere", "x.csv"], ["--oops"]],
 )
-def test_it_is_the_program_of_the_build(way: str, arguments: list[str]) -> None:
+def test_output_matches_the_built_program(way: str, arguments: list[str]) -> None:
     expected = subprocess.run([executable(), *arguments], capture_output=True, text=True)
     found = run(way, *arguments)
     assert found.returncode == expected.returncode
@@ -38,7 +38,7 @@ def test_it_is_the_program_of_the_build(way: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_it_trains_and_forecasts(way: str, tmp_path: Path) -> None:
+def test_train_and_forecast(way: str, tmp_path: Path) -> None:
     table = tmp_path / "wäves.csv"
     rows = [f"{i},{i % 7}.5" for i in range(120)]
     table.write_text("\n".join(["row,up", *rows]) + "\n")
@@ -53,7 +53,7 @@ def test_it_trains_and_forecasts(way: str, tmp_path: Path) -> None:
     assert len(forecast.read_text().splitlines()) == 1 + 7
 
 
-def test_the_function_returns_the_exit_status(capfd: pytest.CaptureFixture[str]) -> None:
+def test_main_returns_the_exit_status(capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGPIPE)
     assert flash_attention.train.main(["evaluate", "/nowhere", "x.csv"]) != 0
     assert "/nowhere" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""flash_train interrupted, and going on to the same bits."""
+"""An interrupted training resumes with bitwise equal results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:
-    """A good CSV."""
+    """A valid CSV file."""
     return write_waves(tmp_path / "waves.csv")
 
 
 def interrupted(command: list[str], signal_number: int) -> subprocess.CompletedProcess[str]:
-    """Runs flash_train and sends it a signal once the first epoch is over."""
+    """Runs flash_train and sends it a signal after the first epoch."""
     process = subprocess.Popen(
         [str(executable()), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -31,9 +31,7 @@ def interrupted(command: list[str], signal_number: int) -> subprocess.CompletedP
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_training_goes_on_to_the_same_bits(
-    signal_number: int, waves: Path, tmp_path: Path
-):
+def test_resumed_training_is_bitwise_equal(signal_number: int, waves: Path, tmp_path: Path):
     def command(name: str) -> list[str]:
         output = ["--output", str(tmp_path / name), "--report", str(tmp_path / f"{name}.json")]
         return ["TFT", str(waves), "--target", "up", *small("TFT", epochs=6), *output]
@@ -58,7 +56,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     assert losses[0] == losses[1]
 
 
-def test_a_checkpoint_is_written_after_every_epoch_if_asked_for(waves: Path, tmp_path: Path):
+def test_checkpoint_option_writes_after_every_epoch(waves: Path, tmp_path: Path):
     checkpoint, model = tmp_path / "run.checkpoint", tmp_path / "model.safetensors"
     process = run(
         *("PatchTST", waves, "--target", "up", *small()),
@@ -73,7 +71,7 @@ def test_a_checkpoint_is_written_after_every_epoch_if_asked_for(waves: Path, tmp
     assert "cut off" in error_of("resume", checkpoint)
 
 
-def test_a_training_of_relative_paths_goes_on_from_another_folder(tmp_path: Path):
+def test_resume_from_another_working_directory(tmp_path: Path):
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     for path in (folder, elsewhere):
         path.mkdir()

@@ -1,4 +1,4 @@
-"""flash_train and time: rows in any order are not called time, and what is known of it is said."""
+"""The time column of flash_train: the order of rows, steps and gaps, and errors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from forecaster_runs import day, error_of, run, small, train, write_waves
 
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:
-    """A good CSV."""
+    """A valid CSV file."""
     return write_waves(tmp_path / "waves.csv")
 
 
 def shuffled(path: Path) -> Path:
-    """The same table with its rows in a random order."""
+    """A copy of the table with its rows in a random order."""
     header, *rows = path.read_text().splitlines()
     random.Random(5).shuffle(rows)
     other = path.with_name("shuffled.csv")
@@ -25,7 +25,7 @@ def shuffled(path: Path) -> Path:
 
 
 def edited(path: Path, line: int, old: str, new: str) -> Path:
-    """The same table with a change in one of its lines, counted from 1."""
+    """Replaces `old` by `new` in one line, counted from 1."""
     lines = path.read_text().splitlines()
     assert old in lines[line - 1]
     lines[line - 1] = lines[line - 1].replace(old, new)
@@ -34,11 +34,11 @@ def edited(path: Path, line: int, old: str, new: str) -> Path:
 
 
 def refusal(path: Path, *options: object) -> str:
-    """Why a table is not trained on."""
+    """The error for a table that flash_train refuses."""
     return error_of("PatchTST", path, "--target", "up", *small(), *options)
 
 
-def test_rows_in_any_order_are_not_called_time(waves: Path):
+def test_unordered_rows_are_refused(waves: Path):
     path = shuffled(waves)
     error = refusal(path)
     assert f"{path}, line " in error
@@ -46,7 +46,7 @@ def test_rows_in_any_order_are_not_called_time(waves: Path):
     assert "--sort puts them in order" in error
 
 
-def test_sorted_rows_train_as_if_they_had_been_in_order(tmp_path: Path):
+def test_sort_option_restores_the_order_of_rows(tmp_path: Path):
     training = train(tmp_path)
     path = shuffled(training.csv)
     model, forecast = tmp_path / "again", tmp_path / "again.csv"
@@ -56,7 +56,7 @@ def test_sorted_rows_train_as_if_they_had_been_in_order(tmp_path: Path):
     )
     assert process.returncode == 0, process.stderr
     assert forecast.read_bytes() == training.forecast.read_bytes()
-    # The model remembers to sort; one that was trained on rows in order is told.
+    # The model file stores --sort. A model trained without it needs the option.
     for arguments in (
         ("evaluate", model, path, "--forecast-csv", tmp_path / "evaluated.csv"),
         ("evaluate", training.model, path, "--sort", "--forecast-csv", tmp_path / "evaluated.csv"),
@@ -71,18 +71,18 @@ def test_sorted_rows_train_as_if_they_had_been_in_order(tmp_path: Path):
     assert ahead.read_text().splitlines()[1].startswith("up,+1,")
 
 
-def test_a_time_that_is_there_twice_is_refused_by_line(waves: Path):
+def test_duplicate_time_error_names_the_line(waves: Path):
     error = refusal(edited(waves, 30, day(28), day(27)))
     assert f"{waves}, line 30, column day: expected each time once, got {day(27)} as in" in error
 
 
-def test_what_is_no_time_is_refused_by_line(waves: Path):
+def test_invalid_time_error_names_the_line(waves: Path):
     error = refusal(edited(waves, 30, day(28), "yesterday"))
     assert f"{waves}, line 30, column day: expected a date such as 2012-01-31, a date" in error
     assert 'or an integer, got "yesterday"' in error
 
 
-def test_the_step_between_rows_and_gaps_are_reported(waves: Path):
+def test_time_step_and_gaps_are_reported(waves: Path):
     arguments = ("PatchTST", waves, "--target", "up", *small(epochs=1))
     first, last = day(0), day(159)
     assert f"Time: column day, {first} to {last}, step 1 day\n" in run(*arguments).stdout
@@ -95,7 +95,7 @@ def test_the_step_between_rows_and_gaps_are_reported(waves: Path):
     ) in run(*arguments).stdout
 
 
-def test_hours_months_and_integers_are_times_too(tmp_path: Path):
+def test_hourly_monthly_and_integer_times(tmp_path: Path):
     for times, step in (
         ([f"{day(row // 24)} {row % 24:02}:00:00" for row in range(160)], "1 hour"),
         ([f"{1900 + row // 12}-{row % 12 + 1:02}-01" for row in range(160)], "1 month"),
@@ -110,7 +110,7 @@ def test_hours_months_and_integers_are_times_too(tmp_path: Path):
         assert line in process.stdout
 
 
-def test_a_table_without_times_has_to_be_called_one(tmp_path: Path):
+def test_table_without_times_needs_no_time_column_option(tmp_path: Path):
     path = tmp_path / "table.csv"
     path.write_text("\n".join(["value,word", *(f"{row % 7},calm" for row in range(160))]) + "\n")
     arguments = ("PatchTST", path, "--target", "value", *small(epochs=1))
@@ -133,7 +133,7 @@ def write_places(path: Path, southern_days: list[str]) -> Path:
     return path
 
 
-def test_series_that_are_seen_together_have_the_same_times(tmp_path: Path):
+def test_multivariate_series_need_the_same_times(tmp_path: Path):
     path = write_places(tmp_path / "table.csv", [day(row + 1) for row in range(160)])
     arguments = (path, "--target", "value", "--id-column", "place")
     assert (
@@ -145,7 +145,7 @@ def test_series_that_are_seen_together_have_the_same_times(tmp_path: Path):
 
 
 @pytest.mark.once
-def test_series_seen_together_have_the_same_times_in_every_row(tmp_path: Path):
+def test_multivariate_series_need_the_same_time_in_every_row(tmp_path: Path):
     path = write_places(tmp_path / "table.csv", [day(row + (row >= 40)) for row in range(160)])
     assert f"got {day(41)} in row 41 of south and {day(40)} in that of north" in error_of(
         *("iTransformer", path, "--target", "value", "--id-column", "place"),

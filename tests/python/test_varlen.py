@@ -1,4 +1,4 @@
-"""Packed sequences: each as if it were called by itself, forward and backward."""
+"""varlen_attention: each packed sequence matches a separate call, forward and backward."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import flash_attention
 import pytest
 import reference
 import torch
-from checks import Judge, largest_difference
+from checks import Checker, largest_difference
 from flash_attention import varlen_attention
 from instruction_sets import kernels
 from measuring import threads
-from problems import DTYPES, NARROW, Problem, Spec, dtype_name
+from problems import DTYPES, DTYPES_16BIT, Problem, Spec, dtype_name
 from reference import definition
 from tolerances import CLOSE
 from torch import Tensor
 
 HEADS, KEY_HEADS, VALUE_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 1, 8, 12
-# Empty ones at both ends and in the middle, one row, more queries than keys, several tiles.
+# Empty sequences at both ends and in the middle, one row, more queries than keys, several blocks.
 QUERIES = (0, 5, 1, 0, 70, 33, 2, 0)
 KEYS = (3, 9, 1, 0, 31, 200, 0, 0)
 
@@ -38,8 +38,8 @@ def starts(lengths: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor
     return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
 
 
-def packed(dtype: torch.dtype, numbers: str = "") -> dict[str, Tensor]:
-    """Leaves; `numbers` is the shape of slopes and sinks, "H" or "NH"."""
+def packed(dtype: torch.dtype, per_head: str = "") -> dict[str, Tensor]:
+    """Leaves; `per_head` is the shape of slopes and sinks, "H" or "NH", or "" for none."""
     generator = torch.Generator().manual_seed(4)
 
     def random(*shape: int) -> Tensor:
@@ -51,15 +51,15 @@ def packed(dtype: torch.dtype, numbers: str = "") -> dict[str, Tensor]:
         "key": random(sum(KEYS), KEY_HEADS, WIDTH),
         "value": random(sum(KEYS), VALUE_HEADS, VALUE_WIDTH),
     }
-    if numbers:
-        shape = (len(QUERIES), HEADS) if numbers == "NH" else (HEADS,)
+    if per_head:
+        shape = (len(QUERIES), HEADS) if per_head == "NH" else (HEADS,)
         rows["alibi_slopes"] = random(*shape).detach().abs().requires_grad_()
         rows["sinks"] = random(*shape)
     return rows
 
 
 def one_by_one(inputs: dict[str, Tensor], **options: Any) -> Tensor:
-    """The same by `attention` of each sequence."""
+    """The same by a call of `attention` for each sequence."""
     out = []
     parts = zip(
         inputs["query"].split(QUERIES),
@@ -90,29 +90,29 @@ def results(out: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
     return [out, *torch.autograd.grad(out, list(inputs.values()), grad)]
 
 
-@pytest.mark.parametrize("numbers", ["", "H", "NH"])
+@pytest.mark.parametrize("per_head", ["", "H", "NH"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_each_sequence_is_as_if_called_alone(
-    dtype: torch.dtype, options: dict[str, Any], numbers: str
+def test_each_sequence_matches_a_separate_call(
+    dtype: torch.dtype, options: dict[str, Any], per_head: str
 ) -> None:
-    inputs = packed(dtype, numbers)
+    inputs = packed(dtype, per_head)
     found = results(call(inputs, **options), inputs)
     expected = results(one_by_one(inputs, **options), inputs)
-    # The same kernels on the same rows; sums over sequences in another order.
+    # Outputs come from the same kernels; sums over sequences may differ in order.
     for one, other, name in zip(found, expected, ["out", *inputs], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=20 * CLOSE[dtype], msg=name)
     assert torch.equal(found[0], expected[0])
 
 
-@pytest.mark.parametrize("numbers", ["16 bits", "float32"])
-@pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
-def test_of_16_bits_each_sequence_has_its_own_slopes_and_sinks(
-    dtype: torch.dtype, numbers: str
+@pytest.mark.parametrize("per_head", ["16 bits", "float32"])
+@pytest.mark.parametrize("dtype", DTYPES_16BIT, ids=dtype_name)
+def test_16_bit_sequences_with_their_own_slopes_and_sinks(
+    dtype: torch.dtype, per_head: str
 ) -> None:
-    """They are float32 for the kernels, unlike the rows beside them."""
+    """The kernels read slopes and sinks in float32, unlike the 16-bit rows."""
     inputs = packed(dtype, "NH")
-    if numbers == "float32":
+    if per_head == "float32":
         wide = {n: inputs[n].detach().float() for n in ("alibi_slopes", "sinks")}
         inputs |= {n: x.requires_grad_() for n, x in wide.items()}
     found = results(call(inputs, causal=True), inputs)
@@ -122,7 +122,7 @@ def test_of_16_bits_each_sequence_has_its_own_slopes_and_sinks(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_without_simd_both_passes_are_of_the_scalar_kernels(dtype: torch.dtype) -> None:
+def test_use_simd_false_runs_scalar_kernels_in_both_passes(dtype: torch.dtype) -> None:
     inputs = packed(dtype, "NH")
     found = results(call(inputs, use_simd=False), inputs)
     with kernels("scalar"):
@@ -132,8 +132,8 @@ def test_without_simd_both_passes_are_of_the_scalar_kernels(dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_against_the_truth(dtype: torch.dtype) -> None:
-    """One sequence alone, judged like any other call."""
+def test_one_sequence_matches_the_reference(dtype: torch.dtype) -> None:
+    """One sequence, compared with the reference like any other call."""
     spec = Spec(1, 3, queries=40, keys=65, causal=True)
     generator = torch.Generator().manual_seed(1)
     shapes = {"query": (40, 3, 8), "key": (65, 3, 8), "value": (65, 3, 12)}
@@ -150,11 +150,11 @@ def test_against_the_truth(dtype: torch.dtype) -> None:
         heads, options, (), torch.zeros(1, 3, 40, 12), torch.zeros(1, 3, 40), spec=spec
     )
     assert definition(problem, torch.float64).out.shape == (1, 3, 40, 12)
-    assert Judge(problem).complaint("out", out.transpose(0, 1).unsqueeze(0)) is None
+    assert Checker(problem).error_message("out", out.transpose(0, 1).unsqueeze(0)) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=dtype_name)
-def test_offsets_of_either_type(dtype: torch.dtype) -> None:
+def test_int32_and_int64_offsets(dtype: torch.dtype) -> None:
     inputs = packed(torch.float32)
     found = varlen_attention(
         **inputs, cu_seqlens_q=starts(QUERIES, dtype), cu_seqlens_k=starts(KEYS, dtype)
@@ -171,11 +171,11 @@ def test_any_layout() -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("numbers", ["H", "NH"])
-def test_gradcheck(numbers: str) -> None:
+@pytest.mark.parametrize("per_head", ["H", "NH"])
+def test_gradcheck(per_head: str) -> None:
     lengths = (2, 0, 3)
     shapes = [(5, 2, 2), (5, 1, 2), (5, 2, 3)]
-    number_shape = (2,) if numbers == "H" else (3, 2)
+    number_shape = (2,) if per_head == "H" else (3, 2)
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
     inputs += [torch.rand(number_shape, dtype=torch.float64, requires_grad=True) for _ in range(2)]
 
@@ -200,13 +200,13 @@ def test_dropout_follows_the_seed_and_differs_between_sequences() -> None:
     found = weights()
     assert torch.equal(found, weights())
     assert not torch.equal(found[:30] > 0, found[30:] > 0)
-    # 1800 weights: the share of the kept ones is off by 0.012 (one sigma).
+    # 1800 weights: the standard deviation of the kept fraction is 0.012.
     assert (found > 0).double().mean().item() == pytest.approx(0.5, abs=0.06)
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True, "softcap": 1.5}], ids=["plain", "more"])
-def test_dropout_is_of_one_mask_forward_and_backward(options: dict[str, Any]) -> None:
-    """Values that are rows of the identity show the weights, and which of them are dropped."""
+def test_dropout_mask_is_the_same_in_forward_and_backward(options: dict[str, Any]) -> None:
+    """With the identity as value, the output is the weights and shows which are dropped."""
     length, dropout = 40, 0.4
     cut = starts((length, length))
     generator = torch.Generator().manual_seed(4)
@@ -243,7 +243,7 @@ def test_dropout_is_of_one_mask_forward_and_backward(options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_same_bits_with_any_number_of_threads(options: dict[str, Any]) -> None:
+def test_bitwise_equal_for_any_thread_count(options: dict[str, Any]) -> None:
     inputs = packed(torch.float32, "NH")
     found = []
     for count in (1, 2, 3, 8):
@@ -253,7 +253,7 @@ def test_same_bits_with_any_number_of_threads(options: dict[str, Any]) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_no_sequence_at_all() -> None:
+def test_zero_sequences() -> None:
     none = starts(())
     q, k, v = (torch.zeros(0, 2, 4, requires_grad=True) for _ in range(3))
     out = varlen_attention(q, k, v, none, none)
@@ -263,7 +263,7 @@ def test_no_sequence_at_all() -> None:
 
 @pytest.mark.once
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_without_a_break(dynamic: bool) -> None:
+def test_compiles_without_graph_breaks(dynamic: bool) -> None:
     inputs = packed(torch.float32, "NH")
     compiled = torch.compile(call, fullgraph=True, dynamic=dynamic)
     found = results(compiled(inputs, causal=True), inputs)
@@ -306,7 +306,7 @@ ROWS = {"query": (6, 4, 8), "key": (7, 2, 8), "value": (7, 2, 8)}
     ],
     ids=str,
 )
-def test_mistakes_are_refused_in_words(
+def test_invalid_arguments_are_refused(
     changes: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     arguments: dict[str, Any] = {n: torch.zeros(s) for n, s in ROWS.items()}
@@ -317,7 +317,7 @@ def test_mistakes_are_refused_in_words(
 
 
 @pytest.mark.once
-def test_bias_and_second_derivatives_are_refused_by_name() -> None:
+def test_bias_and_second_derivatives_are_refused() -> None:
     inputs = packed(torch.float64)
     cuts = {"cu_seqlens_q": starts(QUERIES), "cu_seqlens_k": starts(KEYS)}
     with pytest.raises(NotImplementedError, match="neither bias nor query_positions"):

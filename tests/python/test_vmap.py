@@ -1,4 +1,4 @@
-"""torch.vmap over the operator: what N calls give, from one call."""
+"""torch.vmap over the operator runs one call that gives the results of N calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ N, BATCH, HEADS, QUERIES, KEYS = 5, 2, 2, 6, 9
 Attention = Callable[..., Tensor]
 
 pytestmark = pytest.mark.filterwarnings(
-    # torch warns where it has to call an operator N times in a loop.
+    # torch warns if it calls an operator N times in a loop.
     "error:There is a performance drop"
 )
 
@@ -32,13 +32,14 @@ def qkv(mapped: bool) -> list[Tensor]:
 
 
 def assert_close(found: Any, expected: Any) -> None:
+    # Values and gradients of order 1 to 10, summed in another order.
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=10 * CLOSE[torch.float64])
 
 
-def both(
+def check_against_standard(
     function: Callable[[Attention], Callable[..., Any]], *inputs: Tensor, in_dims: Any = 0
 ) -> None:
-    """vmap of `function(op)` is the same for the operator and for standard attention."""
+    """Checks that vmap of `function(op)` gives the same for the operator and standard attention."""
     found, expected = (
         torch.vmap(function(op), in_dims=in_dims)(*inputs)
         for op in (flash_attention.attention, flash_attention.standard_attention)
@@ -49,15 +50,15 @@ def both(
 @pytest.mark.parametrize(
     "in_dims", [(0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0), (0, 0, None)]
 )
-def test_any_of_query_key_and_value(in_dims: tuple[int | None, ...]) -> None:
+def test_any_subset_of_query_key_and_value(in_dims: tuple[int | None, ...]) -> None:
     mapped, plain = qkv(True), qkv(False)
     inputs = [p if d is None else m for m, p, d in zip(mapped, plain, in_dims, strict=True)]
-    both(lambda op: op, *inputs, in_dims=in_dims)
+    check_against_standard(lambda op: op, *inputs, in_dims=in_dims)
 
 
-def test_dimensions_in_the_middle() -> None:
+def test_batch_dimensions_at_any_position() -> None:
     query, key, value = qkv(True)
-    both(
+    check_against_standard(
         lambda op: op,
         query.movedim(0, 2),
         key.movedim(0, 4),
@@ -66,7 +67,7 @@ def test_dimensions_in_the_middle() -> None:
     )
 
 
-def test_is_one_call() -> None:
+def test_vmap_makes_one_call() -> None:
     ran = operators(lambda: torch.vmap(flash_attention.attention)(*qkv(True)))
     assert "aten::softmax" not in ran and "aten::bmm" not in ran
 
@@ -91,9 +92,11 @@ def test_bias_and_its_gradient(shape: tuple[int, ...]) -> None:
             lambda q, b: op(q, key, value, bias=b).sin().sum(), argnums=(0, 1), has_aux=False
         )
 
-    both(lambda op: lambda q, b: op(q, key, value, bias=b), qkv(True)[0], random(*shape))
-    both(loss, qkv(True)[0], random(*shape))
-    both(loss, query, random(*shape), in_dims=(None, 0))
+    check_against_standard(
+        lambda op: lambda q, b: op(q, key, value, bias=b), qkv(True)[0], random(*shape)
+    )
+    check_against_standard(loss, qkv(True)[0], random(*shape))
+    check_against_standard(loss, query, random(*shape), in_dims=(None, 0))
 
 
 def test_mask_and_positions() -> None:
@@ -104,7 +107,7 @@ def test_mask_and_positions() -> None:
     def with_both(op: Attention) -> Callable[..., Tensor]:
         return lambda q, k, v, m, p: op(q, k, v, bias=m, query_positions=p, causal=True)
 
-    both(with_both, query, key, value, mask, positions)
+    check_against_standard(with_both, query, key, value, mask, positions)
 
 
 @pytest.mark.parametrize("slopes", [(HEADS,), (N, HEADS), (N, BATCH, HEADS)], ids=str)
@@ -118,17 +121,19 @@ def test_gradients_of_slopes_and_sinks(slopes: tuple[int, ...], sinks: tuple[int
         return torch.func.grad(of, argnums=(0, 1, 2, 3, 4))
 
     dims = tuple(0 if shape[0] == N else None for shape in (slopes, sinks))
-    both(loss, *qkv(True), random(*slopes).abs(), random(*sinks), in_dims=(0, 0, 0, *dims))
+    check_against_standard(
+        loss, *qkv(True), random(*slopes).abs(), random(*sinks), in_dims=(0, 0, 0, *dims)
+    )
 
 
-def test_three_dimensional() -> None:
+def test_three_dimensional_call() -> None:
     query, key, value = (x[:, 0] for x in qkv(True))
-    both(lambda op: op, query, key, value)
+    check_against_standard(lambda op: op, query, key, value)
 
 
 @pytest.mark.parametrize("shape", [(N, BATCH, 1, QUERIES, KEYS), (N, 1, 1, QUERIES, KEYS)], ids=str)
-def test_three_dimensional_with_a_bias_of_four(shape: tuple[int, ...]) -> None:
-    """[B, 1, L, S] is what a bias of [B, L, S] stands for."""
+def test_three_dimensional_call_with_a_four_dimensional_bias(shape: tuple[int, ...]) -> None:
+    """A bias [B, L, S] of a 3-D call may be given as [B, 1, L, S]."""
     query, key, value = (x[:, :, 0] for x in qkv(True))
 
     def loss(op: Attention) -> Callable[..., Any]:
@@ -136,17 +141,17 @@ def test_three_dimensional_with_a_bias_of_four(shape: tuple[int, ...]) -> None:
             lambda q, k, v, b: op(q, k, v, bias=b).sin().sum(), argnums=(0, 1, 2, 3)
         )
 
-    both(loss, query, key, value, random(*shape))
+    check_against_standard(loss, query, key, value, random(*shape))
 
 
 def test_nested() -> None:
     query, key, value = (x.unsqueeze(1).repeat(1, 2, *(1,) * (x.dim() - 1)) for x in qkv(True))
-    both(lambda op: torch.vmap(op), query, key, value)
+    check_against_standard(lambda op: torch.vmap(op), query, key, value)
 
 
 def test_jacobian() -> None:
     _, key, value = qkv(False)
-    both(
+    check_against_standard(
         lambda op: torch.func.jacrev(lambda q: op(q, key, value).sum((0, 1))),
         qkv(True)[0],
     )
@@ -155,7 +160,7 @@ def test_jacobian() -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("argument", [0, 1, 2])
 def test_jacobian_of_every_input(argument: int, batch: int) -> None:
-    """jacrev maps the output's gradient alone over inputs and results that all share."""
+    """jacrev maps only the output gradient; inputs and results are shared."""
     inputs = [x[:batch] for x in qkv(False)]
     found, expected = (
         torch.func.jacrev(op, argnums=argument)(*inputs)
@@ -184,7 +189,7 @@ DROPPED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("call", DROPPED.values(), ids=DROPPED.keys())
-def test_dropout_needs_another_mask_for_each(call: Callable[[Tensor], Tensor]) -> None:
+def test_dropout_requires_randomness_different(call: Callable[[Tensor], Tensor]) -> None:
     query = qkv(False)[0].expand(N, BATCH, HEADS, QUERIES, 3)
     found = torch.vmap(call, randomness="different")(query)
     assert not torch.equal(found[0], found[1])

@@ -1,4 +1,4 @@
-"""torch.vmap over the drop-in: one call of the operator, equal to a loop over torch's own."""
+"""torch.vmap over the drop-in runs one call that matches a loop over torch's function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Sdpa = Callable[..., Tensor]
 
 @pytest.fixture(autouse=True)
 def no_loop() -> Iterator[None]:
-    """torch calls an operator without a batching rule in a loop; here that is an error."""
+    """Makes torch's fallback for operators without a batching rule, a loop, an error."""
     torch._C._functorch._set_vmap_fallback_enabled(False)
     yield
     torch._C._functorch._set_vmap_fallback_enabled(True)
@@ -39,7 +39,7 @@ def qkv(lead: tuple[int, ...] = (N, BATCH, HEADS), dtype: Any = torch.float64) -
 
 
 def loop(function: Callable[..., Any], inputs: list[Tensor], in_dims: Any = 0) -> Any:
-    """What vmap of `function` means."""
+    """The definition of vmap of `function`: N calls in a loop."""
     dims = (in_dims,) * len(inputs) if isinstance(in_dims, int) else in_dims
     calls = [
         function(*(x if d is None else x.select(d, n) for x, d in zip(inputs, dims, strict=True)))
@@ -51,14 +51,14 @@ def loop(function: Callable[..., Any], inputs: list[Tensor], in_dims: Any = 0) -
 
 
 def of_torch(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, **options: Any) -> Tensor:
-    """Which takes no mask of fewer than two dimensions."""
+    """torch's function, which requires masks of two or more dimensions."""
     return F.scaled_dot_product_attention(q, k, v, *map(torch.atleast_2d, mask), **options)
 
 
 def check(
     function: Callable[[Sdpa], Callable[..., Any]], inputs: list[Tensor], in_dims: Any = 0
 ) -> None:
-    """vmap of ours is a loop over torch's."""
+    """Checks that vmap of our function equals a loop over torch's."""
     found = torch.vmap(function(scaled_dot_product_attention), in_dims=in_dims)(*inputs)
     expected = loop(function(of_torch), inputs, in_dims)
     # Values and gradients of order 1 to 10.
@@ -72,7 +72,7 @@ def gradients(sdpa: Sdpa, **options: Any) -> Callable[..., Any]:
     return lambda *x: torch.func.grad(loss, argnums=tuple(range(len(x))))(*x)
 
 
-def test_is_one_call() -> None:
+def test_vmap_makes_one_call() -> None:
     ran = operators(lambda: torch.vmap(scaled_dot_product_attention)(*qkv()))
     assert "flash::attention" in ran
     assert ran.isdisjoint({"aten::softmax", "aten::bmm", "aten::select"})
@@ -81,13 +81,13 @@ def test_is_one_call() -> None:
 @pytest.mark.parametrize(
     "in_dims", [(0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0), (None, 0, 0)], ids=str
 )
-def test_any_of_query_key_and_value(in_dims: tuple[int | None, ...]) -> None:
+def test_any_subset_of_query_key_and_value(in_dims: tuple[int | None, ...]) -> None:
     inputs = [x if d == 0 else x[0] for x, d in zip(qkv(), in_dims, strict=True)]
     check(lambda sdpa: sdpa, inputs, in_dims)
     check(gradients, inputs, in_dims)
 
 
-def test_dimensions_in_the_middle() -> None:
+def test_batch_dimensions_at_any_position() -> None:
     query, key, value = qkv()
     moved = [query.movedim(0, 2), key.movedim(0, 4), value.movedim(0, 1)]
     check(lambda sdpa: sdpa, moved, (2, 4, 1))
@@ -96,7 +96,7 @@ def test_dimensions_in_the_middle() -> None:
 @pytest.mark.parametrize("lead", [(N,), (N, HEADS), (N, 2, BATCH, HEADS)], ids=str)
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_any_number_of_dimensions(lead: tuple[int, ...], is_causal: bool) -> None:
-    """And causal from the top left, where queries and keys are of two lengths."""
+    """Causal masks are aligned to the top left for different lengths, as in torch."""
     inputs = qkv(lead)
     check(lambda sdpa: lambda q, k, v: sdpa(q, k, v, is_causal=is_causal), inputs)
     check(lambda sdpa: gradients(sdpa, is_causal=is_causal), inputs)
@@ -160,7 +160,7 @@ def test_forward_mode() -> None:
         return lambda q, k, v: torch.func.jvp(lambda x: sdpa(x, k, v), (q,), (q.cos(),))[1]
 
     found = torch.vmap(tangent(scaled_dot_product_attention))(*inputs)
-    # torch's own has no forward mode on its fused path.
+    # torch's fused path has no forward mode.
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         expected = loop(tangent(F.scaled_dot_product_attention), inputs)
     torch.testing.assert_close(found, expected, rtol=0, atol=10 * CLOSE[torch.float64])
@@ -181,10 +181,10 @@ def test_jacobian() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_16_bit_numbers(dtype: torch.dtype) -> None:
-    """The same roundings as in a loop over ours: the same bits."""
+def test_16_bit_dtypes(dtype: torch.dtype) -> None:
+    """Bitwise equal to a loop over our function."""
     inputs = [*qkv(dtype=dtype), random(N, QUERIES, KEYS, dtype=dtype)]
-    for query in (inputs[0], inputs[0][:, :1]):  # the second one is expanded
+    for query in (inputs[0], inputs[0][:, :1]):  # the second broadcasts
         call = gradients(scaled_dot_product_attention)
         found = torch.vmap(call)(query, *inputs[1:])
         expected = loop(call, [query, *inputs[1:]])
@@ -192,7 +192,7 @@ def test_16_bit_numbers(dtype: torch.dtype) -> None:
             assert one.dtype == dtype and torch.equal(one, other), name
 
 
-def test_dropout_needs_another_mask_for_each() -> None:
+def test_dropout_requires_randomness_different() -> None:
     def call(query: Tensor) -> Tensor:
         return scaled_dot_product_attention(query, query, query, dropout_p=0.5)
 
@@ -203,7 +203,7 @@ def test_dropout_needs_another_mask_for_each() -> None:
         torch.vmap(call)(query)
 
 
-def test_mistakes_are_refused_in_words() -> None:
+def test_invalid_arguments_are_refused() -> None:
     query, key, value = qkv()
     with pytest.raises(ValueError, match="expected attn_mask or is_causal, got both"):
         torch.vmap(lambda q, m: scaled_dot_product_attention(q, key, value, m, is_causal=True))(

@@ -1,4 +1,4 @@
-"""neuralforecast's own objects, accelerated: its fit and predict, and the same numbers."""
+"""accelerate on neuralforecast's own objects: fit and predict give the same results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUIET = dict(
     accelerator="cpu",
     max_steps=4,
     windows_batch_size=8,
-    # Adam would turn roundings of gradients that are zero into steps.
+    # Adam would turn rounding errors of zero gradients into steps.
     optimizer=torch.optim.SGD,
     learning_rate=1e-2,
     enable_progress_bar=False,
@@ -36,7 +36,7 @@ QUIET = dict(
     enable_checkpointing=False,
     logger=False,
 )
-# Without dropout, which draws other activations: so training is the same, too.
+# Without dropout, whose random masks differ, so that training matches, too.
 MAKE: dict[str, Callable[..., Any]] = {
     "TFT": lambda **k: nf_models.TFT(
         hidden_size=16,
@@ -63,7 +63,7 @@ MAKE: dict[str, Callable[..., Any]] = {
         stride=4,
         dropout=0.0,
         loss=DistributionLoss("Normal", return_params=True),
-        scaler_type="revin",  # which learns
+        scaler_type="revin",  # has parameters
         **k,
     ),
     "iTransformer": lambda **k: nf_models.iTransformer(
@@ -75,19 +75,19 @@ CLASSES = sorted(MAKE)
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Lightning reports the machine in every fit."""
+    """Silences Lightning's report about the machine in every fit."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     caplog.set_level(logging.ERROR)
 
 
 def series(steps: int = 60) -> tuple[Any, Any, Any]:
-    """Two series, what is known of their future, and a static column."""
-    draw = np.random.default_rng(0)
+    """Two series, their known future, and a static column."""
+    rng = np.random.default_rng(0)
     dates = pd.date_range("2020-01-01", periods=steps + HORIZON, freq="D")
     frames = []
     for name in ("a", "b"):
-        y = 5 + np.sin(np.arange(len(dates)) / 3) + 0.1 * draw.normal(size=len(dates))
-        known, seen = draw.normal(size=(2, len(dates)))
+        y = 5 + np.sin(np.arange(len(dates)) / 3) + 0.1 * rng.normal(size=len(dates))
+        known, seen = rng.normal(size=(2, len(dates)))
         frames.append(pd.DataFrame(dict(unique_id=name, ds=dates, y=y, known=known, seen=seen)))
     past = pd.concat([frame[:steps] for frame in frames], ignore_index=True)
     future = pd.concat([frame[steps:] for frame in frames], ignore_index=True)
@@ -96,7 +96,7 @@ def series(steps: int = 60) -> tuple[Any, Any, Any]:
 
 
 def fit_and_predict(model: Any) -> tuple[np.ndarray, Any]:
-    """The forecasts, and the trained copy that neuralforecast makes of `model`."""
+    """The forecasts, and neuralforecast's trained copy of `model`."""
     past, future, static = series()
     forecaster = NeuralForecast(models=[model], freq="D")
     forecaster.fit(past, static_df=static)
@@ -105,7 +105,7 @@ def fit_and_predict(model: Any) -> tuple[np.ndarray, Any]:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_fit_and_predict_give_the_originals_numbers(name: str) -> None:
+def test_fit_and_predict_match_the_original(name: str) -> None:
     expected, original = fit_and_predict(MAKE[name](**QUIET))
     found, trained = fit_and_predict(accelerate(MAKE[name](**QUIET)))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -116,7 +116,7 @@ def test_fit_and_predict_give_the_originals_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_trained_object_predicts_the_same_accelerated_restored_and_reloaded(
+def test_trained_object_predicts_the_same_when_accelerated_restored_and_reloaded(
     name: str, tmp_path: Path
 ) -> None:
     past, future, static = series()
@@ -136,14 +136,14 @@ def test_a_trained_object_predicts_the_same_accelerated_restored_and_reloaded(
     restore(model)
     np.testing.assert_array_equal(predictions(), expected)
     forecaster.models = [type(model).load(tmp_path / "model.safetensors")]
-    if name != "FEDformer":  # its modes are drawn anew, by neuralforecast's generator
+    if name != "FEDformer":  # neuralforecast draws its modes anew when it loads the file
         np.testing.assert_allclose(predictions(), expected, rtol=1e-6, atol=1e-6)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key]), key
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_files_of_either_side_are_read_by_the_other(name: str, tmp_path: Path) -> None:
+def test_model_files_are_interchangeable(name: str, tmp_path: Path) -> None:
     original = MAKE[name](**QUIET).eval()
     original.save(tmp_path / "theirs.safetensors")
     ours = models.load(tmp_path / "theirs.safetensors")
@@ -163,7 +163,7 @@ def test_files_of_either_side_are_read_by_the_other(name: str, tmp_path: Path) -
 
 
 def _windows(model: Any) -> dict[str, torch.Tensor | None]:
-    """A batch as neuralforecast makes it."""
+    """A batch in neuralforecast's format."""
     windows = dict(insample_y=torch.randn(3, PAST, getattr(model, "n_series", None) or 1))
     windows["insample_mask"] = torch.ones_like(windows["insample_y"])
     for key, shape in (
@@ -176,7 +176,7 @@ def _windows(model: Any) -> dict[str, torch.Tensor | None]:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_gradients_arrive_in_the_objects_own_parameters(name: str) -> None:
+def test_gradients_reach_the_original_parameters(name: str) -> None:
     original = MAKE[name](**QUIET)
     fast = accelerate(copy.deepcopy(original))
     windows = _windows(original)
@@ -190,7 +190,7 @@ def test_gradients_arrive_in_the_objects_own_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_copies_and_pickles_stay_accelerated_and_are_their_own(name: str) -> None:
+def test_copies_and_pickles_stay_accelerated(name: str) -> None:
     model = accelerate(MAKE[name](**QUIET)).eval()
     windows = _windows(model)
     torch.manual_seed(1)
@@ -204,7 +204,7 @@ def test_copies_and_pickles_stay_accelerated_and_are_their_own(name: str) -> Non
         torch.testing.assert_close(other(windows).detach(), expected, rtol=0, atol=0)
 
 
-def test_categorical_columns_are_embedded_before() -> None:
+def test_categorical_columns_are_embedded() -> None:
     model = nf_models.Informer(
         hidden_size=8,
         futr_exog_list=["known", "day"],
@@ -220,7 +220,7 @@ def test_categorical_columns_are_embedded_before() -> None:
     torch.testing.assert_close(model(windows), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_flash_is_used_where_it_changes_no_number() -> None:
+def test_flash_attention_is_the_default_where_it_is_exact() -> None:
     for name in CLASSES:
         setup = accelerate(MAKE[name](**QUIET)).forward.engine.setup
         assert setup.use_flash_attention == (name not in ("Autoformer", "FEDformer"))
@@ -228,7 +228,7 @@ def test_flash_is_used_where_it_changes_no_number() -> None:
     assert not model.forward.engine.setup.use_flash_attention
 
 
-def test_what_an_accelerated_tft_does_not_record_is_asked_for_in_words() -> None:
+def test_tft_interpretation_methods_ask_to_restore_first() -> None:
     model = accelerate(MAKE["TFT"](**QUIET)).requires_grad_(False)
     model(_windows(model))
     with pytest.raises(RuntimeError, match="restore.model. and predict again"):
@@ -240,14 +240,14 @@ def test_what_an_accelerated_tft_does_not_record_is_asked_for_in_words() -> None
     assert model.feature_importances()
 
 
-def test_restore_leaves_other_objects_alone() -> None:
+def test_restore_ignores_other_objects() -> None:
     model = MAKE["PatchTST"](**QUIET)
     assert restore(model) is model
     assert restore(restore(accelerate(model))) is model
     assert "forward" not in vars(model)
 
 
-def test_other_objects_are_refused_in_words() -> None:
+def test_other_objects_are_refused() -> None:
     with pytest.raises(TypeError, match="expected a model object of neuralforecast.*got torch.nn"):
         accelerate(torch.nn.Linear(1, 1))
     with pytest.raises(TypeError, match="got neuralforecast.models.nhits.NHITS"):
@@ -261,19 +261,19 @@ def test_other_objects_are_refused_in_words() -> None:
         accelerate(Own(**QUIET))
 
 
-def test_a_model_for_another_device_is_refused_in_words() -> None:
+def test_model_for_another_device_is_refused() -> None:
     model = nf_models.PatchTST(**(QUIET | dict(accelerator="gpu")))
     with pytest.raises(ValueError, match="runs on the CPU, got accelerator='gpu'"):
         accelerate(model)
 
 
-def test_another_release_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: "4.0.0")
     with pytest.raises(ValueError, match="expected neuralforecast 3.3.*got 4.0.0"):
         accelerate(MAKE["PatchTST"](**QUIET))
 
 
-def test_a_derived_class_and_an_excluded_series_work() -> None:
+def test_subclass_and_excluded_series() -> None:
     class Named(nf_models.Informer):
         pass
 

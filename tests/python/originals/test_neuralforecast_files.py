@@ -1,4 +1,4 @@
-"""Files of ours, loaded by neuralforecast itself."""
+"""neuralforecast loads our model files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ THEIRS = {
     "iTransformer": "neuralforecast_itransformer",
 }
 
-# Fixtures with a loss of one output, which is all that a file without a loss can have.
+# Fixtures with one output, as files without a loss must have.
 POINT_FORECASTS = {
     "TFT": "tft_noexog",
     "Informer": "informer_distil",
@@ -38,17 +38,17 @@ POINT_FORECASTS = {
 
 @pytest.fixture(autouse=True)
 def quiet() -> None:
-    """Its constructors report every seed."""
+    """Silences the constructors, which report every seed."""
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
 
 
 def load_theirs(model_class: str, path: Path) -> torch.nn.Module:
-    """neuralforecast's model in a file, in eval mode."""
+    """neuralforecast's model from a file, in eval mode."""
     return getattr(neuralforecast.models, model_class).load(str(path)).eval()
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Without the quantiles of the loss."""
+    """The state_dict without the quantiles of the loss."""
     state = model.state_dict()
     return {k: t for k, t in state.items() if not k.startswith(("loss.", "valid_loss."))}
 
@@ -76,7 +76,7 @@ def test_neuralforecast_loads_our_file_and_predicts_the_same(model_class: str, t
 
 
 @pytest.mark.parametrize("model_class", sorted(THEIRS))
-def test_neuralforecast_gets_its_own_file_back(model_class: str, tmp_path: Path):
+def test_neuralforecast_file_round_trip(model_class: str, tmp_path: Path):
     path = FOLDER / f"{THEIRS[model_class]}.safetensors"
     models.load(path).save(tmp_path / "ours.safetensors")
     before = load_theirs(model_class, path)

@@ -1,4 +1,4 @@
-"""Options drawn at random: outputs and gradients of neuralforecast's models and of ours."""
+"""Outputs and gradients of neuralforecast's models and of ours match for random options."""
 
 from __future__ import annotations
 
@@ -13,111 +13,111 @@ import pytest
 import torch
 from flash_attention import models
 from neuralforecast.losses.pytorch import MAE, DistributionLoss, MQLoss
-from tolerances import MODEL_DRAWN_FLOAT32, MODEL_FLOAT64
+from tolerances import MODEL_FLOAT64, MODEL_RANDOM_OPTIONS_FLOAT32
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "bench"))
 import model_pair  # noqa: E402
 
 pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
-DRAWS = 30
-"""Per model: a few seconds."""
+CASES_PER_MODEL = 30
+"""They take a few seconds per model."""
 
 Options = dict[str, Any]
 
 
-def _columns(draw: random.Random, kind: str) -> list[str] | None:
-    return [f"{kind}_{i}" for i in range(draw.choice([0, 0, 1, 2, 3]))] or None
+def _columns(rng: random.Random, kind: str) -> list[str] | None:
+    return [f"{kind}_{i}" for i in range(rng.choice([0, 0, 1, 2, 3]))] or None
 
 
-def _tft(draw: random.Random) -> Options:
-    heads = draw.choice([1, 2, 4])
+def _tft(rng: random.Random) -> Options:
+    heads = rng.choice([1, 2, 4])
     return dict(
-        hidden_size=heads * draw.choice([1, 2, 3, 8]),
+        hidden_size=heads * rng.choice([1, 2, 3, 8]),
         n_head=heads,
-        rnn_type=draw.choice(["lstm", "gru"]),
-        n_rnn_layers=draw.choice([1, 2, 3]),
-        one_rnn_initial_state=draw.random() < 0.3,
-        grn_activation=draw.choice(
+        rnn_type=rng.choice(["lstm", "gru"]),
+        n_rnn_layers=rng.choice([1, 2, 3]),
+        one_rnn_initial_state=rng.random() < 0.3,
+        grn_activation=rng.choice(
             ["ELU", "GELU", "ReLU", "Tanh", "Softplus", "Sigmoid", "LeakyReLU", "SELU", "unknown"]
         ),
-        futr_exog_list=_columns(draw, "known"),
-        hist_exog_list=_columns(draw, "seen"),
-        stat_exog_list=_columns(draw, "kind"),
+        futr_exog_list=_columns(rng, "known"),
+        hist_exog_list=_columns(rng, "seen"),
+        stat_exog_list=_columns(rng, "kind"),
     )
 
 
-def _layers(draw: random.Random) -> Options:
-    """Of the models that have an encoder and a decoder."""
+def _layers(rng: random.Random) -> Options:
+    """Options of the models that have an encoder and a decoder."""
     return dict(
-        encoder_layers=draw.choice([1, 2, 3]),
-        decoder_layers=draw.choice([1, 2]),
-        conv_hidden_size=draw.choice([3, 8, 32]),
-        activation=draw.choice(["relu", "gelu"]),
-        decoder_input_size_multiplier=draw.choice([0.25, 0.5, 0.9]),
-        futr_exog_list=_columns(draw, "known"),
+        encoder_layers=rng.choice([1, 2, 3]),
+        decoder_layers=rng.choice([1, 2]),
+        conv_hidden_size=rng.choice([3, 8, 32]),
+        activation=rng.choice(["relu", "gelu"]),
+        decoder_input_size_multiplier=rng.choice([0.25, 0.5, 0.9]),
+        futr_exog_list=_columns(rng, "known"),
     )
 
 
-def _informer(draw: random.Random) -> Options:
-    heads = draw.choice([2, 3, 4])  # with one it mixes windows
-    return _layers(draw) | dict(
-        hidden_size=2 * heads * draw.choice([1, 2, 4]),
+def _informer(rng: random.Random) -> Options:
+    heads = rng.choice([2, 3, 4])  # with one head the original mixes windows
+    return _layers(rng) | dict(
+        hidden_size=2 * heads * rng.choice([1, 2, 4]),
         n_head=heads,
-        factor=draw.choice([2, 3, 5]),  # with 1 it may take heads for queries
-        distil=draw.random() < 0.6,
+        factor=rng.choice([2, 3, 5]),  # with 1 the original may mistake heads for queries
+        distil=rng.random() < 0.6,
     )
 
 
-def _decomposed(draw: random.Random, heads: int) -> Options:
-    return _layers(draw) | dict(
-        hidden_size=heads * draw.choice([2, 3, 4]),
+def _decomposed(rng: random.Random, heads: int) -> Options:
+    return _layers(rng) | dict(
+        hidden_size=heads * rng.choice([2, 3, 4]),
         n_head=heads,
-        MovingAvg_window=draw.choice([3, 5, 25]),
+        MovingAvg_window=rng.choice([3, 5, 25]),
     )
 
 
-def _autoformer(draw: random.Random) -> Options:
-    return _decomposed(draw, draw.choice([1, 2, 4])) | dict(factor=draw.choice([1, 2, 3]))
+def _autoformer(rng: random.Random) -> Options:
+    return _decomposed(rng, rng.choice([1, 2, 4])) | dict(factor=rng.choice([1, 2, 3]))
 
 
-def _fedformer(draw: random.Random) -> Options:
-    return _decomposed(draw, 8) | dict(
-        modes=draw.choice([1, 2, 4, 64]), mode_select=draw.choice(["random", "low"])
+def _fedformer(rng: random.Random) -> Options:
+    return _decomposed(rng, 8) | dict(
+        modes=rng.choice([1, 2, 4, 64]), mode_select=rng.choice(["random", "low"])
     )
 
 
-def _patchtst(draw: random.Random) -> Options:
-    heads = draw.choice([1, 2, 4])
+def _patchtst(rng: random.Random) -> Options:
+    heads = rng.choice([1, 2, 4])
     return dict(
-        hidden_size=heads * draw.choice([1, 2, 3, 9]),
+        hidden_size=heads * rng.choice([1, 2, 3, 9]),
         n_heads=heads,
-        linear_hidden_size=draw.choice([3, 8, 32]),
-        encoder_layers=draw.choice([1, 2, 3]),
+        linear_hidden_size=rng.choice([3, 8, 32]),
+        encoder_layers=rng.choice([1, 2, 3]),
         fc_dropout=0.0,
         head_dropout=0.0,
         attn_dropout=0.0,
-        patch_len=draw.choice([1, 2, 4, 16]),
-        stride=draw.choice([1, 2, 3, 8]),
-        revin=draw.random() < 0.7,
-        revin_affine=draw.random() < 0.5,
-        revin_subtract_last=draw.random() < 0.5,
-        activation=draw.choice(["relu", "gelu"]),
-        res_attention=draw.random() < 0.6,
-        batch_normalization=draw.random() < 0.5,
-        learn_pos_embed=draw.random() < 0.5,
+        patch_len=rng.choice([1, 2, 4, 16]),
+        stride=rng.choice([1, 2, 3, 8]),
+        revin=rng.random() < 0.7,
+        revin_affine=rng.random() < 0.5,
+        revin_subtract_last=rng.random() < 0.5,
+        activation=rng.choice(["relu", "gelu"]),
+        res_attention=rng.random() < 0.6,
+        batch_normalization=rng.random() < 0.5,
+        learn_pos_embed=rng.random() < 0.5,
     )
 
 
-def _itransformer(draw: random.Random) -> Options:
-    heads = draw.choice([1, 2, 4])
+def _itransformer(rng: random.Random) -> Options:
+    heads = rng.choice([1, 2, 4])
     return dict(
-        n_series=draw.choice([1, 2, 5, 9]),
-        hidden_size=heads * draw.choice([1, 2, 3, 8]),
+        n_series=rng.choice([1, 2, 5, 9]),
+        hidden_size=heads * rng.choice([1, 2, 3, 8]),
         n_heads=heads,
-        e_layers=draw.choice([1, 2, 3]),
-        d_ff=draw.choice([3, 8, 32]),
-        use_norm=draw.random() < 0.6,
+        e_layers=rng.choice([1, 2, 3]),
+        d_ff=rng.choice([3, 8, 32]),
+        use_norm=rng.random() < 0.6,
     )
 
 
@@ -131,8 +131,8 @@ OPTIONS: dict[str, Callable[[random.Random], Options]] = {
 }
 
 
-def _loss(draw: random.Random) -> Any:
-    return draw.choice(
+def _loss(rng: random.Random) -> Any:
+    return rng.choice(
         [MAE(), MQLoss(level=[80, 90]), DistributionLoss("Normal"), DistributionLoss("StudentT")]
     )
 
@@ -172,15 +172,15 @@ def _run(
 
 
 def _largest_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Beside the largest number, or 1 where that is smaller."""
+    """The largest error, relative to the largest expected magnitude but at least 1."""
     if not expected.numel():
         return 0.0
     return ((found - expected).abs().max() / expected.abs().max().clamp_min(1)).item()
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Options, the original that they make, its input, and what it made of that."""
+class Case:
+    """Options, the original model with them, its input, and its results."""
 
     options: Options
     loss: Any
@@ -190,67 +190,67 @@ class Drawn:
 
 
 class Refused(Exception):
-    """neuralforecast cannot make a model of these options, or not run it."""
+    """neuralforecast cannot construct or run a model with these options."""
 
 
-def _draw(draw: random.Random, name: str, seed: int, dtype: torch.dtype) -> Drawn:
-    options = OPTIONS[name](draw) | dict(
-        h=draw.choice([1, 2, 3, 5, 8, 13]),
-        input_size=draw.choice([3, 4, 7, 8, 12, 17, 24, 31]),
+def _random_case(rng: random.Random, name: str, seed: int, dtype: torch.dtype) -> Case:
+    options = OPTIONS[name](rng) | dict(
+        h=rng.choice([1, 2, 3, 5, 8, 13]),
+        input_size=rng.choice([3, 4, 7, 8, 12, 17, 24, 31]),
         dropout=0.0,
     )
-    loss, batch = _loss(draw), draw.choice([2, 3])
+    loss, batch = _loss(rng), rng.choice([2, 3])
     try:
         original = _as(model_pair.create(name, random_seed=seed + 1, loss=loss, **options), dtype)
-    except Exception as error:  # of several kinds
+    except Exception as error:  # its type varies
         raise Refused from error
-    original.train(draw.random() < 0.5)
+    original.train(rng.random() < 0.5)
     torch.manual_seed(seed)
     windows = _windows(options, batch, dtype)
-    # Autoformer and FEDformer make tensors of the default type between others.
+    # Autoformer and FEDformer create some tensors of the default dtype.
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return Drawn(options, loss, original, windows, _run(original, windows, seed, None))
-    except (IndexError, RuntimeError) as error:  # lengths too short for it, found out late
+        return Case(options, loss, original, windows, _run(original, windows, seed, None))
+    except (IndexError, RuntimeError) as error:  # lengths that are too short fail in forward
         raise Refused from error
     finally:
         torch.set_default_dtype(previous)
 
 
-def _draw_until_taken(name: str, seed: int, dtype: torch.dtype) -> Drawn:
-    """neuralforecast refuses one draw of nine, so five in a row are a fault of the draws."""
-    draw = random.Random(f"{name} {seed}")
+def _random_valid_case(name: str, seed: int, dtype: torch.dtype) -> Case:
+    """neuralforecast refuses one case in nine; five in a row mean that the generator is wrong."""
+    rng = random.Random(f"{name} {seed}")
     for _ in range(4):
         try:
-            return _draw(draw, name, seed, dtype)
+            return _random_case(rng, name, seed, dtype)
         except Refused:
             continue
-    return _draw(draw, name, seed, dtype)
+    return _random_case(rng, name, seed, dtype)
 
 
-@pytest.mark.parametrize("seed", range(DRAWS))
+@pytest.mark.parametrize("seed", range(CASES_PER_MODEL))
 @pytest.mark.parametrize("name", OPTIONS)
-def test_drawn_options_give_the_originals_numbers(name: str, seed: int) -> None:
-    # neuralforecast's FEDformer keeps to complex64.
+def test_random_options_match_the_original(name: str, seed: int) -> None:
+    # neuralforecast's FEDformer always uses complex64.
     dtype = torch.float32 if name == "FEDformer" else torch.float64
-    tolerance = MODEL_DRAWN_FLOAT32 if dtype == torch.float32 else MODEL_FLOAT64
-    drawn = _draw_until_taken(name, seed, dtype)
-    options, loss, original = drawn.options, drawn.loss, drawn.original
-    expected, factors, expected_gradients = drawn.results
+    tolerance = MODEL_RANDOM_OPTIONS_FLOAT32 if dtype == torch.float32 else MODEL_FLOAT64
+    case = _random_valid_case(name, seed, dtype)
+    options, loss, original = case.options, case.loss, case.original
+    expected, factors, expected_gradients = case.results
     if name == "FEDformer":
         options["fourier_index"] = model_pair.fourier_index(original)
     for flash in (False, True):
         if flash and name in ("Autoformer", "FEDformer"):
-            continue  # there it makes another model
+            continue  # there, flash attention changes the model
         ours = getattr(models, name)(
             **options, output_size=loss.outputsize_multiplier, use_flash_attention=flash
         )
         ours = _as(ours, dtype)
         ours.load_state_dict(original.state_dict())
         ours.train(original.training)
-        found, _, gradients = _run(ours, drawn.windows, seed, factors)
+        found, _, gradients = _run(ours, case.windows, seed, factors)
         assert _largest_error(found, expected) < tolerance, (options, flash)
-        assert gradients.keys() <= expected_gradients.keys()  # those of a loss are not a model's
+        assert gradients.keys() <= expected_gradients.keys()  # the original's include its loss
         for key, gradient in gradients.items():
             assert _largest_error(gradient, expected_gradients[key]) < tolerance, (key, options)

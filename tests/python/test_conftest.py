@@ -1,4 +1,4 @@
-"""What conftest.py promises: every instruction set, or the one asked for, and no unknown skip."""
+"""conftest.py: tests run on every or on the selected instruction set, and unknown skips fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INI = HERE.parents[1] / "pyproject.toml"
 
 
 def run(folder: Path, text: str, *options: str, **environment: str) -> tuple[int, str]:
-    """Status and output of a run of pytest over one file of tests, under the same conftest.py."""
+    """Exit status and output of pytest on one test file, with the same conftest.py."""
     (folder / "test_it.py").write_text(f"import pytest, flash_attention\n{text}\n")
     command = [sys.executable, "-m", "pytest", "-c", INI, "--rootdir", folder, "-p", "conftest"]
     own = {n: v for n, v in os.environ.items() if not n.startswith(("FLASH_", "PYTEST_"))}
@@ -40,7 +40,7 @@ def test_one(isa):
 """
 
 
-def test_a_test_runs_on_each_instruction_set_and_one_marked_as_once_on_the_best(
+def test_every_test_runs_on_each_isa_unless_marked_once(
     tmp_path: Path,
 ) -> None:
     status, text = run(tmp_path, TWO_TESTS)
@@ -49,14 +49,14 @@ def test_a_test_runs_on_each_instruction_set_and_one_marked_as_once_on_the_best(
     assert ran == [f"test_each[{isa}]" for isa in SUPPORTED] + ["test_one"]
 
 
-def test_the_variable_limits_a_run_to_one_instruction_set(tmp_path: Path) -> None:
+def test_environment_variable_selects_one_isa(tmp_path: Path) -> None:
     status, text = run(tmp_path, TWO_TESTS, FLASH_ATTENTION_ISA="scalar")
     assert status == 0, text
     assert "test_each[scalar] PASSED" in text and "2 passed" in text
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_skip_for_an_unknown_reason_fails_the_run(tmp_path: Path, workers: str) -> None:
+def test_skip_for_an_unknown_reason_fails_the_run(tmp_path: Path, workers: str) -> None:
     skipping = "def test_it(): pytest.skip('no time')\ndef test_other(): pass"
     status, text = run(tmp_path, f"pytestmark = pytest.mark.once\n{skipping}", f"-n{workers}")
     assert status == 1
@@ -64,7 +64,7 @@ def test_a_skip_for_an_unknown_reason_fails_the_run(tmp_path: Path, workers: str
     assert "1 passed, 1 skipped" in text
 
 
-def test_a_test_that_leaves_other_kernels_behind_fails(tmp_path: Path) -> None:
+def test_leaving_another_isa_active_fails_the_test(tmp_path: Path) -> None:
     text = "import torch\n@pytest.mark.once\ndef test_it(): torch.ops.flash._use_isa('scalar')"
     status, text = run(tmp_path, text)
     assert (status != 0) == (SUPPORTED[0] != "scalar")

@@ -1,6 +1,6 @@
-"""What packed sequences have not, vmap, torch.func and forward mode, raises and names the way out.
+"""varlen_attention does not support vmap, torch.func and forward mode; errors name an alternative.
 
-torch alone would loop behind a warning, or give a tangent of zeros.
+By default, torch would run a loop with a warning, or give zero tangents.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def dual(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 
 
 def tangent_of(name: str, rows: Tensor) -> Tensor:
-    """Of one argument, where no other has a tangent."""
+    """The tangent of a call in which only one argument has a tangent."""
     fixed = {n: rows for n in ("query", "key", "value")}
     fixed |= {"cu_seqlens_q": STARTS, "cu_seqlens_k": STARTS}
 
@@ -62,7 +62,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], object]] = {
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
-def test_raises(transform: Callable[[Tensor], object]) -> None:
+def test_unsupported_transforms_raise(transform: Callable[[Tensor], object]) -> None:
     rows = torch.randn(6, 2, 4)
     message = r"^flash::varlen_attention: expected .*, which is not implemented; call flash::attent"
     with pytest.raises(NotImplementedError, match=message) as caught:
@@ -71,7 +71,7 @@ def test_raises(transform: Callable[[Tensor], object]) -> None:
 
 
 @pytest.mark.parametrize("name", ["_varlen_forward", "_varlen_backward"])
-def test_the_private_operators_are_not_mapped_either(name: str) -> None:
+def test_private_operators_refuse_vmap(name: str) -> None:
     rows = torch.randn(3, 6, 2, 4)
 
     def of(x: Tensor) -> object:
@@ -86,7 +86,7 @@ def test_the_private_operators_are_not_mapped_either(name: str) -> None:
         torch.vmap(of)(rows)
 
 
-def test_a_constant_beside_transformed_tensors_is_computed() -> None:
+def test_call_on_constants_inside_a_transform_works() -> None:
     rows = torch.randn(6, 2, 4)
     expected = call(rows)
     found = torch.func.grad(lambda x: (x * call(rows)).sum())(torch.ones_like(expected))

@@ -1,9 +1,8 @@
-"""NaN and infinite numbers in a call, and what the definition makes of them, forward and backward.
+"""NaN and Inf in the inputs: the results by definition, forward and backward.
 
-A pair of a query and a key that it may not attend contributes nothing, whatever their tensors hold.
-One that it may attend contributes by IEEE arithmetic. One thing is left open, and may show as NaN
-or not: a weight that underflows is 0 or a small number, of which 0 times an infinity is NaN and a
-small number times it is not.
+A masked pair of query and key contributes nothing, whatever its tensors hold. An unmasked pair
+contributes by IEEE arithmetic. One case may or may not give NaN: a weight that underflows is either
+0 or a small number; 0 times an infinity is NaN, a small number times it is not.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import flash_attention
 import torch
 from checks import run
-from problems import NARROW, Problem, compute_dtype
+from problems import DTYPES_16BIT, Problem, compute_dtype
 from reference import (
     NAMES,
     group_sum,
@@ -26,27 +25,27 @@ from reference import (
     with_sink,
 )
 from tolerances import (
+    ABSOLUTE_16BIT,
     CLOSE,
     FLOAT32_UNDERFLOW,
-    FUZZED_BAD_TIMES_CLOSE,
-    NARROW_ABSOLUTE,
+    FUZZ_NON_FINITE_TIMES_CLOSE,
     UNIT_ROUNDOFF,
 )
 from torch import Tensor
 
 
-def poison(problem: Problem, draw: random.Random) -> None:
-    """Puts NaN or an infinity into some places of one tensor."""
+def poison(problem: Problem, rng: random.Random) -> None:
+    """Writes NaN or an infinity to a few places of one tensor."""
     tensors = dict(problem.inputs, grad_out=problem.grad_out, grad_lse=problem.grad_lse)
     names = [n for n, t in tensors.items() if t.is_floating_point() and t.numel()]
-    name = draw.choice(names)
-    # The weight of an infinite number may underflow: left out.
+    name = rng.choice(names)
+    # No infinities in value and gradients: the weight that multiplies them may underflow.
     finite_weights = name in ("query", "key", "bias", "alibi_slopes", "sinks")
-    bad = draw.choice([math.nan, math.inf, -math.inf]) if finite_weights else math.nan
+    non_finite = rng.choice([math.nan, math.inf, -math.inf]) if finite_weights else math.nan
     own = tensors[name].clone(memory_format=torch.contiguous_format)
-    flat = own.view(-1) if draw.random() < 0.8 or own.dim() < 2 else own.flatten(0, -2)
-    for _ in range(draw.choice([1, 1, 3])):
-        flat[draw.randrange(flat.size(0))] = bad
+    flat = own.view(-1) if rng.random() < 0.8 or own.dim() < 2 else own.flatten(0, -2)
+    for _ in range(rng.choice([1, 1, 3])):
+        flat[rng.randrange(flat.size(0))] = non_finite
     if name in problem.inputs:
         problem.inputs[name] = own
     else:
@@ -55,44 +54,44 @@ def poison(problem: Problem, draw: random.Random) -> None:
 
 @dataclass
 class Expected:
-    """A result: its numbers where it has some, where it must be NaN, and where it may be."""
+    """A result: its values where not NaN, where it must be NaN, and where it may be."""
 
-    numbers: Tensor
+    values: Tensor
     certain: Tensor
     possible: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Expected:
-        """The same of a sum over elements, of which one NaN makes NaN."""
+        """The same for a sum `function` over elements, in which one NaN gives NaN."""
         certain = function(self.certain.double()) > 0
         possible = function(self.possible.double()) > 0
-        return Expected(function(self.numbers), certain, possible)
+        return Expected(function(self.values), certain, possible)
 
 
-def pattern(weight: Tensor, pairs: Tensor, other: Tensor) -> Tensor:
+def nan_pattern(weight: Tensor, pairs: Tensor, other: Tensor) -> Tensor:
     """Where the sum over `pairs` of weight[.., n, m] * other[.., m, d] is NaN."""
     nan_weight = (pairs & weight.isnan()).any(-1, keepdim=True)
-    # An infinity times anything but a NaN: of 0 NaN, and of nothing else that occurs here.
+    # An infinity gives NaN times NaN or 0, and with no other factor that occurs here.
     nan_other = pairs.double() @ other.isnan().double() > 0
     zero_times_infinity = (pairs & (weight == 0)).double() @ other.isinf().double() > 0
     return nan_weight | nan_other | zero_times_infinity
 
 
 def attended_product(
-    weight: Tensor, perhaps: Tensor, pairs: Tensor, certain: Tensor, other: Tensor
+    weight: Tensor, possible_weight: Tensor, pairs: Tensor, certain: Tensor, other: Tensor
 ) -> Expected:
     """The sum over `pairs` of weight[.., n, m] * other[.., m, d].
 
-    `perhaps` is `weight` with a NaN wherever one may come, and `certain` the pairs whose weight is
-    far from an underflow.
+    possible_weight: `weight` with NaN wherever one is possible.
+    certain: the pairs whose weight is far from underflow.
     """
-    numbers = weight.masked_fill(~pairs, 0).nan_to_num(0, 0, 0) @ other.nan_to_num(0, 0, 0)
+    values = weight.masked_fill(~pairs, 0).nan_to_num(0, 0, 0) @ other.nan_to_num(0, 0, 0)
     nonzero = (pairs & weight.isfinite() & (weight != 0)).double() @ other.isinf().double() > 0
-    possible = pattern(perhaps, pairs, other) | nonzero
-    return Expected(numbers, pattern(weight, certain, other), possible)
+    possible = nan_pattern(possible_weight, pairs, other) | nonzero
+    return Expected(values, nan_pattern(weight, certain, other), possible)
 
 
-def definition_of_bad(problem: Problem) -> dict[str, Expected]:
-    """out, lse and every gradient, in float64."""
+def non_finite_definition(problem: Problem) -> dict[str, Expected]:
+    """out, lse and every gradient by definition, in float64."""
     inputs = {n: t.double() if t.is_floating_point() else t for n, t in problem.inputs.items()}
     options = problem.options
     query, key = with_heads(inputs["query"]), with_heads(inputs["key"])
@@ -115,31 +114,31 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
     every_weight = torch.softmax(scores, -1)
     weight = every_weight[..., : pairs.size(-1)]
     certain = pairs & ~(weight < FLOAT32_UNDERFLOW)
-    # Of a row that attends nothing the sink alone is the sum, however large.
+    # In a fully masked row the sum is the sink alone, however large.
     nothing = torch.full((), -math.inf, dtype=torch.float64)
     alone = scores[..., -1] if "sinks" in inputs else nothing
     lse = torch.where(empty.squeeze(-1), alone, log_sum_exp(scores))
-    # Whether the weight of an infinite sink is then 1 or NaN is left open.
-    open_rows = empty & ~alone.isfinite().unsqueeze(-1) & (alone != -math.inf).unsqueeze(-1)
+    # There, the weight of an infinite sink may be 1 or NaN.
+    undetermined_rows = empty & ~alone.isfinite().unsqueeze(-1) & (alone != -math.inf).unsqueeze(-1)
 
     out = attended_product(weight, weight, pairs, certain, value)
-    out.possible |= open_rows
+    out.possible |= undetermined_rows
     grad_out = with_heads(problem.grad_out.double())
     grad_lse = problem.grad_lse.double().view(*weight.shape[:3], 1)
     by_weight = grad_out @ value.mT
 
     def delta_with(nan: Tensor) -> Tensor:
-        delta = (grad_out * out.numbers.masked_fill(nan, math.nan)).sum(-1, keepdim=True)
+        delta = (grad_out * out.values.masked_fill(nan, math.nan)).sum(-1, keepdim=True)
         return delta.masked_fill(empty, 0.0) - grad_lse
 
     slope_of_cap = 1.0 - parts.tangent**2 if options["softcap"] > 0 else torch.ones(())
     deltas = [delta_with(out.certain), delta_with(out.possible)]
-    dscore, perhaps = (weight * (by_weight - delta) for delta in deltas)
-    dproduct, perhaps_dproduct = (scale * x * slope_of_cap for x in (dscore, perhaps))
+    dscore, possible_dscore = (weight * (by_weight - delta) for delta in deltas)
+    dproduct, possible_dproduct = (scale * x * slope_of_cap for x in (dscore, possible_dscore))
     found = {
         "out": out,
-        "dq": attended_product(dproduct, perhaps_dproduct, pairs, certain, every_key),
-        "dk": attended_product(dproduct.mT, perhaps_dproduct.mT, pairs.mT, certain.mT, query).map(
+        "dq": attended_product(dproduct, possible_dproduct, pairs, certain, every_key),
+        "dk": attended_product(dproduct.mT, possible_dproduct.mT, pairs.mT, certain.mT, query).map(
             lambda x: group_sum(x, key)
         ),
         "dv": attended_product(weight.mT, weight.mT, pairs.mT, certain.mT, grad_out).map(
@@ -149,7 +148,7 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
     each = Expected(
         dscore.masked_fill(~pairs, 0).nan_to_num(0, 0, 0),
         certain & dscore.isnan(),
-        pairs & perhaps.isnan(),
+        pairs & possible_dscore.isnan(),
     )
     if "bias" in problem.differentiable:
         three = inputs["query"].dim() == 3
@@ -157,60 +156,60 @@ def definition_of_bad(problem: Problem) -> dict[str, Expected]:
         found["dbias"] = each.map(lambda x: (x.squeeze(1) if three else x).sum_to_size(shape))
     if "alibi_slopes" in problem.differentiable:
         slopes = inputs["alibi_slopes"].shape
-        distances = Expected(-each.numbers * parts.distance, each.certain, each.possible)
+        distances = Expected(-each.values * parts.distance, each.certain, each.possible)
         found["dslopes"] = distances.map(lambda x: x.sum((-2, -1)).sum_to_size(slopes))
     if "sinks" in problem.differentiable:
         sinks = inputs["sinks"].shape
         sink = every_weight[..., -1:]
-        rows, perhaps_rows = (-sink * delta for delta in deltas)
-        sure = rows.isnan() & ~(sink < FLOAT32_UNDERFLOW) & ~empty
-        perhaps_bad = perhaps_rows.isnan() | open_rows
-        found["dsinks"] = Expected(rows.nan_to_num(0, 0, 0), sure, perhaps_bad).map(
+        rows, possible_rows = (-sink * delta for delta in deltas)
+        certain_nan = rows.isnan() & ~(sink < FLOAT32_UNDERFLOW) & ~empty
+        possible_nan = possible_rows.isnan() | undetermined_rows
+        found["dsinks"] = Expected(rows.nan_to_num(0, 0, 0), certain_nan, possible_nan).map(
             lambda x: x.sum((-2, -1)).sum_to_size(sinks)
         )
     if inputs["query"].dim() == 3:
         for name in ("out", "dq", "dk", "dv"):
             found[name] = found[name].map(lambda x: x.squeeze(1))
         lse = lse.squeeze(1)
-    open_lse = open_rows.view(lse.shape)
-    found["lse"] = Expected(lse, lse.isnan() & ~open_lse, lse.isnan() | open_lse)
+    undetermined_lse = undetermined_rows.view(lse.shape)
+    found["lse"] = Expected(lse, lse.isnan() & ~undetermined_lse, lse.isnan() | undetermined_lse)
     wanted = {"out", "lse", *(NAMES[n] for n in problem.differentiable)}
     return {name: result for name, result in found.items() if name in wanted}
 
 
-def complaint(name: str, actual: Tensor, expected: Expected, dtype: torch.dtype) -> str | None:
-    """What is wrong with one result, or None."""
-    is_rounded = dtype in NARROW and name != "lse"
-    assert actual.shape == expected.numbers.shape, (name, actual.shape, expected.numbers.shape)
-    bad = actual.isnan()
-    leaks, lost = bad & ~expected.possible, expected.certain & ~bad
+def error_message(name: str, actual: Tensor, expected: Expected, dtype: torch.dtype) -> str | None:
+    """Describes the mismatch of one result, or None."""
+    is_rounded = dtype in DTYPES_16BIT and name != "lse"
+    assert actual.shape == expected.values.shape, (name, actual.shape, expected.values.shape)
+    is_nan = actual.isnan()
+    leaks, lost = is_nan & ~expected.possible, expected.certain & ~is_nan
     if leaks.any() or lost.any():
-        return f"{name}: NaN at {leaks.sum()} places where none belongs, none at {lost.sum()}"
-    judged = ~expected.possible & ~bad
-    found, truth = actual[judged].double(), expected.numbers[judged]
+        return f"{name}: NaN in {leaks.sum()} wrong places, missing in {lost.sum()}"
+    compared = ~expected.possible & ~is_nan
+    found, truth = actual[compared].double(), expected.values[compared]
     if found.numel() == 0 or torch.equal(found, truth):
         return None
     finite = truth[truth.isfinite()].abs()
     size = max(1.0, finite.max().item()) if finite.numel() else 1.0
-    allowed = FUZZED_BAD_TIMES_CLOSE * CLOSE[compute_dtype(dtype)] * size
+    allowed = FUZZ_NON_FINITE_TIMES_CLOSE * CLOSE[compute_dtype(dtype)] * size
     if is_rounded:
-        allowed = allowed + UNIT_ROUNDOFF[dtype] * truth.abs() + NARROW_ABSOLUTE[dtype]
+        allowed = allowed + UNIT_ROUNDOFF[dtype] * truth.abs() + ABSOLUTE_16BIT[dtype]
     excess = (
         ((found - truth).abs() - allowed).masked_fill(found == truth, -1.0).nan_to_num(math.inf)
     )
     if excess.max() <= 0:
         return None
     worst = excess.argmax()
-    return f"{name}: {found[worst].item():.6g} for {truth[worst].item():.6g}"
+    return f"{name}: expected {truth[worst].item():.6g}, got {found[worst].item():.6g}"
 
 
-def check_bad_numbers(problem: Problem, expected: dict[str, Expected]) -> None:
-    """Forward and backward, and the forward that records nothing."""
+def check_non_finite(problem: Problem, expected: dict[str, Expected]) -> None:
+    """Checks forward and backward, and the forward without gradients."""
     tensors = run(problem).tensors()
     assert tensors.keys() == expected.keys()
     results = list(tensors.items())
     with torch.no_grad():
         results.append(("out", flash_attention.attention(**problem.inputs, **problem.options)))
-    complaints = [complaint(n, t, expected[n], problem.dtype) for n, t in results]
-    failures = [c for c in complaints if c is not None]
+    messages = [error_message(n, t, expected[n], problem.dtype) for n, t in results]
+    failures = [c for c in messages if c is not None]
     assert not failures, f"{problem.spec}\n" + "\n".join(failures)

@@ -1,4 +1,4 @@
-"""bfloat16 and float16: read and written as such, computed in float32, rounded once."""
+"""bfloat16 and float16: stored in 16 bits, computed in float32, rounded once."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import pytest
 import torch
 from checks import assert_rounded, check, run
 from measuring import threads
-from problems import NARROW, Spec, dtype_name, make_problem, single_variants
+from problems import DTYPES_16BIT, Spec, dtype_name, make_problem, single_variants
 from tolerances import CLOSE
 from torch import Tensor
 
-narrow = pytest.mark.parametrize("dtype", NARROW, ids=dtype_name)
+every_16bit_dtype = pytest.mark.parametrize("dtype", DTYPES_16BIT, ids=dtype_name)
 
 
-@narrow
+@every_16bit_dtype
 @pytest.mark.parametrize("spec", single_variants().values(), ids=single_variants().keys())
 def test_every_option(dtype: torch.dtype, spec: Spec) -> None:
     check(make_problem(spec, dtype))
 
 
-@narrow
-def test_every_two_options(options_together: Spec, dtype: torch.dtype) -> None:
-    check(make_problem(options_together, dtype))
+@every_16bit_dtype
+def test_every_two_options(pairwise_spec: Spec, dtype: torch.dtype) -> None:
+    check(make_problem(pairwise_spec, dtype))
 
 
-@narrow
+@every_16bit_dtype
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("keys", [1, 2, 7, 16, 17, 40, 64, 130, 500])
 @pytest.mark.parametrize("queries", [1, 3, 8, 9, 48, 65, 257])
@@ -39,7 +39,7 @@ def test_lengths(queries: int, keys: int, causal: bool, dtype: torch.dtype) -> N
     check(make_problem(Spec(queries=queries, keys=keys, causal=causal, **widths), dtype))
 
 
-@narrow
+@every_16bit_dtype
 @pytest.mark.parametrize("width", [1, 3, 8, 15, 16, 17, 31, 33, 64, 65, 128, 257])
 def test_widths(width: int, dtype: torch.dtype) -> None:
     for value_dim in (1, 5, width):
@@ -50,7 +50,7 @@ def test_widths(width: int, dtype: torch.dtype) -> None:
         )
 
 
-@narrow
+@every_16bit_dtype
 @pytest.mark.parametrize(
     "options", [{}, {"window": (700, 100)}, {"mask": "LS"}, {"sinks": "H"}], ids=str
 )
@@ -58,7 +58,7 @@ def test_several_tiles_and_blocks(options: dict[str, Any], dtype: torch.dtype) -
     check(make_problem(Spec(1, 2, queries=700, keys=1100, causal=True, **options), dtype))
 
 
-@narrow
+@every_16bit_dtype
 @pytest.mark.parametrize("queries", [1, 2, 5, 8])
 @pytest.mark.parametrize("keys", [2048, 5000])
 def test_decoding(queries: int, keys: int, dtype: torch.dtype) -> None:
@@ -67,33 +67,33 @@ def test_decoding(queries: int, keys: int, dtype: torch.dtype) -> None:
         check(make_problem(replace(spec, **options), dtype))
 
 
-def all_numbers(dtype: torch.dtype) -> Tensor:
+def all_values(dtype: torch.dtype) -> Tensor:
     return torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
 
 
-@narrow
-def test_every_number_is_read_and_written_as_it_is(dtype: torch.dtype) -> None:
-    """One key has weight 1. A bfloat16 may be a denormal of float32, which may be flushed."""
-    numbers = all_numbers(dtype)
+@every_16bit_dtype
+def test_every_16_bit_value_round_trips(dtype: torch.dtype) -> None:
+    """One key has weight 1. bfloat16 denormals are float32 denormals, which may be flushed."""
+    values = all_values(dtype)
     if dtype == torch.bfloat16:
-        flushed = numbers.float().abs() < torch.finfo(torch.float32).tiny
-        numbers = numbers.masked_fill(flushed, 0.0)
-    value = numbers.view(64, 1, 1, 1024)
-    for queries in (1, 20):  # fewer and more than a kernel of its own has
+        flushed = values.float().abs() < torch.finfo(torch.float32).tiny
+        values = values.masked_fill(flushed, 0.0)
+    value = values.view(64, 1, 1, 1024)
+    for queries in (1, 20):  # through the decode kernel and the general one
         query = torch.zeros(64, 1, queries, 4, dtype=dtype)
         out = flash_attention.attention(query, query[:, :, :1], value)
         expected = value.expand_as(out)
         torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@narrow
+@every_16bit_dtype
 def test_results_are_rounded_to_the_nearest_even(dtype: torch.dtype) -> None:
-    """Two keys of weight one half: their mean is exact in float32."""
+    """Two keys with weight one half each: their mean is exact in float32."""
     generator = torch.Generator().manual_seed(0)
-    numbers = all_numbers(dtype)
-    numbers = numbers[numbers.float().abs() < 1e4]
-    numbers = numbers[(numbers.float().abs() > 2.0**-100) | (numbers == 0)]
-    pair = numbers[torch.randint(len(numbers), (1, 1, 2, 40_000), generator=generator)]
+    values = all_values(dtype)
+    values = values[values.float().abs() < 1e4]
+    values = values[(values.float().abs() > 2.0**-100) | (values == 0)]
+    pair = values[torch.randint(len(values), (1, 1, 2, 40_000), generator=generator)]
     out = flash_attention.attention(
         torch.zeros(1, 1, 1, 4, dtype=dtype), torch.zeros(1, 1, 2, 4, dtype=dtype), pair
     )
@@ -101,8 +101,8 @@ def test_results_are_rounded_to_the_nearest_even(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
 
-@narrow
-def test_a_result_too_large_is_an_infinity(dtype: torch.dtype) -> None:
+@every_16bit_dtype
+def test_overflowing_result_is_infinite(dtype: torch.dtype) -> None:
     value = torch.full((1, 1, 1, 40), torch.finfo(dtype).max, dtype=dtype)
     query = torch.zeros(1, 1, 9, 4, dtype=dtype)
     torch.manual_seed(0)
@@ -110,8 +110,8 @@ def test_a_result_too_large_is_an_infinity(dtype: torch.dtype) -> None:
     assert set(out.unique().tolist()) == {0.0, math.inf}
 
 
-@narrow
-def test_a_masked_nan_stays_away_and_another_shows(dtype: torch.dtype) -> None:
+@every_16bit_dtype
+def test_nan_value_affects_only_unmasked_rows(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(1, 2, queries=20, keys=33), dtype)
     inputs = problem.inputs
     inputs["value"][:, :, 5] = math.nan
@@ -121,14 +121,14 @@ def test_a_masked_nan_stays_away_and_another_shows(dtype: torch.dtype) -> None:
     assert out[:, :, :3].isnan().all() and not out[:, :, 3:].isnan().any()
 
 
-@narrow
-@pytest.mark.parametrize("shape", ["LS", "L1"])  # a number for each key, and one for all of them
+@every_16bit_dtype
+@pytest.mark.parametrize("shape", ["LS", "L1"])  # one element per key, and one for all keys
 @pytest.mark.parametrize("keys", [40, 90, 2500])
 @pytest.mark.parametrize("queries", [2, 20])
-def test_a_row_that_the_bias_masks_attends_nothing(
+def test_row_masked_by_the_bias_is_fully_masked(
     queries: int, keys: int, shape: str, dtype: torch.dtype
 ) -> None:
-    """A row whose scores are all -inf though it attends their keys would be NaN."""
+    """A row with unmasked keys whose scores are all -inf would give NaN."""
     problem = make_problem(Spec(1, 2, queries=queries, keys=keys, bias=shape), dtype)
     problem.inputs["bias"][1] = -math.inf
     out, lse = flash_attention.attention_with_lse(**problem.inputs)
@@ -136,11 +136,9 @@ def test_a_row_that_the_bias_masks_attends_nothing(
     check(problem)
 
 
-@narrow
+@every_16bit_dtype
 @pytest.mark.parametrize("shape", ["BHLS", "S"])
-def test_a_bias_may_be_float32_and_has_its_gradient_in_float32(
-    shape: str, dtype: torch.dtype
-) -> None:
+def test_float32_bias_has_a_float32_gradient(shape: str, dtype: torch.dtype) -> None:
     problem = make_problem(Spec(bias=shape, alibi="H", sinks="BH"), dtype)
     wide = ("bias", "alibi_slopes", "sinks")
     leaves = {n: t.detach().float() if n in wide else t.detach() for n, t in problem.inputs.items()}
@@ -160,9 +158,9 @@ def test_a_bias_may_be_float32_and_has_its_gradient_in_float32(
             assert_rounded(leaf.grad, expected)
 
 
-@narrow
-def test_a_float32_bias_of_keys_that_are_cut_into_parts(dtype: torch.dtype) -> None:
-    """Each part, of each batch element, begins in the bias where it does in the keys."""
+@every_16bit_dtype
+def test_float32_bias_with_split_keys(dtype: torch.dtype) -> None:
+    """Each split of each batch element must start at the same key in the bias."""
     inputs = make_problem(Spec(queries=2, keys=2500), dtype).inputs
     bias = torch.randn(2, 1, 1, 2500)
     out = flash_attention.attention(**inputs, bias=bias)
@@ -170,8 +168,8 @@ def test_a_float32_bias_of_keys_that_are_cut_into_parts(dtype: torch.dtype) -> N
     assert_rounded(out, flash_attention.attention(**single, bias=bias))
 
 
-@narrow
-def test_the_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
+@every_16bit_dtype
+def test_bitwise_equal_for_any_thread_count(dtype: torch.dtype) -> None:
     for spec in (
         Spec(2, 4, queries=150, keys=700, head_dim=16, bias="1H1S", causal=True, dropout=0.2),
         Spec(1, 1, queries=1300, keys=1300, head_dim=8, window=(90, 20)),
@@ -186,9 +184,9 @@ def test_the_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
                     assert torch.equal(actual, expected[name]), (name, count)
 
 
-@narrow
+@every_16bit_dtype
 def test_second_derivatives_and_forward_mode(dtype: torch.dtype) -> None:
-    """As float32's, rounded."""
+    """They match those of float32, rounded."""
     problem = make_problem(Spec(1, 2, queries=6, keys=9, bias="LS"), dtype)
     names = ("query", "key", "value", "bias")
 
@@ -196,34 +194,34 @@ def test_second_derivatives_and_forward_mode(dtype: torch.dtype) -> None:
     tangents = [torch.randn(problem.inputs[n].shape, generator=generator) for n in names]
 
     def second(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Derivatives of a linear function of the gradients: those are rounded, it is not."""
+        """Derivatives of a linear function of the gradients, which adds no rounding of its own."""
         leaves = [t.detach().requires_grad_() for t in inputs]
         out = flash_attention.attention(*leaves[:3], bias=leaves[3])
         grads = torch.autograd.grad(out, leaves, problem.grad_out.to(out.dtype), create_graph=True)
-        along = [t.to(dtype).to(out.dtype) for t in tangents]  # the same numbers in both
+        along = [t.to(dtype).to(out.dtype) for t in tangents]  # the same values in both dtypes
         return torch.autograd.grad(grads, leaves, along)
 
-    narrow_inputs = tuple(problem.inputs[n] for n in names)
-    wide_inputs = tuple(t.float() for t in narrow_inputs)
-    for actual, expected in zip(second(narrow_inputs), second(wide_inputs), strict=True):
+    inputs_16bit = tuple(problem.inputs[n] for n in names)
+    inputs_float32 = tuple(t.float() for t in inputs_16bit)
+    for actual, expected in zip(second(inputs_16bit), second(inputs_float32), strict=True):
         assert_rounded(actual, expected)
 
     def call(*x: Tensor) -> Tensor:
         return flash_attention.attention(*x[:3], bias=x[3])
 
-    _, actual = torch.func.jvp(call, narrow_inputs, narrow_inputs)
-    _, expected = torch.func.jvp(call, wide_inputs, wide_inputs)
+    _, actual = torch.func.jvp(call, inputs_16bit, inputs_16bit)
+    _, expected = torch.func.jvp(call, inputs_float32, inputs_float32)
     assert_rounded(actual, expected)
     mapped = torch.func.vmap(torch.func.grad(lambda *x: call(*x).float().sum()))(
-        *(torch.stack([t, 2 * t]) for t in narrow_inputs)
+        *(torch.stack([t, 2 * t]) for t in inputs_16bit)
     )
-    alone = torch.func.grad(lambda *x: call(*x).float().sum())(*narrow_inputs)
+    alone = torch.func.grad(lambda *x: call(*x).float().sum())(*inputs_16bit)
     assert torch.equal(mapped[0], alone)
 
 
-@narrow
-def test_a_bias_gradient_under_vmap_is_rounded_once(dtype: torch.dtype) -> None:
-    """A sum over the batch, whose second half nearly takes back what the first half adds."""
+@every_16bit_dtype
+def test_bias_gradient_under_vmap_is_rounded_once(dtype: torch.dtype) -> None:
+    """A sum over the batch whose second half nearly cancels the first."""
     problem = make_problem(Spec(8, 2, queries=6, keys=9, bias="LS"), dtype)
     query, key, value, bias = problem.inputs.values()
     weight = torch.cat([problem.grad_out[:4], -problem.grad_out[:4]])
@@ -243,7 +241,7 @@ def test_a_bias_gradient_under_vmap_is_rounded_once(dtype: torch.dtype) -> None:
         assert_rounded(one, gradient(torch.float32)(own.float(), bias.float()))
 
 
-@narrow
+@every_16bit_dtype
 def test_packed_sequences_and_a_cache(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -273,8 +271,8 @@ def test_packed_sequences_and_a_cache(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.once
-@narrow
-def test_compiled_and_checked(dtype: torch.dtype) -> None:
+@every_16bit_dtype
+def test_compile_and_opcheck(dtype: torch.dtype) -> None:
     problem = make_problem(Spec(bias="1H1S", sinks="H"), dtype)
     leaves = problem.leaves()
     torch.library.opcheck(

@@ -1,4 +1,4 @@
-"""What can be wrong with a tensor that an operator is handed."""
+"""Every way in which a tensor argument can be invalid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Arguments = dict[str, Any]
-Change = tuple[str, str, Any]  # the argument, what is done to it, the new value
+Change = tuple[str, str, Any]  # argument name, description of the change, new value
 
 DTYPES = (torch.float64, torch.float16, torch.int32, torch.int64, torch.bool, torch.complex64)
 
@@ -19,7 +19,7 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def resized(tensor: Tensor) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every dimension a little longer, shorter and empty; one dimension more and one less."""
+    """Every dimension one longer, one shorter and empty; one dimension more and one fewer."""
     shape = tuple(tensor.shape)
     for d, n in enumerate(shape):
         for change, size in (("+ 1", n + 1), ("- 1", n - 1), ("= 0", 0)):
@@ -28,8 +28,8 @@ def resized(tensor: Tensor) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "drop", shape[1:]
 
 
-def changes_of_tensors(arguments: Arguments) -> Iterator[Change]:
-    """Every wrong size, dtype, device, layout and memory of each tensor, and its absence."""
+def tensor_changes(arguments: Arguments) -> Iterator[Change]:
+    """Each tensor with another size, dtype, device, layout or storage, or None."""
     for name, tensor in arguments.items():
         if not isinstance(tensor, Tensor):
             continue
@@ -45,7 +45,7 @@ def changes_of_tensors(arguments: Arguments) -> Iterator[Change]:
 
 
 def shrunk(tensor: Tensor) -> Tensor:
-    """A tensor whose storage was resized under it, as those who free parameters early do."""
+    """A tensor whose storage was shrunk under it, as sharded training does to parameters."""
     copy = tensor.clone()
     copy.untyped_storage().resize_(copy.untyped_storage().nbytes() - 1)
     return copy

@@ -1,4 +1,4 @@
-"""A cache refuses every wrong tensor, and is then as it was."""
+"""KeyValueCache refuses invalid tensors and is unchanged after an error."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 import flash_attention
 import pytest
 import torch
-from isolated import isolated
-from wrong_tensors import Arguments, changes_of_tensors, zeros
+from forked import run_forked
+from invalid_tensors import Arguments, tensor_changes, zeros
 
 BATCH, HEADS, KEY_HEADS, QUERIES, WIDTH, VALUE_WIDTH = 3, 12, 6, 4, 5, 8
 
 
 class Cache:
-    """A cache with room, of which one method is called."""
+    """A partly filled cache, to call one method on."""
 
     def __init__(self) -> None:
         self.cache = flash_attention.KeyValueCache(
@@ -31,7 +31,7 @@ class Cache:
         return None
 
 
-def appended() -> Arguments:
+def append_arguments() -> Arguments:
     return {
         "key": zeros(BATCH, KEY_HEADS, 4, WIDTH),
         "value": zeros(BATCH, KEY_HEADS, 4, VALUE_WIDTH),
@@ -39,7 +39,7 @@ def appended() -> Arguments:
     }
 
 
-def attended() -> Arguments:
+def attention_arguments() -> Arguments:
     return {
         "query": zeros(BATCH, HEADS, QUERIES, WIDTH),
         "counts": torch.tensor([4, 0, 2]),
@@ -50,23 +50,23 @@ def attended() -> Arguments:
 
 
 BROADCASTS = {f"{name} drop" for name in ("bias", "alibi_slopes", "sinks")}
-ABSENT = {f"{name} None" for name in ("bias", "alibi_slopes", "sinks", "counts")}
+OMITTED = {f"{name} None" for name in ("bias", "alibi_slopes", "sinks", "counts")}
 METHODS: dict[str, tuple[Callable[[], Arguments], set[str]]] = {
-    "append": (appended, {"counts None"}),
-    "attention": (attended, BROADCASTS | ABSENT | {"bias bool"}),
+    "append": (append_arguments, {"counts None"}),
+    "attention": (attention_arguments, BROADCASTS | OMITTED | {"bias bool"}),
 }
 
 
-def complaints_of_the_cache(method: str) -> list[str]:
+def unexpected_outcomes(method: str) -> list[str]:
     found = []
     valid, allowed = METHODS[method][0](), METHODS[method][1]
-    for name, change, value in changes_of_tensors(valid):
+    for name, change, value in tensor_changes(valid):
         cache = Cache()
         before = cache.cache.lengths
         error = cache.call(method, valid | {name: value})
         label = f"{name} {change}"
         if error is None and label not in allowed:
-            found.append(f"{label}: taken")
+            found.append(f"{label}: accepted")
         if error is not None and label in allowed:
             found.append(f"{label}: {error}")
         if error is not None and not torch.equal(cache.cache.lengths, before):
@@ -75,6 +75,6 @@ def complaints_of_the_cache(method: str) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_cache_refuses_every_wrong_tensor(method: str) -> None:
+def test_cache_refuses_invalid_tensors(method: str) -> None:
     assert Cache().call(method, METHODS[method][0]()) is None
-    assert isolated(lambda: complaints_of_the_cache(method)) == []
+    assert run_forked(lambda: unexpected_outcomes(method)) == []

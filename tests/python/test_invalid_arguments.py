@@ -1,7 +1,7 @@
-"""Every operator that Python can reach, private or not, refuses what its kernels could not read.
+"""Every operator, public or private, refuses arguments that its kernels cannot handle.
 
-Each tensor of a valid call in turn gets every wrong size, dtype, device and layout; each number its
-extremes. A kernel that believed a wrong size would read or write past the end of a tensor.
+Each tensor of a valid call in turn gets every wrong size, dtype, device and layout, and each number
+extreme values. A kernel that trusted a wrong size would read or write out of bounds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
-from isolated import isolated
+from forked import run_forked
+from invalid_tensors import Arguments, Change, tensor_changes, zeros
 from torch import Tensor
-from wrong_tensors import Arguments, Change, changes_of_tensors, zeros
 
-# No size is one more or less than another that would do in its place, or than 1, which broadcasts.
+# No size plus or minus one is valid in its place or equals 1, which broadcasts.
 BATCH, HEADS, KEY_HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 3, 12, 6, 4, 7, 5, 8
 SEQUENCES, PACKED_QUERIES, PACKED_KEYS = 3, 9, 11
 
@@ -77,8 +77,8 @@ def packed_inputs() -> Arguments:
 
 
 def packed_options() -> Arguments:
-    numbers = {n: zeros(SEQUENCES, HEADS) for n in ("alibi_slopes", "sinks")}
-    return kernel_options() | {"bias": None, "query_positions": None} | numbers
+    per_head = {n: zeros(SEQUENCES, HEADS) for n in ("alibi_slopes", "sinks")}
+    return kernel_options() | {"bias": None, "query_positions": None} | per_head
 
 
 def packed_backward() -> Arguments:
@@ -99,39 +99,39 @@ def sdpa() -> Arguments:
 VALUE_WIDTHS = {f"value {change}" for change in ("3 + 1", "3 - 1", "3 = 0")}
 PACKED_VALUE_WIDTHS = {f"value {change}" for change in ("2 + 1", "2 - 1", "2 = 0")}
 BROADCASTS = {f"{name} drop" for name in ("bias", "query_positions", "alibi_slopes", "sinks")}
-ABSENT = {f"{name} None" for name in ("bias", "query_positions", "alibi_slopes", "sinks")}
+OMITTED = {f"{name} None" for name in ("bias", "query_positions", "alibi_slopes", "sinks")}
 OFFSETS = {"cu_seqlens_q int32", "cu_seqlens_k int32"}
 
 
 @dataclass
 class Operator:
-    """How to call it, and the changes after which it may be called as well."""
+    """A valid call, and the changes that keep it valid."""
 
     valid: Callable[[], Arguments]
     allowed: set[str] = field(default_factory=set)
-    unseen_by_meta: set[str] = field(default_factory=set)  # how such changes begin
+    unchecked_on_meta: set[str] = field(default_factory=set)  # prefixes of changes
 
 
-FORWARD = VALUE_WIDTHS | BROADCASTS | ABSENT | {"bias bool"}
-PACKED_NUMBERS = {"alibi_slopes drop", "sinks drop"}
-# Compiled autograd traces with gradients of any shape and dtype.
+FORWARD = VALUE_WIDTHS | BROADCASTS | OMITTED | {"bias bool"}
+PACKED_PER_HEAD = {"alibi_slopes drop", "sinks drop"}
+# Compiled autograd traces with placeholder gradients of any shape and dtype.
 TRACED_GRADIENTS = {"grad_out", "grad_lse"}
-# Meta tensors have no values that could contradict the number of rows.
+# The offsets of meta tensors have no values to compare with the number of rows.
 PACKED_META = {"query 0"}
-PACKED = PACKED_VALUE_WIDTHS | PACKED_NUMBERS | ABSENT | OFFSETS
+PACKED = PACKED_VALUE_WIDTHS | PACKED_PER_HEAD | OMITTED | OFFSETS
 OPERATORS: dict[str, Operator] = {
     "attention": Operator(lambda: inputs() | kernel_options(), FORWARD),
     "attention_with_lse": Operator(lambda: inputs() | kernel_options(), FORWARD),
     "_forward": Operator(lambda: inputs() | kernel_options(), FORWARD),
-    # Some operators of torch take a sparse one.
+    # The torch operators it is composed of accept a sparse tensor here.
     "standard_attention": Operator(lambda: inputs() | options(), FORWARD | {"alibi_slopes sparse"}),
     "_backward": Operator(
         backward, BROADCASTS | {"grad_lse None", "query_positions None"}, TRACED_GRADIENTS
     ),
     "varlen_attention": Operator(lambda: packed_inputs() | packed_options(), PACKED, PACKED_META),
     "_varlen_forward": Operator(lambda: packed_inputs() | packed_options(), PACKED, PACKED_META),
-    "_varlen_backward": Operator(packed_backward, PACKED_NUMBERS | OFFSETS, TRACED_GRADIENTS),
-    # Its dimensions broadcast, and a mask of any floating dtype will do.
+    "_varlen_backward": Operator(packed_backward, PACKED_PER_HEAD | OFFSETS, TRACED_GRADIENTS),
+    # Its dimensions broadcast, and a mask may have any floating dtype.
     "scaled_dot_product_attention": Operator(
         sdpa,
         VALUE_WIDTHS
@@ -154,14 +154,14 @@ EXTREMES: dict[str, list[Any]] = {
 }
 
 
-def changes_of_numbers(arguments: Arguments) -> Iterator[Change]:
+def number_changes(arguments: Arguments) -> Iterator[Change]:
     for name in arguments.keys() & EXTREMES.keys():
         for value in EXTREMES[name]:
             yield name, str(value), value
 
 
 def call(operator: str, arguments: Arguments) -> Exception | None:
-    """What it raises."""
+    """The exception that the call raises, or None."""
     try:
         getattr(torch.ops.flash, operator)(**arguments)
     except Exception as error:
@@ -169,27 +169,27 @@ def call(operator: str, arguments: Arguments) -> Exception | None:
     return None
 
 
-def complaints(operator: str, device: str) -> list[str]:
-    """Wrong tensors that were taken, or refused in words of somebody else."""
+def unrefused_changes(operator: str, device: str) -> list[str]:
+    """Invalid tensors that were accepted, or whose error did not come from this library."""
     valid, allowed = OPERATORS[operator].valid(), OPERATORS[operator].allowed
-    unseen = tuple(OPERATORS[operator].unseen_by_meta)
+    unchecked = tuple(OPERATORS[operator].unchecked_on_meta)
     found = []
-    for name, change, value in changes_of_tensors(valid):
+    for name, change, value in tensor_changes(valid):
         arguments = valid | {name: value}
         if device == "meta":
             if change in ("device", "shrunk", "sparse"):
-                continue  # of the CPU alone
+                continue  # CPU only
             arguments = {
                 n: x.to("meta") if isinstance(x, Tensor) else x for n, x in arguments.items()
             }
         label = f"{name} {change}"
-        if label in allowed or (device == "meta" and label.startswith(unseen)):
+        if label in allowed or (device == "meta" and label.startswith(unchecked)):
             continue
         error = call(operator, arguments)
         if error is None:
-            found.append(f"{label}: taken")
+            found.append(f"{label}: accepted")
         elif change == "sparse" and isinstance(error, (NotImplementedError, RuntimeError)):
-            pass  # of the dispatcher, or of the operators of torch that some are made of
+            pass  # raised by the dispatcher, or by torch operators inside a composite one
         elif type(error) not in (TypeError, ValueError) or not str(error).startswith("flash::"):
             found.append(f"{label}: {type(error).__name__}: {str(error).splitlines()[0]}")
     return found
@@ -197,29 +197,29 @@ def complaints(operator: str, device: str) -> list[str]:
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_every_wrong_tensor_is_refused(operator: str, device: str) -> None:
-    assert isolated(lambda: complaints(operator, device)) == []
+def test_invalid_tensors_are_refused(operator: str, device: str) -> None:
+    assert run_forked(lambda: unrefused_changes(operator, device)) == []
 
 
-def survive(operator: str) -> None:
-    """One number at its extreme, or any two changes at once: an answer or an error."""
+def call_with_extremes(operator: str) -> None:
+    """Extreme numbers one at a time, and random pairs of changes: a result or an error."""
     valid = OPERATORS[operator].valid()
-    numbers = list(changes_of_numbers(valid))
+    numbers = list(number_changes(valid))
     for name, _, value in numbers:
         call(operator, valid | {name: value})
-    every = [*changes_of_tensors(valid), *numbers]
-    draw = random.Random(0)
+    every = [*tensor_changes(valid), *numbers]
+    rng = random.Random(0)
     for _ in range(300):
-        (one, _, value), (other, _, another) = draw.sample(every, 2)
+        (one, _, value), (other, _, another) = rng.sample(every, 2)
         call(operator, valid | {one: value, other: another})
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_any_numbers_and_any_two_changes_end_in_an_answer_or_an_error(operator: str) -> None:
-    isolated(lambda: survive(operator))
+def test_extreme_numbers_and_pairs_of_changes_do_not_crash(operator: str) -> None:
+    run_forked(lambda: call_with_extremes(operator))
 
 
-def test_valid_calls_are_taken_and_no_operator_is_forgotten() -> None:
+def test_valid_calls_succeed_and_every_operator_is_covered() -> None:
     for name, operator in OPERATORS.items():
         getattr(torch.ops.flash, name)(**operator.valid())
     with_tensors = {
@@ -232,7 +232,7 @@ def test_valid_calls_are_taken_and_no_operator_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("needed", range(3, 6))
-def test_a_gradient_of_what_is_not_there_is_refused(needed: int) -> None:
+def test_gradient_of_an_absent_input_is_refused(needed: int) -> None:
     arguments = backward() | {"bias": None, "alibi_slopes": None, "sinks": None}
     arguments["needed"] = [n == needed for n in range(6)]
     name = ("bias", "alibi_slopes", "sinks")[needed - 3]
@@ -242,13 +242,13 @@ def test_a_gradient_of_what_is_not_there_is_refused(needed: int) -> None:
         torch.ops.flash._backward(**arguments)
 
 
-def test_a_gradient_of_a_mask_is_refused() -> None:
+def test_gradient_of_a_boolean_mask_is_refused() -> None:
     arguments = backward() | {"bias": zeros(QUERIES, KEYS, dtype=torch.bool)}
     with pytest.raises(TypeError, match="bias, whose gradient is needed, of a floating dtype, got"):
         torch.ops.flash._backward(**arguments)
 
 
-def test_a_refused_packed_call_leaves_the_generator_alone() -> None:
+def test_refused_varlen_call_does_not_advance_the_generator() -> None:
     arguments = packed_inputs() | {"dropout": 0.5}
     torch.manual_seed(5)
     with pytest.raises(ValueError, match="never to fall"):
@@ -260,7 +260,7 @@ def test_a_refused_packed_call_leaves_the_generator_alone() -> None:
     assert torch.equal(after, torch.rand(()))
 
 
-UNUSUAL: dict[str, Callable[[Tensor], Tensor]] = {
+UNSUPPORTED: dict[str, Callable[[Tensor], Tensor]] = {
     "sparse": lambda x: x.to_sparse(),
     "sparse-rows": lambda x: x.flatten(0, -2).to_sparse_csr(),
     "mkldnn": lambda x: x.to_mkldnn(),
@@ -272,7 +272,7 @@ UNUSUAL: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def errors_of_unusual(operator: str, change: Callable[[Tensor], Tensor]) -> list[str]:
+def unexpected_errors(operator: str, change: Callable[[Tensor], Tensor]) -> list[str]:
     valid = OPERATORS[operator].valid()
     found = []
     for name in ("query", "key", "value"):
@@ -285,31 +285,31 @@ def errors_of_unusual(operator: str, change: Callable[[Tensor], Tensor]) -> list
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors", "ignore:.*quantize", "ignore:Sparse CSR")
-@pytest.mark.parametrize("change", UNUSUAL.values(), ids=UNUSUAL.keys())
+@pytest.mark.parametrize("change", UNSUPPORTED.values(), ids=UNSUPPORTED.keys())
 @pytest.mark.parametrize(
     "operator", ["attention", "attention_with_lse", "_forward", "scaled_dot_product_attention"]
 )
-def test_unusual_tensors_are_not_implemented(
+def test_unsupported_tensor_types_are_refused(
     operator: str, change: Callable[[Tensor], Tensor]
 ) -> None:
-    assert isolated(lambda: errors_of_unusual(operator, change)) == []
+    assert run_forked(lambda: unexpected_errors(operator, change)) == []
 
 
-def test_a_mapped_seed_is_refused() -> None:
-    """A call of N has one seed for all."""
+def test_batched_seed_is_refused_under_vmap() -> None:
+    """A batched call has one seed."""
     arguments = backward()
     seeds = arguments.pop("seed").expand(2, 1)
     with pytest.raises(NotImplementedError, match="flash::_backward: expected one seed"):
         torch.vmap(lambda s: torch.ops.flash._backward(**arguments, seed=s))(seeds)
 
 
-def test_a_replacement_that_is_not_in_force_is_not_undone() -> None:
+def test_undo_without_an_active_replacement_is_refused() -> None:
     with pytest.raises(
         ValueError, match="_replace_sdpa: expected a replacement in force, got none"
     ):
         torch.ops.flash._replace_sdpa(False)
     query = torch.randn(1, 1, 4, 8)
-    with flash_attention.replace_sdpa():  # it counts from none, not from one too few
+    with flash_attention.replace_sdpa():  # the refused undo did not decrement the count
         expected = flash_attention.scaled_dot_product_attention(query, query, query)
         assert torch.equal(
             torch.nn.functional.scaled_dot_product_attention(query, query, query), expected

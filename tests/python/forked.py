@@ -1,4 +1,4 @@
-"""Runs a function in a forked child: a crash or a hang ends the child, and the test fails."""
+"""Runs a function in a forked child, so that a crash or a hang only fails the test."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-# Far more than any of the functions takes on a busy machine.
+# Far longer than any function takes, even on a busy machine.
 SECONDS = 30.0
 
 
 def _send_result(function: Callable[[], Any], connection: Connection) -> None:
     try:
         answer = ("returned", function())
-    except Exception as error:  # handed to the parent, which raises it
+    except Exception as error:  # raised again by the parent
         answer = ("raised", error)
     connection.send(answer)
     connection.close()
 
 
-def isolated(function: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """What `function` returns or raises in a forked child; both must pickle.
+def run_forked(function: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    """Returns or raises what `function` does in a forked child; it must be picklable.
 
     Raises:
-        AssertionError: the child was killed by a signal, or had no answer after `seconds`.
+        AssertionError: the child was killed by a signal or did not answer within `seconds`.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(
         target=_send_result, args=(function, sender), daemon=True
     )
     with warnings.catch_warnings():
-        # From Python 3.12 on a fork beside threads warns; that it works is what is tested.
+        # Since Python 3.12, forking a multithreaded process warns. These tests do so on purpose.
         warnings.simplefilter("ignore", DeprecationWarning)
         child.start()
     sender.close()
     try:
         if not receiver.poll(seconds):
-            raise AssertionError(f"the child had no answer after {seconds} s")
+            raise AssertionError(f"the child did not answer within {seconds} s")
         kind, answer = receiver.recv()
     except EOFError:
         child.join()

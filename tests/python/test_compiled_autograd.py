@@ -1,4 +1,4 @@
-"""Compiled autograd keeps calls apart by their options: a trace of one is not taken for another."""
+"""Compiled autograd distinguishes calls by their options: a trace is not reused for others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-# Each gives other gradients than the rest; block_size by rounding, and use_simd where there is any.
+# Each gives different gradients: block_size by rounding, use_simd if a SIMD kernel is active.
 BIAS, POSITIONS = random(40, 70), torch.arange(40) % 17
 SLOPES, SINKS = random(3).abs(), random(3)
 VARIANTS: list[Options] = [
@@ -59,12 +59,12 @@ VARIANTS: list[Options] = [
 
 
 def as_traced(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Runs a trace without compiling it: compiled autograd alone decides when to reuse it."""
+    """Runs a trace without compiling it; compiled autograd decides when to reuse it."""
     return graph
 
 
 def gradients(calls: list[Options]) -> list[Tensor]:
-    """Of all calls, in one backward pass."""
+    """The gradients of all calls, in one backward pass."""
     query, key, value = (random(2, 3, n, 8).requires_grad_() for n in (40, 70, 70))
     outputs: list[Tensor] = []
     torch.manual_seed(0)
@@ -74,8 +74,8 @@ def gradients(calls: list[Options]) -> list[Tensor]:
     return [query.grad, key.grad, value.grad]
 
 
-def test_one_pass_after_another() -> None:
-    """Each pass has the graph of others, but for one number or tensor."""
+def test_successive_backward_passes() -> None:
+    """The graphs differ only in one number or tensor."""
     eager = [gradients([options]) for options in VARIANTS]
     different = {tuple(query.flatten().tolist()) for query, _, _ in eager}
     assert len(different) >= len(VARIANTS) - 1
@@ -86,7 +86,7 @@ def test_one_pass_after_another() -> None:
             assert torch.equal(one, other), options
 
 
-def test_two_calls_in_one_pass() -> None:
+def test_two_calls_in_one_backward_pass() -> None:
     for pair in ([7, 8], [8, 7], [0, 7], [1, 10]):
         calls = [VARIANTS[n] for n in pair]
         eager = gradients(calls)

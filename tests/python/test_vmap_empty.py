@@ -1,4 +1,4 @@
-"""torch.vmap over no calls at all, and over calls of batch 0: empty results of the right shape."""
+"""torch.vmap over a dimension of size 0, and over calls with batch size 0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
-from isolated import isolated
+from forked import run_forked
 from torch import Tensor
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 2, 2, 3, 5, 4, 6
@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def of_shape(name: str, shape: tuple[int, ...], calls: int, batch: int) -> Tensor:
-    """`calls` times a tensor of `shape`, where -1 is the batch."""
+    """A tensor [calls, *shape], where -1 in `shape` is the batch size."""
     full = (calls, *(batch if n == -1 else n for n in shape))
     if name == "query_positions":
         return torch.zeros(full, dtype=torch.int64)
@@ -37,7 +37,7 @@ def of_shape(name: str, shape: tuple[int, ...], calls: int, batch: int) -> Tenso
 
 
 def shapes(calls: int, batch: int, options: dict[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Of the outputs, the lse and every gradient, of `calls` calls with `batch` each."""
+    """The shapes of out, lse and every gradient under a vmap over `calls` calls."""
     tensors = [of_shape(n, (-1, *s), calls, batch) for n, s in SIZES.items()]
     tensors += [of_shape(n, s, calls, batch) for n, s in options.items()]
     floating = tuple(i for i, t in enumerate(tensors) if t.is_floating_point())
@@ -59,14 +59,14 @@ def shapes(calls: int, batch: int, options: dict[str, tuple[int, ...]]) -> list[
 
 @pytest.mark.parametrize("batch", [0, BATCH])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_no_calls(options: dict[str, tuple[int, ...]], batch: int) -> None:
-    found = isolated(lambda: shapes(0, batch, options))
+def test_vmap_of_size_zero(options: dict[str, tuple[int, ...]], batch: int) -> None:
+    found = run_forked(lambda: shapes(0, batch, options))
     assert found == [(0, *shape[1:]) for shape in shapes(1, batch, options)]
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_calls_of_batch_zero(options: dict[str, tuple[int, ...]]) -> None:
-    """The gradients of what has no batch are zeros, and so are sums of nothing."""
+def test_vmap_over_empty_batches(options: dict[str, tuple[int, ...]]) -> None:
+    """Gradients of inputs without a batch dimension are zeros."""
     named = {
         n: of_shape(n, s, 3, 0).requires_grad_(n != "query_positions") for n, s in options.items()
     }
@@ -90,13 +90,13 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS.keys())
 @pytest.mark.parametrize("calls", [(0, 2), (2, 0), (0, 0)], ids=str)
-def test_nested(operator: Callable[..., Tensor], calls: tuple[int, int]) -> None:
+def test_nested_vmap_of_size_zero(operator: Callable[..., Tensor], calls: tuple[int, int]) -> None:
     inputs = [torch.zeros(*calls, BATCH, *s) for s in SIZES.values()]
-    shape = isolated(lambda: torch.vmap(torch.vmap(operator))(*inputs).shape)
+    shape = run_forked(lambda: torch.vmap(torch.vmap(operator))(*inputs).shape)
     assert shape == (*calls, BATCH, HEADS, QUERIES, VALUE_WIDTH)
 
 
-def test_some_not_mapped() -> None:
+def test_vmap_of_size_zero_with_unmapped_inputs() -> None:
     query, key, value = (torch.zeros(BATCH, *s) for s in SIZES.values())
 
     def call() -> Any:
@@ -105,10 +105,10 @@ def test_some_not_mapped() -> None:
             mapped, key, value
         ).shape
 
-    assert isolated(call) == (0, BATCH, HEADS, QUERIES, VALUE_WIDTH)
+    assert run_forked(call) == (0, BATCH, HEADS, QUERIES, VALUE_WIDTH)
 
 
-def test_dropout() -> None:
+def test_vmap_of_size_zero_with_dropout() -> None:
     query = torch.zeros(0, BATCH, HEADS, QUERIES, WIDTH)
 
     def call() -> Any:
@@ -116,11 +116,11 @@ def test_dropout() -> None:
             lambda x: flash_attention.attention(x, x, x, dropout=0.5), randomness="different"
         )(query).shape
 
-    assert isolated(call) == query.shape
+    assert run_forked(call) == query.shape
 
 
-def test_a_mistake_names_the_sizes_of_one_call() -> None:
-    """Not those of all calls merged, which the caller has never seen."""
+def test_error_names_the_sizes_of_one_call() -> None:
+    """Not the merged sizes, which the caller does not know."""
     query, key, value = (torch.zeros(7, BATCH, *s) for s in SIZES.values())
     with pytest.raises(ValueError, match=r"one length, got 5 and 4"):
         torch.vmap(flash_attention.attention)(query, key, value[..., :4, :])

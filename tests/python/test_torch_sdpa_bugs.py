@@ -1,7 +1,8 @@
-"""What torch 2.13's own CPU attention gets wrong, and what must not happen here.
+"""Bugs in the CPU attention of torch 2.13 that must not occur here.
 
-1. key and value of different lengths are read past their end; 2. rows masked with a finite value
-get gradients S times too large; 3. a NaN query row returns 0; 4. O(L S) memory is taken silently.
+1. It reads out of bounds if key and value have different lengths. 2. Gradients of rows masked with
+a finite value are S times too large. 3. A NaN query row returns 0. 4. It silently takes O(L S)
+memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tolerances import CLOSE, UNIT_ROUNDOFF
 
 
 @pytest.mark.parametrize("keys", [16, 4_000_000])
-def test_a_value_of_another_length_is_refused(keys: int) -> None:
+def test_value_of_another_length_is_refused(keys: int) -> None:
     query = torch.randn(1, 1, 16, 8, requires_grad=True)
     key = torch.randn(1, 1, keys, 8)
     value = torch.randn(1, 1, 4_000_016 - keys, 1)
@@ -36,7 +37,7 @@ def test_a_value_of_another_length_is_refused(keys: int) -> None:
 
 @pytest.mark.parametrize(("keys", "values"), [(16, 17), (17, 16), (64, 63), (1, 2), (0, 1), (1, 0)])
 @pytest.mark.parametrize("rank", [3, 4])
-def test_one_key_or_value_too_many_is_refused(rank: int, keys: int, values: int) -> None:
+def test_off_by_one_key_and_value_lengths_are_refused(rank: int, keys: int, values: int) -> None:
     shape = (2, 3)[: rank - 2]
     with pytest.raises(ValueError, match=rf"one length, got {keys} and {values}"):
         flash_attention.attention(
@@ -55,8 +56,10 @@ def with_bias(problem: Problem, bias: torch.Tensor) -> Problem:
 @pytest.mark.parametrize("fill", [-1e9, "finfo.min"])
 @pytest.mark.parametrize("keys", [5, 64, 130, 1024])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_fill_that_absorbs_the_scores(dtype: torch.dtype, keys: int, fill: float | str) -> None:
-    """Each weight of such a row is 1/S, its output the mean of V, its gradients those of a mean."""
+def test_mask_fill_that_absorbs_the_scores(
+    dtype: torch.dtype, keys: int, fill: float | str
+) -> None:
+    """Each weight of such a row is 1/S, so output and gradients are those of the mean of V."""
     fill = torch.finfo(dtype).min if fill == "finfo.min" else fill
     spec = Spec(1, 2, queries=6, keys=keys, bias="LS", scale=1e-12 if fill == -1e9 else None)
     bias = torch.zeros(6, keys)
@@ -76,11 +79,11 @@ def test_a_fill_that_absorbs_the_scores(dtype: torch.dtype, keys: int, fill: flo
 @pytest.mark.parametrize("shift", [-1e9, -1e4, 1e4])
 @pytest.mark.parametrize("keys", [5, 64, 130, 1024])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: float) -> None:
-    """Saving only m + log(l) would lose log(l) in m: gradients up to S times too large.
+def test_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: float) -> None:
+    """Saving only m + log(l) would round away log(l): gradients up to S times too large.
 
-    The shift itself rounds the logits by shift * unit roundoff; no result may be further off than a
-    few times that. float32 is not tried at 1e9, where nothing of the logits is left.
+    The shift rounds the logits by shift * unit roundoff; the tolerance is a few times that. At 1e9
+    float32 keeps nothing of the logits, so there the shift is limited to 1e4.
     """
     if dtype == torch.float32:
         shift = math.copysign(min(abs(shift), 1e4), shift)
@@ -97,8 +100,8 @@ def test_a_constant_shift_of_the_logits(dtype: torch.dtype, keys: int, shift: fl
 
 @pytest.mark.parametrize("shift", [-1e6, -1e4, 1e4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_shift_that_the_logits_can_hold_costs_nothing(dtype: torch.dtype, shift: float) -> None:
-    """Whole logits plus a whole shift are exact, so the gradients must not notice the shift."""
+def test_exact_shift_of_the_logits_keeps_the_gradients(dtype: torch.dtype, shift: float) -> None:
+    """Integer logits plus an integer shift are exact, so the shift must not change gradients."""
     problem = make_problem(
         Spec(1, 2, queries=64, keys=64, head_dim=16, bias="LS", scale=1.0), dtype
     )
@@ -114,7 +117,7 @@ def test_a_shift_that_the_logits_can_hold_costs_nothing(dtype: torch.dtype, shif
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_left_padding_with_the_lowest_float(dtype: torch.dtype) -> None:
-    """S = 128 with 40 padded positions as tokenisers mask them: 40 rows see padding alone."""
+    """S = 128 with 40 left-padded positions, as from a tokenizer: 40 rows see only padding."""
     length, padding = 128, 40
     problem = make_problem(Spec(2, 2, queries=length, keys=length, bias="1H1S"), dtype)
     lowest = torch.finfo(dtype).min
@@ -125,7 +128,7 @@ def test_left_padding_with_the_lowest_float(dtype: torch.dtype) -> None:
     expected = run_output_only(
         problem, lambda **x: flash_attention.standard_attention(**without_tiling(x))
     )
-    for name in ("dq", "dk", "dv"):
+    for name in ("dq", "dk", "dv"):  # gradients of order 1 to 10
         torch.testing.assert_close(
             actual.grads[name], expected.grads[name], rtol=0, atol=10 * CLOSE[dtype], msg=name
         )
@@ -138,15 +141,15 @@ def without_tiling(arguments: dict[str, object]) -> dict[str, object]:
 # --- 3. NaN -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["nan", "inf"])
+@pytest.mark.parametrize("non_finite", [float("nan"), float("inf")], ids=["nan", "inf"])
 @pytest.mark.parametrize("keys", [1, 2, 3, 7, 8, 9, 15, 16, 17, 40, 65])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_a_bad_query_shows_in_its_row_and_no_other(
-    dtype: torch.dtype, keys: int, bad: float
+def test_non_finite_query_affects_only_its_row(
+    dtype: torch.dtype, keys: int, non_finite: float
 ) -> None:
     problem = make_problem(Spec(1, 2, queries=9, keys=keys), dtype)
     clean = run(problem).out
-    problem.inputs["query"][0, 1, 4, 2] = bad
+    problem.inputs["query"][0, 1, 4, 2] = non_finite
     out = flash_attention.attention(**problem.inputs)
     assert out[0, 1, 4].isnan().all()
     out[0, 1, 4] = clean[0, 1, 4]
@@ -158,7 +161,7 @@ def test_a_bad_query_shows_in_its_row_and_no_other(
 
 @pytest.fixture(scope="module")
 def peak_increases() -> dict[str, int]:
-    """Bytes by which each scenario of memory_child.py raised the peak memory of its process."""
+    """The increase in peak memory, in bytes, of each scenario of memory_child.py."""
     child = Path(__file__).with_name("memory_child.py")
     finished = subprocess.run(
         [sys.executable, str(child)], capture_output=True, text=True, timeout=300, check=False
@@ -183,6 +186,6 @@ def peak_increases() -> dict[str, int]:
         "causal",
     ],
 )
-def test_no_matrix_of_scores_is_held(peak_increases: dict[str, int], scenario: str) -> None:
-    """134 MB would show a matrix in float32; an eighth of that one of bits for each head."""
+def test_no_score_matrix_is_allocated(peak_increases: dict[str, int], scenario: str) -> None:
+    """A float32 matrix takes 134 MB; the limit of an eighth also detects a matrix of bytes."""
     assert peak_increases[scenario] < peak_increases["matrix"] / 8
