@@ -1,7 +1,7 @@
 """The documentation: every Python block runs, every C++ block is compiled, every command exists.
 
-C++ blocks are compiled together once and run by docs_test (tests/docs); here it is only checked
-that no page is left out. CMake blocks are the file in tests/install that install_test builds.
+docs_test (tests/docs) compiles and runs the C++ blocks; this file only checks that it includes
+every page. CMake blocks are the file in tests/install that install_test builds.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from cpp_examples import FENCE, blocks, translation_unit  # noqa: E402
 
 pytestmark = pytest.mark.once
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Fences of what is run or checked below, and of what is only to be looked at.
+README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
+# `text` is only displayed; the blocks of the other languages are run or checked below.
 LANGUAGES = {"python", "cpp", "cmake", "bash", "text"}
 WORDS = re.compile(r"[\w./=-]+")
 
@@ -86,11 +87,22 @@ def test_cmake_blocks_are_the_project_that_install_test_builds() -> None:
     assert all(text == tested for text in shown)
 
 
+def make_targets() -> set[str]:
+    """The phony targets of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    return set(" ".join(re.findall(r"^\.PHONY: (.*)$", makefile, re.M)).split())
+
+
 def test_shell_commands_name_targets_that_make_has() -> None:
-    phony = " ".join(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)).split()
     targets = {words[1] for words in shell_commands() if words[0] == "make"}
     assert targets >= {"demo", "test", "bench"}
-    assert targets <= set(phony)
+    assert targets <= make_targets()
+
+
+def test_contributing_describes_every_make_target() -> None:
+    described = set(re.findall(r"^\| `make ([\w-]+)` \|", CONTRIBUTING.read_text(), re.M))
+    internal = {"system", "compile", "compile-all"}  # steps of the others
+    assert described == make_targets() - internal
 
 
 # Needs neuralforecast, which the tests do not: its source is read, not its help.
@@ -159,3 +171,15 @@ def test_no_table_is_left_unmeasured() -> None:
     for name, body in (match.groups() for match in tables):
         assert f'"{name}":' in source, f"bench/tables.py does not know the table {name}"
         assert "Measured: " in body, f"run python bench/tables.py --only {name} --write ..."
+
+
+def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    text = README.read_text()
+    pages, rows = re.search(r"<!-- figures of (.*) -->\n((?:\|.*\n)+)", text).groups()
+    measured = "".join((ROOT / page).read_text() for page in pages.split())
+    shown, known = (set(re.findall(r"\d[\d.]*(?:x|%| [KMG]iB)", t)) for t in (rows, measured))
+    assert len(shown) > 20
+    assert shown <= known
+    counts = re.findall(r"(\d+) of (\d+) targets reached", measured)
+    reached, targets = (sum(map(int, column)) for column in zip(*counts, strict=True))
+    assert f"{reached} of {targets} are met" in text
