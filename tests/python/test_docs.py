@@ -133,7 +133,7 @@ def test_shell_commands_name_scripts_with_the_options_they_have() -> None:
 
 
 def test_shell_commands_use_the_options_that_flash_train_has() -> None:
-    sources = "".join(p.read_text() for p in sorted((ROOT / "models" / "train").glob("*.cpp")))
+    sources = "".join(p.read_text() for p in sorted((ROOT / "models" / "train").rglob("*.cpp")))
     used = {
         word.split("=")[0]
         for words in shell_commands()
