@@ -1,9 +1,9 @@
-"""Writes the C++ blocks of the documentation as one GoogleTest source, to compile and run them.
+"""Writes the C++ blocks of the documentation as one GoogleTest source file.
 
     python tests/docs/cpp_examples.py README.md docs/guide.md > docs_examples.cpp
 
-A block is either statements, which become the body of a test, or a program with its own
-`int main()`, which the test calls and which must return 0. Its includes move to the top.
+A block is either a list of statements, which becomes the body of a test, or a program with its own
+`int main()`, which the test calls and which must return 0. The includes move to the top.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.M | re.S)
 
 
 def blocks(path: Path, language: str) -> list[tuple[int, str]]:
-    """(line number of its first line, text) of each fenced block in that language."""
+    """(number of its first line, text) of each fenced block in `language`."""
     text = path.read_text()
     return [
         (text.count("\n", 0, match.start(2)) + 1, match[2])
@@ -26,7 +26,7 @@ def blocks(path: Path, language: str) -> list[tuple[int, str]]:
 
 
 def example(path: Path, line: int, text: str) -> tuple[list[str], str]:
-    """The includes of one block, and a test that runs the rest of it."""
+    """The includes of one block, and a test with the rest of it."""
     lines = text.splitlines()
     includes = [row for row in lines if row.startswith("#include")]
     body = "\n".join("" if row.startswith("#include") else row for row in lines)
@@ -42,7 +42,7 @@ def example(path: Path, line: int, text: str) -> tuple[list[str], str]:
 
 
 def translation_unit(paths: list[Path]) -> str:
-    """All examples of all files."""
+    """The source file with all examples."""
     examples = [example(path, *block) for path in paths for block in blocks(path, "cpp")]
     includes = sorted({include for found, _ in examples for include in found})
     tests = "\n".join(test for _, test in examples)

@@ -1,7 +1,7 @@
 """The documentation: every Python block runs, every C++ block is compiled, every command exists.
 
-docs_test (tests/docs) compiles and runs the C++ blocks; this file only checks that it includes
-every page. CMake blocks are the file in tests/install that install_test builds.
+docs_test (tests/docs) compiles and runs the C++ blocks; the test here only checks that it includes
+every page. CMake blocks must equal the file in tests/install that install_test builds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.once
 
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
-# `text` is only displayed; the blocks of the other languages are run or checked below.
+# "text" blocks are not checked; the others are run or checked below.
 LANGUAGES = {"python", "cpp", "cmake", "bash", "text"}
 WORDS = re.compile(r"[\w./=-]+")
 
@@ -37,7 +37,7 @@ PYTHON_BLOCKS = [
 
 
 def shell_commands() -> Iterator[list[str]]:
-    """The words of each line of each bash block, comments left out."""
+    """The words of each line of each bash block, without comments."""
     for page in PAGES:
         for _, text in blocks(page, "bash"):
             for line in text.replace("\\\n", " ").splitlines():
@@ -47,7 +47,7 @@ def shell_commands() -> Iterator[list[str]]:
 
 @pytest.fixture
 def restored_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Examples may write files and set the number of threads."""
+    """Runs examples in a temporary folder and restores the number of threads."""
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     yield
@@ -57,17 +57,17 @@ def restored_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.mark.usefixtures("restored_state")
 @pytest.mark.parametrize(("page", "line", "text"), PYTHON_BLOCKS)
 def test_python_block_runs(page: Path, line: int, text: str) -> None:
-    # Empty lines in front give an error the line number that it has in the page.
+    # Leading empty lines make line numbers in errors match those of the page.
     code = compile("\n" * (line - 1) + text, str(page), "exec")
     exec(code, {"__name__": "__main__"})
 
 
-def test_every_block_names_a_language_that_is_checked() -> None:
+def test_every_block_has_a_checked_language() -> None:
     found = {(page.name, match[1]) for page in PAGES for match in FENCE.finditer(page.read_text())}
     assert {language for _, language in found} <= LANGUAGES, found
     fences = [len(re.findall(r"^```", page.read_text(), re.M)) for page in PAGES]
     matched = [len(FENCE.findall(page.read_text())) for page in PAGES]
-    assert fences == [2 * count for count in matched], "a fence without a language or an end"
+    assert fences == [2 * count for count in matched], "a fence without a language or a closing one"
 
 
 def test_every_page_with_cpp_is_compiled_by_docs_test() -> None:
@@ -80,7 +80,7 @@ def test_every_page_with_cpp_is_compiled_by_docs_test() -> None:
     assert unit.count("\nTEST(") == sum(len(blocks(page, "cpp")) for page in PAGES)
 
 
-def test_cmake_blocks_are_the_project_that_install_test_builds() -> None:
+def test_cmake_blocks_match_the_install_test_project() -> None:
     tested = (ROOT / "tests" / "install" / "CMakeLists.txt").read_text()
     shown = [text for page in PAGES for _, text in blocks(page, "cmake")]
     assert shown
@@ -93,7 +93,7 @@ def make_targets() -> set[str]:
     return set(" ".join(re.findall(r"^\.PHONY: (.*)$", makefile, re.M)).split())
 
 
-def test_shell_commands_name_targets_that_make_has() -> None:
+def test_make_targets_in_shell_blocks_exist() -> None:
     targets = {words[1] for words in shell_commands() if words[0] == "make"}
     assert targets >= {"demo", "test", "bench"}
     assert targets <= make_targets()
@@ -105,13 +105,13 @@ def test_contributing_describes_every_make_target() -> None:
     assert described == make_targets() - internal
 
 
-# Needs neuralforecast, which the tests do not: its source is read, not its help.
+# It needs neuralforecast, which the tests do not, so its options are read from its source.
 NOT_RUN = "tests/fixtures/make_fixtures.py"
 
 
 @functools.cache
 def options_of(script: str) -> set[str]:
-    """What the script's own help lists."""
+    """The options listed by the script's --help."""
     if script == NOT_RUN:
         return set(re.findall(r'"(--[\w-]+)"', (ROOT / script).read_text()))
     command = [sys.executable, ROOT / script, "--help"]
@@ -119,7 +119,7 @@ def options_of(script: str) -> set[str]:
     return set(re.findall(r"--[\w-]+", text))
 
 
-def test_shell_commands_name_scripts_with_the_options_they_have() -> None:
+def test_script_options_in_shell_blocks_exist() -> None:
     checked = 0
     for words in shell_commands():
         for i, word in enumerate(words):
@@ -132,7 +132,7 @@ def test_shell_commands_name_scripts_with_the_options_they_have() -> None:
     assert checked > 0
 
 
-def test_shell_commands_use_the_options_that_flash_train_has() -> None:
+def test_flash_train_options_in_shell_blocks_exist() -> None:
     sources = "".join(p.read_text() for p in sorted((ROOT / "models" / "train").rglob("*.cpp")))
     used = {
         word.split("=")[0]
@@ -145,7 +145,7 @@ def test_shell_commands_use_the_options_that_flash_train_has() -> None:
     assert {option for option in used if f'"{option}"' not in sources} == set()
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_relative_links_resolve() -> None:
     checked = 0
     for page in PAGES:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
@@ -163,7 +163,7 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert checked > 0
 
 
-def test_no_table_is_left_unmeasured() -> None:
+def test_every_benchmark_table_is_filled_in() -> None:
     marker = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end of table -->", re.S)
     source = (ROOT / "bench" / "tables.py").read_text()
     tables = [match for page in PAGES for match in marker.finditer(page.read_text())]
@@ -173,7 +173,7 @@ def test_no_table_is_left_unmeasured() -> None:
         assert "Measured: " in body, f"run python bench/tables.py --only {name} --write ..."
 
 
-def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+def test_readme_figures_are_in_the_benchmark_tables() -> None:
     text = README.read_text()
     pages, rows = re.search(r"<!-- figures of (.*) -->\n((?:\|.*\n)+)", text).groups()
     measured = "".join((ROOT / page).read_text() for page in pages.split())
