@@ -2,7 +2,7 @@
 
     python bench/tables.py                                  # print all of them; some minutes
     python bench/tables.py --only memory accuracy           # some of them
-    python bench/tables.py --write README.md docs/guide.md  # renew them in these files
+    python bench/tables.py --write docs/*.md                # renew them in these files
 
 A file holds a table between the comments `<!-- table: NAME -->` and `<!-- end of table -->`. One
 thread on one core, everybody held to AVX2. The tables of speed are not measured here but taken from

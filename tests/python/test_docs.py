@@ -22,7 +22,8 @@ from cpp_examples import FENCE, blocks, translation_unit  # noqa: E402
 
 pytestmark = pytest.mark.once
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
 # "text" blocks are not checked; the others are run or checked below.
 LANGUAGES = {"python", "cpp", "cmake", "bash", "text"}
 WORDS = re.compile(r"[\w./=-]+")
@@ -86,11 +87,22 @@ def test_cmake_blocks_match_the_install_test_project() -> None:
     assert all(text == tested for text in shown)
 
 
+def make_targets() -> set[str]:
+    """The phony targets of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    return set(" ".join(re.findall(r"^\.PHONY: (.*)$", makefile, re.M)).split())
+
+
 def test_make_targets_in_shell_blocks_exist() -> None:
-    phony = " ".join(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)).split()
     targets = {words[1] for words in shell_commands() if words[0] == "make"}
     assert targets >= {"demo", "test", "bench"}
-    assert targets <= set(phony)
+    assert targets <= make_targets()
+
+
+def test_contributing_describes_every_make_target() -> None:
+    described = set(re.findall(r"^\| `make ([\w-]+)` \|", CONTRIBUTING.read_text(), re.M))
+    internal = {"system", "compile", "compile-all"}  # steps of the others
+    assert described == make_targets() - internal
 
 
 # It needs neuralforecast, which the tests do not, so its options are read from its source.
@@ -121,7 +133,7 @@ def test_script_options_in_shell_blocks_exist() -> None:
 
 
 def test_flash_train_options_in_shell_blocks_exist() -> None:
-    sources = "".join(p.read_text() for p in sorted((ROOT / "models" / "train").glob("*.cpp")))
+    sources = "".join(p.read_text() for p in sorted((ROOT / "models" / "train").rglob("*.cpp")))
     used = {
         word.split("=")[0]
         for words in shell_commands()
@@ -159,3 +171,15 @@ def test_every_benchmark_table_is_filled_in() -> None:
     for name, body in (match.groups() for match in tables):
         assert f'"{name}":' in source, f"bench/tables.py does not know the table {name}"
         assert "Measured: " in body, f"run python bench/tables.py --only {name} --write ..."
+
+
+def test_readme_figures_are_in_the_benchmark_tables() -> None:
+    text = README.read_text()
+    pages, rows = re.search(r"<!-- figures of (.*) -->\n((?:\|.*\n)+)", text).groups()
+    measured = "".join((ROOT / page).read_text() for page in pages.split())
+    shown, known = (set(re.findall(r"\d[\d.]*(?:x|%| [KMG]iB)", t)) for t in (rows, measured))
+    assert len(shown) > 20
+    assert shown <= known
+    counts = re.findall(r"(\d+) of (\d+) targets reached", measured)
+    reached, targets = (sum(map(int, column)) for column in zip(*counts, strict=True))
+    assert f"{reached} of {targets} are met" in text
