@@ -139,8 +139,9 @@ def seconds_of(call: Callable[[], object]) -> float:
     return min(times)
 
 
-# A bad number used to cost tens of times as much, growing with the length. bench/bad_numbers.py
-# holds it to 2; here a machine that does other things may double a figure twice.
+# A bad number used to cost tens of times as much, growing with the length.
+# bench/attention/non_finite.py holds it to 2; here a machine that does other things may double a
+# figure twice.
 MOST_TIMES_AS_LONG = 6.0
 
 
