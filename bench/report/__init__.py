@@ -1,1 +1,1 @@
-"""What is kept of a run, and how it is shown: records, verdicts, tables and pictures."""
+"""Records of runs, and how they are shown: verdicts, provenance, tables and pictures."""

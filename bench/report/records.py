@@ -40,8 +40,9 @@ class Record:
     """Results, and the runs that measured them.
 
     Attributes:
-        runs: machine, commit, date, rounds and rates of each run. Its key is the instruction set,
-            with the group behind it if only that group was measured (`avx2 decode`), or MODELS.
+        runs: machine, commit, date, rounds and rates of each run. The key is the instruction set,
+            followed by the group if only that group was measured (`avx2 decode`), or MODELS.
+        repeats: figures of targets that later runs of the same commit replaced.
     """
 
     runs: dict[str, dict[str, Any]]

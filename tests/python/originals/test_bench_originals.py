@@ -1,4 +1,4 @@
-"""The comparisons of `make bench`, run beside neuralforecast's own models."""
+"""The comparisons of `make bench` with neuralforecast's own models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_both_sides_train_alike_without_dropout(
     assert_both_sides_train_alike(model, tmp_path, capsys)
 
 
-def test_every_model_is_measured_beside_its_original(tmp_path: Path) -> None:
+def test_every_model_is_measured_against_its_original(tmp_path: Path) -> None:
     path = tmp_path / "models.json"
     found = run("models/compare.py", "--quick", "--rounds=3", "--no-memory", f"--json={path}")
     assert found.returncode == 0, found.stderr
