@@ -8,14 +8,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench import run
-from bench.attention import candidates, expected_time, points, targets
+from bench.attention import candidates, expected_time, peak, points, speed, targets
 from bench.attention.points import Point
-from bench.common import progress
+from bench.common import host, progress, timing
 from bench.report import records
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
@@ -113,6 +114,28 @@ def test_block_sizes_agree() -> None:
         default, *others = (outputs(call)[0] for call in calls.values())
     for other in others:
         torch.testing.assert_close(default, other)
+
+
+# --- measuring a point ----------------------------------------------------------------------------
+
+
+def test_result_has_medians_and_quartiles_of_paired_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = Point("grid", "forward", 64, 16)
+    fma = peak.Probe(lambda: None, amount=point.flops / 2)
+    machine = SimpleNamespace(probes=lambda _: {speed.FMA: fma})
+    times = {
+        "flash": [1.0, 2.0, 4.0],
+        "torch": [2.0, 6.0, 16.0],
+        speed.FMA: [0.25, 1.0, 3.0],
+    }
+    monkeypatch.setattr(timing, "interleaved", lambda calls, rounds: times)
+    monkeypatch.setattr(host, "pin", lambda threads: None)
+    found = speed.measure_point(point, "avx2", machine, rounds=3)
+    assert found.seconds == {"flash": 2.0, "torch": 6.0}
+    assert found.ratio == {"torch": (2.0, 3.0, 4.0)}
+    assert found.fma == fma.amount
+    assert found.percent_of_peak() == 100
+    assert found.share == (2 * 0.25, 2 * 0.5, 2 * 0.75)
 
 
 # --- from end to end ------------------------------------------------------------------------------
