@@ -206,12 +206,19 @@ def test_group_recorded_later_keeps_its_own_commit(tmp_path: Path) -> None:
     assert commits.pop("decode") == "bbbbbbb"
     assert set(commits.values()) == {"aaaaaaa"}
     assert provenance.of_runs(record.runs_of(record.of("avx2"))) == [
-        "Measured: a machine, commit aaaaaaa.",
-        "Measured (decode only): a machine, commit bbbbbbb.",
+        "Measured: a machine, commit aaaaaaa. Measured on their own: decode (commit bbbbbbb, "
+        "2026-01-02).",
         "These figures were recorded at different commits: aaaaaaa, bbbbbbb.",
     ]
     whole = record.merged(record_of("avx2", commit="ccccccc"))
     assert set(whole.runs) == {"avx2", "avx512"}
+
+
+def test_group_of_another_machine_has_a_line_of_its_own() -> None:
+    older, newer = record_of("avx2"), only(record_of("avx2", commit="bbbbbbb"), "decode")
+    newer.runs["avx2"]["machine"]["torch"] = "another"
+    runs = older.merged(newer, "decode").runs
+    assert provenance.of_runs(runs)[1] == "Measured (decode only): a machine, commit bbbbbbb."
 
 
 def test_runs_of_one_commit_need_no_warning() -> None:
