@@ -1,11 +1,11 @@
-"""The main job, `make demo`: what flash attention saves, and six forecasters trained with it.
+"""The demonstration, `make demo`: what flash attention saves, and six forecasters trained with it.
 
-1. accuracy, time and memory of flash beside standard attention, at the lengths of the guide;
-2. the six models trained on the weather of Seattle by the C++ program flash_train, with flash and
-   without, from one seed: test errors beside forecasts that need no model, time and memory;
+1. accuracy, time and memory of flash against standard attention at the lengths of docs/guide.md;
+2. the six models, trained on Seattle's weather by the C++ program flash_train, with and without
+   flash, from one seed: test errors against naive forecasts, time and memory;
 3. pictures of both.
 
-Five minutes. Another table can be given, of which the last rows are used:
+It takes five minutes. With another CSV file, the last rows are used:
 
     python bench/demo.py --data ETTh1.csv --columns OT,HUFL \\
         --input-size 336 --horizon 24 --season 24
@@ -19,14 +19,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import comparison
 import flash_attention
-import forecast
-import forecast_report
-import measure
-import plot
 import torch
-from forecast import Task
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.attention import comparison, workload
+from bench.common import formatting, host
+from bench.forecasting import demo_report, demo_training
+from bench.forecasting.demo_training import Task
+from bench.report import plot
 
 
 def heading(number: int, text: str) -> None:
@@ -36,7 +37,7 @@ def heading(number: int, text: str) -> None:
 
 @dataclass(frozen=True)
 class LengthRow:
-    """Everything the first section knows about one length."""
+    """The measurements of the first section at one length."""
 
     difference: comparison.Difference
     forward: comparison.Cost
@@ -47,9 +48,9 @@ class LengthRow:
 
 
 def measure_lengths() -> list[LengthRow]:
-    """One row per length of the guide, with a line of progress for each."""
+    """One row per length of the guide; prints progress."""
     rows = []
-    for length in measure.GUIDE_LENGTHS:
+    for length in workload.GUIDE_LENGTHS:
         print(f"  L = {length} ...", end="", flush=True)
         start = time.perf_counter()
         rows.append(
@@ -67,14 +68,14 @@ def measure_lengths() -> list[LengthRow]:
 
 
 def print_lengths(rows: list[LengthRow]) -> None:
-    """Three small tables: they fit a console of 100 columns, one wide one would not."""
+    """Three small tables, which fit a console of 100 columns."""
     lengths = [str(row.difference.length) for row in rows]
     print("\nLargest difference of the output, flash to standard attention:\n")
     cells = [
         [length, f"{row.difference.float64:.1e}", f"{row.difference.float32:.1e}"]
         for length, row in zip(lengths, rows, strict=True)
     ]
-    print(measure.table(["L", "float64", "float32"], cells))
+    print(formatting.table(["L", "float64", "float32"], cells))
 
     print("\nTime of one call, float64:\n")
     header = ["L", "forward: standard", "flash", "faster"]
@@ -82,16 +83,16 @@ def print_lengths(rows: list[LengthRow]) -> None:
     cells = [
         [
             length,
-            measure.seconds_text(row.forward.standard),
-            measure.seconds_text(row.forward.flash),
+            formatting.seconds_text(row.forward.standard),
+            formatting.seconds_text(row.forward.flash),
             f"{row.forward.ratio:.2f}x",
-            measure.seconds_text(row.training.standard),
-            measure.seconds_text(row.training.flash),
+            formatting.seconds_text(row.training.standard),
+            formatting.seconds_text(row.training.flash),
             f"{row.training.ratio:.2f}x",
         ]
         for length, row in zip(lengths, rows, strict=True)
     ]
-    print(measure.table(header, cells))
+    print(formatting.table(header, cells))
 
     print("\nPeak memory beyond inputs and outputs, float64, measured:\n")
     header = ["L", "forward: standard", "flash", "memory_usage", "less"]
@@ -99,27 +100,27 @@ def print_lengths(rows: list[LengthRow]) -> None:
     cells = [
         [
             length,
-            measure.bytes_text(row.memory.standard),
-            measure.bytes_text(row.memory.flash),
-            measure.bytes_text(row.predicted),
+            formatting.bytes_text(row.memory.standard),
+            formatting.bytes_text(row.memory.flash),
+            formatting.bytes_text(row.predicted),
             f"{row.memory.ratio:.0f}x",
-            measure.bytes_text(row.training_memory.standard),
-            measure.bytes_text(row.training_memory.flash),
+            formatting.bytes_text(row.training_memory.standard),
+            formatting.bytes_text(row.training_memory.flash),
             f"{row.training_memory.ratio:.0f}x",
         ]
         for length, row in zip(lengths, rows, strict=True)
     ]
-    print(measure.table(header, cells))
+    print(formatting.table(header, cells))
 
 
 def draw_lengths(rows: list[LengthRow], output: Path) -> Path:
-    """Time and memory against length, logarithmic."""
+    """Time and memory against length, on logarithmic axes."""
     lengths = [row.difference.length for row in rows]
     figure, axes = plot.grid(
         1,
         2,
         "Attention of one sequence [1, L, 64], float64, forward + backward",
-        measure.describe(measure.machine()),
+        host.describe(host.machine()),
     )
     panels = (
         (axes[0][0], [row.training for row in rows], 1e3, "time of one call (ms)"),
@@ -143,27 +144,29 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--build", type=Path, default=measure.ROOT / "build")
-    parser.add_argument("--output", type=Path, default=measure.ROOT / "out" / "demo")
+    parser.add_argument("--build", type=Path, default=host.ROOT / "build")
+    parser.add_argument("--output", type=Path, default=host.ROOT / "out" / "demo")
     parser.add_argument(
         "--threads",
         type=int,
         default=1,
-        help="1, the default, is what a machine that does other things as well disturbs least",
+        help="default 1, which other load on the machine disturbs least",
     )
     task = Task()
-    parser.add_argument("--only", nargs="+", choices=forecast.MODELS, default=[*forecast.MODELS])
+    parser.add_argument(
+        "--only", nargs="+", choices=demo_training.MODELS, default=[*demo_training.MODELS]
+    )
     parser.add_argument("--data", type=Path, default=task.data, help="a CSV file")
-    parser.add_argument("--columns", default=",".join(task.columns), help="what is forecast")
-    parser.add_argument("--input-size", type=int, default=task.input_size, help="rows of the past")
+    parser.add_argument("--columns", default=",".join(task.columns), help="the columns to forecast")
+    parser.add_argument("--input-size", type=int, default=task.input_size, help="rows of history")
     parser.add_argument("--horizon", type=int, default=task.horizon, help="rows to forecast")
-    parser.add_argument("--season", type=int, default=task.season, help="rows of a season")
-    parser.add_argument("--rows", type=int, default=task.rows, help="the last ones, to be used")
+    parser.add_argument("--season", type=int, default=task.season, help="rows per season")
+    parser.add_argument("--rows", type=int, default=task.rows, help="use the last ROWS rows")
     return parser
 
 
 def task_of(args: argparse.Namespace) -> Task:
-    """What is to be forecast."""
+    """The task that the options describe."""
     columns = tuple(args.columns.split(","))
     return Task(args.data, columns, args.input_size, args.horizon, args.season, args.rows)
 
@@ -173,22 +176,22 @@ def main() -> int:
     start = time.perf_counter()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    print(measure.describe(measure.machine()))
+    print(host.describe(host.machine()))
     print(f"kernels of this project: {flash_attention.build_info().active}")
 
-    heading(1, "Flash beside standard attention, one sequence [1, L, 64]")
+    heading(1, "Flash against standard attention, one sequence [1, L, 64]")
     rows = measure_lengths()
     print_lengths(rows)
 
-    heading(2, "Six forecasters, trained in C++ with flash attention and without")
+    heading(2, "Six forecasters, trained in C++ with and without flash attention")
     task = task_of(args)
-    pairs = forecast.train_all(args.build, args.output, task, args.threads, tuple(args.only))
-    forecast_report.print_pairs(pairs, task)
+    pairs = demo_training.train_all(args.build, args.output, task, args.threads, tuple(args.only))
+    demo_report.print_pairs(pairs, task)
 
     heading(3, "Pictures")
     pictures = [
         draw_lengths(rows, args.output),
-        forecast_report.draw(pairs, task, args.output),
+        demo_report.draw(pairs, task, args.output),
     ]
     print(f"Done in {time.perf_counter() - start:.0f} s. Look at:")
     for picture in pictures:

@@ -1,16 +1,17 @@
-"""Measures the operator and the models beside others and judges them; `make bench` calls this.
+"""Measures the operator and the models against others and judges the targets; `make bench`.
 
     python bench/run.py                              # every point, at every instruction set
     python bench/run.py --quick                      # a few small points: seconds
     python bench/run.py --isa avx2 --strict          # one instruction set; status 1 on a shortfall
+    python bench/run.py --group decode               # one group of points, and its targets
     python bench/run.py --length 300 --head-dim 48   # one shape of your own
-    python bench/run.py --only models                # the models alone, or the attention
+    python bench/run.py --only models                # only the models, or only the attention
 
-Attention beside torch's own and the textbook's: one process per instruction set, to which torch is
-held, too. Training steps of the models beside neuralforecast's: bench/models.py. One core, one
-thread, and all candidates take turns, so that a slow moment of a shared machine falls on all of
-them. To out/bench go results.json, results.md and pictures; `--record` also keeps the numbers in
-bench/results.
+The attention is measured against torch's and against standard attention, in one process per
+instruction set, to which torch is restricted as well. models/compare.py measures training steps of
+the models against neuralforecast's. All candidates run on one core with one thread and are timed in
+turns, so that a slow phase of a shared machine affects all of them alike. out/bench gets
+results.json, results.md and pictures; `--record` also updates bench/results.
 """
 
 from __future__ import annotations
@@ -21,36 +22,34 @@ import sys
 from pathlib import Path
 
 import flash_attention
-import measure
-import model_targets
-import pictures
-import progress
-import report
-import results
-import speed
-import targets
-from results import Record
 
-import models
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.attention import expected_time, points, speed, targets
+from bench.common import host
+from bench.common.formatting import minutes_text
+from bench.models import compare
+from bench.models import targets as model_targets
+from bench.report import pictures, records, repeats, run_tables, verdict
+from bench.report.records import Record
+from bench.report.verdict import MISSED, Line
 
 ISAS = ("avx2", "avx512")
 PARTS = ("attention", "models")
 
 
 def supported() -> list[str]:
-    """Which of the instruction sets that can be compared this CPU runs."""
+    """The members of ISAS that this CPU supports."""
     found = {isa.name for isa in flash_attention.build_info().isa if isa.supported}
     return [isa for isa in ISAS if isa in found]
 
 
 def record_path() -> Path:
-    """Where this CPU's numbers are kept."""
-    folder = measure.ROOT / "bench" / "results"
-    return folder / f"{measure.slug(measure.cpu_name())}.json"
+    """The file with this CPU's record."""
+    return host.ROOT / "bench" / "results" / f"{host.slug(host.cpu_name())}.json"
 
 
 def child_options(args: argparse.Namespace) -> list[str]:
-    """The options of `speed.add_options`, handed on."""
+    """The options of `speed.add_options`, for the child process."""
     options = [f"--build={args.build}", f"--rounds={speed.rounds_of(args)}"]
     options += [f"--{name}" for name in ("quick", "full") if getattr(args, name)]
     options += [f"--group={args.group}"] if args.group else []
@@ -61,83 +60,98 @@ def child_options(args: argparse.Namespace) -> list[str]:
 
 
 def run_isa(args: argparse.Namespace, isa: str, later: float) -> Record:
-    """Measures in a process that is held to `isa`; `later` is what is expected to follow."""
+    """Measures in a process restricted to `isa`; `later` estimates the seconds after it."""
     path = args.output / f"{isa}.json"
     command = [sys.executable, str(Path(speed.__file__)), f"--isa={isa}", f"--json={path}"]
     command += [f"--later={later}", *child_options(args)]
-    status = subprocess.run(command, env=measure.environment(isa)).returncode
+    status = subprocess.run(command, env=host.environment(isa)).returncode
     if status != 0:
         sys.exit(f"bench/run.py: measuring at {isa} ended with status {status}")
-    return results.read(path)
+    return records.read(path)
 
 
 def models_options(args: argparse.Namespace) -> list[str]:
-    """What bench/models.py is to do."""
+    """The options of models/compare.py."""
     return [f"--rounds={speed.rounds_of(args)}", *(["--quick"] if args.quick else [])]
 
 
 def models_seconds(args: argparse.Namespace) -> float:
-    """What bench/models.py is expected to take."""
-    chosen = models.parser().parse_args(models_options(args))
-    return models.expected_seconds(models.chosen(chosen), models.rounds_of(chosen))
+    """The expected time of models/compare.py."""
+    chosen = compare.parser().parse_args(models_options(args))
+    return compare.expected_seconds(compare.chosen(chosen), compare.rounds_of(chosen))
 
 
 def run_models(args: argparse.Namespace) -> Record:
-    """Measures with the Python that has the originals, each side with all its instructions."""
+    """Measures with the Python that has neuralforecast, each side with all instruction sets."""
     path = args.output / "models.json"
-    command = [str(args.originals), str(Path(models.__file__)), f"--json={path}", "--no-table"]
-    status = subprocess.run(command + models_options(args), env=measure.environment("native"))
+    command = [str(args.originals), str(Path(compare.__file__)), f"--json={path}", "--no-table"]
+    status = subprocess.run(command + models_options(args), env=host.environment("native"))
     if status.returncode != 0:
         sys.exit(f"bench/run.py: measuring the models ended with status {status.returncode}")
-    return results.read(path)
+    return records.read(path)
 
 
 def run_attention(args: argparse.Namespace, isas: list[str], later: float) -> Record:
-    """One instruction set after the other; `later` is what is expected to follow all of them."""
+    """One instruction set after another; `later` estimates the seconds after all of them."""
     rounds = speed.rounds_of(args)
-    plans = {isa: speed.chosen(args, isa) for isa in isas}
-    seconds = {isa: progress.expected_seconds(plan, rounds) for isa, plan in plans.items()}
+    plans = {isa: plan for isa in isas if (plan := speed.chosen(args, isa))}
+    if not plans:
+        groups = ", ".join(sorted({p.tag for isa in isas for p in points.plan(isa)}))
+        sys.exit(
+            f"bench/run.py: expected a group that this machine can measure, got {args.group!r}; "
+            f"there are {groups}; threads and decode need two cores"
+        )
+    seconds = {isa: expected_time.expected_seconds(plan, rounds) for isa, plan in plans.items()}
     print(
-        f"{sum(map(len, plans.values()))} points at {', '.join(isas)}, {rounds} rounds each: about "
-        f"{progress.minutes_text(sum(seconds.values()))}"
-        + (f", then the models: {progress.minutes_text(later)}" if later else ""),
+        f"{sum(map(len, plans.values()))} points at {', '.join(plans)}, {rounds} rounds each: "
+        f"about {minutes_text(sum(seconds.values()))}"
+        + (f", then the models: {minutes_text(later)}" if later else ""),
         flush=True,
     )
     record = Record({}, [])
-    for isa in isas:
-        rest = sum(seconds[other] for other in isas[isas.index(isa) + 1 :])
-        record = record.merged(run_isa(args, isa, rest + later))
+    left = sum(seconds.values())
+    for isa in plans:
+        left -= seconds[isa]
+        record = record.merged(run_isa(args, isa, left + later))
     return record
 
 
-def write(record: Record, args: argparse.Namespace) -> list[Path]:
-    """Numbers, page and pictures; returns the files."""
-    files = [args.output / "results.json", args.output / "results.md"]
+def recorded(record: Record, group: str, path: Path) -> Record:
+    """Merges `record` into the file of this CPU, and returns all that the file then holds."""
+    older = records.read(path) if path.is_file() else Record({}, [])
+    found = repeats.merged(older, record, group)
+    found.write(path, short=True)
+    return found
+
+
+def judged(record: Record, kept: Record, group: str) -> list[Line]:
+    """The targets of what `record` measured, judged with the repeated runs in `kept`."""
+    return [line for line in targets.lines(kept, group) if line.isa in record.isas]
+
+
+def write(record: Record, lines: list[Line], output: Path) -> list[Path]:
+    """Writes results, page and pictures; returns the files."""
+    files = [output / "results.json", output / "results.md"]
     record.write(files[0])
-    files[1].write_text(report.page(record))
-    if args.record:
-        kept = record_path()
-        older = results.read(kept) if kept.is_file() else Record({}, [])
-        older.merged(record, args.group).write(kept, short=True)
-        files.append(kept)
-    return files + pictures.draw(record, args.output)
+    files[1].write_text(run_tables.page(record, lines))
+    return files + pictures.draw(record, output)
 
 
 def show(record: Record, args: argparse.Namespace, files: list[Path]) -> None:
-    """Everything on the console but the verdicts."""
+    """Prints everything but the targets of the attention."""
     for isa in record.isas:
         if args.length is not None:
-            print(f"\n{isa}:\n{report.points_table(record.of(isa))}")
-        else:
+            print(f"\n{isa}:\n{run_tables.points_table(record.of(isa))}")
+        elif blocks := record.of(isa, "block size"):
             print(f"\nTime at a block size over that at the default, {isa}:")
-            print(report.block_table(record.of(isa, "block size")))
+            print(run_tables.block_table(blocks))
     print("\nWritten:")
     for path in files:
         print(f"  {path}")
     if args.quick:
-        print("\nA quick run: small shapes and few rounds, so these verdicts say little.")
+        print("\nA quick run has small shapes and few rounds: its verdicts mean little.")
     if record.models:
-        print(f"\nModels:\n{model_targets.table(record.models)}")
+        print(f"\nModels:\n{model_targets.table(record.models, record.repeats)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -151,17 +165,17 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--originals",
         type=Path,
-        default=measure.ROOT / ".venv-neuralforecast" / "bin" / "python",
+        default=host.ROOT / ".venv-neuralforecast" / "bin" / "python",
         help="the Python that has neuralforecast and this package",
     )
-    found.add_argument("--output", type=Path, default=measure.ROOT / "out" / "bench")
-    found.add_argument("--record", action="store_true", help="keep as bench/results/<cpu>.json")
+    found.add_argument("--output", type=Path, default=host.ROOT / "out" / "bench")
+    found.add_argument("--record", action="store_true", help="update bench/results/<cpu>.json")
     found.add_argument("--strict", action="store_true", help="exit with 1 on a shortfall")
     return found
 
 
 def checked_arguments() -> tuple[argparse.Namespace, tuple[str, ...]]:
-    """The options and the parts to measure; what cannot work is said before all measuring."""
+    """The options and the parts to measure; exits at once if they cannot work."""
     found = parser()
     args = found.parse_args()
     partly = args.quick or args.length is not None
@@ -171,23 +185,23 @@ def checked_arguments() -> tuple[argparse.Namespace, tuple[str, ...]]:
     alone = args.isa is not None or args.length is not None or args.group != ""
     if alone and args.only == "models":
         found.error(
-            "--isa, --group and --length are of the attention: expected them without --only models"
+            "--isa, --group and --length select attention: expected them without --only models"
         )
     parts = (args.only,) if args.only else PARTS[:1] if alone else PARTS
     if "models" in parts and not args.originals.is_file():
         sys.exit(
             f"bench/run.py: expected a Python with neuralforecast at {args.originals}, found none; "
-            "run `make bench`, which sets it up, or leave the models out by --only attention"
+            "run `make bench`, which sets it up, or skip the models with --only attention"
         )
     return args, parts
 
 
 def chosen_isas(args: argparse.Namespace) -> list[str]:
-    """What the attention is measured at; ends the program where this CPU has none of it."""
+    """The instruction sets to measure; exits if this CPU does not support them."""
     isas = supported() if args.isa is None else [args.isa]
     if not set(isas) <= set(supported()) or not isas:
         sys.exit(
-            f"bench/run.py: expected a CPU with {args.isa or 'AVX2'}, found one that runs "
+            f"bench/run.py: expected a CPU with {args.isa or 'AVX2'}, found one that supports "
             f"{', '.join(supported()) or 'only the scalar kernels'}"
         )
     return isas
@@ -200,16 +214,20 @@ def main() -> int:
     if "attention" in parts:
         record = record.merged(run_attention(args, chosen_isas(args), later))
     if "models" in parts:
-        print(f"Models beside neuralforecast's: about {progress.minutes_text(later)}", flush=True)
+        print(f"Models against neuralforecast's: about {minutes_text(later)}", flush=True)
         record = record.merged(run_models(args))
-    show(record, args, write(record, args))
-    if args.length is not None:
-        return 0
-    lines = targets.lines(record)
+    kept = record
+    if args.record:
+        kept = recorded(record, args.group, record_path())
+        record.repeats = kept.repeats
+    lines = [] if args.length is not None else judged(record, kept, args.group)
+    files = write(record, lines, args.output)
+    show(record, args, [*files, record_path()] if args.record else files)
     if lines:
-        print(f"\nTargets:\n{targets.report(lines)}")
-    lines += model_targets.lines(record.models) if record.models else []
-    return int(args.strict and any(line.verdict == "SHORTFALL" for line in lines))
+        print(f"\nTargets:\n{verdict.report(lines)}")
+    if record.models:
+        lines += model_targets.lines(record.models, record.repeats)
+    return int(args.strict and any(line.verdict == MISSED for line in lines))
 
 
 if __name__ == "__main__":

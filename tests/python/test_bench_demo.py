@@ -1,4 +1,4 @@
-"""The demonstration's trainings, with a stand-in for flash_train that writes its files."""
+"""The demonstration's trainings, with a fake flash_train that writes the same files."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from pathlib import Path
 import pytest
 from forecaster_runs import executable
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-sys.path.insert(0, str(BENCH))
-import forecast  # noqa: E402
-import forecast_report  # noqa: E402
-from forecast import Pair, Task  # noqa: E402
+from bench.forecasting import demo_report, demo_training
+from bench.forecasting.demo_training import Pair, Task
 
 pytestmark = pytest.mark.once
 
 TASK = Task(columns=("up", "down"), input_size=8, horizon=2, season=3, rows=40)
 
-STAND_IN = """#!{python}
+FAKE = """#!{python}
 import csv, json, sys
 model, data, *options = sys.argv[1:]
 options = dict(option.removeprefix("--").split("=", 1) for option in options)
@@ -57,7 +54,7 @@ with open(options["forecast-csv"], "w", newline="") as file:
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    """A table of 50 rows, of which 40 are to be used."""
+    """A CSV file of 50 rows, of which the task uses 40."""
     data = tmp_path / "table.csv"
     data.write_text("date,up,down\n" + "".join(f"{i},{i},{-i}\n" for i in range(50)))
     return Task(data, TASK.columns, TASK.input_size, TASK.horizon, TASK.season, TASK.rows)
@@ -65,15 +62,15 @@ def task(tmp_path: Path) -> Task:
 
 @pytest.fixture
 def pairs(task: Task, tmp_path: Path) -> list[Pair]:
-    """All models, trained by the stand-in."""
+    """All models, trained by the fake flash_train."""
     program = tmp_path / "models" / "flash_train"
     program.parent.mkdir()
-    program.write_text(STAND_IN.format(python=sys.executable))
+    program.write_text(FAKE.format(python=sys.executable))
     program.chmod(0o755)
-    return forecast.train_all(tmp_path, tmp_path / "out", task, threads=1)
+    return demo_training.train_all(tmp_path, tmp_path / "out", task, threads=1)
 
 
-def test_every_model_is_trained_with_flash_and_without(pairs: list[Pair]) -> None:
+def test_every_model_is_trained_with_and_without_flash(pairs: list[Pair]) -> None:
     found = [(pair.model, pair.flash.attention, pair.without.attention) for pair in pairs]
     assert found == [
         ("TFT", "flash", "standard"),
@@ -92,8 +89,8 @@ def test_every_model_is_trained_with_flash_and_without(pairs: list[Pair]) -> Non
         assert {"--target=up,down", "--horizon=2", "--season=3", "--seed=1"} <= set(first)
 
 
-def test_only_the_last_rows_of_a_long_table_are_used(task: Task, tmp_path: Path) -> None:
-    lines = forecast.last_rows(task, tmp_path).read_text().splitlines()
+def test_only_the_last_rows_of_a_long_file_are_used(task: Task, tmp_path: Path) -> None:
+    lines = demo_training.last_rows(task, tmp_path).read_text().splitlines()
     assert (lines[0], lines[1], lines[-1], len(lines)) == (
         "date,up,down",
         "10,10,-10",
@@ -101,20 +98,20 @@ def test_only_the_last_rows_of_a_long_table_are_used(task: Task, tmp_path: Path)
         41,
     )
     whole = Task(task.data, rows=50)
-    assert forecast.last_rows(whole, tmp_path) == task.data
+    assert demo_training.last_rows(whole, tmp_path) == task.data
 
 
-def test_missing_table_and_program_are_named(task: Task, tmp_path: Path) -> None:
+def test_missing_file_and_program_are_errors(task: Task, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="nowhere.csv"):
-        forecast.last_rows(Task(tmp_path / "nowhere.csv"), tmp_path)
+        demo_training.last_rows(Task(tmp_path / "nowhere.csv"), tmp_path)
     with pytest.raises(SystemExit, match="make build"):
-        forecast.train_all(tmp_path / "build", tmp_path, task, threads=1)
+        demo_training.train_all(tmp_path / "build", tmp_path, task, threads=1)
 
 
 def test_tables_show_errors_time_and_memory(
     pairs: list[Pair], task: Task, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forecast_report.print_pairs(pairs, task)
+    demo_report.print_pairs(pairs, task)
     text = re.sub(" +", " ", capsys.readouterr().out)
     assert "5 test windows of 2 rows" in text
     assert "| PatchTST | 1.000 | 1.500 | 1.000 | 1.500 | 50% less | 25% less |" in text
@@ -125,23 +122,23 @@ def test_tables_show_errors_time_and_memory(
     )
 
 
-def test_picture_has_a_panel_for_each_model(pairs: list[Pair], task: Task, tmp_path: Path) -> None:
-    path = forecast_report.draw(pairs, task, tmp_path)
+def test_picture_is_drawn(pairs: list[Pair], task: Task, tmp_path: Path) -> None:
+    path = demo_report.draw(pairs, task, tmp_path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("times", [["2015/01/02"], ["2015-01-02 03:00:00"]])
-def test_times_are_read_as_dates(times: list[str]) -> None:
-    assert (forecast_report.time_axis(times)[0].year, forecast_report.time_axis(["x"])) == (
+def test_times_are_parsed_as_dates(times: list[str]) -> None:
+    assert (demo_report.time_axis(times)[0].year, demo_report.time_axis(["x"])) == (
         2015,
         [0],
     )
 
 
-@pytest.mark.parametrize("model", forecast.MODELS)
-def test_flash_train_has_every_option_that_the_demonstration_gives_it(model: str) -> None:
+@pytest.mark.parametrize("model", demo_training.MODELS)
+def test_flash_train_has_every_option_that_the_demonstration_uses(model: str) -> None:
     program = executable()
     text = subprocess.run([program, model, "--help"], check=True, capture_output=True, text=True)
-    call = forecast.command(program, Path("x.csv"), TASK, model, "flash", Path("x"), 1)
+    call = demo_training.command(program, Path("x.csv"), TASK, model, "flash", Path("x"), 1)
     used = {word.split("=")[0] for word in call if word.startswith("--")}
     assert used - set(re.findall(r"--[\w-]+", text.stdout)) == set()

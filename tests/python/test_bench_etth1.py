@@ -1,4 +1,4 @@
-"""The trainings on ETTh1 beside neuralforecast: data, schedule, turns and table; no original."""
+"""The trainings on ETTh1, without neuralforecast: data, schedule, turns and table."""
 
 from __future__ import annotations
 
@@ -18,19 +18,14 @@ import torch
 from flash_attention import models
 from forecaster_runs import executable, write_waves
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-sys.path.insert(0, str(BENCH))
-import etth1  # noqa: E402
-import etth1_data  # noqa: E402
-import etth1_results  # noqa: E402
-import model_pair  # noqa: E402
-import plain_training  # noqa: E402
-import progress  # noqa: E402
-from etth1_data import ETTH1, Split, Windows  # noqa: E402
-from etth1_results import TrainingResult  # noqa: E402
-from etth1_settings import SETTINGS, Settings  # noqa: E402
-from plain_training import Errors, PlainTraining  # noqa: E402
-from training_process import TrainingProcess  # noqa: E402
+from bench.common import progress
+from bench.forecasting import etth1, etth1_data, etth1_results, plain_training
+from bench.forecasting.etth1_data import ETTH1, Split, Windows
+from bench.forecasting.etth1_results import TrainingResult
+from bench.forecasting.etth1_settings import SETTINGS, Settings
+from bench.forecasting.plain_training import Errors, PlainTraining
+from bench.forecasting.training_process import TrainingProcess
+from bench.models import training_pair
 
 pytestmark = pytest.mark.once
 
@@ -38,7 +33,7 @@ WAVES = Split(("up", "down"), train=100, validation=30, test=30)
 
 
 def small(model: str) -> Settings:
-    """A network for WAVES that trains in a moment; without dropout, whose draws differ."""
+    """A small network for WAVES, without dropout, whose masks differ between the sides."""
     found = SETTINGS[model]
     sizes = {"hidden_size": 8, "n_heads": 2, "dropout": 0.0}
     few = {"iTransformer": {"d_ff": 16}, "PatchTST": {"linear_hidden_size": 16, "patch_len": 7}}
@@ -49,29 +44,29 @@ def small(model: str) -> Settings:
         season=7,
         options=found.options | sizes | few[model],
         batch_size=16,
-        # Adam makes whole steps of the rounding that is the gradient of a bias before PatchTST's
-        # batch normalisation, whose running means follow with a delay: so they must be small.
+        # The bias before PatchTST's batch normalization has no gradient but rounding, of which Adam
+        # makes full steps. The running means lag behind it, so the steps must be small.
         learning_rate=1e-3 if model == "PatchTST" else 1e-2,
         decay_after=1,
     )
 
 
 def ours(name: str, random_seed: int, **options: Any) -> torch.nn.Module:
-    """In the place of neuralforecast's model: the same weights and numbers."""
+    """Replaces neuralforecast's model by ours, with the same weights and results."""
     torch.manual_seed(random_seed)
     model: torch.nn.Module = getattr(models, name)(**options, use_flash_attention=True)
     return model
 
 
-def test_windows_are_as_many_as_papers_have() -> None:
-    series = torch.zeros(7, ETTH1.rows + 3020)  # the table has rows that no part uses
+def test_numbers_of_windows_are_those_of_the_papers() -> None:
+    series = torch.zeros(7, ETTH1.rows + 3020)  # the file has rows that no part uses
     single = etth1_data.parts(series, ETTH1, 336, 96, together=False)
     assert [len(single.train), len(single.validation), len(single.test)] == [57463, 19495, 19495]
     together = etth1_data.parts(series, ETTH1, 96, 96, together=True)
     assert [len(together.train), len(together.validation), len(together.test)] == [8449, 2785, 2785]
 
 
-def test_windows_of_validation_and_test_look_back_and_never_ahead() -> None:
+def test_inputs_of_validation_and_test_reach_back_but_never_ahead() -> None:
     series = torch.arange(12.0)[None]
     found = etth1_data.parts(series, Split(("a",), 6, 3, 3), 3, 2, together=True)
     for windows, first, last in (
@@ -92,17 +87,17 @@ def test_windows_hold_the_rows_of_their_series(together: bool) -> None:
     if together:
         assert past.tolist() == [[[1, 11], [2, 12]], [[2, 12], [3, 13]]]
         assert future.tolist() == [[[3, 13]], [[4, 14]]]
-    else:  # the series of a row side by side
+    else:  # windows that start at one row are adjacent
         assert past.tolist() == [[[10], [11]], [[1], [2]]]
         assert future.tolist() == [[[12]], [[3]]]
     assert past.is_contiguous() and future.is_contiguous()
 
 
-def test_scale_is_that_of_the_training_part() -> None:
+def test_series_are_standardized_over_the_training_part() -> None:
     split = Split(("a", "b"), 50, 10, 10)
     series = torch.randn(2, 70, dtype=torch.float64) * 3 + 5
     series[:, 50:] += 100
-    found = etth1_data.standardised(series, split)
+    found = etth1_data.standardized(series, split)
     assert found.dtype == torch.float32
     train = found[:, :50].double()
     torch.testing.assert_close(train.mean(1), torch.zeros(2).double(), rtol=0, atol=1e-6)
@@ -117,7 +112,7 @@ def test_scale_is_that_of_the_training_part() -> None:
         ("a,b\n1,2\n1,\n", "line 3: expected numbers"),
     ],
 )
-def test_table_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_unusable_file_is_rejected(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "table.csv"
     path.write_text(text)
     with pytest.raises(SystemExit, match=message):
@@ -126,7 +121,7 @@ def test_table_of_another_form_is_refused(tmp_path: Path, text: str, message: st
         etth1_data.read_series(tmp_path / "nowhere.csv", ETTH1)
 
 
-def test_learning_rates_fall_from_epoch_to_epoch() -> None:
+def test_learning_rate_decays_from_epoch_to_epoch() -> None:
     def rates(model: str, *epochs: int) -> list[float]:
         return [SETTINGS[model].learning_rate_of(epoch) for epoch in epochs]
 
@@ -135,7 +130,7 @@ def test_learning_rates_fall_from_epoch_to_epoch() -> None:
 
 
 @pytest.mark.parametrize("model", SETTINGS)
-def test_flash_train_has_every_option_that_it_is_given(model: str) -> None:
+def test_flash_train_has_every_option_that_is_used(model: str) -> None:
     program = executable()
     text = subprocess.run([program, model, "--help"], check=True, capture_output=True, text=True)
     call = SETTINGS[model].command(program, Path("x.csv"), ETTH1, 1, 1, Path("x"))
@@ -147,11 +142,11 @@ def test_flash_train_has_every_option_that_it_is_given(model: str) -> None:
 def assert_both_sides_train_alike(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same weights to begin with, batches, losses, rates, validation, choice and test."""
+    """Checks weights, batches, losses, rates, validation, choice of the epoch and test errors."""
     call = etth1.Call(small(model), write_waves(folder / "waves.csv"), WAVES, seed=3, epochs=3)
     found = etth1.train(call, executable(), progress.Progress([1.0] * 3))
     assert found.train_loss["ours"] == pytest.approx(found.train_loss["neuralforecast"], rel=1e-4)
-    # A running mean lags some ten steps of the rate behind: 1e-2 of activations of order 1.
+    # A running mean lags by about ten steps of the learning rate: 1e-2 of activations of order 1.
     error = 2e-2 if model == "PatchTST" else 1e-3
     pairs = [[*found.validation[side], found.test[side].mse] for side in etth1_results.SIDES]
     assert pairs[0] == pytest.approx(pairs[1], rel=error)
@@ -166,26 +161,26 @@ def assert_both_sides_train_alike(
 def test_both_sides_train_alike_without_dropout(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(model_pair, "create", ours)
+    monkeypatch.setattr(training_pair, "create", ours)
     assert_both_sides_train_alike(model, tmp_path, capsys)
 
 
-def test_another_network_is_refused_before_it_is_trained(
+def test_different_network_is_rejected_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wider(name: str, **options: Any) -> torch.nn.Module:
         return ours(name, **(options | {"hidden_size": 16}))
 
-    monkeypatch.setattr(model_pair, "create", wider)
+    monkeypatch.setattr(training_pair, "create", wider)
     csv = write_waves(tmp_path / "waves.csv")
     call = etth1.Call(small("PatchTST"), csv, WAVES, seed=1, epochs=1)
     with pytest.raises(SystemExit, match="the same number of parameters"):
         etth1.train(call, executable(), progress.Progress([1.0]))
 
 
-def test_best_epoch_is_kept_and_tested() -> None:
+def test_weights_of_the_best_epoch_are_tested() -> None:
     class Scaled(torch.nn.Module):
-        """Forecasts the last value, scaled."""
+        """Forecasts a multiple of the last value."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -196,7 +191,7 @@ def test_best_epoch_is_kept_and_tested() -> None:
             assert past is not None
             return self.factor * past[:, -1:]
 
-    # The training part wants a factor above 1, the others want 1: every epoch is a worse one.
+    # The best factor is above 1 in the training part and 1 in the others: each epoch is worse.
     growing, steady = 1.1 ** torch.arange(40.0), torch.full((40,), 5.0)
     series = torch.cat([growing, steady])[None]
     found = etth1_data.parts(series, Split(("a",), 40, 20, 20), 4, 1, together=False)
@@ -210,7 +205,7 @@ def test_best_epoch_is_kept_and_tested() -> None:
     assert training.model.state_dict()["factor"].item() == factor > 1
 
 
-STAND_IN = """#!{python}
+FAKE = """#!{python}
 import sys, time
 print("Training PatchTST on 12 windows of 3 series, 34 parameters, flash", flush=True)
 for epoch in (1, 2):
@@ -224,10 +219,10 @@ time.sleep(0.1)
 """
 
 
-def stand_in(folder: Path, last: str = "") -> tuple[list[str], Path]:
-    """A program that says what flash_train says, and the file that grows while it works."""
+def fake_program(folder: Path, last: str = "") -> tuple[list[str], Path]:
+    """A program that prints what flash_train prints, and a file that grows while it works."""
     program, log = folder / "program", folder / "log"
-    program.write_text(STAND_IN.format(python=sys.executable, log=str(log), last=last))
+    program.write_text(FAKE.format(python=sys.executable, log=str(log), last=last))
     program.chmod(0o755)
     log.touch()
     return [str(program)], log
@@ -242,7 +237,7 @@ def alive(pid: int) -> bool:
 
 
 def test_process_works_only_in_its_turn(tmp_path: Path) -> None:
-    command, log = stand_in(tmp_path)
+    command, log = fake_program(tmp_path)
     with TrainingProcess(command) as process:
         assert (process.windows, process.series, process.parameters) == (12, 3, 34)
         for epoch in (1, 2):
@@ -256,15 +251,15 @@ def test_process_works_only_in_its_turn(tmp_path: Path) -> None:
     assert not alive(process.process.pid)
 
 
-def test_process_is_ended_with_its_owner_and_by_errors(tmp_path: Path) -> None:
-    command, _ = stand_in(tmp_path)
+def test_process_is_ended_with_its_context(tmp_path: Path) -> None:
+    command, _ = fake_program(tmp_path)
     with pytest.raises(KeyboardInterrupt), TrainingProcess(command) as process:
         raise KeyboardInterrupt
     assert not alive(process.process.pid)
 
 
-def test_failure_of_the_process_is_told_with_what_it_said(tmp_path: Path) -> None:
-    command, _ = stand_in(tmp_path, last="sys.exit('no room left')")
+def test_failure_of_the_process_is_reported_with_its_output(tmp_path: Path) -> None:
+    command, _ = fake_program(tmp_path, last="sys.exit('no room left')")
     with pytest.raises(SystemExit, match="(?s)ended with status 1.*no room left"):
         with TrainingProcess(command) as process:
             process.epoch()
@@ -277,7 +272,7 @@ def test_failure_of_the_process_is_told_with_what_it_said(tmp_path: Path) -> Non
 
 
 def result(seed: int = 1, faster: float = 3.0) -> TrainingResult:
-    """As if an epoch of ours took ten seconds."""
+    """The result if an epoch of ours takes ten seconds."""
     return TrainingResult(
         model="PatchTST",
         input_size=336,
@@ -290,7 +285,7 @@ def result(seed: int = 1, faster: float = 3.0) -> TrainingResult:
     )
 
 
-def test_table_has_a_row_for_each_side() -> None:
+def test_table_has_a_row_per_side() -> None:
     text = re.sub(" +", " ", etth1_results.table([result()]))
     assert "| PatchTST | neuralforecast | 336 | 4 | 30 s | | | 4 | 0.6250 | 0.3750 |" in text
     assert (
@@ -298,7 +293,7 @@ def test_table_has_a_row_for_each_side() -> None:
     ) in text
 
 
-def test_seeds_share_a_row_with_their_mean_and_extremes() -> None:
+def test_seeds_share_a_row_with_mean_and_range() -> None:
     text = re.sub(" +", " ", etth1_results.table([result(1), result(2)]))
     assert text.count("PatchTST") == 2
     assert "| 3, 3 | 0.5000 (0.5000-0.5000) | 0.3750 (0.2500-0.5000) |" in text
@@ -309,13 +304,13 @@ def test_one_epoch_has_no_quartiles() -> None:
     assert etth1_results.faster([one]) == (2.5, 2.5, 2.5)
 
 
-def test_row_of_the_record_is_json() -> None:
+def test_row_is_json() -> None:
     row = json.loads(json.dumps(result().row()))
     assert row["seconds"]["neuralforecast"] == [30.0, 27.0, 30.0, 33.0]
     assert row["test"]["ours"] == {"mae": 0.25, "mse": 0.5}
 
 
-def test_plan_is_every_model_from_every_seed() -> None:
+def test_plan_has_every_model_with_every_seed() -> None:
     def planned(*options: str) -> list[tuple[str, int, int]]:
         args: argparse.Namespace = etth1.parser().parse_args(["x.csv", *options])
         return [(call.settings.model, call.seed, call.epochs) for call in etth1.plan(args)]

@@ -140,7 +140,7 @@ def cpu_seconds(call: Callable[[], object]) -> float:
 
 
 # A single NaN used to make a call tens of times slower, more so for longer sequences.
-# bench/bad_numbers.py requires a factor of at most 2; on a busy machine it may be higher.
+# bench/attention/non_finite.py requires a factor of at most 2; on a busy machine it may be higher.
 MAX_SLOWDOWN = 6.0
 
 

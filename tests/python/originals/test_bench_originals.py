@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from test_bench_etth1 import SETTINGS, assert_both_sides_train_alike
-from test_bench_models import model_shapes, results, run
+from test_bench_models import records, run, shapes
 
 pytestmark = pytest.mark.once
 
@@ -20,8 +20,8 @@ def test_both_sides_train_alike_without_dropout(
 
 def test_every_model_is_measured_against_its_original(tmp_path: Path) -> None:
     path = tmp_path / "models.json"
-    found = run("models.py", "--quick", "--rounds=3", "--no-memory", f"--json={path}")
+    found = run("models/compare.py", "--quick", "--rounds=3", "--no-memory", f"--json={path}")
     assert found.returncode == 0, found.stderr
-    rows = results.read(path).models
-    assert [row.shape.model for row in rows] == list(model_shapes.MODELS)
+    rows = records.read(path).models
+    assert [row.shape.model for row in rows] == list(shapes.MODELS)
     assert max(row.difference for row in rows) < 1e-4

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +13,7 @@ from flash_attention import models
 from neuralforecast.losses.pytorch import MAE, DistributionLoss, MQLoss
 from tolerances import MODEL_FLOAT64, MODEL_RANDOM_OPTIONS_FLOAT32
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "bench"))
-import model_pair  # noqa: E402
+from bench.models import training_pair
 
 pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
@@ -201,7 +198,9 @@ def _random_case(rng: random.Random, name: str, seed: int, dtype: torch.dtype) -
     )
     loss, batch = _loss(rng), rng.choice([2, 3])
     try:
-        original = _as(model_pair.create(name, random_seed=seed + 1, loss=loss, **options), dtype)
+        original = _as(
+            training_pair.create(name, random_seed=seed + 1, loss=loss, **options), dtype
+        )
     except Exception as error:  # its type varies
         raise Refused from error
     original.train(rng.random() < 0.5)
@@ -239,7 +238,7 @@ def test_random_options_match_the_original(name: str, seed: int) -> None:
     options, loss, original = case.options, case.loss, case.original
     expected, factors, expected_gradients = case.results
     if name == "FEDformer":
-        options["fourier_index"] = model_pair.fourier_index(original)
+        options["fourier_index"] = training_pair.fourier_index(original)
     for flash in (False, True):
         if flash and name in ("Autoformer", "FEDformer"):
             continue  # there, flash attention changes the model

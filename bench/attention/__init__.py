@@ -1,0 +1,1 @@
+"""The operator against torch's attention and against standard attention."""

@@ -1,0 +1,1 @@
+"""What every measurement shares: the machine, timing, allocations, text and progress."""

@@ -1,0 +1,1 @@
+"""Whole trainings: the demonstration, and ETTh1 against neuralforecast."""
