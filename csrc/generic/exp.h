@@ -11,8 +11,10 @@ namespace {
 /// behind it.
 template <int N, class F>
 [[gnu::always_inline]] inline void each(F&& step) {
-  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>)
-      __attribute__((always_inline)) { (step(kIndex), ...); }(std::make_integer_sequence<int, N>());
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
+    (step(kIndex), ...);
+  }
+  (std::make_integer_sequence<int, N>());
 }
 
 /// Calls f.operator()<rows>(first_row) for groups of V::kExpRows rows and then row by row. So many

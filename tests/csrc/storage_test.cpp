@@ -72,10 +72,13 @@ TEST(Storage, EveryIsaReadsAndWritesAlike) {
     StorageReport (*check)();
   };
   const Case cases[] = {
-      {"scalar", scalar_bfloat16}, {"scalar", scalar_half},
+    {"scalar", scalar_bfloat16},
+    {"scalar", scalar_half},
 #if defined(__x86_64__)
-      {"avx2", avx2_bfloat16},     {"avx2", avx2_half},
-      {"avx512", avx512_bfloat16}, {"avx512", avx512_half},
+    {"avx2", avx2_bfloat16},
+    {"avx2", avx2_half},
+    {"avx512", avx512_bfloat16},
+    {"avx512", avx512_half},
 #endif
   };
   for (const KernelTable* table : all_kernels()) {

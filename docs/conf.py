@@ -1,0 +1,64 @@
+"""Sphinx configuration: `make docs` writes the documentation as HTML to build/docs/html.
+
+The source folder is the root of the repository, so that links between README.md, docs/ and the
+sources are the same here as on GitHub.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+project = "flash_attention"
+release = version = re.search(
+    r"^project\(\w+ VERSION ([\d.]+)", (ROOT / "CMakeLists.txt").read_text(), re.M
+)[1]
+copyright = "the flash_attention authors, Apache License 2.0"
+
+root_doc = "docs/index"
+include_patterns = ["README.md", "CHANGELOG.md", "csrc/README.md", "docs/**"]
+exclude_patterns = [".*", "build*", "out", "docs/requirements*.txt"]
+
+extensions = [
+    "breathe",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+default_role = "code"
+napoleon_numpy_docstring = False
+
+breathe_projects = {"flash_attention": str(ROOT / "build/docs/doxygen/xml")}
+breathe_default_project = "flash_attention"
+
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"flash_attention {release}"
+html_extra_path = ["redirect"]  # index.html at the root
+html_theme_options = {
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+}
+html_sidebars = {"docs/benchmarks": [], "README": [], "CHANGELOG": []}
+
+
+def escape_bars(app, what, name, obj, options, lines: list[str]) -> None:
+    """|position - key| is an absolute value in docstrings, not a substitution."""
+    lines[:] = [line.replace("|", r"\|") for line in lines]
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", escape_bars)
