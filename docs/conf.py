@@ -34,31 +34,35 @@ myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+maximum_signature_line_length = 100
 autodoc_default_options = {"members": True, "show-inheritance": False}
 default_role = "code"
 napoleon_numpy_docstring = False
 
 breathe_projects = {"flash_attention": str(ROOT / "build/docs/doxygen/xml")}
 breathe_default_project = "flash_attention"
+# Each header declares the namespaces, and each model brings in the same forward().
+suppress_warnings = ["duplicate_declaration.cpp"]
 
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
-html_theme = "pydata_sphinx_theme"
+html_theme = "furo"
 html_title = f"flash_attention {release}"
 html_extra_path = ["redirect"]  # index.html at the root
-html_theme_options = {
-    "show_toc_level": 2,
-    "navigation_with_keys": False,
-    "secondary_sidebar_items": ["page-toc"],
-}
-html_sidebars = {"docs/benchmarks": [], "README": [], "CHANGELOG": []}
 
 
-def escape_bars(app, what, name, obj, options, lines: list[str]) -> None:
-    """|position - key| is an absolute value in docstrings, not a substitution."""
-    lines[:] = [line.replace("|", r"\|") for line in lines]
+def as_restructured_text(app, what, name, obj, options, lines: list[str]) -> None:
+    """What reads well in a terminal, as Sphinx and napoleon expect it."""
+    text = "\n".join(lines)
+    # |position - key| is an absolute value, not a substitution.
+    text = text.replace("|", r"\|")
+    # `Module`s: markup has to end at the end of a word.
+    text = re.sub(r"(`[^`\n]+`)(?=\w)", r"\1\\ ", text)
+    # A list of arguments over several lines.
+    text = re.sub(r"(?m)^( *\w+(?:, \w+)+,)\n +((?:\w+, )*\w+: )", r"\1 \2", text)
+    lines[:] = text.split("\n")
 
 
 def setup(app) -> None:
-    app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("autodoc-process-docstring", as_restructured_text, priority=400)  # before napoleon
