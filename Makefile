@@ -1,26 +1,37 @@
-# make demo    the main job: tables, six trained forecasters, pictures; five minutes
-# make test    every test, C++ and Python, on every instruction set of this CPU; ten minutes
-# make test-originals  the models beside neuralforecast's own, in an environment that has them
-# make bench   speed beside torch's attention at each instruction set, and of the models beside
-#              neuralforecast's, judged; 65 minutes
-# make stress  what takes too long for `make test`: 10,000 randomly generated calls and every pair of
-#              options on every instruction set, the C++ tests under AddressSanitizer and
-#              UndefinedBehaviorSanitizer, and the parsers of tables, models and options under
-#              libFuzzer for ten minutes; 65 minutes
-# make mutants plants small faults in a copy of the sources, one at a time, and checks that the tests
-#              find each; 40 minutes
-# make build   set-up, build and installation into .venv only
-# make wheel   dist/*.whl, for every release of torch that requirements.txt allows; downloads each
-# make sdist   dist/*.tar.gz, the sources
-# make compatibility  the Python tests beside each of those releases, one after the other: PyPI's
-#              newer ones are CUDA builds of 5 GB; an hour each
-# make clean   removes what the above made
+# make demo            the main job: tables, six trained forecasters, pictures; ten minutes
+# make build           sets up .venv, builds, and installs the package into .venv
+# make test            all tests, C++ and Python, on every instruction set of this CPU; ten minutes
+# make test-kernels    only the C++ tests of the kernels
+# make test-originals  the models against neuralforecast's own, in an environment that has them
+# make compatibility   the Python tests with each release of torch that requirements.txt allows, one
+#                      after the other: the newer ones are CUDA builds of 5 GB on PyPI; an hour each
+# make lint            formatting, static checks and types; LINT_TIME
+# make tidy            clang-tidy over every C++ source; TIDY_TIME
+# make format          formats C++ and Python as `make lint` expects
+# make bench           speed against torch's attention on each instruction set, and of the models
+#                      against neuralforecast's, judged against targets; 65 minutes
+# make sanitize        the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make stress          what takes too long for `make test`: `make sanitize`, 10,000 randomly generated
+#                      calls, every pair of options, every float through exp, and the parsers of
+#                      tables, models and options under libFuzzer; 65 minutes
+# make mutants         plants small faults in a copy of the sources, one at a time, and checks that the
+#                      tests find each; 40 minutes
+# make docs            the documentation as HTML in build/docs/html
+# make wheel           dist/*.whl for every release of torch that requirements.txt allows; downloads each
+# make sdist           dist/*.tar.gz, the sources
+# make clean           removes everything that the above created
 #
-# Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make
-# .venv from, JOBS=... the number of compilers at once (each needs up to 3 GB) and of tests, CASES=... the
-# number of calls that `make stress` generates, FUZZ_SECONDS=... the time for each of its three parsers,
-# FAULTS=... words of the faults that `make mutants` plants, TORCH=... the torch that .venv gets,
-# BENCH=... options of bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
+# Each target sets up what it needs and skips what is up to date. Variables:
+#
+# PYTHON        the Python that creates .venv
+# TORCH         the version of torch in .venv
+# JOBS          concurrent compilers (up to 3 GB each) and tests
+# ISA           runs the tests on this instruction set only: scalar, avx2 or avx512
+# EMULATOR      command in front of `make test-kernels`: EMULATOR="sde64 -skx --"
+# BENCH, DEMO   options of bench/run.py and bench/demo.py: DEMO="--data table.csv --columns a,b"
+# CASES         calls that `make stress` generates
+# FUZZ_SECONDS  time for each of its three parsers
+# FAULTS        words in the descriptions of the faults that `make mutants` plants
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -29,37 +40,40 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-# Of the releases that requirements.txt allows, the first: the only one whose wheel on PyPI is small.
+# The first release that requirements.txt allows, and the only one with a small wheel on PyPI.
 TORCH ?= 2.13.0
 JOBS ?= $(shell nproc)
 CASES ?= 10000
 FUZZ_SECONDS ?= 200
 
-# Where `make compatibility` puts another environment and another build.
+# `make compatibility` sets these to a second environment and a second build.
 ENVIRONMENT ?= .venv
 BUILD ?= build
 
 VENV := $(ENVIRONMENT)/bin/python
 PIP_INSTALL := -m pip --disable-pip-version-check install
 REQUIREMENTS := requirements.txt requirements-dev.txt
-# The Python originals of the models: `make bench` and `make test-originals` need them, nothing else.
+# neuralforecast, the Python originals of the models, for `make bench` and `make test-originals`.
 ORIGINALS := .venv-neuralforecast/bin/python
 ORIGINALS_REQUIREMENTS := $(REQUIREMENTS) bench/requirements.txt
 packages_in = $(shell sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' $(1))
-PACKAGES := $(call packages_in,requirements-system.txt)
+SYSTEM_REQUIREMENTS := requirements-system.txt
+PACKAGES = $(call packages_in,$(SYSTEM_REQUIREMENTS))
 LIBRARIES := $(addprefix $(BUILD)/,ops/libflash_attention.so models/libflash_models.so \
   models/libflash_train.so)
 PACKAGE_SOURCES := $(wildcard ops/flash_attention/*.py models/python/*.py models/train/python/*.py) \
   ops/flash_attention/py.typed setup.py pyproject.toml README.md LICENSE
 
-# Stamps: newer than what they were made from as long as nothing has changed.
+# Stamps: up to date as long as they are newer than their prerequisites.
 VENV_READY := $(ENVIRONMENT)/.ready
 PACKAGE_READY := $(ENVIRONMENT)/.package-ready
+DOCS_READY := $(ENVIRONMENT)/.docs-ready
 ORIGINALS_READY := .venv-neuralforecast/.ready
 ORIGINALS_PACKAGE_READY := .venv-neuralforecast/.package-ready
 
-.PHONY: demo test test-python test-originals stress mutants bench build wheel sdist compatibility \
-  clean system compile compile-all
+.PHONY: demo build bench docs wheel sdist clean system compile compile-all
+.PHONY: test test-python test-kernels test-originals compatibility stress sanitize mutants
+.PHONY: lint types tidy format
 
 demo: build
 	@$(VENV) bench/demo.py $(DEMO)
@@ -67,12 +81,15 @@ demo: build
 bench: compile-all build $(ORIGINALS_PACKAGE_READY)
 	@$(VENV) bench/run.py $(BENCH)
 
-# Each test runs on all instruction sets by itself, whatever the set-up of whoever calls. What
-# measures time or memory comes last, alone.
+# Tests choose the instruction set themselves and run on each, unless ISA=... names one; the caller's
+# environment is ignored. Tests that measure time or memory run last, alone.
 RESULTS := $(CURDIR)/$(BUILD)/test-results
 PYTEST := -m pytest --quiet --durations=20
 
-PYTHON_TESTS = unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
+ISA_ENVIRONMENT = unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
+	$(if $(ISA),export FLASH_ATTENTION_ISA=$(ISA);)
+
+PYTHON_TESTS = $(ISA_ENVIRONMENT) \
 	export FLASH_TRAIN=$(CURDIR)/$(BUILD)/models/flash_train; \
 	echo "== Python tests"; \
 	$(VENV) $(PYTEST) -n $(JOBS) --dist worksteal -m 'not serial' \
@@ -82,20 +99,20 @@ PYTHON_TESTS = unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
 	$(VENV) tests/summary.py $(RESULTS) $$SECONDS
 
 test: compile-all build
-	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
+	@$(ISA_ENVIRONMENT) \
 	rm -rf $(RESULTS); \
 	echo "== C++ tests"; \
 	GTEST_BRIEF=1 GTEST_OUTPUT=xml:$(RESULTS)/ \
 	  ctest --test-dir $(BUILD) -j $(JOBS) --output-on-failure --no-tests=error; \
 	$(PYTHON_TESTS)
 
-# Without those of the benchmarks, which need what `compile-all` compiles.
+# Leaves out the tests of the benchmarks, which need `compile-all`.
 test-python: PYTEST += $(patsubst %,--ignore=%,$(wildcard tests/python/test_bench*.py) \
   tests/python/test_speed.py)
 test-python: build
 	@rm -rf $(RESULTS); $(PYTHON_TESTS)
 
-# One release at a time, so that the disk holds them.
+# One release at a time: together they would fill the disk.
 compatibility:
 	@for release in $$(packaging/torch_releases.sh); do \
 	  echo "== torch $$release"; \
@@ -106,22 +123,30 @@ compatibility:
 	rm -rf build/compatibility
 
 test-originals: build $(ORIGINALS_PACKAGE_READY)
-	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
+	@$(ISA_ENVIRONMENT) \
 	$(ORIGINALS) $(PYTEST) -n $(JOBS) --dist worksteal tests/python/originals
 
-# LeakSanitizer does not know what libtorch keeps until the end on purpose.
-stress: PACKAGES += $(call packages_in,tests/fuzz/requirements-system.txt)
-stress: compile-all build build/sanitized/build.ninja build/fuzz/build.ninja
+# The kernels alone: no Torch, so they also run under an emulator of another CPU.
+test-kernels: $(BUILD)/build.ninja
+	@cmake --build $(BUILD) -j $(JOBS) --target csrc_test
+	$(EMULATOR) $(BUILD)/tests/csrc_test --gtest_brief=1 $(if $(ISA),--gtest_filter='*/$(ISA)')
+
+# libtorch keeps memory until exit on purpose, which LeakSanitizer would report.
+sanitize: build/sanitized/build.ninja
 	cmake --build build/sanitized --parallel $(JOBS) --target csrc_test ops_test models_test
-	cmake --build build/fuzz --parallel $(JOBS)
-	@unset FLASH_ATTENTION_ISA ATEN_CPU_CAPABILITY; \
-	echo "== The exponential of every float"; \
-	build/tests/csrc_test --gtest_brief=1 --gtest_also_run_disabled_tests \
-	  --gtest_filter='*EveryFloat'; \
+	@$(ISA_ENVIRONMENT) \
 	echo "== Sanitized C++ tests"; \
 	printf '%s\n' ops=0 models=0 csrc=1 | xargs -P $(JOBS) -I TEST bash -c \
 	  'test=TEST; ASAN_OPTIONS=detect_leaks=$${test#*=} \
-	   build/sanitized/tests/$${test%=*}_test --gtest_brief=1'; \
+	   build/sanitized/tests/$${test%=*}_test --gtest_brief=1'
+
+stress: SYSTEM_REQUIREMENTS += tests/fuzz/requirements-system.txt
+stress: compile-all build build/fuzz/build.ninja sanitize
+	cmake --build build/fuzz --parallel $(JOBS)
+	@$(ISA_ENVIRONMENT) \
+	echo "== The exponential of every float"; \
+	build/tests/csrc_test --gtest_brief=1 --gtest_also_run_disabled_tests \
+	  --gtest_filter='*EveryFloat'; \
 	echo "== Every pair of options"; \
 	$(VENV) $(PYTEST) -n $(JOBS) --all-pairs -k every_two_options tests/python; \
 	echo "== Randomly generated calls, on every instruction set in turn"; \
@@ -132,6 +157,35 @@ stress: compile-all build build/sanitized/build.ninja build/fuzz/build.ninja
 	  xargs -P $(JOBS) -I PARSER env build/fuzz/PARSER_fuzz -max_total_time=$(FUZZ_SECONDS) \
 	    -timeout=10 -malloc_limit_mb=256 -dict=tests/fuzz/json.dict -artifact_prefix=build/fuzz/ \
 	    -verbosity=0 -print_funcs=0 -print_final_stats=1 build/fuzz/corpus/PARSER tests/fuzz/corpus/PARSER
+
+# --- checks of the sources ------------------------------------------------------------------------
+
+# CI runs this. .pre-commit-config.yaml lists the checks; requirements-dev.txt pins their versions.
+lint: $(VENV_READY)
+	@$(VENV) -m pre_commit run --all-files --hook-stage manual
+
+# The package as it is installed: links to its three folders of sources.
+types: $(VENV_READY)
+	@rm -rf build/types; mkdir -p build/types/flash_attention
+	@ln -s $(CURDIR)/ops/flash_attention/* build/types/flash_attention
+	@ln -s $(CURDIR)/models/python build/types/flash_attention/models
+	@ln -s $(CURDIR)/models/train/python build/types/flash_attention/train
+	@$(VENV) -m mypy
+
+tidy: build/tidy/build.ninja
+	@git ls-files $(TIDY) | xargs -P $(JOBS) -n 1 $(dir $(VENV))clang-tidy -p build/tidy --quiet
+
+format: $(VENV_READY)
+	@$(VENV) -m ruff check --fix-only --quiet .
+	@$(VENV) -m ruff format .
+	@git ls-files -z '*.cpp' '*.h' | xargs -0 $(dir $(VENV))clang-format -i
+
+docs: SYSTEM_REQUIREMENTS += docs/requirements-system.txt
+docs: build $(DOCS_READY)
+	@rm -rf build/docs; mkdir -p build/docs
+	doxygen docs/Doxyfile
+	$(VENV) -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/docs/doctrees . build/docs/html
+	@echo "build/docs/html/index.html"
 
 mutants: build
 	@$(VENV) tests/mutants/mutants.py --jobs $(JOBS) $(FAULTS)
@@ -152,12 +206,12 @@ system:
 	[ -z "$$missing" ] && exit; \
 	install="apt-get install -y --no-install-recommends$$missing"; \
 	if [ "$$(id -u)" != 0 ]; then \
-	  echo "make: Debian packages are missing, and only root can install them. Run this, then make:"; \
+	  echo "make: Debian packages are missing, and installing them needs root. Run this, then make:"; \
 	  echo "    sudo apt-get update && sudo $$install"; \
 	  exit 1; \
 	fi >&2; \
 	export DEBIAN_FRONTEND=noninteractive; \
-	apt-get update || echo "make: apt-get update failed; going on with the lists that are here" >&2; \
+	apt-get update || echo "make: apt-get update failed; continuing with the existing package lists" >&2; \
 	$$install
 
 $(VENV_READY): $(REQUIREMENTS) | system
@@ -176,29 +230,36 @@ $(ORIGINALS_READY): $(ORIGINALS_REQUIREMENTS) | $(VENV_READY)
 	$(ORIGINALS) $(PIP_INSTALL) "torch==$(TORCH)" $(addprefix -r ,$(ORIGINALS_REQUIREMENTS))
 	@touch $@
 
-# --- build ----------------------------------------------------------------------------------------
-
-build/sanitized/build.ninja: $(VENV_READY)
-	cmake -S . -B build/sanitized -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" \
-	  -DFLASH_ATTENTION_SANITIZE=address,undefined \
-	  -DCMAKE_PREFIX_PATH="$$($(VENV) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+$(DOCS_READY): docs/requirements.txt | $(VENV_READY)
+	$(VENV) $(PIP_INSTALL) -r docs/requirements.txt
 	@touch $@
 
-# libFuzzer is a part of Clang.
+# --- build ----------------------------------------------------------------------------------------
+
+# The options are in CMakePresets.json.
+WITH_TORCH = -DCMAKE_PREFIX_PATH="$$($(VENV) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+
+build/sanitized/build.ninja: $(VENV_READY)
+	cmake --preset sanitized $(WITH_TORCH)
+	@touch $@
+
+# libFuzzer needs Clang.
 build/fuzz/build.ninja: $(VENV_READY) | build
 	cmake -S tests/fuzz -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DCMAKE_CXX_COMPILER=clang++-14 \
-	  -DFLASH_MODELS_LIBRARY=$(CURDIR)/build/models/libflash_models.so \
-	  -DCMAKE_PREFIX_PATH="$$($(VENV) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	  -DFLASH_MODELS_LIBRARY=$(CURDIR)/build/models/libflash_models.so $(WITH_TORCH)
+	@touch $@
+
+build/tidy/build.ninja: $(VENV_READY)
+	cmake --preset tidy $(WITH_TORCH) >/dev/null
 	@touch $@
 
 $(BUILD)/build.ninja: $(VENV_READY)
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DFLASH_ATTENTION_BUILD_BENCH=ON \
-	  -DCMAKE_PREFIX_PATH="$$($(VENV) -c 'import torch; print(torch.utils.cmake_prefix_path)')"
+	cmake --preset release -B $(BUILD) $(WITH_TORCH)
 	@touch $@
 
-# Ninja decides what has to be compiled, so it is asked every time: here for what is installed or
-# run, and for tests and benchmarks where they are wanted.
+# Ninja decides what is out of date, so these run every time: `compile` for what is installed,
+# `compile-all` with tests and benchmarks.
 compile: $(BUILD)/build.ninja
 	@cmake --build $(BUILD) -j $(JOBS) --target flash_attention flash_models flash_train
 
@@ -210,7 +271,7 @@ $(LIBRARIES): compile
 
 INSTALL_PACKAGE := $(PIP_INSTALL) --quiet --no-build-isolation --no-deps --force-reinstall .
 
-# Without build/python, or a module that was deleted here would live on in the wheel.
+# build/python would keep deleted modules in the wheel.
 $(PACKAGE_READY): $(LIBRARIES) $(PACKAGE_SOURCES)
 	rm -rf build/python $(BUILD)/package
 	cmake --install $(BUILD) --component libraries --prefix $(BUILD)/package >$(BUILD)/install.log

@@ -1,8 +1,8 @@
 """Builds the wheel by running CMake on this folder; project metadata is in pyproject.toml.
 
-FLASH_ATTENTION_LIBRARIES names a folder that `cmake --install --component libraries` has filled,
-for one release of torch or for several, so that `make` does not compile twice. Without it the
-libraries are built here, for the torch that this Python imports.
+FLASH_ATTENTION_LIBRARIES names a folder that `cmake --install --component libraries` has filled for
+one or more releases of torch; `make` sets it to avoid compiling twice. Without it the libraries are
+built here, for the torch that this Python imports.
 """
 
 import os
@@ -28,7 +28,7 @@ def supported_torch() -> list[str]:
 
 
 def active_torch() -> str:
-    """The release to compile against; stops, with the commands to run, unless it is here."""
+    """The release of torch to compile against; exits with the commands to run if there is none."""
     supported = supported_torch()
     try:
         import torch
@@ -49,7 +49,7 @@ def active_torch() -> str:
 
 
 def releases() -> list[str]:
-    """Of torch, that the wheel is for."""
+    """The releases of torch that the wheel supports."""
     if LIBRARIES is None:
         return [active_torch()]
     found = [path.name.removeprefix("torch-") for path in Path(LIBRARIES, "lib").glob("torch-*")]
@@ -59,7 +59,7 @@ def releases() -> list[str]:
 
 
 def requirement(of: list[str]) -> str:
-    """What pip has to bring: a release that the wheel has libraries for."""
+    """The requirement on torch: the releases that the wheel has libraries for."""
     if len(of) == 1:
         return f"torch=={of[0]}.*"
     return f"torch>={of[0]},<2.{int(of[-1].split('.')[1]) + 1}"
@@ -76,7 +76,7 @@ def run_tool(*command: object) -> None:
 
 
 class CMakeBuild(build_ext):
-    """Brings the libraries, headers and CMake files to where the wheel is put together."""
+    """Copies or builds the libraries, headers and CMake files into the tree of the wheel."""
 
     def build_extension(self, ext: Extension) -> None:
         package = Path(self.build_lib).resolve() / "flash_attention"
@@ -103,7 +103,7 @@ class CMakeBuild(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """Tags the wheel for every Python: the libraries in it do not know which one loads them."""
+    """Tags the wheel for every Python: its libraries do not depend on the Python version."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
@@ -121,6 +121,6 @@ setup(
     install_requires=[requirement(releases())],
     ext_modules=[Extension("flash_attention.lib.libflash_attention", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": PlatformWheel},
-    # setuptools' default is build/, which is the CMake build directory of `make`.
+    # The default, build/, is the CMake build directory of `make`.
     options={"build": {"build_base": "build/python"}},
 )

@@ -1,15 +1,15 @@
-# flash_find_torch(<releases> [folder]): the imported target FlashAttention::torch, made from the torch that
-# is there, whether a CPU or a CUDA build; the build and find_package(FlashAttention) share it.
+# flash_find_torch(<releases> [folder]): defines the imported target FlashAttention::torch for the
+# installed torch, a CPU or a CUDA build. Used by the build and by find_package(FlashAttention).
 #
-# Not find_package(Torch): of a CUDA build that demands CUDA's tool kit, of which code for the CPU
-# needs nothing. Where to look, in this order: the target `torch` of a project that has called
+# find_package(Torch) is not used because, with a CUDA build of torch, it requires the CUDA toolkit, which
+# code for the CPU does not need. The search order is: the target `torch` of a project that has called
 # find_package(Torch) itself; Torch_DIR or CMAKE_PREFIX_PATH, as for find_package(Torch); the folder;
 # the torch that `python3` imports.
 #
-# <releases>: those that will do, as "2.13;2.14". Sets FLASH_TORCH_VERSION, FLASH_TORCH_RELEASE and
-# FLASH_TORCH_LIBRARY_DIR, or FLASH_TORCH_PROBLEM to what is wrong and what to do about it.
+# <releases>: the accepted ones, as "2.13;2.14". Sets FLASH_TORCH_VERSION, FLASH_TORCH_RELEASE and
+# FLASH_TORCH_LIBRARY_DIR, or sets FLASH_TORCH_PROBLEM to an error message that says how to fix it.
 
-# The version that the headers in <include> name; empty where they name none.
+# The version in the headers of <include>, or an empty string.
 function(_flash_torch_version include result)
   set(version)
   foreach(header torch/headeronly/version.h torch/csrc/api/include/torch/version.h)
@@ -23,7 +23,7 @@ function(_flash_torch_version include result)
   set(${result} "${version}" PARENT_SCOPE)
 endfunction()
 
-# The include folder of the torch to use, in [folder] perhaps; empty where there is none.
+# The include folder of the torch to use, or an empty string. [folder] is searched too.
 function(_flash_torch_include result)
   if(TARGET torch)
     foreach(property IMPORTED_LOCATION IMPORTED_LOCATION_RELEASE IMPORTED_LOCATION_RELWITHDEBINFO
@@ -90,7 +90,7 @@ function(flash_find_torch releases)
     add_library(FlashAttention::torch INTERFACE IMPORTED GLOBAL)
     target_include_directories(FlashAttention::torch INTERFACE
       ${include} ${include}/torch/csrc/api/include)
-    # All wheels of these releases have the strings of C++11.
+    # All wheels of these releases use the C++11 ABI of std::string.
     target_compile_definitions(FlashAttention::torch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
     target_compile_features(FlashAttention::torch INTERFACE cxx_std_20)
     target_link_libraries(FlashAttention::torch INTERFACE

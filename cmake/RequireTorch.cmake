@@ -1,6 +1,5 @@
-# Finds a torch that requirements.txt allows, or stops with the command that provides it. What is
-# compiled here works with that release of torch and no other: its C++ interface changes from one to
-# the next.
+# Finds a torch that requirements.txt allows, or stops with the command that installs one. The build
+# works with that release of torch only, because torch's C++ interface changes between releases.
 
 include(${CMAKE_CURRENT_LIST_DIR}/FlashTorch.cmake)
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# build_libraries.sh <folder> [python]: compiles what a wheel holds, for every release of torch that
-# requirements.txt allows, into <folder>/package. JOBS=... compilers at once.
+# build_libraries.sh <folder> [python]: compiles the libraries of the wheel, for every release of torch
+# that requirements.txt allows, into <folder>/package. JOBS=... sets the number of concurrent compilers.
 #
-# To compile, torch's own wheel will do, without what a CUDA build requires. The kernels, which know
-# no torch, are compiled once: the builds for later releases take those of the first.
+# Compiling needs torch's wheel but not the dependencies of a CUDA build. The kernels do not depend on
+# torch and are compiled once: the builds for later releases reuse those of the first.
 set -euo pipefail
 
 folder=$(mkdir -p "$1" && cd "$1" && pwd)

@@ -1,4 +1,4 @@
-"""What an installed wheel has to do, in an environment that holds torch and nothing else of ours.
+"""Checks an installed wheel, in an environment that has torch and nothing else of this project.
 
 python packaging/check_wheel.py data/seattle-weather.csv
 """

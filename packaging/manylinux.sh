@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What compiling needs in a manylinux_2_28 container beside its compiler: Debian's versions of two
-# libraries of headers, which that distribution has none or older ones of, and Cairo's headers.
+# Installs the build dependencies in a manylinux_2_28 container: Cairo's headers, CMake, Ninja, and two
+# header-only libraries in Debian's versions, which that distribution lacks or has in older versions.
 set -euo pipefail
 
 dnf install -y cairo-devel pkgconf-pkg-config

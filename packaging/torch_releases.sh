@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The releases of torch that requirements.txt allows, one a line: 2.13 and so on.
+# Prints the releases of torch that requirements.txt allows, one per line: 2.13 and so on.
 set -euo pipefail
 
 read -r first end < <(sed -n 's/^torch>=2\.\([0-9]*\),<2\.\([0-9]*\).*/\1 \2/p' \

@@ -114,7 +114,9 @@ class TFT(ForecastModel):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(locals())
-        self.temporal_fusion_decoder.attention.length = input_size + h
+        attention = self.get_submodule("temporal_fusion_decoder.attention")
+        assert isinstance(attention, _CausalAttention)
+        attention.length = input_size + h
 
 
 @_complete(_SAME_NUMBERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Setup:
     flash_block_size: int = 64
     gradient_checkpointing: bool = False
 
-    def build(self) -> torch.ScriptObject:
+    def build(self) -> Any:
         """A C++ model with fresh weights, drawn from torch's generator."""
         return torch.classes.flash_models.Model(
             self.model_class,
@@ -51,7 +51,7 @@ class Engine:
     A copy, by `copy` or `pickle`, is an engine of its own for the copied module.
     """
 
-    def __init__(self, setup: Setup, native: torch.ScriptObject | None = None) -> None:
+    def __init__(self, setup: Setup, native: Any = None) -> None:
         self.setup = setup
         self._native = native
         self._names: list[list[str]] = []
@@ -62,7 +62,7 @@ class Engine:
         return Engine, (self.setup,)
 
     @property
-    def native(self) -> torch.ScriptObject:
+    def native(self) -> Any:
         """The C++ model, built when it is first needed; torch's generator does not notice."""
         if self._native is None:
             with torch.random.fork_rng(devices=[]):

@@ -35,7 +35,9 @@ class Node(nn.Module):
     def extra_repr(self) -> str:
         """Names and shapes of the tensors, in `print(model)`."""
         own = {**self._parameters, **self._buffers}
-        return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in own.items())
+        return ", ".join(
+            f"{name} {list(tensor.shape)}" for name, tensor in own.items() if tensor is not None
+        )
 
 
 class ForecastModel(nn.Module):
@@ -58,7 +60,7 @@ class ForecastModel(nn.Module):
             for name, value in arguments.items()
             if name not in ("self", "__class__") and value is not None
         }
-        settings = {name: given.pop(name) for name in SETTINGS}
+        settings: dict[str, Any] = {name: given.pop(name) for name in SETTINGS}
         self._check(given, settings)
         setup = Setup(type(self).model_class(), json.dumps(given), **settings)
         native = setup.build()
@@ -148,7 +150,7 @@ class ForecastModel(nn.Module):
                 f"{model_class} in {os.fspath(path)}; flash_attention.models.load takes any"
             )
         with torch.random.fork_rng(devices=[]):
-            model = cls(
+            model = cls(  # type: ignore[call-arg]  # the constructor of one of the six models
                 **json.loads(options),
                 output_size=output_size,
                 use_flash_attention=use_flash_attention,
@@ -189,7 +191,7 @@ class ForecastModel(nn.Module):
             for depth, key in enumerate(path, 1):
                 if key not in owner._modules:
                     owner.add_module(key, self.node_types.get(".".join(path[:depth]), Node)())
-                owner = owner._modules[key]
+                owner = owner.get_submodule(key)
             if isinstance(tensor, nn.Parameter):
                 owner.register_parameter(attribute, tensor)
             else:

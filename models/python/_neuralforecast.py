@@ -74,10 +74,11 @@ def accelerate(
     _check_surroundings(model)
     if use_flash_attention is None:
         use_flash_attention = name not in CHANGED_BY_FLASH
+    loss: Any = model.loss
     setup = Setup(
         name,
         json.dumps(_options(model, name)),
-        model.loss.outputsize_multiplier,
+        loss.outputsize_multiplier,
         use_flash_attention,
         flash_block_size,
         gradient_checkpointing,
@@ -92,15 +93,16 @@ def restore(model: Model) -> Model:
     """Undo `accelerate`; the weights are as trained. An object that is not accelerated stays so."""
     if isinstance(model.__dict__.get("forward"), AcceleratedForward):
         del model.forward
-        if isinstance(getattr(model, "interpretability_params", None), NotRecorded):
-            model.interpretability_params = {}
+        network: Any = model
+        if isinstance(getattr(network, "interpretability_params", None), NotRecorded):
+            network.interpretability_params = {}
     return model
 
 
 class AcceleratedForward:
     """Stands for the `forward` of one object; copies follow the object's copies."""
 
-    def __init__(self, model: nn.Module, engine: Engine) -> None:
+    def __init__(self, model: Any, engine: Engine) -> None:
         self.model = model
         self.engine = engine
 
@@ -111,7 +113,7 @@ class AcceleratedForward:
         return self.engine.forward(self.model, windows_batch)
 
 
-class NotRecorded(dict):
+class NotRecorded(dict[str, Any]):
     """Where TFT's weights of columns and steps would be."""
 
     def _refuse(self, *_: object) -> Any:
@@ -131,6 +133,7 @@ class NotRecorded(dict):
 
 def _network_class(model: nn.Module) -> type[nn.Module]:
     """neuralforecast's class that `model` is an object of."""
+    cls: Any
     for cls in type(model).__mro__:
         ours = cls.__name__ in _classes.__all__
         if not (ours and cls.__module__.startswith("neuralforecast.models.")):
@@ -147,7 +150,7 @@ def _network_class(model: nn.Module) -> type[nn.Module]:
     )
 
 
-def _check_surroundings(model: nn.Module) -> None:
+def _check_surroundings(model: Any) -> None:
     version = importlib.metadata.version("neuralforecast")
     if not version.startswith(SUPPORTED + "."):
         raise ValueError(
@@ -166,10 +169,10 @@ def _check_surroundings(model: nn.Module) -> None:
         )
 
 
-def _options(model: nn.Module, name: str) -> dict[str, Any]:
+def _options(model: Any, name: str) -> dict[str, Any]:
     """The options of the network, from what the object was made with."""
     given = model.hparams
-    options = {}
+    options: dict[str, Any] = {}
     for option in inspect.signature(getattr(_classes, name)).parameters:
         if option.endswith("_exog_list"):
             # As many as forward gets: categorical columns are embedded before it.
@@ -184,7 +187,7 @@ def _options(model: nn.Module, name: str) -> dict[str, Any]:
     return options
 
 
-def _fourier_index(model: nn.Module) -> dict[str, list[int]]:
+def _fourier_index(model: Any) -> dict[str, list[int]]:
     """The frequencies, which are in no parameter."""
     encoder = model.encoder.attn_layers[0].attention.inner_correlation
     decoder = model.decoder.layers[0].self_attention.inner_correlation

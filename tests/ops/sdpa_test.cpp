@@ -101,9 +101,7 @@ TEST(ReplaceSdpa, LastsAsLongAsItLives) {
   {
     const ReplaceSdpa outer;
     EXPECT_TRUE(is_ours());
-    {
-      const ReplaceSdpa inner;
-    }
+    { const ReplaceSdpa inner; }
     EXPECT_TRUE(is_ours());
   }
   EXPECT_FALSE(is_ours());

@@ -38,7 +38,7 @@ class Distribution;
 /// Options of `make_loss`, named as neuralforecast's arguments; each loss reads those it has.
 struct LossOptions {
   /// Prediction intervals in percent, each in (0, 100). MQLoss, DistributionLoss. Default: 80, 90.
-  TORCH_ARG(std::vector<double>, level) = { 80, 90 };
+  TORCH_ARG(std::vector<double>, level) = {80, 90};
   /// Quantiles, each in (0, 1), instead of `level`. MQLoss keeps their order, DistributionLoss
   /// sorts them. Default: none.
   TORCH_ARG(std::vector<double>, quantiles) = {};

@@ -1,0 +1,68 @@
+"""Sphinx configuration: `make docs` writes the documentation as HTML to build/docs/html.
+
+The source folder is the root of the repository, so that links between README.md, docs/ and the
+sources are the same here as on GitHub.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+project = "flash_attention"
+release = version = re.search(
+    r"^project\(\w+ VERSION ([\d.]+)", (ROOT / "CMakeLists.txt").read_text(), re.M
+)[1]
+copyright = "the flash_attention authors, Apache License 2.0"
+
+root_doc = "docs/index"
+include_patterns = ["README.md", "C*.md", "csrc/README.md", "docs/**"]
+exclude_patterns = [".*", "build*", "out", "docs/requirements*.txt"]
+
+extensions = [
+    "breathe",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+maximum_signature_line_length = 100
+autodoc_default_options = {"members": True, "show-inheritance": False}
+default_role = "code"
+napoleon_numpy_docstring = False
+
+breathe_projects = {"flash_attention": str(ROOT / "build/docs/doxygen/xml")}
+breathe_default_project = "flash_attention"
+# Each header declares the namespaces, and each model brings in the same forward().
+suppress_warnings = ["duplicate_declaration.cpp"]
+
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+html_theme = "furo"
+html_title = f"flash_attention {release}"
+html_extra_path = ["redirect"]  # index.html at the root
+
+
+def as_restructured_text(app, what, name, obj, options, lines: list[str]) -> None:
+    """What reads well in a terminal, as Sphinx and napoleon expect it."""
+    text = "\n".join(lines)
+    # |position - key| is an absolute value, not a substitution.
+    text = text.replace("|", r"\|")
+    # `Module`s: markup has to end at the end of a word.
+    text = re.sub(r"(`[^`\n]+`)(?=\w)", r"\1\\ ", text)
+    # A list of arguments over several lines.
+    text = re.sub(r"(?m)^( *\w+(?:, \w+)+,)\n +((?:\w+, )*\w+: )", r"\1 \2", text)
+    lines[:] = text.split("\n")
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", as_restructured_text, priority=400)  # before napoleon
