@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "csrc/decoding.h"
 #include "csrc/generic/exp.h"
 #include "csrc/generic/score_stage.h"
 #include "csrc/generic/stored_rows.h"
@@ -22,9 +23,7 @@ class Decode {
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
   static constexpr int W = V::kWidth;
-  /// Keys per step, whose values are read when all of them have been: so many that the prefetchers
-  /// of a CPU rarely change from keys to values and back.
-  static constexpr int kKeys = 1024;
+  static constexpr int kKeys = kDecodeKeys;  // per step
   /// Keys per call of the score stage.
   static constexpr int kBlock = 64;
   static constexpr int kVecs = kBlock / W;
@@ -35,12 +34,8 @@ class Decode {
   /// as fast as in two parts, which is worth that AVX2 keeps two of 16 sums outside its registers.
   static constexpr int kColumnVecs = 16;
 
-  /// A dot product for each score costs less than a tile of lanes of which half are idle. Without
-  /// dropout, whose random words come for lanes of queries. A few keys are no work either way: they
-  /// get sums in the order of the backward, so that the weight of an only key is 1 there, too.
   static bool fits(const ForwardParams& p) {
-    return W > 1 && p.shape.queries <= W / 2 && p.shape.keys >= kBlock && p.score.dropout == 0 &&
-           p.shape.head_dim <= V::kLongestChain * W;
+    return takes_decode_kernel(p, W, kBlock, V::kLongestChain * W);
   }
 
   static int64_t scratch_bytes(const ForwardParams& p) { return Decode(p, nullptr).bytes_; }
