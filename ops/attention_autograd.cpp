@@ -1,5 +1,5 @@
-// Autograd: the forward saves its inputs, its output and two numbers per row; the backward computes
-// the weights again.
+// Autograd: the forward saves its inputs, its output and two statistics per row; the backward
+// recomputes the weights.
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -13,7 +13,10 @@
 #include <mutex>
 
 #include "ops/double_backward.h"
-#include "ops/operator.h"
+#include "ops/dtypes.h"
+#include "ops/forward_backward.h"
+#include "ops/results.h"
+#include "ops/saved_options.h"
 #include "ops/unsupported_derivative.h"
 
 namespace flash {
@@ -28,68 +31,57 @@ variable_list to_list(BackwardResult result) {
 
 at::Tensor defined_or_empty(const std::optional<at::Tensor>& t) { return t.value_or(at::Tensor()); }
 
+SavedVariable saved(const at::Tensor& t) { return {t, /*is_output=*/false}; }
+SavedVariable saved(const std::optional<at::Tensor>& t) {
+  return t.has_value() ? saved(*t) : SavedVariable();
+}
+
 bool has_tangent(const at::Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
 
-/// The tensors that the operator has a derivative by; undefined where there is none.
-std::array<at::Tensor, kDifferentiable> differentiable(const at::Tensor& query,
-                                                       const at::Tensor& key,
-                                                       const at::Tensor& value,
-                                                       const CallOptions& o) {
+/// The inputs that the operator is differentiable in; undefined where the call has none.
+std::array<at::Tensor, kDifferentiable> differentiable_inputs(const at::Tensor& query,
+                                                              const at::Tensor& key,
+                                                              const at::Tensor& value,
+                                                              const AttentionOptions& o) {
   return {query,
           key,
           value,
-          defined_or_empty(o.bias),
-          defined_or_empty(o.alibi_slopes),
-          defined_or_empty(o.sinks)};
+          defined_or_empty(o.bias()),
+          defined_or_empty(o.alibi_slopes()),
+          defined_or_empty(o.sinks())};
 }
 
 /// The node of a recorded flash::_backward, for second derivatives.
 class AttentionBackwardNode : public torch::autograd::Node {
  public:
-  AttentionBackwardNode(const BackwardCallInputs& call) : options_(call.options), seed_(call.seed) {
-    const CallOptions& o = call.options;
-    const std::array<at::Tensor, kTwiceDifferentiable> inputs = {call.grad_out,
-                                                                 defined_or_empty(call.grad_lse),
-                                                                 call.query,
-                                                                 call.key,
-                                                                 call.value,
-                                                                 defined_or_empty(o.bias),
-                                                                 defined_or_empty(o.alibi_slopes),
-                                                                 defined_or_empty(o.sinks)};
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (inputs[i].defined()) inputs_[i] = SavedVariable(inputs[i], /*is_output=*/false);
-    }
+  explicit AttentionBackwardNode(const BackwardCallInputs& call)
+      : inputs_{saved(call.grad_out), saved(call.grad_lse), saved(call.query), saved(call.key),
+                saved(call.value)},
+        options_(call.options),
+        seed_(call.seed) {
+    const AttentionOptions& o = call.options;
     set_next_edges(torch::autograd::collect_next_edges(call.grad_out, call.grad_lse, call.query,
-                                                       call.key, call.value, o.bias, o.alibi_slopes,
-                                                       o.sinks));
-    if (o.query_positions.has_value()) positions_ = SavedVariable(*o.query_positions, false);
-    options_.bias.reset();
-    options_.alibi_slopes.reset();
-    options_.sinks.reset();
-    options_.query_positions.reset();
+                                                       call.key, call.value, o.bias(),
+                                                       o.alibi_slopes(), o.sinks()));
   }
 
   variable_list apply(variable_list&& cotangents) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     BackwardCallInputs call;
-    call.options = options_;
-    call.seed = seed_;
     call.grad_out = inputs_[0].unpack();
-    call.grad_lse = optional(inputs_[1].unpack());
+    call.grad_lse = optional_tensor(inputs_[1].unpack());
     call.query = inputs_[2].unpack();
     call.key = inputs_[3].unpack();
     call.value = inputs_[4].unpack();
-    call.options.bias = optional(inputs_[5].unpack());
-    call.options.alibi_slopes = optional(inputs_[6].unpack());
-    call.options.sinks = optional(inputs_[7].unpack());
-    call.options.query_positions = optional(positions_.unpack());
+    call.options = options_.unpack();
+    call.seed = seed_;
     std::array<at::Tensor, kDifferentiable> given;
     std::copy_n(cotangents.begin(), kDifferentiable, given.begin());
     std::array<bool, kTwiceDifferentiable> wanted;
     for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = task_should_compute_output(i);
     const auto found = second_gradients(call, given, wanted);
     variable_list result(found.begin(), found.end());
-    for (SavedVariable& input : inputs_) cotangents.push_back(input.unpack());
+    for_each_saved([&](SavedVariable& input) { cotangents.push_back(input.unpack()); });
     UnsupportedDerivative::attach(
         "flash::attention: expected a first or second derivative, got a request for a third one, "
         "which is not implemented; use flash::standard_attention, which has any number of "
@@ -102,19 +94,18 @@ class AttentionBackwardNode : public torch::autograd::Node {
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (SavedVariable& input : inputs_) input.reset_data();
-    positions_.reset_data();
+    for_each_saved([](SavedVariable& input) { input.reset_data(); });
   }
 
  private:
-  static std::optional<at::Tensor> optional(const at::Tensor& t) {
-    return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
+  template <class Visitor>
+  void for_each_saved(Visitor&& visit) {
+    for (SavedVariable& input : inputs_) visit(input);
+    for (SavedVariable& tensor : options_.tensors()) visit(tensor);
   }
 
-  // grad_out, grad_lse, query, key, value, bias, alibi_slopes, sinks
-  std::array<SavedVariable, kTwiceDifferentiable> inputs_;
-  SavedVariable positions_;
-  CallOptions options_;
+  std::array<SavedVariable, 5> inputs_;  // grad_out, grad_lse, query, key, value
+  SavedOptions options_;
   at::Tensor seed_;  // nobody writes to it, and it has no derivative
 };
 
@@ -122,17 +113,18 @@ BackwardResult backward_autograd(const at::Tensor& grad_out,
                                  const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
                                  const at::Tensor& key, const at::Tensor& value,
                                  const at::Tensor& out, const at::Tensor& row_stats,
-                                 const at::Tensor& seed, const CallOptions& options,
+                                 const at::Tensor& seed, const AttentionOptions& options,
                                  Needed needed) {
-  const ForwardResult saved(out, row_stats, seed);
   variable_list result;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
-    result = to_list(call_backward(grad_out, grad_lse, query, key, value, saved, options, needed));
+    result = to_list(call_backward(grad_out, grad_lse, query, key, value, {out, row_stats, seed},
+                                   options, needed));
   }
   const BackwardCallInputs call = {grad_out, grad_lse, query, key, value, options, seed};
   bool tangents = has_tangent(grad_out) || has_tangent(defined_or_empty(grad_lse));
-  for (const at::Tensor& t : differentiable(query, key, value, options)) tangents |= has_tangent(t);
+  for (const at::Tensor& t : differentiable_inputs(query, key, value, options))
+    tangents |= has_tangent(t);
   if (tangents) {
     const auto found = gradient_tangents(call, needed);
     for (size_t i = 0; i < result.size(); ++i) {
@@ -141,8 +133,8 @@ BackwardResult backward_autograd(const at::Tensor& grad_out,
       }
     }
   }
-  if (torch::autograd::compute_requires_grad(grad_out, grad_lse, query, key, value, options.bias,
-                                             options.alibi_slopes, options.sinks)) {
+  if (torch::autograd::compute_requires_grad(grad_out, grad_lse, query, key, value, options.bias(),
+                                             options.alibi_slopes(), options.sinks())) {
     const auto node = c10::make_intrusive<AttentionBackwardNode>(call);
     for (size_t i = 0; i < result.size(); ++i) {
       // In order, so that output i of the node is gradient i.
@@ -153,38 +145,26 @@ BackwardResult backward_autograd(const at::Tensor& grad_out,
                     std::tie(result[0], result[1], result[2], result[3], result[4], result[5]));
 }
 
-/// The node of one recorded call. Written out, not an autograd::Function: that keeps a map of named
-/// values and the sizes of every input, which on a short sequence costs as much as the attention.
+/// The node of one recorded call. Not an autograd::Function: that keeps a map of named values and
+/// the sizes of every input, which for a short sequence takes as long as the attention.
 class AttentionNode : public torch::autograd::Node {
  public:
   AttentionNode(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                const CallOptions& o)
-      : inputs_{saved(query),
-                saved(key),
-                saved(value),
-                saved(o.bias),
-                saved(o.alibi_slopes),
-                saved(o.sinks),
-                saved(o.query_positions)},
-        options_(o) {
-    // They are in `inputs_`, where autograd sees to their versions.
-    for (auto* tensor :
-         {&options_.bias, &options_.alibi_slopes, &options_.sinks, &options_.query_positions}) {
-      tensor->reset();
-    }
-    set_next_edges(
-        torch::autograd::collect_next_edges(query, key, value, o.bias, o.alibi_slopes, o.sinks));
+                const AttentionOptions& o)
+      : inputs_{saved(query), saved(key), saved(value)}, options_(o) {
+    set_next_edges(torch::autograd::collect_next_edges(query, key, value, o.bias(),
+                                                       o.alibi_slopes(), o.sinks()));
   }
 
-  /// To be called once the outputs have this node as their history; `is_output`: whether the out of
+  /// To be called once this node is the history of the outputs. `is_output`: whether the out of
   /// `result` is one of them.
   void save_results(const ForwardResult& result, bool is_output) {
     const auto& [out, row_stats, seed] = result;
     saves_output_ = is_output;
     out_ = SavedVariable(out, is_output);
     row_stats_ = saved(row_stats);
-    // Without dropout the seed is an empty tensor: to make another costs less than to save it.
-    if (options_.dropout > 0) seed_ = saved(seed);
+    // Without dropout the seed is an empty tensor, which is cheaper to make again than to save.
+    if (has_dropout()) seed_ = saved(seed);
   }
 
   variable_list apply(variable_list&& grads) override {
@@ -196,45 +176,32 @@ class AttentionNode : public torch::autograd::Node {
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for_each_tensor([](SavedVariable& tensor, bool) { tensor.reset_data(); });
+    for_each_saved([](SavedVariable& tensor, bool) { tensor.reset_data(); });
   }
 
-  // For compiled autograd, which records `apply` on stand-ins of what is saved.
+  // For compiled autograd, which traces `apply` with proxies for the saved tensors.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     auto& self = const_cast<AttentionNode&>(*this);
-    self.for_each_tensor([&](SavedVariable& t, bool is_output) { args.collect(t, is_output); });
-    args.collect(options_.causal);
-    args.collect(options_.window.left);
-    args.collect(options_.window.right);
-    args.collect(options_.softcap);
-    args.collect(options_.scale.has_value());
-    args.collect(options_.scale.value_or(0.0));
-    args.collect(options_.dropout);
-    args.collect(options_.block_size);
-    args.collect(options_.use_simd);
+    self.for_each_saved([&](SavedVariable& t, bool is_output) { args.collect(t, is_output); });
+    options_.collect_settings(args);
   }
 
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& saved) override {
-    for_each_tensor([&](SavedVariable& tensor, bool) { saved.before(tensor); });
+    for_each_saved([&](SavedVariable& tensor, bool) { saved.before(tensor); });
     variable_list result = gradients(grads);
-    for_each_tensor([&](SavedVariable& tensor, bool) { saved.after(tensor); });
+    for_each_saved([&](SavedVariable& tensor, bool) { saved.after(tensor); });
     return result;
   }
 
  private:
-  static SavedVariable saved(const at::Tensor& t) { return {t, /*is_output=*/false}; }
-  static SavedVariable saved(const std::optional<at::Tensor>& t) {
-    return t.has_value() ? saved(*t) : SavedVariable();
-  }
-  static std::optional<at::Tensor> optional(const at::Tensor& t) {
-    return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
-  }
+  bool has_dropout() const { return options_.settings().dropout() > 0; }
 
   /// Calls visit(tensor, whether it is an output of this node).
   template <class Visitor>
-  void for_each_tensor(Visitor&& visit) {
+  void for_each_saved(Visitor&& visit) {
     for (SavedVariable& input : inputs_) visit(input, false);
+    for (SavedVariable& tensor : options_.tensors()) visit(tensor, false);
     visit(out_, saves_output_);
     visit(row_stats_, false);
     visit(seed_, false);
@@ -247,35 +214,29 @@ class AttentionNode : public torch::autograd::Node {
     const at::Tensor out = out_.unpack(getptr());
     const at::Tensor grad_out = grads[0].defined() ? grads[0] : at::zeros_like(out);
     const at::Tensor seed =
-        options_.dropout > 0 ? seed_.unpack() : at::empty({0}, out.options().dtype(at::kLong));
-    CallOptions options = options_;
-    options.bias = optional(inputs_[3].unpack());
-    options.alibi_slopes = optional(inputs_[4].unpack());
-    options.sinks = optional(inputs_[5].unpack());
-    options.query_positions = optional(inputs_[6].unpack());
+        has_dropout() ? seed_.unpack() : at::empty({0}, out.options().dtype(at::kLong));
     Needed needed;
     for (size_t i = 0; i < kDifferentiable; ++i) needed[i] = task_should_compute_output(i);
     variable_list result = to_list(
         call_backward(grad_out, has_lse_grad ? std::optional<at::Tensor>(grads[1]) : std::nullopt,
                       inputs_[0].unpack(), inputs_[1].unpack(), inputs_[2].unpack(),
-                      ForwardResult(out, row_stats_.unpack(), seed), options, needed));
+                      {out, row_stats_.unpack(), seed}, options_.unpack(), needed));
     for (size_t i = 0; i < kDifferentiable; ++i) {
       if (!needed[i]) result[i] = at::Tensor();
     }
     return result;
   }
 
-  // query, key, value, bias, alibi_slopes, sinks, query_positions
-  std::array<SavedVariable, kDifferentiable + 1> inputs_;
+  std::array<SavedVariable, 3> inputs_;  // query, key, value
+  SavedOptions options_;
   SavedVariable out_, row_stats_, seed_;
   bool saves_output_ = true;
-  CallOptions options_;
 };
 
-/// Runs the forward and records it; lse only where it is asked for. With `forward`, out is what the
-/// kernels gave, before it is rounded to 16 bits, and `forward` receives all that they did.
+/// Runs the forward and records it; lse is undefined unless `with_lse`. With `forward`, out is left
+/// in the dtype that the kernels compute in, and `forward` receives all of their results.
 LseResult record(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                 const CallOptions& options, bool with_lse, ForwardResult* forward = nullptr) {
+                 const AttentionOptions& options, bool with_lse, ForwardResult* forward = nullptr) {
   const auto node = c10::make_intrusive<AttentionNode>(query, key, value, options);
   ForwardResult result;
   at::Tensor lse;
@@ -298,9 +259,9 @@ LseResult record(const at::Tensor& query, const at::Tensor& key, const at::Tenso
   return {out, lse};
 }
 
-/// Both results with their tangents; recorded, too, if gradients are asked for.
+/// Both results with their tangents, and recorded if `gradients`.
 LseResult with_tangents(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                        const CallOptions& options, bool gradients) {
+                        const AttentionOptions& options, bool gradients) {
   at::Tensor seed;
   LseResult result;
   if (gradients) {
@@ -321,11 +282,11 @@ LseResult with_tangents(const at::Tensor& query, const at::Tensor& key, const at
   return result;
 }
 
-/// Which derivatives a call has to see to.
-struct Asked {
-  Asked(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-        const CallOptions& options) {
-    for (const at::Tensor& t : differentiable(query, key, value, options)) {
+/// Which derivatives a call has to provide.
+struct RequestedDerivatives {
+  RequestedDerivatives(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                       const AttentionOptions& options) {
+    for (const at::Tensor& t : differentiable_inputs(query, key, value, options)) {
       gradients |= t.defined() && t.requires_grad();
       tangents |= has_tangent(t);
     }
@@ -335,28 +296,27 @@ struct Asked {
   bool tangents = false;
 };
 
-/// flash::_forward with derivatives and tangents of out and row_stats: for levels of functorch
-/// below one that records the call. Of the two numbers per row the largest score is a constant,
-/// whose choice changes no result.
+/// flash::_forward with derivatives and tangents of out and row_stats: for functorch levels below
+/// one that records the call. row_max counts as a constant, since no result depends on its choice.
 ForwardResult forward_autograd(const at::Tensor& query, const at::Tensor& key,
-                               const at::Tensor& value, const CallOptions& options) {
-  const Asked asked(query, key, value, options);
+                               const at::Tensor& value, const AttentionOptions& options) {
+  const RequestedDerivatives requested(query, key, value, options);
   ForwardResult result;
   at::Tensor lse;
-  if (asked.gradients) {
+  if (requested.gradients) {
     lse = std::get<1>(record(query, key, value, options, /*with_lse=*/true, &result));
   } else {
     const at::AutoDispatchBelowADInplaceOrView below;
     result = call_forward(query, key, value, options);
   }
   auto& [out, row_stats, seed] = result;
-  if (asked.gradients) {
+  if (requested.gradients) {
     const at::Tensor row_max = row_stats.select(0, 0), row_sum = row_stats.select(0, 1);
-    // d row_sum = row_sum d lse; the number itself stays as it is, to the last bit.
+    // d row_sum = row_sum d lse. The value of row_sum stays the same to the last bit.
     const at::Tensor change = row_sum * lse.masked_fill(row_sum == 0, 0.0);
     row_stats = at::stack({row_max, row_sum + (change - change.detach())});
   }
-  if (asked.tangents) {
+  if (requested.tangents) {
     const ForwardTangents tangents = forward_tangents(query, key, value, options, seed);
     out._set_fw_grad(in_dtype(tangents.out, out.scalar_type()), /*level=*/0,
                      /*is_inplace_op=*/false);
@@ -369,28 +329,28 @@ ForwardResult forward_autograd(const at::Tensor& query, const at::Tensor& key,
 }
 
 LseResult attention_with_lse_autograd(const at::Tensor& query, const at::Tensor& key,
-                                      const at::Tensor& value, const CallOptions& options) {
-  const Asked asked(query, key, value, options);
-  if (asked.gradients && !asked.tangents) {
+                                      const at::Tensor& value, const AttentionOptions& options) {
+  const RequestedDerivatives requested(query, key, value, options);
+  if (requested.gradients && !requested.tangents) {
     return record(query, key, value, options, /*with_lse=*/true);
   }
-  if (asked.tangents) return with_tangents(query, key, value, options, asked.gradients);
+  if (requested.tangents) return with_tangents(query, key, value, options, requested.gradients);
   const at::AutoDispatchBelowADInplaceOrView below;
-  return call_attention_with_lse(query, key, value, options);
+  return attention_with_lse(query, key, value, options);
 }
 
 at::Tensor attention_autograd(const at::Tensor& query, const at::Tensor& key,
-                              const at::Tensor& value, const CallOptions& options) {
-  const Asked asked(query, key, value, options);
-  if (asked.tangents) {
-    return std::get<0>(with_tangents(query, key, value, options, asked.gradients));
+                              const at::Tensor& value, const AttentionOptions& options) {
+  const RequestedDerivatives requested(query, key, value, options);
+  if (requested.tangents) {
+    return std::get<0>(with_tangents(query, key, value, options, requested.gradients));
   }
-  if (asked.gradients) {
+  if (requested.gradients) {
     return std::get<0>(record(query, key, value, options, /*with_lse=*/false));
   }
   // Nothing is saved: neither the statistics nor the seed need tensors of their own.
   const at::AutoDispatchBelowADInplaceOrView below;
-  return call_attention(query, key, value, options);
+  return attention(query, key, value, options);
 }
 
 }  // namespace
@@ -398,8 +358,8 @@ at::Tensor attention_autograd(const at::Tensor& query, const at::Tensor& key,
 
 TORCH_LIBRARY_IMPL(flash, Autograd, m) {
   using namespace flash;
-  m.impl("attention", AttentionCall<at::Tensor>::call<attention_autograd>);
-  m.impl("attention_with_lse", AttentionCall<LseResult>::call<attention_with_lse_autograd>);
-  m.impl("_forward", AttentionCall<ForwardResult>::call<forward_autograd>);
-  m.impl("_backward", BackwardCall::call<backward_autograd>);
+  m.impl("attention", AttentionOperator<at::Tensor>::kernel<attention_autograd>);
+  m.impl("attention_with_lse", AttentionOperator<LseResult>::kernel<attention_with_lse_autograd>);
+  m.impl("_forward", ForwardOperator::kernel<forward_autograd>);
+  m.impl("_backward", BackwardOperator::kernel<backward_autograd>);
 }

@@ -1,4 +1,4 @@
-// vmap: the mapped dimension joins the batch, so that N calls are one.
+// torch.vmap: the mapped dimension is merged into the batch, so that N calls become one.
 
 #include <ATen/ATen.h>
 #include <ATen/functorch/BatchedTensorImpl.h>
@@ -8,7 +8,8 @@
 #include <torch/library.h>
 
 #include "ops/backward_checks.h"
-#include "ops/operator.h"
+#include "ops/dtypes.h"
+#include "ops/forward_backward.h"
 
 namespace flash {
 namespace {
@@ -16,21 +17,21 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-/// The vmap that is being worked off, and how the tensors of a call are brought together for it.
+/// The innermost vmap, and how the tensors of a call are merged and split for it.
 class Mapped {
  public:
-  /// `query` is one of `tensors`, of a call that has been checked.
-  Mapped(const Tensor& query, std::initializer_list<OptionalTensor> tensors, const CallOptions& o)
+  /// For a call that has been checked; `query` is one of `tensors`.
+  Mapped(const Tensor& query, std::initializer_list<OptionalTensor> tensors,
+         const AttentionOptions& o)
       : batch_(query.size(0)) {
     const auto layer = at::functorch::maybeCurrentDynamicLayer();
     level_ = layer->layerId();
     randomness_ = at::functorch::VmapInterpreterPtr(&layer->interpreter()).randomness();
     for (const OptionalTensor& t : tensors) see(t);
-    for (const OptionalTensor* t : {&o.bias, &o.query_positions, &o.alibi_slopes, &o.sinks})
-      see(*t);
+    for_each_tensor(o, [&](const OptionalTensor& t) { see(t); });
   }
 
-  /// Whether the call has a mapped tensor at all; whether this is one.
+  /// Whether any tensor of the call is mapped; whether this one is.
   bool any() const { return count_ >= 0; }
   bool has(const Tensor& t) const { return at::functorch::isBatchedAtLevel(t, level_); }
 
@@ -45,34 +46,34 @@ class Mapped {
         "a call with dropout, got 'same', which is not implemented");
   }
 
-  /// [B, …] -> [N B, …]; with `front` > 0 dimensions that stand before B.
+  /// [B, …] -> [N B, …], where `front` dimensions precede B.
   Tensor merge(const Tensor& t, int64_t front = 0) const {
     return with_mapped(t, front).flatten(front, front + 1);
   }
 
-  /// An option that broadcasts: its `rank` dimensions, the first of which is 1 or `batch`, or
-  /// fewer. It is left alone where it serves all N calls alike, unless each wants a gradient of its
-  /// own.
+  /// The same for an option that broadcasts, of at most `rank` dimensions, the first of which is 1
+  /// or `batch`. An option that all N calls share is left alone, unless each of them has its `own`
+  /// gradient.
   OptionalTensor merge(const OptionalTensor& t, int64_t rank, bool own) const {
     if (!t.has_value()) return t;
     const int64_t missing = std::max<int64_t>(0, rank - t->dim());
     const bool is_shared = missing > 0 || t->size(0) == 1;
     if (!has(*t) && is_shared && !own) return t;
     Tensor all = with_mapped(*t, 0);
-    // The gradient of one of 16 bits may be a sum over the batch, which is rounded once.
-    if (own) all = widened(all);
+    // The gradient of a 16-bit option may be a sum over the batch, which is to be rounded once.
+    if (own) all = in_compute_dtype(all);
     for (int64_t i = 0; i < missing; ++i) all = all.unsqueeze(1);
     auto sizes = all.sizes().vec();
     sizes[1] = batch_;
     return all.expand(sizes).flatten(0, 1);
   }
 
-  /// The way back for a result.
+  /// The inverse of `merge`, for a result.
   Tensor split(const Tensor& t, int64_t front = 0) const {
     return batched(t.unflatten(front, {count_, batch_}), front);
   }
 
-  /// The way back for the gradient of `option`.
+  /// The inverse of `merge`, for the gradient of `option`.
   Tensor split_gradient(const Tensor& gradient, const Tensor& option, int64_t rank) const {
     const at::IntArrayRef sizes = option.sizes();
     Tensor each = gradient.unflatten(0, {count_, batch_});
@@ -108,50 +109,50 @@ class Mapped {
   at::functorch::RandomnessType randomness_;
 };
 
-CallOptions merge_options(const Mapped& mapped, const Tensor& query, const CallOptions& options,
-                          const Needed& own = {}) {
+AttentionOptions merge_options(const Mapped& mapped, const Tensor& query,
+                               const AttentionOptions& options, const Needed& own = {}) {
   const int64_t rank = query.dim();
-  CallOptions o = options;
-  // A bias may have the head dimension even where query has none.
-  const int64_t bias_rank = o.bias.has_value() ? std::max(rank, o.bias->dim()) : rank;
-  o.bias = mapped.merge(o.bias, bias_rank, own[3]);
-  o.query_positions = mapped.merge(o.query_positions, rank - 1, false);
-  o.alibi_slopes = mapped.merge(o.alibi_slopes, 2, own[4]);
-  o.sinks = mapped.merge(o.sinks, 2, own[5]);
+  AttentionOptions o = options;
+  // A bias may have a head dimension even if query has none.
+  const int64_t bias_rank = o.bias().has_value() ? std::max(rank, o.bias()->dim()) : rank;
+  o.bias() = mapped.merge(o.bias(), bias_rank, own[3]);
+  o.query_positions() = mapped.merge(o.query_positions(), rank - 1, false);
+  o.alibi_slopes() = mapped.merge(o.alibi_slopes(), 2, own[4]);
+  o.sinks() = mapped.merge(o.sinks(), 2, own[5]);
   return o;
 }
 
 Tensor attention_vmap(const Tensor& query, const Tensor& key, const Tensor& value,
-                      const CallOptions& options) {
+                      const AttentionOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
   check_attention(query, key, value, options);
   const Mapped mapped(query, {query, key, value}, options);
-  if (!mapped.any()) return call_attention(query, key, value, options);
-  mapped.check_randomness(options.dropout);
-  return mapped.split(call_attention(mapped.merge(query), mapped.merge(key), mapped.merge(value),
-                                     merge_options(mapped, query, options)));
+  if (!mapped.any()) return attention(query, key, value, options);
+  mapped.check_randomness(options.dropout());
+  return mapped.split(attention(mapped.merge(query), mapped.merge(key), mapped.merge(value),
+                                merge_options(mapped, query, options)));
 }
 
 LseResult attention_with_lse_vmap(const Tensor& query, const Tensor& key, const Tensor& value,
-                                  const CallOptions& options) {
+                                  const AttentionOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
   check_attention(query, key, value, options);
   const Mapped mapped(query, {query, key, value}, options);
-  if (!mapped.any()) return call_attention_with_lse(query, key, value, options);
-  mapped.check_randomness(options.dropout);
+  if (!mapped.any()) return attention_with_lse(query, key, value, options);
+  mapped.check_randomness(options.dropout());
   const auto [out, lse] =
-      call_attention_with_lse(mapped.merge(query), mapped.merge(key), mapped.merge(value),
-                              merge_options(mapped, query, options));
+      attention_with_lse(mapped.merge(query), mapped.merge(key), mapped.merge(value),
+                         merge_options(mapped, query, options));
   return {mapped.split(out), mapped.split(lse)};
 }
 
 ForwardResult forward_vmap(const Tensor& query, const Tensor& key, const Tensor& value,
-                           const CallOptions& options) {
+                           const AttentionOptions& options) {
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
   check_attention(query, key, value, options);
   const Mapped mapped(query, {query, key, value}, options);
   if (!mapped.any()) return call_forward(query, key, value, options);
-  mapped.check_randomness(options.dropout);
+  mapped.check_randomness(options.dropout());
   const auto [out, row_stats, seed] =
       call_forward(mapped.merge(query), mapped.merge(key), mapped.merge(value),
                    merge_options(mapped, query, options));
@@ -161,7 +162,7 @@ ForwardResult forward_vmap(const Tensor& query, const Tensor& key, const Tensor&
 BackwardResult backward_vmap(const Tensor& grad_out, const OptionalTensor& grad_lse,
                              const Tensor& query, const Tensor& key, const Tensor& value,
                              const Tensor& out, const Tensor& row_stats, const Tensor& seed,
-                             const CallOptions& options, Needed needed) {
+                             const AttentionOptions& options, Needed needed) {
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
   const ForwardResult saved(out, row_stats, seed);
   check_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
@@ -172,7 +173,7 @@ BackwardResult backward_vmap(const Tensor& grad_out, const OptionalTensor& grad_
   if (!mapped.any()) {
     return call_backward(grad_out, grad_lse, query, key, value, saved, options, needed);
   }
-  const CallOptions o = merge_options(mapped, query, options, needed);
+  const AttentionOptions o = merge_options(mapped, query, options, needed);
   const OptionalTensor lse =
       grad_lse.has_value() ? OptionalTensor(mapped.merge(*grad_lse)) : std::nullopt;
   const auto [d_query, d_key, d_value, d_bias, d_slopes, d_sinks] = call_backward(
@@ -182,13 +183,13 @@ BackwardResult backward_vmap(const Tensor& grad_out, const OptionalTensor& grad_
   const auto option = [&](size_t i, const Tensor& g, const OptionalTensor& input, int64_t rank) {
     return needed[i] ? mapped.split_gradient(g, *input, rank) : g;
   };
-  return {
-      back(0, d_query),
-      back(1, d_key),
-      back(2, d_value),
-      option(3, d_bias, options.bias, needed[3] ? std::max(query.dim(), options.bias->dim()) : 0),
-      option(4, d_slopes, options.alibi_slopes, 2),
-      option(5, d_sinks, options.sinks, 2)};
+  return {back(0, d_query),
+          back(1, d_key),
+          back(2, d_value),
+          option(3, d_bias, options.bias(),
+                 needed[3] ? std::max(query.dim(), options.bias()->dim()) : 0),
+          option(4, d_slopes, options.alibi_slopes(), 2),
+          option(5, d_sinks, options.sinks(), 2)};
 }
 
 }  // namespace
@@ -196,8 +197,8 @@ BackwardResult backward_vmap(const Tensor& grad_out, const OptionalTensor& grad_
 
 TORCH_LIBRARY_IMPL(flash, FuncTorchBatched, m) {
   using namespace flash;
-  m.impl("attention", AttentionCall<at::Tensor>::call<attention_vmap>);
-  m.impl("attention_with_lse", AttentionCall<LseResult>::call<attention_with_lse_vmap>);
-  m.impl("_forward", AttentionCall<ForwardResult>::call<forward_vmap>);
-  m.impl("_backward", BackwardCall::call<backward_vmap>);
+  m.impl("attention", AttentionOperator<at::Tensor>::kernel<attention_vmap>);
+  m.impl("attention_with_lse", AttentionOperator<LseResult>::kernel<attention_with_lse_vmap>);
+  m.impl("_forward", ForwardOperator::kernel<forward_vmap>);
+  m.impl("_backward", BackwardOperator::kernel<backward_vmap>);
 }

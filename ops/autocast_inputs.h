@@ -1,20 +1,21 @@
 #pragma once
-// Private to ops/: the tensors of a call as autocast wants them.
+// Private to ops/: the tensors of a call as autocast converts them.
 
 #include <ATen/core/Tensor.h>
 
-#include "ops/call_options.h"
+#include "ops/options.h"
 
 namespace flash {
 
-/// Query, key, value and options in the lower precision that autocast asks for, as far as it
-/// reaches: float64 stays, and beside 16-bit queries so do a bias, slopes and sinks in float32.
+/// Query, key, value and options in autocast's lower precision. As in torch, float64 tensors are
+/// left alone; a float32 bias, alibi_slopes or sinks stays float32, since attention takes that with
+/// 16-bit queries.
 struct AutocastInputs {
   AutocastInputs(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                 const CallOptions& options);
+                 const AttentionOptions& options);
 
   at::Tensor query, key, value;
-  CallOptions options;
+  AttentionOptions options;
 };
 
 }  // namespace flash

@@ -2,7 +2,8 @@
 
 #include <c10/util/Exception.h>
 
-#include "ops/memory_checks.h"
+#include "ops/dtypes.h"
+#include "ops/storage_checks.h"
 
 namespace flash {
 namespace {
@@ -10,15 +11,15 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-/// Holds what the forward saved, and the gradients of its results, to the call.
+/// Compares what the forward saved, and the gradients of its results, with the call.
 class BackwardChecks {
  public:
   BackwardChecks(const char* op, const Tensor& query) : op_(op), query_(query) {}
 
-  /// Of the dtype of query, or of the one that the kernels compute in.
+  /// In the dtype of query or its `compute_dtype`.
   void check_rows(const char* name, const Tensor& t, c10::SymIntArrayRef shape) const {
-    TORCH_CHECK_TYPE(is_dtype_beside(query_, t), op_, ": expected ", name, " of dtype ",
-                     dtypes_beside(query_), " got ", t.scalar_type());
+    TORCH_CHECK_TYPE(is_option_dtype(query_, t), op_, ": expected ", name, " of dtype ",
+                     option_dtypes(query_), " got ", t.scalar_type());
     check_place(name, t, shape);
   }
 
@@ -62,8 +63,9 @@ class BackwardChecks {
   const Tensor& query_;
 };
 
-/// [batch, heads, length], without heads in a 3-D call, and a width.
-c10::SymDimVector rows_of(const Sizes& s, const std::optional<c10::SymInt>& width = std::nullopt) {
+/// [batch, heads, queries] and `width` if given, without heads in a 3-D call.
+c10::SymDimVector shape_of_rows(const Sizes& s,
+                                const std::optional<c10::SymInt>& width = std::nullopt) {
   c10::SymDimVector shape = {s.batch};
   if (s.has_head_dimension) shape.push_back(s.heads);
   shape.push_back(s.queries);
@@ -75,11 +77,11 @@ c10::SymDimVector rows_of(const Sizes& s, const std::optional<c10::SymInt>& widt
 
 Sizes check_backward(const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& query,
                      const Tensor& key, const Tensor& value, const ForwardResult& saved,
-                     const CallOptions& o, const Needed& needed, Gradients gradients) {
+                     const AttentionOptions& o, const Needed& needed, Gradients gradients) {
   const Sizes s = check_attention(query, key, value, o);
   const auto& [out, row_stats, seed] = saved;
-  check_memory({grad_out, grad_lse, out, row_stats, seed});
-  const c10::SymDimVector rows = rows_of(s), of_out = rows_of(s, s.value_dim);
+  check_storage({grad_out, grad_lse, out, row_stats, seed});
+  const c10::SymDimVector rows = shape_of_rows(s), of_out = shape_of_rows(s, s.value_dim);
   c10::SymDimVector of_stats = rows;
   of_stats.insert(of_stats.begin(), 2);
   const BackwardChecks checks("flash::_backward", query);
@@ -91,18 +93,19 @@ Sizes check_backward(const Tensor& grad_out, const OptionalTensor& grad_lse, con
   }
   checks.check_rows("out", out, of_out);
   checks.check_statistics("row_stats", row_stats, of_stats);
-  checks.check_seed(seed, o.dropout);
-  checks.check_needed("bias", o.bias, needed[3]);
-  checks.check_needed("alibi_slopes", o.alibi_slopes, needed[4]);
-  checks.check_needed("sinks", o.sinks, needed[5]);
+  checks.check_seed(seed, o.dropout());
+  checks.check_needed("bias", o.bias(), needed[3]);
+  checks.check_needed("alibi_slopes", o.alibi_slopes(), needed[4]);
+  checks.check_needed("sinks", o.sinks(), needed[5]);
   return s;
 }
 
 void check_packed_backward(const Tensor& grad_out, const Packed& packed, const VarlenForward& saved,
-                           const CallOptions& o, const VarlenNeeded& needed, Gradients gradients) {
+                           const AttentionOptions& o, const VarlenNeeded& needed,
+                           Gradients gradients) {
   check_packed(packed, o);
   const auto& [out, row_stats, seed] = saved;
-  check_memory({grad_out, out, row_stats, seed});
+  check_storage({grad_out, out, row_stats, seed});
   const Tensor& query = packed.query;
   const c10::SymInt heads = query.sym_size(1);
   const c10::SymDimVector of_out = {query.sym_size(0), heads, packed.value.sym_size(2)};
@@ -111,9 +114,9 @@ void check_packed_backward(const Tensor& grad_out, const Packed& packed, const V
   if (gradients == Gradients::kReal) checks.check_rows("grad_out", grad_out, of_out);
   checks.check_rows("out", out, of_out);
   checks.check_statistics("row_stats", row_stats, {2, query.sym_size(0) * heads});
-  checks.check_seed(seed, o.dropout);
-  checks.check_needed("alibi_slopes", o.alibi_slopes, needed[3]);
-  checks.check_needed("sinks", o.sinks, needed[4]);
+  checks.check_seed(seed, o.dropout());
+  checks.check_needed("alibi_slopes", o.alibi_slopes(), needed[3]);
+  checks.check_needed("sinks", o.sinks(), needed[4]);
 }
 
 }  // namespace flash

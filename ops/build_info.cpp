@@ -1,4 +1,4 @@
-// What this library is: its version, the torch it was built against, the kernels it holds.
+// The version of the library, the torch that it was built against, and the kernels in it.
 
 #include <flash_attention/version.h>
 #include <torch/library.h>
@@ -33,8 +33,8 @@ std::string build_info() {
   return json.str();
 }
 
-// For tests: the kernels of the given name from here on, in all threads. Returns the name of those
-// that were active.
+// For tests: makes the kernels of this name active, in all threads. Returns the name of those that
+// were.
 std::string use_isa(const std::string& name) {
   TORCH_CHECK_VALUE(!name.empty(),
                     "flash::_use_isa: expected the name of an instruction set, got an empty one");

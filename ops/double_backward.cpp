@@ -7,7 +7,9 @@
 
 #include <algorithm>
 
-#include "ops/definition.h"
+#include "ops/dropout_mask.h"
+#include "ops/dtypes.h"
+#include "ops/math_attention.h"
 
 namespace flash {
 namespace {
@@ -15,23 +17,24 @@ namespace {
 using at::Tensor;
 using torch::autograd::variable_list;
 
-// Scores of a head that are held at once, and rows of which a product is efficient.
-constexpr int64_t kScoresAtOnce = int64_t{1} << 16;
+// Scores of one head that are in memory at a time, and the limits of the rows of a block: a matrix
+// product of fewer is inefficient.
+constexpr int64_t kScoresPerBlock = int64_t{1} << 16;
 constexpr int64_t kFewestRows = 8;
 constexpr int64_t kMostRows = 64;
 
-int64_t rows_at_once(int64_t keys) {
-  return std::clamp(kScoresAtOnce / std::max<int64_t>(keys, 1), kFewestRows, kMostRows);
+int64_t rows_per_block(int64_t keys) {
+  return std::clamp(kScoresPerBlock / std::max<int64_t>(keys, 1), kFewestRows, kMostRows);
 }
 
-constexpr int64_t kLevel = 0;  // of forward-mode differentiation: torch has no other
+constexpr int64_t kLevel = 0;  // of forward-mode differentiation, the only one in torch
 
 const Tensor& tangent_of(const Tensor& t) { return t._fw_grad(kLevel); }
 
-/// A tensor that the result of some rows is a function of, and the rows of it that they read.
+/// A tensor that the results of a block of rows depend on, and the part of it that they read.
 struct Input {
   Tensor whole;     // undefined if the call has none
-  int64_t dim = 0;  // the dimension that counts queries; 0: every row of queries reads all of it
+  int64_t dim = 0;  // the dimension of queries; 0: every block reads the whole tensor
   int64_t first = 0, count = 0;
 
   Tensor cut(const Tensor& t) const { return dim == 0 ? t : t.narrow(dim, first, count); }
@@ -48,8 +51,8 @@ bool counts_queries(const Tensor& t, int64_t dim, int64_t queries) {
   return t.dim() >= -dim && t.size(dim) == queries && queries > 1;
 }
 
-/// The sum of what the rows contribute to a result like `whole`, put together without writing into
-/// anything: under vmap the parts may have a dimension that a tensor made here has not.
+/// A result in the shape of `whole`, from the parts of all blocks. Nothing is written in place,
+/// since under vmap the parts may have a dimension that a tensor made here lacks.
 class Sum {
  public:
   void add(const Input& input, const Tensor& part) {
@@ -75,11 +78,11 @@ class Sum {
   Tensor sum_;
 };
 
-class Rows {
+class RowBlock {
  public:
-  Rows(const BackwardCallInputs& call, const Sizes& sizes, int64_t first, int64_t count)
+  RowBlock(const BackwardCallInputs& call, const Sizes& sizes, int64_t first, int64_t count)
       : call_(call), sizes_(sizes), first_(first), count_(count) {
-    const CallOptions& o = call.options;
+    const AttentionOptions& o = call.options;
     const int64_t queries = sizes.queries.expect_int();
     const auto by_query = [&](const std::optional<Tensor>& t, int64_t dim) {
       if (!t.has_value() || !t->is_floating_point()) return Input{};
@@ -90,9 +93,9 @@ class Rows {
                Input{call.query, -2, first, count},
                Input{call.key},
                Input{call.value},
-               by_query(o.bias, -2),
-               by_query(o.alibi_slopes, 0),
-               by_query(o.sinks, 0)};
+               by_query(o.bias(), -2),
+               by_query(o.alibi_slopes(), 0),
+               by_query(o.sinks(), 0)};
     if (call.grad_lse.has_value()) inputs_[1] = {*call.grad_lse, -1, first, count};
     for (const Input& input : inputs_) {
       leaves_.push_back(input.leaf());
@@ -102,7 +105,7 @@ class Rows {
 
   const Input& input(size_t i) const { return inputs_[i]; }
 
-  /// The derivatives of sum_i <cotangents[i], gradient i> by the leaves.
+  /// The derivatives of sum_i <cotangents[i], gradient i> by the `wanted` leaves.
   variable_list differentiate(const std::array<Tensor, kDifferentiable>& cotangents,
                               const std::array<bool, kTwiceDifferentiable>& wanted) {
     const at::AutoGradMode record(true);
@@ -153,29 +156,29 @@ class Rows {
 
  private:
   variable_list first_gradients(const variable_list& by, bool create_graph) {
-    CallOptions o = call_.options;
+    AttentionOptions o = call_.options;
     const auto replace = [&](std::optional<Tensor>& option, size_t leaf) {
       if (values_[leaf].defined()) option = values_[leaf];
     };
-    replace(o.alibi_slopes, 6);
-    replace(o.sinks, 7);
+    replace(o.alibi_slopes(), 6);
+    replace(o.sinks(), 7);
     o = options_of_rows(o, sizes_, call_.query, first_, count_);
     if (values_[5].defined()) {
-      // Cut already, and aligned as `options_of_rows` leaves it.
-      o.bias = missing_head_dimension(sizes_, values_[5].dim(), 4) == 1 ? values_[5].unsqueeze(1)
-                                                                        : values_[5];
+      // It is cut already, and needs the alignment that `options_of_rows` gives it.
+      o.bias() = missing_head_dimension(sizes_, values_[5].dim(), 4) == 1 ? values_[5].unsqueeze(1)
+                                                                          : values_[5];
     }
     std::optional<Tensor> keep;
     const Tensor q = with_heads(values_[2]);
-    if (o.dropout > 0) {
+    if (o.dropout() > 0) {
       keep = dropout_mask_from_seed(q.size(0), q.size(1), first_, count_, sizes_.keys.expect_int(),
-                                    o.dropout, call_.seed.item<int64_t>());
+                                    o.dropout(), call_.seed.item<int64_t>());
     }
     const bool with_lse = values_[1].defined();
-    const Definition result =
-        define_attention(q, with_heads(values_[3]), with_heads(values_[4]), o, keep, with_lse);
+    const MathResult result =
+        math_attention(q, with_heads(values_[3]), with_heads(values_[4]), o, keep, with_lse);
     variable_list outputs = {result.out}, cotangents = {with_heads(values_[0])};
-    if (with_lse && result.lse.requires_grad()) {  // of no keys it is a constant
+    if (with_lse && result.lse.requires_grad()) {  // without keys it is a constant
       outputs.push_back(result.lse);
       cotangents.push_back(sizes_.has_head_dimension ? values_[1] : values_[1].unsqueeze(1));
     }
@@ -189,89 +192,89 @@ class Rows {
   const int64_t first_, count_;
   std::array<Input, kTwiceDifferentiable> inputs_;
   variable_list leaves_;
-  variable_list values_;  // the leaves, with tangents where there are some
+  variable_list values_;  // the leaves, dual tensors where there is a tangent
 };
 
-/// 16-bit numbers would round each of the sums over rows.
-BackwardCallInputs widened(const BackwardCallInputs& call) {
-  return {flash::widened(call.grad_out),
-          flash::widened(call.grad_lse),
-          flash::widened(call.query),
-          flash::widened(call.key),
-          flash::widened(call.value),
-          flash::widened(call.options),
+/// In 16 bits, every partial sum over the rows would be rounded.
+BackwardCallInputs call_in_compute_dtype(const BackwardCallInputs& call) {
+  return {in_compute_dtype(call.grad_out),
+          in_compute_dtype(call.grad_lse),
+          in_compute_dtype(call.query),
+          in_compute_dtype(call.key),
+          in_compute_dtype(call.value),
+          in_compute_dtype(call.options),
           call.seed};
 }
 
-Tensor narrowed(const Tensor& t, const std::optional<Tensor>& like) {
+Tensor in_dtype_of(const Tensor& t, const std::optional<Tensor>& like) {
   return t.defined() ? in_dtype(t, like->scalar_type()) : t;
 }
 
 std::array<std::optional<Tensor>, kTwiceDifferentiable> inputs_of(const BackwardCallInputs& call) {
-  const CallOptions& o = call.options;
-  return {call.grad_out, call.grad_lse, call.query,     call.key,
-          call.value,    o.bias,        o.alibi_slopes, o.sinks};
+  const AttentionOptions& o = call.options;
+  return {call.grad_out, call.grad_lse, call.query,       call.key,
+          call.value,    o.bias(),      o.alibi_slopes(), o.sinks()};
 }
 
 }  // namespace
 
 std::array<Tensor, kTwiceDifferentiable> second_gradients(
-    const BackwardCallInputs& narrow, const std::array<Tensor, kDifferentiable>& narrow_cotangents,
+    const BackwardCallInputs& inputs, const std::array<Tensor, kDifferentiable>& cotangents,
     const std::array<bool, kTwiceDifferentiable>& wanted) {
-  const BackwardCallInputs call = widened(narrow);
-  std::array<Tensor, kDifferentiable> cotangents;
-  std::transform(narrow_cotangents.begin(), narrow_cotangents.end(), cotangents.begin(),
-                 [](const Tensor& t) { return t.defined() ? flash::widened(t) : t; });
+  const BackwardCallInputs call = call_in_compute_dtype(inputs);
+  std::array<Tensor, kDifferentiable> cotangents_computed;
+  std::transform(cotangents.begin(), cotangents.end(), cotangents_computed.begin(),
+                 [](const Tensor& t) { return t.defined() ? in_compute_dtype(t) : t; });
   const Sizes sizes = check_attention(call.query, call.key, call.value, call.options);
   const int64_t queries = sizes.queries.expect_int();
-  const int64_t step = rows_at_once(sizes.keys.expect_int());
+  const int64_t step = rows_per_block(sizes.keys.expect_int());
   std::array<Sum, kTwiceDifferentiable> sums;
   for (int64_t first = 0; first < queries; first += step) {
-    Rows rows(call, sizes, first, std::min(step, queries - first));
-    const variable_list parts = rows.differentiate(cotangents, wanted);
+    RowBlock rows(call, sizes, first, std::min(step, queries - first));
+    const variable_list parts = rows.differentiate(cotangents_computed, wanted);
     for (size_t i = 0; i < kTwiceDifferentiable; ++i) sums[i].add(rows.input(i), parts[i]);
   }
-  const auto like = inputs_of(narrow);
+  const auto like = inputs_of(inputs);
   std::array<Tensor, kTwiceDifferentiable> result;
-  for (size_t i = 0; i < result.size(); ++i) result[i] = narrowed(sums[i].result(), like[i]);
+  for (size_t i = 0; i < result.size(); ++i) result[i] = in_dtype_of(sums[i].result(), like[i]);
   return result;
 }
 
-std::array<Tensor, kDifferentiable> gradient_tangents(const BackwardCallInputs& narrow,
+std::array<Tensor, kDifferentiable> gradient_tangents(const BackwardCallInputs& inputs,
                                                       const Needed& needed) {
-  const BackwardCallInputs call = widened(narrow);
+  const BackwardCallInputs call = call_in_compute_dtype(inputs);
   const Sizes sizes = check_attention(call.query, call.key, call.value, call.options);
   const int64_t queries = sizes.queries.expect_int();
-  const int64_t step = rows_at_once(sizes.keys.expect_int());
+  const int64_t step = rows_per_block(sizes.keys.expect_int());
   std::array<Sum, kDifferentiable> sums;
   for (int64_t first = 0; first < queries; first += step) {
-    Rows rows(call, sizes, first, std::min(step, queries - first));
+    RowBlock rows(call, sizes, first, std::min(step, queries - first));
     const variable_list parts = rows.tangents(needed);
     for (size_t i = 0; i < kDifferentiable; ++i) sums[i].add(rows.input(2 + i), parts[i]);
   }
-  const auto like = inputs_of(narrow);
+  const auto like = inputs_of(inputs);
   std::array<Tensor, kDifferentiable> result;
-  for (size_t i = 0; i < result.size(); ++i) result[i] = narrowed(sums[i].result(), like[2 + i]);
+  for (size_t i = 0; i < result.size(); ++i) result[i] = in_dtype_of(sums[i].result(), like[2 + i]);
   return result;
 }
 
 ForwardTangents forward_tangents(const Tensor& query, const Tensor& key, const Tensor& value,
-                                 const CallOptions& options, const Tensor& seed) {
+                                 const AttentionOptions& options, const Tensor& seed) {
   const Sizes sizes = check_attention(query, key, value, options);
   const int64_t queries = sizes.queries.expect_int();
-  const int64_t step = rows_at_once(sizes.keys.expect_int());
+  const int64_t step = rows_per_block(sizes.keys.expect_int());
   const Tensor q = with_heads(query), k = with_heads(key), v = with_heads(value);
   variable_list outs, lses;
   for (int64_t first = 0; first < queries; first += step) {
     const int64_t count = std::min(step, queries - first);
     std::optional<Tensor> keep;
-    if (options.dropout > 0) {
-      keep = dropout_mask_from_seed(q.size(0), q.size(1), first, count, k.size(2), options.dropout,
-                                    seed.item<int64_t>());
+    if (options.dropout() > 0) {
+      keep = dropout_mask_from_seed(q.size(0), q.size(1), first, count, k.size(2),
+                                    options.dropout(), seed.item<int64_t>());
     }
-    const Definition rows =
-        define_attention(q.narrow(2, first, count), k, v,
-                         options_of_rows(options, sizes, q, first, count), keep, /*with_lse=*/true);
+    const MathResult rows =
+        math_attention(q.narrow(2, first, count), k, v,
+                       options_of_rows(options, sizes, q, first, count), keep, /*with_lse=*/true);
     const auto tangent = [](const Tensor& t) {
       return tangent_of(t).defined() ? tangent_of(t) : at::zeros_like(t);
     };
@@ -280,7 +283,7 @@ ForwardTangents forward_tangents(const Tensor& query, const Tensor& key, const T
   }
   if (outs.empty()) {
     outs = {at::empty({q.size(0), q.size(1), 0, v.size(3)}, q.options())};
-    lses = {at::empty({q.size(0), q.size(1), 0}, flash::widened(q).options())};
+    lses = {at::empty({q.size(0), q.size(1), 0}, in_compute_dtype(q).options())};
   }
   const auto joined = [&](const variable_list& parts) {
     const Tensor all = at::cat(parts, 2);

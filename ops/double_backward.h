@@ -1,49 +1,51 @@
 #pragma once
-// Private to ops/: what the kernels do not compute, the derivative of the gradients of one call and
-// forward-mode derivatives.
+// Private to ops/: the derivatives that the kernels do not compute, those of the gradients and
+// forward-mode ones. They are computed in blocks of rows from `math_attention`.
 
 #include <ATen/core/Tensor.h>
 
 #include <array>
 #include <optional>
 
-#include "ops/operator.h"
+#include "ops/forward_backward.h"
 
 namespace flash {
 
-/// What flash::_backward has a derivative by: grad_out and grad_lse, then `kDifferentiable` inputs.
+/// The number of inputs that flash::_backward is differentiable in: grad_out, grad_lse, and the
+/// `kDifferentiable` ones of the forward.
 constexpr size_t kTwiceDifferentiable = 2 + kDifferentiable;
 
-/// A call and what its gradients were asked for with.
+/// A forward call and the gradients of its results.
 struct BackwardCallInputs {
   at::Tensor grad_out;
   std::optional<at::Tensor> grad_lse;
   at::Tensor query, key, value;
-  CallOptions options;
-  at::Tensor seed;  ///< of the dropout mask, int64 [1]; not read without dropout
+  AttentionOptions options;
+  at::Tensor seed;  ///< int64 [1]; not read without dropout
 };
 
-/// The derivative of sum_i <cotangents[i], gradient i> for the gradients of flash::_backward, by
-/// what `wanted` says; undefined where it is not wanted or zero. `cotangents` may be undefined.
+/// The derivatives of sum_i <cotangents[i], gradient i>, where gradient i is a result of
+/// flash::_backward, by the inputs that are `wanted`; undefined where one is not wanted or is zero.
+/// `cotangents` may be undefined.
 ///
-/// Some rows of queries after the other, each from the definition by torch's own derivatives:
-/// memory of O(rows at once * S), whatever L is, and fewer rows at once the more keys there are.
+/// Blocks of rows of queries are differentiated one at a time by torch's autograd. Memory is
+/// O(rows of a block * S) for any L, and a block has fewer rows the more keys there are.
 std::array<at::Tensor, kTwiceDifferentiable> second_gradients(
     const BackwardCallInputs& call, const std::array<at::Tensor, kDifferentiable>& cotangents,
     const std::array<bool, kTwiceDifferentiable>& wanted);
 
-/// The tangents of the gradients of flash::_backward, by those of what it has a derivative by, for
-/// the current level of forward-mode differentiation; undefined where one is not `needed` or zero.
+/// The tangents of the results of flash::_backward from the tangents of its inputs, at the current
+/// level of forward-mode differentiation; undefined where one is not `needed` or is zero.
 std::array<at::Tensor, kDifferentiable> gradient_tangents(const BackwardCallInputs& call,
                                                           const Needed& needed);
 
-/// Those of out and lse, [B, H, L, Dv] and [B, H, L] ([B, L, Dv] and [B, L] of a 3-D call).
+/// The tangents of out [B, H, L, Dv] and lse [B, H, L] ([B, L, Dv] and [B, L] for a 3-D call).
 struct ForwardTangents {
   at::Tensor out;
   at::Tensor lse;
 };
 ForwardTangents forward_tangents(const at::Tensor& query, const at::Tensor& key,
-                                 const at::Tensor& value, const CallOptions& options,
+                                 const at::Tensor& value, const AttentionOptions& options,
                                  const at::Tensor& seed);
 
 }  // namespace flash

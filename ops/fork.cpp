@@ -1,7 +1,7 @@
-// A process that forks: the threads of OpenMP stay with the parent. The child inherits the record
-// of them, and its first parallel region would wait for them for good, here or in an operator of
-// torch. So they are let go before each fork. Parent and child start new ones when they next need
-// some, which costs tens of microseconds.
+// fork(): OpenMP's threads exist in the parent only, but the child inherits OpenMP's record of
+// them, and its first parallel region, here or in an operator of torch, would wait for them
+// forever. So they are released before each fork. Parent and child start new ones when they next
+// need them, which takes tens of microseconds.
 
 #include <omp.h>
 #include <pthread.h>
@@ -14,13 +14,14 @@
 namespace flash {
 namespace {
 
-/// Whether this process was forked from another one and has run no program since: then it may hold
-/// a record of threads that stayed there, from before this library could let them go.
+/// Whether this process was forked and has not called exec since: then it may have a record of
+/// threads of its parent, forked before this library could release them.
 bool forked_without_exec() {
   std::ifstream file("/proc/self/stat");
   std::string text;
   std::getline(file, text);
-  // Behind the name, in parentheses: state, parent, group, session, terminal, its group, flags.
+  // After the name, which is in parentheses: state, parent, group, session, terminal, its group,
+  // flags.
   const size_t name_end = text.rfind(')');
   if (name_end == std::string::npos) return false;
   std::string field;
@@ -36,13 +37,13 @@ const bool may_have_lost_threads = forked_without_exec();
 
 void release_threads() {
   if (__libc_single_threaded) return;
-  // To let go of threads that are not here would be to wait for them, too. Who has been told to
-  // stay on one thread, as the workers of a DataLoader are, need not.
+  // Releasing threads that do not exist would wait for them, too. A process that is limited to one
+  // thread, as DataLoader's workers are, need not release any.
   if (may_have_lost_threads && omp_get_max_threads() == 1) return;
   omp_pause_resource_all(omp_pause_soft);
 }
 
-// Fails for lack of memory only, and then forks are what they are without it.
+// Fails only for lack of memory, and then fork() behaves as without it.
 [[maybe_unused]] const int registered = pthread_atfork(release_threads, nullptr, nullptr);
 
 }  // namespace

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "ops/dtypes.h"
+
 namespace flash {
 namespace {
 
@@ -23,7 +25,7 @@ Shape shape_of(const Sizes& s) {
   const auto size = [](const c10::SymInt& n) { return n.expect_int(); };
   const Shape shape = {size(s.batch),   size(s.heads), size(s.key_heads), size(s.value_heads),
                        size(s.queries), size(s.keys),  size(s.head_dim),  size(s.value_dim)};
-  // Without columns a tensor of any number of rows takes no memory, but what is kept of a row does.
+  // A tensor without columns takes no memory however many rows it has, but their statistics do.
   constexpr int64_t kMostRows = std::numeric_limits<int64_t>::max() / (2 * sizeof(double));
   int64_t rows;
   const bool fits = !__builtin_mul_overflow(shape.batch, shape.heads, &rows) &&
@@ -39,7 +41,7 @@ void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, in
   std::fill(strides, strides + rank, 0);
   int64_t to = rank - 1;
   for (int64_t from = t.dim() - 1; from >= 0; --from, --to) {
-    // Without a head dimension of its own, [B, L, S] steps over the head at index 1.
+    // [B, L, S] has no head dimension, which is at index 1.
     if (inserted >= 0 && to == 1) --to;
     if (t.size(from) != 1) strides[to] = t.stride(from);
   }
@@ -50,42 +52,43 @@ Storage storage_of(at::ScalarType dtype) {
   return dtype == at::kHalf ? Storage::kHalf : Storage::kNative;
 }
 
-CallOptions with_native_numbers(const CallOptions& options) {
-  CallOptions o = options;
-  o.alibi_slopes = widened(o.alibi_slopes);
-  o.sinks = widened(o.sinks);
+AttentionOptions kernel_options(const AttentionOptions& options) {
+  AttentionOptions o = options;
+  o.alibi_slopes() = in_compute_dtype(o.alibi_slopes());
+  o.sinks() = in_compute_dtype(o.sinks());
   return o;
 }
 
-ScoreParams score_params(const CallOptions& o, const Sizes& sizes, int64_t head_dim, int64_t seed) {
+ScoreParams score_params(const AttentionOptions& o, const Sizes& sizes, int64_t head_dim,
+                         int64_t seed) {
   ScoreParams p = {};
-  p.scale = resolve_scale(o.scale, head_dim);
-  // The kernels' arithmetic would take a denormal cap for 0, which means none.
-  p.softcap = o.softcap > 0 ? std::max(o.softcap, std::numeric_limits<double>::min()) : 0.0;
-  if (o.alibi_slopes.has_value()) {
-    const at::Tensor& slopes = *o.alibi_slopes;
+  p.scale = resolve_scale(o.scale(), head_dim);
+  // The kernels flush denormals, and a softcap of 0 would mean none.
+  p.softcap = o.softcap() > 0 ? std::max(o.softcap(), std::numeric_limits<double>::min()) : 0.0;
+  if (o.alibi_slopes().has_value()) {
+    const at::Tensor& slopes = *o.alibi_slopes();
     p.alibi_slopes = slopes.const_data_ptr();
     p.slope_strides[0] = slopes.dim() == 2 ? slopes.stride(0) : 0;
     p.slope_strides[1] = slopes.stride(-1);
   }
-  p.window_left = o.window.left;
-  p.window_right = o.causal ? 0 : o.window.right;
-  if (o.sinks.has_value()) {
-    p.sinks = o.sinks->const_data_ptr();
-    p.sink_strides[0] = o.sinks->dim() == 2 ? o.sinks->stride(0) : 0;
-    p.sink_strides[1] = o.sinks->stride(-1);
+  p.window_left = o.window().left;
+  p.window_right = o.causal() ? 0 : o.window().right;
+  if (o.sinks().has_value()) {
+    p.sinks = o.sinks()->const_data_ptr();
+    p.sink_strides[0] = o.sinks()->dim() == 2 ? o.sinks()->stride(0) : 0;
+    p.sink_strides[1] = o.sinks()->stride(-1);
   }
-  if (o.bias.has_value()) {
-    p.bias_kind = o.bias->scalar_type() == at::kBool ? BiasKind::kBoolean : BiasKind::kAdditive;
-    p.bias_storage = storage_of(o.bias->scalar_type());
-    p.bias = o.bias->const_data_ptr();
-    broadcast_strides(*o.bias, sizes, 4, p.bias_strides);
+  if (o.bias().has_value()) {
+    p.bias_kind = o.bias()->scalar_type() == at::kBool ? BiasKind::kBoolean : BiasKind::kAdditive;
+    p.bias_storage = storage_of(o.bias()->scalar_type());
+    p.bias = o.bias()->const_data_ptr();
+    broadcast_strides(*o.bias(), sizes, 4, p.bias_strides);
   }
-  if (o.query_positions.has_value()) {
-    p.positions = o.query_positions->const_data_ptr<int64_t>();
-    broadcast_strides(*o.query_positions, sizes, 3, p.position_strides);
+  if (o.query_positions().has_value()) {
+    p.positions = o.query_positions()->const_data_ptr<int64_t>();
+    broadcast_strides(*o.query_positions(), sizes, 3, p.position_strides);
   }
-  p.dropout = o.dropout;
+  p.dropout = o.dropout();
   p.dropout_seed = static_cast<uint64_t>(seed);
   return p;
 }

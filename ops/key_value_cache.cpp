@@ -4,21 +4,22 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/memory_checks.h"
+#include "ops/attention_checks.h"
+#include "ops/operator.h"
+#include "ops/storage_checks.h"
 
 namespace flash {
 namespace {
 
 constexpr char kName[] = "flash::KeyValueCache";
 
-/// Dense, where the cache is, and with memory.
+/// Throws unless `t` is dense, on the device of the cache, and no larger than its storage.
 void check_place(const char* name, const at::Tensor& t, const at::Tensor& cache) {
   TORCH_CHECK_NOT_IMPLEMENTED(t.layout() == at::kStrided, kName, ": expected ", name,
                               " as a dense tensor, got the layout ", t.layout());
   TORCH_CHECK_VALUE(t.device() == cache.device(), kName, ": expected ", name, " on ",
                     cache.device(), ", got it on ", t.device());
-  check_memory({t});
+  check_storage({t});
 }
 
 void check_part(const char* name, const at::Tensor& part, const at::Tensor& cache) {
@@ -34,7 +35,7 @@ void check_part(const char* name, const at::Tensor& part, const at::Tensor& cach
       " without a gradient, which a cache written in place has not; call it in torch.no_grad()");
 }
 
-/// int64 [B], in [0, positions].
+/// `counts`, int64 [B] of values in [0, positions], or `positions` for every sequence.
 at::Tensor checked_counts(const std::optional<at::Tensor>& counts, const at::Tensor& lengths,
                           int64_t positions) {
   if (!counts.has_value()) return at::full_like(lengths, positions);
@@ -63,7 +64,7 @@ KeyValueCache::KeyValueCache(int64_t batch, int64_t key_heads, int64_t capacity,
       ", value_heads ", heads, ", capacity ", capacity, ", head_dim ", head_dim, ", value_dim ",
       width);
   check_floating(kName, "keys and values", dtype);
-  // Zeros: a NaN that memory happened to hold would be kept out of every result, but at a cost.
+  // Zeros: a NaN in uninitialised memory would not reach a result, but masking it takes time.
   key_ = at::zeros({batch, key_heads, capacity, head_dim}, at::dtype(dtype));
   value_ = at::zeros({batch, heads, capacity, width}, at::dtype(dtype));
   lengths_ = at::zeros({batch}, at::kLong);
@@ -115,8 +116,8 @@ at::Tensor KeyValueCache::attention(const at::Tensor& query, const AttentionOpti
                     " beside lengths of ", lengths_, "; append their keys and values first");
   AttentionOptions o = options;
   o.causal(true);
-  const bool alike = !counts.has_value() && (lengths_ == longest()).all().item<bool>();
-  if (!alike) {
+  const bool same_length = !counts.has_value() && (lengths_ == longest()).all().item<bool>();
+  if (!same_length) {
     o.query_positions((lengths_ - given).view({-1, 1, 1}) + at::arange(queries, at::kLong));
   }
   return flash::attention(query, key(), value(), o);
@@ -129,38 +130,29 @@ void KeyValueCache::truncate(int64_t length) {
 
 namespace {
 
-/// The class for Python, whose constructor and methods take what TorchScript can pass.
+/// The class that torch.classes.flash.KeyValueCache is, with arguments of types that TorchScript
+/// has.
 struct BoundCache : torch::CustomClassHolder {
   BoundCache(int64_t batch, int64_t key_heads, int64_t capacity, int64_t head_dim,
              std::optional<int64_t> value_dim, std::optional<int64_t> value_heads,
              at::ScalarType dtype)
       : cache(batch, key_heads, capacity, head_dim, value_dim, value_heads, dtype) {}
 
-  at::Tensor attention(const at::Tensor& query, const std::optional<at::Tensor>& counts,
-                       const std::optional<at::Tensor>& bias,
-                       const std::optional<std::vector<int64_t>>& window,
-                       const std::optional<at::Tensor>& alibi_slopes, double softcap,
-                       const std::optional<at::Tensor>& sinks, std::optional<double> scale) const {
-    const auto sizes =
-        window.has_value() ? at::OptionalIntArrayRef(*window) : at::OptionalIntArrayRef();
-    const CallOptions packed =
-        pack_options(bias, /*causal=*/true, /*query_positions=*/{}, sizes, alibi_slopes, softcap,
-                     sinks, scale, /*dropout=*/0.0, /*block_size=*/64, /*use_simd=*/true);
-    return cache.attention(query,
-                           AttentionOptions()
-                               .bias(bias)
-                               .window(packed.window)
-                               .alibi_slopes(alibi_slopes)
-                               .softcap(softcap)
-                               .sinks(sinks)
-                               .scale(scale),
-                           counts);
-  }
-
   KeyValueCache cache;
 };
 
 using Bound = c10::intrusive_ptr<BoundCache>;
+
+at::Tensor attention_of_cache(const Bound& self, const at::Tensor& query,
+                              const std::optional<at::Tensor>& counts,
+                              const AttentionOptions& options) {
+  return self->cache.attention(query, options, counts);
+}
+
+/// query, counts, and all options in the order of the schemas.
+using CacheAttention =
+    Operator<at::Tensor, Types<const Bound&, const at::Tensor&, const std::optional<at::Tensor>&>,
+             AllOptionArguments, Types<>>;
 
 }  // namespace
 }  // namespace flash
@@ -174,7 +166,7 @@ TORCH_LIBRARY_FRAGMENT(flash, m) {
       .def("append",
            [](const Bound& self, const Tensor& key, const Tensor& value,
               const std::optional<Tensor>& counts) { self->cache.append(key, value, counts); })
-      .def("attention", &BoundCache::attention)
+      .def("attention", &CacheAttention::kernel<attention_of_cache>)
       .def("truncate", [](const Bound& self, int64_t length) { self->cache.truncate(length); })
       .def("lengths", [](const Bound& self) { return self->cache.lengths(); })
       .def("capacity", [](const Bound& self) { return self->cache.capacity(); })

@@ -1,4 +1,4 @@
-// From the functions of layer_kernels.h to the kernels of the instruction set in use.
+// The functions of layer_kernels.h, forwarded to the kernels of the active instruction set.
 
 #include "csrc/layer_kernels.h"
 
@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "ops/kernel_call.h"
+#include "ops/kernel_selection.h"
 
 namespace flash::kernels {
 namespace {

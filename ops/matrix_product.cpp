@@ -1,27 +1,29 @@
 #include <ATen/ATen.h>
 #include <flash_attention/matrix_product.h>
 
-#include "ops/kernel_call.h"
+#include "ops/kernel_selection.h"
+#include "ops/schedule.h"
 
 namespace flash {
 namespace {
 
-constexpr char kOp[] = "flash::matrix_product";
+constexpr char kMatrixProduct[] = "flash::matrix_product";
 
 bool rows_are_contiguous(const at::Tensor& t) { return t.size(1) <= 1 || t.stride(1) == 1; }
 
-void check(const at::Tensor& left, const at::Tensor& right, const at::Tensor& out) {
+void check_product(const at::Tensor& left, const at::Tensor& right, const at::Tensor& out) {
   TORCH_CHECK_VALUE(left.dim() == 2 && right.dim() == 2 && out.dim() == 2 &&
                         left.size(1) == right.size(0) && out.size(0) == left.size(0) &&
                         out.size(1) == right.size(1),
-                    kOp, ": expected left [m, k], right [k, n] and out [m, n], got ", left.sizes(),
-                    ", ", right.sizes(), " and ", out.sizes());
-  check_kernel_input(kOp, "left", left);
-  check_same_dtype(kOp, "left", left, "right", right);
-  check_same_dtype(kOp, "left", left, "out", out);
+                    kMatrixProduct, ": expected left [m, k], right [k, n] and out [m, n], got ",
+                    left.sizes(), ", ", right.sizes(), " and ", out.sizes());
+  check_kernel_input(kMatrixProduct, "left", left);
+  check_same_dtype(kMatrixProduct, "left", left, "right", right);
+  check_same_dtype(kMatrixProduct, "left", left, "out", out);
   TORCH_CHECK_VALUE(
       (rows_are_contiguous(right) || rows_are_contiguous(right.t())) && rows_are_contiguous(out),
-      kOp, ": expected contiguous rows or columns of right, and rows of out, got strides ",
+      kMatrixProduct,
+      ": expected contiguous rows or columns of right, and rows of out, got strides ",
       right.strides(), " and ", out.strides(), "; copy right with .contiguous()");
 }
 
@@ -29,10 +31,10 @@ void check(const at::Tensor& left, const at::Tensor& right, const at::Tensor& ou
 
 void matrix_product(const at::Tensor& left, const at::Tensor& right, const at::Tensor& out,
                     ProductResult result) {
-  check(left, right, out);
+  check_product(left, right, out);
   const bool add = result == ProductResult::kAdd;
-  const TypedKernels& kernels = kernels_of(kOp, left.scalar_type());
-  if (&kernels == &kernels_of(kOp, left.scalar_type(), /*use_simd=*/false)) {
+  const TypedKernels& kernels = kernels_of(kMatrixProduct, left.scalar_type());
+  if (&kernels == &kernels_of(kMatrixProduct, left.scalar_type(), /*use_simd=*/false)) {
     at::Tensor target = out;
     if (add) {
       target.addmm_(left, right);

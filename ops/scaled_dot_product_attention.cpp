@@ -1,4 +1,4 @@
-// torch's scaled_dot_product_attention in terms of flash::attention.
+// The drop-in for torch's scaled_dot_product_attention, and the switch that replaces torch's.
 
 #include <ATen/ATen.h>
 #include <ATen/ExpandUtils.h>
@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "ops/memory_checks.h"
-#include "ops/operator.h"
+#include "ops/dtypes.h"
+#include "ops/storage_checks.h"
 
 namespace flash {
 namespace {
@@ -29,13 +29,13 @@ using LeadingSizes = c10::SymDimVector;
 using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, double,
                          bool, std::optional<double>, bool);
 
-/// What stands before the last three dimensions.
+/// The sizes of the dimensions before the last three.
 LeadingSizes leading(const Tensor& t) {
   const auto sizes = t.sym_sizes();
   return sizes.size() > 3 ? LeadingSizes(sizes.begin(), sizes.end() - 3) : LeadingSizes();
 }
 
-/// `lead` broadcast with what stands before the last three dimensions of `t`.
+/// `lead` broadcast with the leading sizes of `t`.
 LeadingSizes broadcast_leading(const char* name, LeadingSizes lead, const Tensor& t) {
   const LeadingSizes own = leading(t);
   if (own.size() > lead.size()) lead.insert(lead.begin(), own.size() - lead.size(), 1);
@@ -50,7 +50,7 @@ LeadingSizes broadcast_leading(const char* name, LeadingSizes lead, const Tensor
   return lead;
 }
 
-/// [lead.., H, L, D] -> [B, H, L, D], and fewer dimensions with ones in front.
+/// [lead.., H, L, D] -> [B, H, L, D]. Missing dimensions are inserted in front, with size 1.
 Tensor as_4d(Tensor t, const LeadingSizes& lead) {
   while (t.dim() < 4) t = t.unsqueeze(0);
   if (lead.size() < 2 && t.dim() == 4 && (lead.empty() || t.sym_size(0) == lead[0])) return t;
@@ -75,10 +75,10 @@ void check_inputs(const Tensor& query, const Tensor& key, const Tensor& value,
                     "flash::scaled_dot_product_attention: expected query, key and value of two or "
                     "more dimensions, got ",
                     query.sym_sizes(), ", ", key.sym_sizes(), " and ", value.sym_sizes());
-  check_memory({query, key, value, attn_mask});
+  check_storage({query, key, value, attn_mask});
 }
 
-/// A number of heads that those of query can share.
+/// Throws unless the `heads` of query can share the `own` heads of key or value.
 void check_heads(const char* name, const c10::SymInt& heads, const c10::SymInt& own, bool grouped) {
   const bool fits = grouped ? own != 0 && heads % own == 0 : own == heads || own == 1;
   TORCH_CHECK_VALUE(fits || heads == 0, "flash::scaled_dot_product_attention: expected ", name,
@@ -87,8 +87,8 @@ void check_heads(const char* name, const c10::SymInt& heads, const c10::SymInt& 
                     grouped ? "" : "; enable_gqa=True shares heads among groups of queries");
 }
 
-/// `mask` of [lead.., H, L, S] as a bias, in which what broadcasts stays 1 wherever it can: the
-/// gradient of a bias takes the room that the bias takes.
+/// `mask`, which broadcasts to [lead.., H, L, S], as a bias. Dimensions of size 1 are not expanded
+/// where that can be avoided, since the gradient of a bias takes as much memory as the bias.
 Tensor to_bias(const Tensor& mask, at::ScalarType dtype, const LeadingSizes& lead) {
   const bool as_is = mask.scalar_type() == at::kBool || mask.scalar_type() == compute_dtype(dtype);
   const Tensor bias = as_is ? mask : mask.to(dtype);
@@ -111,7 +111,8 @@ void check_mask(const Tensor& mask, c10::SymIntArrayRef scores) {
 Tensor compute(const Tensor& query, const Tensor& key, const Tensor& value,
                const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
                std::optional<double> scale, bool enable_gqa) {
-  if (query.defined() && !query.is_cpu() && !query.is_meta()) {  // a model that is moved goes on
+  // To torch, so that a model still works when it is moved to another device.
+  if (query.defined() && !query.is_cpu() && !query.is_meta()) {
     return at::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal,
                                             scale, enable_gqa);
   }
@@ -125,11 +126,11 @@ Tensor compute(const Tensor& query, const Tensor& key, const Tensor& value,
   const bool broadcasts = leading(query) != lead || leading(key) != lead || leading(value) != lead;
   const at::ScalarType dtype = query.scalar_type();
   if (broadcasts && compute_dtype(dtype) != dtype) {
-    // The gradient of what is expanded is a sum, of terms that would be rounded each.
+    // The gradient of an expanded tensor is a sum; in 16 bits each of its terms would be rounded.
     const OptionalTensor mask =
-        attn_mask.has_value() ? OptionalTensor(widened(*attn_mask)) : attn_mask;
-    return compute(widened(query), widened(key), widened(value), mask, dropout_p, is_causal, scale,
-                   enable_gqa)
+        attn_mask.has_value() ? OptionalTensor(in_compute_dtype(*attn_mask)) : attn_mask;
+    return compute(in_compute_dtype(query), in_compute_dtype(key), in_compute_dtype(value), mask,
+                   dropout_p, is_causal, scale, enable_gqa)
         .to(dtype);
   }
   Tensor q = as_4d(query, lead);
@@ -146,12 +147,12 @@ Tensor compute(const Tensor& query, const Tensor& key, const Tensor& value,
   if (attn_mask.has_value()) {
     LeadingSizes scores = lead;
     for (const auto& n : {q.sym_size(1), q.sym_size(2), k.sym_size(2)}) scores.push_back(n);
-    const size_t missing = rank < 4 ? 3 - rank : 0;  // of [L, D]: the heads
+    const size_t missing = rank < 4 ? 3 - rank : 0;  // [L, D] has no heads
     check_mask(*attn_mask, c10::SymIntArrayRef(scores).slice(missing));
     options.bias(to_bias(*attn_mask, query.scalar_type(), lead));
   }
-  // Of equally many queries and keys the top left and the bottom right are one corner. Where a
-  // traced program leaves the lengths open, the positions hold for both.
+  // With as many queries as keys, the top-left and the bottom-right alignment are the same. In a
+  // traced program with symbolic lengths, explicit positions are right in either case.
   if (is_causal && !TORCH_STATICALLY_KNOWN_TRUE(q.sym_size(2).sym_eq(k.sym_size(2)))) {
     options.query_positions(at::arange(q.sym_size(2), q.options().dtype(at::kLong)));
   }
@@ -175,14 +176,14 @@ bool is_taken_mask(const Tensor& t) {
   return is_dense_on_cpu(t) && (t.scalar_type() == at::kBool || t.is_floating_point());
 }
 
-/// Whether anybody wants ours in the place of torch's.
+/// Counts who wants torch's function replaced.
 class Replacement {
  public:
   void add() {
     std::call_once(registered_, [this] { register_kernels(); });
     ++users_;
   }
-  /// False if there is nobody to remove.
+  /// False if the count is 0 already.
   bool remove() {
     int64_t users = users_;
     while (users > 0 && !users_.compare_exchange_weak(users, users - 1)) {
@@ -199,7 +200,7 @@ class Replacement {
   std::vector<std::unique_ptr<torch::Library>> libraries_;
 };
 
-/// Never destroyed: at the end of a process the dispatcher may go first.
+/// Never destroyed, since the dispatcher may be destroyed before it at the end of the process.
 Replacement& replacement() {
   static auto* one = new Replacement();
   return *one;
@@ -208,7 +209,7 @@ Replacement& replacement() {
 Tensor compute_or_leave_to_torch(const Tensor& query, const Tensor& key, const Tensor& value,
                                  const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
                                  std::optional<double> scale, bool enable_gqa) {
-  // Torch's functional transforms cannot differentiate the operator.
+  // functorch cannot differentiate the operator from here.
   const bool is_transformed = at::functorch::maybeCurrentDynamicLayer().has_value();
   if (replacement().is_in_force() && !is_transformed && is_taken(query) && is_taken(key) &&
       is_taken(value) && (!attn_mask.has_value() || is_taken_mask(*attn_mask))) {
@@ -225,11 +226,11 @@ void replace_sdpa(bool on) {
                     "flash::_replace_sdpa: expected a replacement in force, got none to undo");
 }
 
-// Once and for good: other threads may be inside the dispatcher's entry when one of them has had
-// enough, and must not have it changed under their feet.
+// Registered once and never removed: other threads may be in the dispatcher's table entry when one
+// thread undoes its replacement.
 void Replacement::register_kernels() {
-  // Above autograd's key, where torch's composite function would run, and at the CPU's, which is
-  // all that a tensor of inference mode has.
+  // At autograd's key, where torch's composite function would run, and at the CPU's, the only one
+  // that a tensor of inference mode has.
   for (const c10::DispatchKey key : {c10::DispatchKey::AutogradCPU, c10::DispatchKey::CPU}) {
     libraries_.push_back(
         std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, __LINE__));
@@ -254,7 +255,7 @@ ReplaceSdpa::~ReplaceSdpa() { replacement().remove(); }
 }  // namespace flash
 
 TORCH_LIBRARY_FRAGMENT(flash, m) {
-  // Implicit: made of operators that have derivatives of their own.
+  // CompositeImplicitAutograd: it is made of differentiable operators.
   m.def(
       "scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, "
       "Tensor? attn_mask=None, float dropout_p=0.0, bool is_causal=False, *, float? scale=None, "
@@ -263,7 +264,7 @@ TORCH_LIBRARY_FRAGMENT(flash, m) {
   m.def("_replace_sdpa(bool on) -> ()", flash::replace_sdpa);
 }
 
-// torch.vmap decomposes it likewise: its parts have batching rules.
+// torch.vmap decomposes it, too, since its parts have batching rules.
 TORCH_LIBRARY_IMPL(flash, FuncTorchBatchedDecomposition, m) {
   m.impl("scaled_dot_product_attention", flash::compute);
 }

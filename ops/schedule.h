@@ -1,5 +1,5 @@
 #pragma once
-// Private to ops/: how many threads a plan's units are worth, and memory for each of them.
+// Private to ops/: from the plan of a kernel to threads, and the scratch memory of each of them.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
@@ -8,11 +8,24 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "ops/kernel_call.h"
+#include "csrc/kernels.h"
 
 namespace flash {
 
-/// How many units a thread takes at least, and how many threads that leaves something to do.
+/// The fewest units that are worth a thread.
+inline int64_t units_per_thread(const WorkPlan& plan) {
+  // Waking a thread takes a few microseconds, in which a core does about this many operations.
+  constexpr int64_t kFlopsPerWakeUp = 200'000;
+  return std::max<int64_t>(1, kFlopsPerWakeUp / std::max<int64_t>(1, plan.flops_per_unit));
+}
+
+/// Calls run(unit_begin, unit_end) on as many threads as the work is worth.
+template <class Run>
+void run_units(const WorkPlan& plan, Run&& run) {
+  at::parallel_for(0, plan.units, units_per_thread(plan), run);
+}
+
+/// The grain of at::parallel_for, and how many threads it leaves with units.
 struct Schedule {
   explicit Schedule(const WorkPlan& plan) {
     grain = units_per_thread(plan);
@@ -23,7 +36,7 @@ struct Schedule {
   int64_t threads;
 };
 
-/// Memory for each thread, and some for all of them.
+/// Memory for each thread, and some that all of them share.
 class Scratch {
  public:
   Scratch(int64_t bytes, int64_t threads, int64_t shared_bytes = 0)

@@ -1,11 +1,12 @@
-// Aggregation over time delays and correlation at time delays: two bilinear functions, each the
-// derivative of the other.
+// Aggregation over time delays and correlation at time delays: two bilinear functions, each of
+// which is the derivative of the other.
 
 #include <ATen/ATen.h>
 #include <flash_attention/time_delay.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "ops/kernel_call.h"
+#include "ops/kernel_selection.h"
+#include "ops/schedule.h"
 
 namespace flash {
 namespace {
@@ -57,9 +58,9 @@ at::Tensor correlate(const at::Tensor& query, const at::Tensor& key, const at::T
   return out;
 }
 
-/// Contiguous and in [0, times), as the kernels read them.
+/// `delays` modulo `times`, contiguous, as the kernels read them.
 at::Tensor modulo(const at::Tensor& delays, int64_t times) {
-  // Without times there is nothing that a delay could point to.
+  // Without times, no delay is ever used.
   return times == 0 ? at::zeros(delays.sizes(), delays.options())
                     : at::remainder(delays, times).contiguous();
 }
@@ -75,7 +76,7 @@ class Aggregation : public torch::autograd::Function<Aggregation> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& value, const at::Tensor& delays,
                             const at::Tensor& weights) {
-    // The value is needed for the gradient of the weights only.
+    // Only the gradient of the weights needs the value.
     ctx->save_for_backward({weights.requires_grad() ? value : at::Tensor(), delays, weights});
     return aggregate(value, delays, weights);
   }
@@ -96,7 +97,7 @@ class Correlation : public torch::autograd::Function<Correlation> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& query, const at::Tensor& key,
                             const at::Tensor& delays, double scale) {
     ctx->saved_data["scale"] = scale;
-    // Each is needed for the gradient of the other only.
+    // Only the gradient of the other needs each of them.
     ctx->save_for_backward({key.requires_grad() ? query : at::Tensor(),
                             query.requires_grad() ? key : at::Tensor(), delays});
     return correlate(query, key, delays, scale);

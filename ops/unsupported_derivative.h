@@ -1,6 +1,6 @@
 #pragma once
-// Private to ops/: a derivative that is not there raises when it is used. To record it is no
-// mistake: create_graph=True and torch.func.grad record one more than their caller may want.
+// Private to ops/: a derivative that is not implemented throws when it is used, not when it is
+// recorded: create_graph=True and torch.func.grad record one more than their caller may need.
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/function.h>
@@ -18,8 +18,8 @@ class UnsupportedDerivative : public torch::autograd::Node {
   UnsupportedDerivative(std::string message, torch::autograd::edge_list&& next_edges)
       : Node(std::move(next_edges)), message_(std::move(message)) {}
 
-  /// Where gradients are recorded, gives each of `results` a derivative by `inputs` that raises
-  /// c10::NotImplementedError with this text.
+  /// While gradients are recorded, gives each of `results` a derivative by `inputs` that throws
+  /// c10::NotImplementedError with this message.
   static void attach(const char* message, const std::vector<at::Tensor>& inputs,
                      torch::autograd::variable_list& results) {
     if (!at::GradMode::is_enabled()) return;

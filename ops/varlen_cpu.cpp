@@ -1,4 +1,5 @@
-// CPU: the kernels of attention on each of the packed sequences, cut into units for the threads.
+// CPU: packed sequences. Each sequence has its own plan; the units of all plans are one range for
+// the threads.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -7,9 +8,11 @@
 #include <vector>
 
 #include "ops/backward_checks.h"
-#include "ops/kernel_call.h"
+#include "ops/dropout_mask.h"
+#include "ops/dtypes.h"
 #include "ops/kernel_params.h"
-#include "ops/operator.h"
+#include "ops/kernel_selection.h"
+#include "ops/results.h"
 #include "ops/schedule.h"
 #include "ops/varlen.h"
 
@@ -32,24 +35,24 @@ std::vector<int64_t> offsets_of(const char* name, const Tensor& offsets, int64_t
   return found;
 }
 
-/// The sequences of one call, and what the kernels are told of all of them.
+/// The sequences of one call, and the kernel parameters that they share.
 class Sequences {
  public:
-  /// Of a call that has been checked, but for the values of its offsets. The seed of its dropout is
-  /// `saved_seed`, or drawn if there is none.
-  Sequences(const Packed& packed, const CallOptions& options, const Tensor* saved_seed)
-      : options_(with_native_numbers(options)) {
+  /// For a call that `check_packed` has checked; checks its offsets. The seed of its dropout is
+  /// `saved_seed`, or drawn if that is null.
+  Sequences(const Packed& packed, const AttentionOptions& options, const Tensor* saved_seed)
+      : options_(kernel_options(options)) {
     query_ = rows_contiguous(packed.query);
     key_ = rows_contiguous(packed.key);
     value_ = rows_contiguous(packed.value);
-    number_size_ = static_cast<int64_t>(c10::elementSize(compute_dtype(query_.scalar_type())));
+    element_size_ = static_cast<int64_t>(c10::elementSize(compute_dtype(query_.scalar_type())));
     queries_ = offsets_of("cu_seqlens_q", packed.cu_seqlens_q, query_.size(0));
     keys_ = offsets_of("cu_seqlens_k", packed.cu_seqlens_k, key_.size(0));
-    CallOptions o = options_;
-    o.alibi_slopes.reset(), o.sinks.reset();
+    AttentionOptions o = options_;
+    o.alibi_slopes().reset(), o.sinks().reset();
     const Sizes sizes = check_attention(as_heads(query_), as_heads(key_), as_heads(value_), o);
     shape_ = shape_of(sizes);
-    if (options.dropout > 0) {
+    if (options.dropout() > 0) {
       seed_ = saved_seed != nullptr ? *saved_seed->const_data_ptr<int64_t>() : draw_seed();
     }
     score_ = score_params(options_, sizes, shape_.head_dim, seed_);
@@ -61,30 +64,31 @@ class Sequences {
   const Shape& shape() const { return shape_; }
   int64_t rows() const { return queries_.back(); }
 
-  /// Where numbers of query `row` of the first head are in memory of [H, L] for each sequence.
+  /// Where sequence n begins in the concatenation of [H, L] for every sequence.
   int64_t row_offset(int64_t n) const { return shape_.heads * queries_[n]; }
   int64_t row_count(int64_t n) const { return shape_.heads * query_count(n); }
   int64_t query_count(int64_t n) const { return queries_[n + 1] - queries_[n]; }
 
-  /// The part of ForwardParams and BackwardParams that they share, for sequence n.
+  /// Fills what ForwardParams and BackwardParams have in common, for sequence n.
   template <class Params>
   void fill(int64_t n, Params& p) const {
     p.shape = shape_;
     p.shape.queries = query_count(n);
     p.shape.keys = keys_[n + 1] - keys_[n];
     p.score = score_;
-    p.score.dropout_seed += static_cast<uint64_t>(n);  // another mask for each
+    p.score.dropout_seed += static_cast<uint64_t>(n);  // its own dropout mask
     if (score_.sinks != nullptr) {
-      p.score.sinks = moved(score_.sinks, n * score_.sink_strides[0], number_size_);
+      p.score.sinks = advance(score_.sinks, n * score_.sink_strides[0], element_size_);
     }
     if (score_.alibi_slopes != nullptr) {
-      p.score.alibi_slopes = moved(score_.alibi_slopes, n * score_.slope_strides[0], number_size_);
+      p.score.alibi_slopes =
+          advance(score_.alibi_slopes, n * score_.slope_strides[0], element_size_);
     }
     p.storage = storage_of(query_.scalar_type());
     p.query = queries_of(n, query_);
     p.key = keys_of(n, key_);
     p.value = keys_of(n, value_);
-    p.block_size = options_.block_size;
+    p.block_size = options_.block_size();
   }
 
   ConstRows queries_of(int64_t n, const Tensor& t) const {
@@ -103,27 +107,27 @@ class Sequences {
  private:
   template <class Pointer>
   static RowsOf<Pointer> at(int64_t row, const RowsOf<Pointer>& rows, const Tensor& t) {
-    return moved(rows, row * rows.strides.row, static_cast<int64_t>(t.element_size()));
+    return advance(rows, row * rows.strides.row, static_cast<int64_t>(t.element_size()));
   }
 
   Tensor query_, key_, value_;
-  CallOptions options_;
+  AttentionOptions options_;
   int64_t seed_ = 0;
-  int64_t number_size_;  // of what the kernels compute in
+  int64_t element_size_;  // of the dtype that the kernels compute in
   std::vector<int64_t> queries_, keys_;
   Shape shape_;
   ScoreParams score_;
 };
 
-/// Calls run(n, unit_begin, unit_end) for all units of the plans that `takes` says, as one range
+/// Calls run(n, unit_begin, unit_end) for all units of the plans that `takes` selects, as one range
 /// for the threads.
 template <class Takes, class Run>
 void run_all(const std::vector<WorkPlan>& plans, const Takes& takes, const Run& run) {
-  std::vector<int64_t> begins = {0}, numbers;
+  std::vector<int64_t> begins = {0}, sequences;
   WorkPlan all = {};
   for (size_t n = 0; n < plans.size(); ++n) {
     if (plans[n].units == 0 || !takes(static_cast<int64_t>(n))) continue;
-    numbers.push_back(static_cast<int64_t>(n));
+    sequences.push_back(static_cast<int64_t>(n));
     begins.push_back(begins.back() + plans[n].units);
     all.flops_per_unit += plans[n].units * plans[n].flops_per_unit;
   }
@@ -136,7 +140,7 @@ void run_all(const std::vector<WorkPlan>& plans, const Takes& takes, const Run& 
                1;
     for (; begin < end; ++i) {
       const int64_t last = std::min(end, begins[i + 1]);
-      run(numbers[i], begin - begins[i], last - begins[i]);
+      run(sequences[i], begin - begins[i], last - begins[i]);
       begin = last;
     }
   });
@@ -144,17 +148,17 @@ void run_all(const std::vector<WorkPlan>& plans, const Takes& takes, const Run& 
 
 VarlenForward forward_into(at::ScalarType out_dtype, const Tensor& query, const Tensor& key,
                            const Tensor& value, const Tensor& cu_seqlens_q,
-                           const Tensor& cu_seqlens_k, const CallOptions& o) {
+                           const Tensor& cu_seqlens_k, const AttentionOptions& o) {
   const Packed packed = {query, key, value, cu_seqlens_q, cu_seqlens_k};
   check_packed(packed, o);
   const Sequences sequences(packed, o, /*saved_seed=*/nullptr);
-  const TypedKernels& kernels = kernels_of(kVarlenOp, query.scalar_type(), o.use_simd);
+  const TypedKernels& kernels = kernels_of(kVarlenOp, query.scalar_type(), o.use_simd());
   const Shape& s = sequences.shape();
   const at::ScalarType dtype = compute_dtype(query.scalar_type());
   const Tensor out = allocate({sequences.rows(), s.heads, s.value_dim}, query, out_dtype);
   const Tensor row_stats = allocate({2, sequences.rows() * s.heads}, query, dtype);
-  const Tensor seed = empty_seed(query, o.dropout);
-  if (o.dropout > 0) *seed.mutable_data_ptr<int64_t>() = sequences.seed();
+  const Tensor seed = empty_seed(query, o.dropout());
+  if (o.dropout() > 0) *seed.mutable_data_ptr<int64_t>() = sequences.seed();
 
   std::vector<ForwardParams> params(static_cast<size_t>(sequences.count()));
   std::vector<WorkPlan> plans;
@@ -165,8 +169,8 @@ VarlenForward forward_into(at::ScalarType out_dtype, const Tensor& query, const 
     sequences.fill(n, p);
     p.out_storage = storage_of(out.scalar_type());
     p.out = sequences.mutable_queries_of(n, out);
-    p.row_max = moved(row_stats.mutable_data_ptr(), sequences.row_offset(n), size);
-    p.row_sum = moved(p.row_max, sequences.rows() * s.heads, size);
+    p.row_max = advance(row_stats.mutable_data_ptr(), sequences.row_offset(n), size);
+    p.row_sum = advance(p.row_max, sequences.rows() * s.heads, size);
     plans.push_back(kernels.forward_plan(p));
     scratch_bytes = std::max(scratch_bytes, kernels.forward_scratch_bytes(p));
   }
@@ -181,19 +185,20 @@ VarlenForward forward_into(at::ScalarType out_dtype, const Tensor& query, const 
 
 VarlenForward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
                           const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-                          const CallOptions& o) {
+                          const AttentionOptions& o) {
   return forward_into(compute_dtype(query.scalar_type()), query, key, value, cu_seqlens_q,
                       cu_seqlens_k, o);
 }
 
 Tensor output_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
-                  const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, const CallOptions& o) {
+                  const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                  const AttentionOptions& o) {
   return std::get<0>(
       forward_into(query.scalar_type(), query, key, value, cu_seqlens_q, cu_seqlens_k, o));
 }
 
-/// From what each row adds, [H, L] for each sequence, to the shape of `numbers`.
-Tensor sum_rows(const Tensor& numbers, const Tensor& rows, const Sequences& sequences) {
+/// The gradient of `option`, [H] or [N, H], from the term of each row, [H, L] for every sequence.
+Tensor sum_rows(const Tensor& option, const Tensor& rows, const Sequences& sequences) {
   const int64_t heads = sequences.shape().heads;
   std::vector<Tensor> sums;
   for (int64_t n = 0; n < sequences.count(); ++n) {
@@ -203,23 +208,23 @@ Tensor sum_rows(const Tensor& numbers, const Tensor& rows, const Sequences& sequ
   }
   const Tensor each =
       sums.empty() ? at::zeros({0, heads}, rows.options().dtype(at::kDouble)) : at::stack(sums);
-  return (numbers.dim() == 1 ? each.sum(0) : each).to(numbers.scalar_type());
+  return (option.dim() == 1 ? each.sum(0) : each).to(option.scalar_type());
 }
 
 VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const Tensor& key,
                             const Tensor& value, const Tensor& cu_seqlens_q,
                             const Tensor& cu_seqlens_k, const Tensor& out, const Tensor& row_stats,
-                            const Tensor& seed, const CallOptions& o, VarlenNeeded needed) {
+                            const Tensor& seed, const AttentionOptions& o, VarlenNeeded needed) {
   const Packed packed = {query, key, value, cu_seqlens_q, cu_seqlens_k};
   check_packed_backward(grad_out, packed, {out, row_stats, seed}, o, needed);
   const Sequences sequences(packed, o, &seed);
-  const TypedKernels& kernels = kernels_of(kVarlenOp, query.scalar_type(), o.use_simd);
-  // As the forward made them, unless somebody else calls.
+  const TypedKernels& kernels = kernels_of(kVarlenOp, query.scalar_type(), o.use_simd());
+  // Contiguous as the forward made them, unless the caller is not autograd.
   const Tensor d_out = rows_contiguous(grad_out), saved_out = rows_contiguous(out),
                stats = row_stats.contiguous();
   const auto gradient_of = [&](bool wanted, const Tensor& input) {
-    const at::ScalarType sums = compute_dtype(input.scalar_type());
-    return wanted ? allocate(input.sym_sizes(), input, sums) : allocate({0}, input, sums);
+    const at::ScalarType dtype = compute_dtype(input.scalar_type());
+    return wanted ? allocate(input.sym_sizes(), input, dtype) : allocate({0}, input, dtype);
   };
   const Tensor d_query = gradient_of(needed[0], query), d_key = gradient_of(needed[1], key),
                d_value = gradient_of(needed[2], value);
@@ -238,13 +243,13 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
     p.out = sequences.queries_of(n, saved_out);
     p.grad_out_storage = storage_of(d_out.scalar_type());
     p.grad_out = sequences.queries_of(n, d_out);
-    p.row_max = moved(stats.const_data_ptr(), sequences.row_offset(n), size);
-    p.row_sum = moved(p.row_max, stats.size(1), size);
+    p.row_max = advance(stats.const_data_ptr(), sequences.row_offset(n), size);
+    p.row_sum = advance(p.row_max, stats.size(1), size);
     if (needed[0]) p.grad_query = sequences.mutable_queries_of(n, d_query);
     if (needed[1]) p.grad_key = sequences.mutable_keys_of(n, d_key);
     if (needed[2]) p.grad_value = sequences.mutable_keys_of(n, d_value);
     const auto rows_of_sequence = [&](const Tensor& rows) {
-      return moved(rows.mutable_data_ptr(), sequences.row_offset(n), size);
+      return advance(rows.mutable_data_ptr(), sequences.row_offset(n), size);
     };
     if (needed[3]) p.grad_slope_rows = rows_of_sequence(slope_rows);
     if (needed[4]) p.grad_sink_rows = rows_of_sequence(sink_rows);
@@ -265,13 +270,13 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
           });
     }
   } else {
-    // No query at all, and dimensions beside none that may be of any size: as in attention_cpu.cpp.
+    // Without queries, the other dimensions may be of any size, as in attention_cpu.cpp.
     for (const Tensor& sums : {d_query, d_key, d_value}) sums.zero_();
   }
   const at::ScalarType dtype = query.scalar_type();
   return {in_dtype(d_query, dtype), in_dtype(d_key, dtype), in_dtype(d_value, dtype),
-          needed[3] ? sum_rows(*o.alibi_slopes, slope_rows, sequences) : allocate({0}, query),
-          needed[4] ? sum_rows(*o.sinks, sink_rows, sequences) : allocate({0}, query)};
+          needed[3] ? sum_rows(*o.alibi_slopes(), slope_rows, sequences) : allocate({0}, query),
+          needed[4] ? sum_rows(*o.sinks(), sink_rows, sequences) : allocate({0}, query)};
 }
 
 }  // namespace
@@ -279,7 +284,7 @@ VarlenBackward backward_cpu(const Tensor& grad_out, const Tensor& query, const T
 
 TORCH_LIBRARY_IMPL(flash, CPU, m) {
   using namespace flash;
-  m.impl("varlen_attention", VarlenCall<at::Tensor>::call<output_cpu>);
-  m.impl("_varlen_forward", VarlenCall<VarlenForward>::call<forward_cpu>);
-  m.impl("_varlen_backward", VarlenBackwardCall::call<backward_cpu>);
+  m.impl("varlen_attention", VarlenOperator<at::Tensor>::kernel<output_cpu>);
+  m.impl("_varlen_forward", VarlenOperator<VarlenForward>::kernel<forward_cpu>);
+  m.impl("_varlen_backward", VarlenBackwardOperator::kernel<backward_cpu>);
 }

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "csrc/decode_choice.h"
 #include "csrc/generic/exp.h"
 #include "csrc/generic/score_stage.h"
 #include "csrc/generic/stored_rows.h"
@@ -23,9 +24,7 @@ class Decode {
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
   static constexpr int W = V::kWidth;
-  /// Keys per step. A step reads all of its keys and then all of its values. It is long, so that
-  /// the hardware prefetchers rarely switch between the two.
-  static constexpr int kKeys = 1024;
+  static constexpr int kKeys = kDecodeKeys;  // per step
   /// Keys per call of the score stage.
   static constexpr int kBlock = 64;
   static constexpr int kVecs = kBlock / W;
@@ -36,14 +35,8 @@ class Decode {
   /// them in two passes, which outweighs that AVX2 spills 2 of the 16 sums.
   static constexpr int kColumnVecs = 16;
 
-  /// Whether this kernel handles the problem. One dot product per score is faster than a tile if
-  /// half of the lanes or more would be idle. Dropout is left to the tiles, because its random
-  /// words are generated for lanes of queries. Short key sequences are left to them, too: their
-  /// sums have the order of the backward, so that the recomputed weight of a single key is
-  /// exactly 1.
   static bool fits(const ForwardParams& p) {
-    return W > 1 && p.shape.queries <= W / 2 && p.shape.keys >= kBlock && p.score.dropout == 0 &&
-           p.shape.head_dim <= V::kLongestChain * W;
+    return takes_decode_kernel(p, W, kBlock, V::kLongestChain * W);
   }
 
   static int64_t scratch_bytes(const ForwardParams& p) { return Decode(p, nullptr).bytes_; }

@@ -1,7 +1,7 @@
 """Exact attention for PyTorch on the CPU, in O(N) memory, forward and backward.
 
-Importing this package loads the compiled library, after which `torch.ops.flash.attention` exists;
-the functions here are its typed and documented face.
+Importing this package loads the compiled library, which registers `torch.ops.flash.*`. The
+functions here call these operators and add types and documentation.
 
 >>> import torch
 >>> import flash_attention
@@ -15,7 +15,7 @@ import importlib.metadata
 
 from flash_attention import _library
 
-_library.load()  # before the imports below: they name operators that the library registers
+_library.load()  # before the imports below, which use operators that the library registers
 
 from flash_attention.cache import KeyValueCache  # noqa: E402
 from flash_attention.functional import (  # noqa: E402
@@ -44,7 +44,7 @@ from flash_attention.sdpa import (  # noqa: E402
 )
 
 __version__ = importlib.metadata.version("flash_attention")
-# For CMAKE_PREFIX_PATH, so that find_package(FlashAttention) finds this package.
+# For CMAKE_PREFIX_PATH: find_package(FlashAttention) then finds this package.
 cmake_prefix_path = _library.cmake_prefix_path()
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Loads the compiled libraries, which register `torch.ops.flash.*` and what models are made of."""
+"""Loads the compiled libraries, which register `torch.ops.flash.*` and the models' classes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def cmake_prefix_path() -> str:
-    """What to add to CMAKE_PREFIX_PATH for `find_package(FlashAttention)` to find this package."""
+    """The directory to add to CMAKE_PREFIX_PATH for `find_package(FlashAttention)`."""
     return str(_PACKAGE / "lib" / "cmake")
 
 
 def releases() -> list[str]:
-    """The releases of torch that the package holds libraries for, as "2.13", oldest first."""
+    """The releases of torch that the package has libraries for, as "2.13", oldest first."""
     names = [path.name.removeprefix("torch-") for path in (_PACKAGE / "lib").glob("torch-*")]
     return sorted(names, key=lambda name: tuple(map(int, name.split("."))))
 
@@ -24,14 +24,14 @@ def _reinstall_command() -> str:
 
 
 def path_of(name: str) -> Path:
-    """Where the library `name` for this release of torch is.
+    """The path of the library `name` for the installed release of torch.
 
     A library is compiled against one release of torch and calls its C++ interface, which changes
-    between releases: loading it beside another would end in unresolved symbols or a crash.
+    between releases: with another release it would have unresolved symbols or crash.
 
     Raises:
-        ImportError: torch is missing or of a release that there is no library for, or the library
-            is missing. The text carries the command that repairs it.
+        ImportError: torch is not installed, the package has no library for its release, or the
+            library is missing. The message gives the command that repairs it.
     """
     known = releases()
     if not known:
@@ -69,7 +69,7 @@ def load(name: str = "libflash_attention.so") -> None:
     """Load the library `name` of the package.
 
     Raises:
-        ImportError: see `path_of`; or the library is there and does not load.
+        ImportError: as `path_of`, or the library fails to load.
     """
     library = path_of(name)
     import torch

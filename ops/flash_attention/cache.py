@@ -1,4 +1,4 @@
-"""Keys and values of the positions so far, for models that produce one position after another."""
+"""A key-value cache, for models that generate one position after another."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ __all__ = ["KeyValueCache"]
 
 
 class KeyValueCache:
-    """Room for `capacity` positions of each sequence of a batch, allocated once, filled in place.
+    """Keys and values of up to `capacity` positions of each sequence of a batch.
 
-    Attention of a few queries over many keys is spread over the threads by cutting the keys. Not
-    thread-safe. Nothing is recorded for autograd.
+    The memory is allocated once and filled in place. In decode, with one or a few queries against
+    many keys, the keys are split among the threads. Not thread-safe. Nothing is recorded for
+    autograd.
 
     Args:
         batch: B, the number of sequences.
-        key_heads: Hk; a divisor of the heads of the queries.
-        capacity: most positions of a sequence.
-        head_dim: D, width of queries and keys.
-        value_dim: Dv; None means `head_dim`.
-        value_heads: Hv; None means `key_heads`.
+        key_heads: Hk; a divisor of the number of query heads.
+        capacity: the largest length of a sequence.
+        head_dim: D, the width of queries and keys.
+        value_dim: Dv, the width of values; None means `head_dim`.
+        value_heads: Hv, a divisor of the number of query heads; None means `key_heads`.
         dtype: float32, float64, bfloat16 or float16.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: heads or a capacity below 1, or another size below 0.
         TypeError: another dtype.
 
     >>> cache = KeyValueCache(batch=2, key_heads=4, capacity=100, head_dim=16)
@@ -56,19 +57,20 @@ class KeyValueCache:
         )
 
     def append(self, key: Tensor, value: Tensor, counts: Tensor | None = None) -> None:
-        """Write the next n positions of every sequence.
+        """Append n positions to every sequence.
 
         Args:
-            key: [B, Hk, n, D].
-            value: [B, Hv, n, Dv].
-            counts: int64 [B]: only the first counts[b] of the positions belong to sequence b. None
-                means all.
+            key: [B, Hk, n, D], of the dtype of the cache.
+            value: [B, Hv, n, Dv], of the dtype of the cache.
+            counts: int64 [B], in [0, n]: only the first counts[b] positions are appended to
+                sequence b. None means all n.
 
         Raises:
-            ValueError: shapes that do not go together, or a sequence without room; nothing is
-                written then.
-            TypeError: another dtype than the cache's.
-            NotImplementedError: key or value require a gradient while gradients are recorded.
+            ValueError: a wrong shape or device, `counts` out of range, or a sequence that would
+                exceed the capacity. Nothing is written then.
+            TypeError: a wrong dtype.
+            NotImplementedError: key or value require a gradient while gradients are recorded, or
+                are not dense.
         """
         self._cache.append(key, value, counts)
 
@@ -84,12 +86,16 @@ class KeyValueCache:
         sinks: Tensor | None = None,
         scale: float | None = None,
     ) -> Tensor:
-        """`attention` of the last positions with all up to each of them: append them first.
+        """`flash_attention.attention` of the last positions over the cache; append them first.
+
+        A query attends the positions up to its own.
 
         Args:
-            query: [B, H, L, D], the last L positions of their sequences.
-            counts: as in `append`: the first counts[b] queries are the last positions of sequence
-                b, and the rows of the others mean nothing.
+            query: [B, H, L, D], at the last L positions of each sequence; H is a multiple of Hk
+                and of Hv.
+            counts: int64 [B], in [0, L]: the first counts[b] queries are at the last counts[b]
+                positions of sequence b, and the other rows of the result are unspecified. None
+                means all L.
             bias: broadcasts to [B, H, L, longest length].
             window, alibi_slopes, softcap, sinks, scale: as in `attention`.
 
@@ -97,33 +103,47 @@ class KeyValueCache:
             [B, H, L, Dv].
 
         Raises:
-            ValueError: as `attention`, or more queries than a sequence has positions.
+            TypeError, ValueError, NotImplementedError: as `attention`.
+            ValueError: a wrong shape, or more queries than a sequence has positions.
         """
-        limits = None if window is None else list(window)
+        sides = None if window is None else list(window)
+        # All options of the operator, by position, in the order of its schema.
         return self._cache.attention(
-            query, counts, bias, limits, alibi_slopes, softcap, sinks, scale
+            query,
+            counts,
+            bias,
+            True,  # causal
+            None,  # query_positions
+            sides,
+            alibi_slopes,
+            softcap,
+            sinks,
+            scale,
+            0.0,  # dropout
+            64,  # block_size
+            True,  # use_simd
         )
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first `length` positions of every sequence that has more."""
+        """Drop all but the first `length` positions of every sequence that is longer."""
         self._cache.truncate(length)
 
     @property
     def lengths(self) -> Tensor:
-        """Positions of each sequence, int64 [B]; a copy."""
+        """The length of each sequence, int64 [B]; a copy."""
         return self._cache.lengths()
 
     @property
     def capacity(self) -> int:
-        """Most positions of a sequence."""
+        """The largest length of a sequence."""
         return self._cache.capacity()
 
     @property
     def key(self) -> Tensor:
-        """[B, Hk, longest, D], a view; rows past the length of a sequence hold anything."""
+        """[B, Hk, longest, D], a view; rows past the end of a sequence are unspecified."""
         return self._cache.key()
 
     @property
     def value(self) -> Tensor:
-        """[B, Hv, longest, Dv], likewise."""
+        """[B, Hv, longest, Dv], a view; rows past the end of a sequence are unspecified."""
         return self._cache.value()

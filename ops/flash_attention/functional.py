@@ -1,7 +1,8 @@
 """`torch.ops.flash.*` as typed, documented functions.
 
-Letters in shapes: B batch, H query heads, Hk key heads, Hv value heads, L queries, S keys, D head
-dimension, Dv value dimension. The C++ functions of the same names are in `<flash_attention/ops.h>`.
+In shapes, B is the batch size; H, Hk and Hv are the numbers of heads of query, key and value; L is
+the number of queries and S that of keys; D is head_dim, the width of query and key, and Dv the
+width of value. The C++ functions of the same names are in `<flash_attention/ops.h>`.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ def attention(
 ) -> Tensor:
     """softmax(softcap(scale * query key^T) + alibi + bias) value, without ever forming [L, S].
 
-    Exact, in O(L + S) memory, forward and backward; differentiable in `query`, `key`, `value`,
-    `alibi_slopes`, `sinks` and a floating `bias`, twice, and in forward mode; `torch.vmap` makes
-    one call. The bits do not depend on the number of threads.
-    A query with nothing to attend gives zeros and zero gradients.
+    Exact, in O(L + S) memory, forward and backward. Differentiable twice, and in forward mode, in
+    `query`, `key`, `value`, `alibi_slopes`, `sinks` and a floating `bias`. `torch.vmap` makes one
+    call of all calls. The result is the same bit for bit with any number of threads. A query whose
+    keys are all masked gives zeros and zero gradients.
 
     Sources: Dao et al., FlashAttention (arXiv:2205.14135), algorithm 1 and, for the backward,
     appendix B.2; Dao, FlashAttention-2 (arXiv:2307.08691), section 3.1; Milakov and Gimelshein,
@@ -59,46 +60,47 @@ def attention(
 
     Args:
         query: [B, H, L, D] or [B, L, D], float32, float64, bfloat16 or float16, any strides. The
-            16-bit ones are computed in float32 and the results rounded once.
+            16-bit types are computed in float32, and the results are rounded once.
         key: [B, Hk, S, D] or [B, S, D], dtype of `query`; H is a multiple of Hk.
         value: [B, Hv, S, Dv] or [B, S, Dv], dtype of `query`; H is a multiple of Hv. Hk and Hv may
             differ, and so may D and Dv.
         bias: broadcasts to [B, H, L, S] ([B, L, S] for 3-D inputs) as in NumPy. In the dtype of
-            `query` it is added to the scaled scores, and -inf excludes a key; in bool, True means
-            that the query attends the key. Beside a `query` of 16 bits it may be float32, and so
-            may `alibi_slopes` and `sinks`.
-        causal: a query attends the keys at positions up to its own. The queries are the last L of
-            the S positions (bottom-right), unless `query_positions` says otherwise.
+            `query` it is added to the scaled scores, and -inf masks a key. In bool, True means that
+            the query attends the key. With a 16-bit `query` it may be float32, and so may
+            `alibi_slopes` and `sinks`.
+        causal: a query attends the keys at positions up to its own. The queries are at the last L
+            of the S positions (bottom-right alignment), unless `query_positions` is given.
         query_positions: int64, broadcasts to [B, H, L] ([B, L] for 3-D inputs): the position of
             each query, for `causal`, `window` and `alibi_slopes`. `torch.arange(L)` gives torch's
             top-left causal mask.
         window: (left, right): a query at position p attends keys p - left ... p + right; -1 means
-            no bound on that side. `causal` makes right 0. Keys outside cost no time. None means
-            (-1, -1); an int w is read as (w, w), as everywhere in torch.
+            no bound on that side. `causal` makes right 0. Keys outside the window take no time.
+            None means (-1, -1). An int w means (w, w), as elsewhere in torch.
         alibi_slopes: [H] or [B, H], dtype of `query`: -slope * |position - key| is added to the
             scores of the head.
         softcap: c > 0 turns a scaled score s into c * tanh(s / c), before anything is added to it;
             finite; 0 means none.
-        sinks: [H] or [B, H], dtype of `query`: a score that takes part in the softmax of each row
-            of the head and has no value, so that the row's weights sum to less than 1. A row that
-            attends nothing else still gives zeros.
+        sinks: [H] or [B, H], dtype of `query`: attention sinks. Each row of the head has this score
+            in its softmax, without a value, so that its weights sum to less than 1. A row whose
+            keys are all masked still gives zeros.
         scale: factor on the scores; None means 1/sqrt(D).
         dropout: probability in [0, 1] of dropping an attention weight; the others are scaled by
             1/(1 - dropout). The seed comes from torch's CPU generator.
-        block_size: keys per online-softmax step, at least 1. Changes speed and scratch memory, and
-            the result only by rounding.
+        block_size: keys per online-softmax step, at least 1. It affects speed and scratch memory,
+            and the result only by rounding.
         use_simd: False forces the scalar kernels.
 
     Returns:
         [B, H, L, Dv] or [B, L, Dv], in the dtype of `query`.
 
     Raises:
-        TypeError: the dtypes differ, or are not floating; a bias, slopes, sinks or positions of the
-            wrong dtype.
-        ValueError: shapes that do not go together, a window of numbers below -1, a `softcap` that
-            is negative or not finite, `dropout` outside [0, 1], `block_size` below 1, or
-            FLASH_ATTENTION_ISA naming kernels that do not exist or do not run here.
-        NotImplementedError: a third derivative (take `standard_attention` for that).
+        TypeError: dtypes that differ or are not floating, or a wrong dtype of `bias`,
+            `alibi_slopes`, `sinks` or `query_positions`.
+        ValueError: shapes that do not match, a side of `window` below -1, a `softcap` that is
+            negative or not finite, `dropout` outside [0, 1], `block_size` below 1, or an
+            FLASH_ATTENTION_ISA that names kernels that do not exist or do not run on this CPU.
+        NotImplementedError: a third derivative, which `standard_attention` has; tensors on another
+            device.
 
     >>> q = torch.randn(1, 4, 10, 16, requires_grad=True)
     >>> k, v = torch.randn(1, 2, 30, 16), torch.randn(1, 1, 30, 8)
@@ -144,7 +146,7 @@ def attention_with_lse(
     block_size: int = 64,
     use_simd: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """As `attention`, and also each row's log-sum-exp, with which partial results are joined.
+    """As `attention`, and also the log-sum-exp of each row, which partial results are merged with.
 
     Source: the L of Dao, FlashAttention-2 (arXiv:2307.08691), section 3.1, algorithm 1.
 
@@ -153,9 +155,10 @@ def attention_with_lse(
             scale, dropout, block_size, use_simd: as in `attention`.
 
     Returns:
-        The output of `attention`, and lse [B, H, L] ([B, L] for 3-D inputs) in the same dtype: the
-        natural logarithm of the sum of the exponentials of a row's scores, that of its sink among
-        them, before dropout; -inf where a query has nothing to attend. Both are differentiable.
+        The output of `attention`, and lse [B, H, L] ([B, L] for 3-D inputs): the natural logarithm
+        of the sum of exponentials of the scores of each row and its sink, before dropout; -inf
+        where all keys of a query are masked. lse is float32 for the 16-bit types, and else of the
+        dtype of `query`. Both are differentiable.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `attention`.
@@ -199,30 +202,29 @@ def varlen_attention(
     block_size: int = 64,
     use_simd: bool = True,
 ) -> Tensor:
-    """`attention` of each of N sequences of unequal lengths, packed without padding.
+    """`attention` of each of N sequences of unequal lengths, concatenated without padding.
 
-    The sequences share the threads. Differentiable once in `query`, `key`, `value`, `alibi_slopes`
-    and `sinks`, by `torch.autograd`.
+    The threads share the work of all sequences. Differentiable once in `query`, `key`, `value`,
+    `alibi_slopes` and `sinks`, by `torch.autograd`.
 
     Args:
-        query: [Tq, H, D], the rows of all sequences, one behind the other; dtypes as
-            `attention`.
+        query: [Tq, H, D], the concatenated rows of all sequences; dtypes as for `attention`.
         key: [Tk, Hk, D], dtype of `query`.
         value: [Tk, Hv, Dv], dtype of `query`.
-        cu_seqlens_q: int32 or int64 [N + 1], from 0 to Tq: sequence n has the rows of query from
-            cu_seqlens_q[n] to before cu_seqlens_q[n + 1]. May be none.
-        cu_seqlens_k: the same of key and value.
-        causal, window, softcap, scale, dropout, block_size, use_simd: as in `attention`, of each
-            sequence by itself.
+        cu_seqlens_q: int32 or int64 [N + 1], from 0 to Tq: sequence n has rows
+            cu_seqlens_q[n]:cu_seqlens_q[n + 1] of query. A sequence may be empty.
+        cu_seqlens_k: the same for key and value, from 0 to Tk.
+        causal, window, softcap, scale, dropout, block_size, use_simd: as in `attention`, for each
+            sequence separately.
         alibi_slopes, sinks: [H] or [N, H], as in `attention`.
 
     Returns:
         [Tq, H, Dv], in the dtype of `query`.
 
     Raises:
-        TypeError, ValueError: as `attention`; offsets that fall or do not end with the rows there
-            are.
-        NotImplementedError: a second derivative, forward mode, a transform of `torch.func`,
+        TypeError, ValueError: as `attention`, or offsets that decrease or do not end at the number
+            of rows.
+        NotImplementedError: a second derivative, forward mode, a transform of `torch.func`, or
             `torch.vmap`; `attention` of each sequence has them.
 
     >>> starts = torch.tensor([0, 3, 10])
@@ -264,16 +266,16 @@ def standard_attention(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """What `attention` computes, the textbook way: O(L S) memory, and any number of derivatives.
+    """The reference for `attention`, in O(L S) memory and with any number of derivatives.
 
-    The reference that the tests and tables compare with. Made of ordinary tensor operations.
+    It consists of ordinary tensor operations. Tests and benchmarks compare with it.
 
     Source: Vaswani et al., Attention is all you need (arXiv:1706.03762), equation 1.
 
     Args:
         query, key, value, bias, causal, query_positions, window, alibi_slopes, softcap, sinks,
-            scale, dropout: as in `attention`; after the same `torch.manual_seed` both drop the same
-            weights.
+            scale, dropout: as in `attention`. After the same `torch.manual_seed`, both drop the
+            same weights.
 
     Returns:
         [B, H, L, Dv] or [B, L, Dv], in the dtype of `query`.
@@ -301,13 +303,13 @@ def standard_attention(
 
 
 def dropout_mask(batch: int, heads: int, queries: int, keys: int, dropout: float) -> Tensor:
-    """The weights that the next call of `attention` would keep.
+    """The dropout mask that the next call of `attention` would use.
 
-    Draws its seed from torch's CPU generator exactly as `attention` does, so after
-    `torch.manual_seed(s)` it is the mask that `attention` uses after `torch.manual_seed(s)`.
+    Draws its seed from torch's CPU generator as `attention` does: after the same
+    `torch.manual_seed`, both use the same mask. It is a function of the seed and the indices of an
+    element only, and so the same for any block size, number of threads and ISA.
 
-    Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011), Philox4x32-10, of
-    the seed and the element's place; nothing else, so block size, threads and ISA do not matter.
+    Source: Philox4x32-10 of Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
 
     Args:
         batch, heads, queries, keys: B, H, L and S of the attention; H = 1 for 3-D inputs.
@@ -327,18 +329,18 @@ def dropout_mask(batch: int, heads: int, queries: int, keys: int, dropout: float
 
 @torch.library.register_fake("flash::dropout_mask")
 def _dropout_mask_fake(batch: int, heads: int, queries: int, keys: int, dropout: float) -> Tensor:
-    """The shape alone, for torch.compile: without a tensor argument no Meta kernel is asked."""
+    """The shape, for torch.compile: without a tensor argument, no Meta kernel is called."""
     return torch.empty(batch, heads, queries, keys, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """A set of kernels in the library.
+    """An instruction set that the library has kernels for.
 
     Attributes:
-        name: as the environment variable FLASH_ATTENTION_ISA spells it.
-        description: what it is made of.
-        supported: whether this CPU runs it.
+        name: its name in the environment variable FLASH_ATTENTION_ISA.
+        description: the instructions that its kernels use.
+        supported: whether this CPU has them.
     """
 
     name: str
@@ -348,12 +350,12 @@ class InstructionSet:
 
 @dataclass(frozen=True)
 class BuildInfo:
-    """What the loaded library is.
+    """Facts about the loaded library.
 
     Attributes:
-        version: of flash_attention.
-        torch_version: of the torch that it was compiled against.
-        isa: every set of kernels in it, best first.
+        version: the version of flash_attention.
+        torch_version: the version of torch that it was compiled against.
+        isa: the instruction sets that it has kernels for, best first.
         active: the name of the one in use.
     """
 
@@ -364,10 +366,10 @@ class BuildInfo:
 
 
 def build_info() -> BuildInfo:
-    """The library's version, the torch it was compiled against, and its kernels.
+    """The library's version, the torch that it was compiled against, and its kernels.
 
     Raises:
-        ValueError: FLASH_ATTENTION_ISA names kernels that do not exist or do not run here.
+        ValueError: FLASH_ATTENTION_ISA names kernels that do not exist or do not run on this CPU.
 
     >>> [isa.name for isa in build_info().isa][-1]
     'scalar'

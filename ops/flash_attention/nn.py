@@ -1,7 +1,7 @@
-"""The integration guide's objects: a configured attention, multi-head attention, memory figures.
+"""The classes of the integration guide: configured attention, multi-head attention, memory usage.
 
-Everything here is a thin face of `torch.ops.flash.*`; the same names exist in C++, in
-`<flash_attention/flash_attention.h>` and `<flash_attention/multi_head_attention.h>`.
+They wrap `torch.ops.flash.*`. C++ has the same names in `<flash_attention/flash_attention.h>` and
+`<flash_attention/multi_head_attention.h>`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class MemoryUsage(NamedTuple):
-    """Bytes that one call allocates beyond its inputs and outputs."""
+    """Bytes that a call allocates beyond its inputs and outputs."""
 
     forward: int
     backward: int
@@ -45,16 +45,16 @@ def attention_memory(
 ) -> MemoryUsage:
     """Bytes that `torch.ops.flash.attention` allocates beyond its inputs and outputs.
 
-    The answer is for query [batch, heads, queries, head_dim], key of `keys` rows and value of width
-    `value_dim` in `dtype`, with or without a bias and a softcap, with the
-    kernels and the number of threads that are active now. It grows with the lengths, never with
-    their product. Windows, ALiBi and sinks need nothing, but for a few numbers per row while the
-    gradients of slopes and sinks are summed.
+    The result is for query [batch, heads, queries, head_dim], key [batch, heads, keys, head_dim]
+    and value [batch, heads, keys, value_dim] in `dtype`, with or without a bias and a softcap, and
+    for the kernels and the number of threads that are active now. It grows with the lengths, never
+    with their product. Windows, ALiBi and sinks need no memory except a few elements per row for
+    the gradients of `alibi_slopes` and `sinks`, which are not counted.
 
     Raises:
-        TypeError: `dtype` is none that `attention` takes.
-        ValueError: a size is negative, a tensor would be larger than an address space (2**47
-            bytes), or `block_size` is below 1.
+        TypeError: `dtype` is not one that `attention` takes.
+        ValueError: a negative size, a tensor of more than 2**47 bytes, which no process can
+            address, or a `block_size` below 1.
     """
     usage = torch.ops.flash.attention_memory(
         batch,
@@ -74,12 +74,13 @@ def attention_memory(
 
 @dataclass(frozen=True)
 class FlashAttentionConfig:
-    """How a `FlashAttention` attends.
+    """Options of `FlashAttention`.
 
     Attributes:
         block_size: keys per online-softmax step, at least 1.
         scale: factor on the scores; None means 1/sqrt(D).
-        causal: a query attends the keys up to its own position; the queries are the last ones.
+        causal: a query attends the keys up to its own position; the queries are at the last
+            positions (bottom-right alignment).
         use_simd: False forces the scalar kernels.
         dropout: probability in [0, 1] of dropping an attention weight.
     """
@@ -92,10 +93,10 @@ class FlashAttentionConfig:
 
 
 class FlashAttention:
-    """`torch.ops.flash.attention` with its options fixed.
+    """`torch.ops.flash.attention` with fixed options.
 
-    A plain object without a training mode: dropout is applied whenever `config.dropout` is above 0,
-    so build a second object without it for evaluation.
+    There is no training mode: dropout is applied whenever `config.dropout` is above 0, so make a
+    second object without it for evaluation.
     """
 
     def __init__(self, config: FlashAttentionConfig | None = None) -> None:
@@ -113,8 +114,8 @@ class FlashAttention:
             [B, L, Dv] or [B, H, L, Dv] in the dtype of the inputs.
 
         Raises:
-            TypeError, ValueError, NotImplementedError: as `flash_attention.attention`; the config
-                is checked here, too.
+            TypeError, ValueError, NotImplementedError: as `flash_attention.attention`, which also
+                checks the config.
         """
         config = self.config
         return torch.ops.flash.attention(
@@ -133,9 +134,9 @@ class FlashAttention:
     def memory_usage(self, seq_len: int, d_k: int, d_v: int, batch: int) -> int:
         """Bytes that `forward` allocates beyond its inputs and its output.
 
-        For float64 query and key [batch, seq_len, d_k] and value [batch, seq_len, d_v]: two numbers
-        per row, and scratch for each of the threads that are active now. `attention_memory` answers
-        for other dtypes and shapes, and for the backward.
+        For float64 query and key [batch, seq_len, d_k] and value [batch, seq_len, d_v]: two
+        statistics per row, and scratch for each of the threads that are active now. See
+        `attention_memory` for other dtypes and shapes, and for the backward.
         """
         config = self.config
         return attention_memory(
@@ -145,16 +146,16 @@ class FlashAttention:
     def memory_savings_ratio(
         self, seq_len: int, d_k: int = 64, d_v: int = 64, batch: int = 1
     ) -> float:
-        """The float64 scores of standard attention over what `forward` allocates.
+        """The bytes of the float64 scores of standard attention over those of `forward`.
 
-        That is batch * seq_len^2 * 8 bytes / memory_usage(seq_len, d_k, d_v, batch).
+        That is batch * seq_len^2 * 8 / memory_usage(seq_len, d_k, d_v, batch).
         """
         scores = batch * seq_len * seq_len * 8
         return scores / self.memory_usage(seq_len, d_k, d_v, batch)
 
 
 class AttentionMode(enum.Enum):
-    """What computes the attention. Both give the same numbers, up to rounding."""
+    """The implementation of attention. Both give the same result up to rounding."""
 
     FLASH = "flash"
     """`torch.ops.flash.attention`, O(L) memory."""
@@ -167,12 +168,13 @@ class MultiHeadAttentionConfig:
     """Shape and behaviour of a `MultiHeadAttention`.
 
     Attributes:
-        d_model: width of query, key, value and output; a multiple of `num_heads`.
-        num_heads: number of heads, each of width d_model / num_heads.
+        d_model: the width of query, key, value and output; a multiple of `num_heads`.
+        num_heads: the number of heads, each of width d_model / num_heads.
         dropout: probability in [0, 1] of dropping an attention weight while the module trains.
-        causal: a query attends the keys up to its own position; the queries are the last ones.
-        mode: what computes the attention.
-        flash_block_size: keys per online-softmax step; of no meaning to `AttentionMode.STANDARD`.
+        causal: a query attends the keys up to its own position; the queries are at the last
+            positions (bottom-right alignment).
+        mode: the implementation of attention.
+        flash_block_size: keys per online-softmax step; `AttentionMode.STANDARD` ignores it.
     """
 
     d_model: int
@@ -186,8 +188,8 @@ class MultiHeadAttentionConfig:
 class MultiHeadAttention(torch.nn.Module):
     """Multi-head attention (Vaswani et al., arXiv:1706.03762, section 3.2.2) on [B, L, d_model].
 
-    Projections with bias: `q_proj`, `k_proj`, `v_proj`, `out_proj`, under the names that the C++
-    module of the same name has.
+    The projections `q_proj`, `k_proj`, `v_proj` and `out_proj` have a bias, and their names are
+    those of the C++ module.
 
     Raises:
         ValueError: `d_model` is not a positive multiple of `num_heads`.
@@ -211,7 +213,7 @@ class MultiHeadAttention(torch.nn.Module):
         """Attend.
 
         Args:
-            query: [B, L, d_model], of the dtype that the module's parameters are.
+            query: [B, L, d_model], in the dtype of the parameters.
             key: [B, S, d_model].
             value: [B, S, d_model].
 
@@ -219,7 +221,7 @@ class MultiHeadAttention(torch.nn.Module):
             [B, L, d_model].
 
         Raises:
-            ValueError: a shape other than these.
+            ValueError: another shape.
         """
         self._check("query", query)
         self._check("key", key)
@@ -240,7 +242,7 @@ class MultiHeadAttention(torch.nn.Module):
         return self.out_proj(heads.transpose(1, 2).flatten(2))
 
     def extra_repr(self) -> str:
-        """The config, in `print(module)`."""
+        """The config, for `print(module)`."""
         config = self.config
         return (
             f"num_heads={config.num_heads}, dropout={config.dropout}, causal={config.causal}, "

@@ -1,4 +1,4 @@
-"""torch's `scaled_dot_product_attention`: a drop-in, and a switch that puts it in torch's place."""
+"""A drop-in for torch's `scaled_dot_product_attention`, and a switch to replace torch's with it."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention`, computed by `attention`.
 
-    The same arguments and the same meaning, in O(N) memory whatever they are: with dropout, with a
-    mask that wants a gradient, for value of another width than query.
+    The same arguments with the same meaning, in O(N) memory for all of them, including dropout, a
+    mask that requires a gradient, and a value of another width than query.
 
     Args:
-        query: [.., H, L, D] of two or more dimensions, floating. On another device than the CPU
-            the call is torch's.
-        key: [.., Hk, S, D]; Hk is H or 1, with `enable_gqa` any divisor of H.
-        value: [.., Hv, S, Dv]; Hv likewise. What stands before the heads broadcasts.
-        attn_mask: broadcasts to [.., H, L, S]. bool: True = attend; floating: added to the scores,
+        query: [.., H, L, D] of two or more dimensions, floating. If it is not on the CPU, torch's
+            function computes the call.
+        key: [.., Hk, S, D]; Hk is H or 1, or with `enable_gqa` any divisor of H.
+        value: [.., Hv, S, Dv]; Hv is H or 1, or with `enable_gqa` any divisor of H. The dimensions
+            before the heads broadcast.
+        attn_mask: broadcasts to [.., H, L, S]. bool: True = attend. Floating: added to the scores,
             and differentiable.
-        dropout_p: probability of dropping a weight, in training or not, as torch's.
-        is_causal: query i attends keys 0 ... i, counted from the top left, unlike `causal` of
+        dropout_p: probability in [0, 1] of dropping a weight, in training or not, as torch's.
+        is_causal: query i attends keys 0 ... i (top-left alignment), unlike `causal` of
             `attention`. Not together with `attn_mask`.
         scale: factor on the scores; None means 1/sqrt(D).
         enable_gqa: heads of key and value are shared by groups of query heads.
 
     Returns:
-        [.., H, L, Dv]. A query that attends nothing gives zeros. Dropout draws other random numbers
-        than torch's.
+        [.., H, L, Dv]. A query whose keys are all masked gives zeros. Dropout draws other random
+        numbers than torch's.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as `attention`; key and value of two lengths are
-            refused, where torch reads past the end of the shorter one.
+        TypeError, ValueError, NotImplementedError: as `attention`. Unlike torch, which reads past
+            the end of the shorter one, it requires key and value of one length.
 
     >>> q, k, v = (torch.randn(2, 8, 100, 64) for _ in range(3))
     >>> expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -57,7 +58,7 @@ def scaled_dot_product_attention(
 
 
 class SdpaReplacement:
-    """What `replace_sdpa` returns: ends with the `with` block, or by `undo`."""
+    """The result of `replace_sdpa`. The `with` block or `undo` ends the replacement."""
 
     _lock = threading.Lock()
     _active = 0
@@ -67,8 +68,8 @@ class SdpaReplacement:
         cls = SdpaReplacement
         with cls._lock:
             if cls._active == 0:
-                # nn.MultiheadAttention and nn.TransformerEncoder have fused kernels of their own
-                # for inference, which would pass the operator by.
+                # For inference, nn.MultiheadAttention and nn.TransformerEncoder have fused kernels,
+                # which would bypass the operator.
                 cls._fastpath = torch.backends.mha.get_fastpath_enabled()
                 torch.backends.mha.set_fastpath_enabled(False)
             cls._active += 1
@@ -76,7 +77,7 @@ class SdpaReplacement:
         self._undone = False
 
     def undo(self) -> None:
-        """Give torch its function back, unless another replacement is still in force."""
+        """Restore torch's function, unless another replacement is still in force."""
         cls = SdpaReplacement
         with cls._lock:
             if self._undone:
@@ -102,16 +103,16 @@ class SdpaReplacement:
 
 
 def replace_sdpa() -> SdpaReplacement:
-    """Have every model of this process use the operator, without a change to its code.
+    """Make every model in this process use the operator, without a change to its code.
 
-    From the call on, `torch.nn.functional.scaled_dot_product_attention` of CPU tensors is
-    `scaled_dot_product_attention` of this module, in every thread, under whatever name it was
-    imported, and so in `nn.MultiheadAttention` and `nn.TransformerEncoder`, whose own kernels for
-    inference are switched off meanwhile. What ours does not take (nested and sparse tensors,
-    forward-mode derivatives) goes to torch's, as before.
+    From then on, `torch.nn.functional.scaled_dot_product_attention` of CPU tensors is
+    `scaled_dot_product_attention` of this module, in every thread and under any name that it was
+    imported as; so it is in `nn.MultiheadAttention` and `nn.TransformerEncoder`, whose fused
+    kernels for inference are disabled meanwhile. Calls that it does not support (nested and sparse
+    tensors, forward-mode derivatives) still go to torch's function.
 
     Returns:
-        An object to undo it, by leaving its `with` block or by its `undo()`:
+        An object that undoes it at the end of its `with` block or by its `undo()`:
 
             with flash_attention.replace_sdpa():
                 model(batch)

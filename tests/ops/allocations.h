@@ -1,5 +1,5 @@
 #pragma once
-// What torch's CPU allocator hands out during a call, to the byte.
+// The bytes that torch's CPU allocator allocates during a call.
 
 #include <ATen/ThreadLocalState.h>
 #include <c10/core/Allocator.h>
@@ -12,8 +12,7 @@
 
 namespace flash::tests {
 
-/// Counts the bytes held at a time, and the most that were. at::parallel_for hands it to its
-/// threads.
+/// Counts the bytes in use, and their maximum. at::parallel_for passes it on to its threads.
 class AllocationCounter : public c10::MemoryReportingInfoBase {
  public:
   void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device) override {
@@ -31,8 +30,7 @@ class AllocationCounter : public c10::MemoryReportingInfoBase {
   int64_t peak_ = 0;
 };
 
-/// The most bytes that `call` holds beyond what it returns; everything alive after it is its
-/// result.
+/// The peak of bytes in use during `call`, beyond those of its result: what is in use after it.
 template <class Call>
 int64_t peak_beyond_result(Call&& call) {
   const auto counter = std::make_shared<AllocationCounter>();

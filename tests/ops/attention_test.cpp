@@ -1,7 +1,9 @@
-// flash::attention and its relatives, called from C++.
+// flash::attention, attention_with_lse, standard_attention, dropout_mask and attention_memory from
+// C++.
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <flash_attention/ops.h>
 #include <gtest/gtest.h>
 
@@ -10,10 +12,13 @@
 #include <future>
 #include <limits>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "ops/allocations.h"
+#include "ops/options.h"
 #include "ops/testing.h"
 
 namespace flash {
@@ -29,7 +34,7 @@ struct NamedOptions {
   AttentionOptions options;
 };
 
-// Every field of AttentionOptions away from its default, in the given dtype.
+// Every option with a value other than its default, in the given dtype.
 std::vector<NamedOptions> every_option(at::ScalarType dtype) {
   torch::manual_seed(23);
   const Tensor bias = at::randn({4, 1, 33}, dtype);
@@ -75,7 +80,7 @@ TEST_P(AttentionOf, AnyOptionEqualsStandardAttention) {
   }
 }
 
-TEST_P(AttentionOf, WithLseGivesTheSameBitsAndTheLogarithmOfTheSum) {
+TEST_P(AttentionOf, WithLseGivesTheSameBitsAndTheLogSumExp) {
   const Inputs x(GetParam());
   for (const auto& [name, options] : every_option(GetParam())) {
     torch::manual_seed(5);
@@ -90,7 +95,7 @@ TEST_P(AttentionOf, WithLseGivesTheSameBitsAndTheLogarithmOfTheSum) {
   EXPECT_LE(largest_difference(lse, at::logsumexp(scores, -1)), tolerance(GetParam()));
 }
 
-TEST_P(AttentionOf, TheGuidesSpellingOfStandardAttentionIsTheSame) {
+TEST_P(AttentionOf, StandardAttentionWithTheGuidesSignatureIsTheSame) {
   const Inputs x(GetParam());
   for (const bool causal : {false, true}) {
     const Tensor short_form = standard_attention(x.query, x.key, x.value, 0.25, causal);
@@ -103,7 +108,7 @@ TEST_P(AttentionOf, TheGuidesSpellingOfStandardAttentionIsTheSame) {
   }
 }
 
-TEST_P(AttentionOf, ThreeDimensionsAreOneHead) {
+TEST_P(AttentionOf, ThreeDimensionalInputHasOneHead) {
   const Inputs x(GetParam());
   const Tensor q = x.query.select(1, 0), k = x.key.select(1, 0), v = x.value.select(1, 0);
   const auto [out, lse] = attention_with_lse(q, k, v, AttentionOptions().causal(true));
@@ -113,7 +118,7 @@ TEST_P(AttentionOf, ThreeDimensionsAreOneHead) {
   EXPECT_TRUE(at::equal(lse, lse4.squeeze(1)));
 }
 
-TEST_P(AttentionOf, HeadsOfKeyAndValueMayDiffer) {
+TEST_P(AttentionOf, KeyAndValueMayHaveDifferentNumbersOfHeads) {
   const Inputs x(GetParam());
   const Tensor key = x.key.narrow(1, 0, 2), value = x.value.narrow(1, 0, 1);
   const Tensor out = attention(x.query, key, value);
@@ -122,7 +127,7 @@ TEST_P(AttentionOf, HeadsOfKeyAndValueMayDiffer) {
   EXPECT_TRUE(at::equal(out, expected));
 }
 
-TEST_P(AttentionOf, RowsWithNothingToAttendGiveZeros) {
+TEST_P(AttentionOf, FullyMaskedRowsGiveZeros) {
   const Inputs x(GetParam());
   const Tensor mask = at::ones({19, 33}, at::kBool);
   mask[3].fill_(false);
@@ -134,7 +139,7 @@ TEST_P(AttentionOf, RowsWithNothingToAttendGiveZeros) {
   EXPECT_TRUE(lse.select(2, 4).isfinite().all().item<bool>());
 }
 
-TEST_P(AttentionOf, AnyNumberOfThreadsGivesTheSameBits) {
+TEST_P(AttentionOf, BitsDoNotDependOnTheNumberOfThreads) {
   const Inputs x(GetParam(), {.batch = 1, .heads = 1, .queries = 700, .keys = 700});
   const int before = at::get_num_threads();
   at::set_num_threads(1);
@@ -146,7 +151,7 @@ TEST_P(AttentionOf, AnyNumberOfThreadsGivesTheSameBits) {
   at::set_num_threads(before);
 }
 
-TEST(NarrowTypes, AreComputedInFloat32AndRoundedOnce) {
+TEST(SixteenBitTypes, AreComputedInFloat32AndRoundedOnce) {
   for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
     for (const int64_t queries : {1, 19}) {
       Inputs x(dtype, {.queries = queries, .keys = 130});
@@ -154,23 +159,23 @@ TEST(NarrowTypes, AreComputedInFloat32AndRoundedOnce) {
       const auto options = AttentionOptions().causal(true);
       const Tensor out = attention(x.query, x.key, x.value, options);
       out.sum().backward();
-      Inputs wide(dtype, {.queries = queries, .keys = 130});
-      for (Tensor* t : {&wide.query, &wide.key, &wide.value}) *t = t->to(at::kFloat);
-      wide.requires_grad();
-      const Tensor expected = attention(wide.query, wide.key, wide.value, options);
+      Inputs x32(dtype, {.queries = queries, .keys = 130});
+      for (Tensor* t : {&x32.query, &x32.key, &x32.value}) *t = t->to(at::kFloat);
+      x32.requires_grad();
+      const Tensor expected = attention(x32.query, x32.key, x32.value, options);
       expected.sum().backward();
       EXPECT_EQ(out.scalar_type(), dtype);
-      // The order of the sums may differ, and with it a rounding: of numbers below 4.
+      // The order of the sums may differ, and with it one rounding, of elements below 4.
       const double spacing = dtype == at::kHalf ? 0x1p-9 : 0x1p-6;
       EXPECT_LE(largest_difference(out, expected.to(dtype)), spacing);
-      EXPECT_LE(largest_difference(x.key.grad(), wide.key.grad().to(dtype)), spacing);
+      EXPECT_LE(largest_difference(x.key.grad(), x32.key.grad().to(dtype)), spacing);
       const Tensor lse = std::get<1>(attention_with_lse(x.query, x.key, x.value, options));
       EXPECT_EQ(lse.scalar_type(), at::kFloat);
     }
   }
 }
 
-TEST(DropoutMask, IsWhatAttentionUses) {
+TEST(DropoutMask, IsTheMaskThatAttentionUses) {
   const Inputs x;
   torch::manual_seed(8);
   const Tensor keep = dropout_mask(2, 4, 19, 33, 0.25);
@@ -182,26 +187,26 @@ TEST(DropoutMask, IsWhatAttentionUses) {
   EXPECT_LE(largest_difference(out, at::matmul(weights, x.value)), tolerance(at::kDouble));
 }
 
-TEST(DropoutMask, KeepsTheShareItSays) {
+TEST(DropoutMask, KeepsTheExpectedShare) {
   torch::manual_seed(9);
   const double kept = dropout_mask(2, 4, 200, 300, 0.1).to(at::kDouble).mean().item<double>();
   EXPECT_NEAR(kept, 0.9, 5 * std::sqrt(0.1 * 0.9 / (2 * 4 * 200 * 300)));
   EXPECT_TRUE(dropout_mask(1, 1, 5, 5, 0.0).all().item<bool>());
 }
 
-TEST(DropoutMask, WaitsForWhoHoldsTheGenerator) {
+TEST(DropoutMask, WaitsForTheLockOfTheGenerator) {
   const auto draw = [] { return dropout_mask(1, 1, 2, 2, 0.5); };
-  draw();  // what the first call alone takes time for
+  draw();  // the first call takes longer
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   std::unique_lock lock(generator.mutex());
   std::future<Tensor> mask = std::async(std::launch::async, draw);
-  // Many times what a call takes; a longer wait could not make this fail.
+  // Many times the duration of a call. A slow machine cannot make this fail.
   EXPECT_TRUE(mask.wait_for(std::chrono::milliseconds(100)) == std::future_status::timeout);
   lock.unlock();
   EXPECT_EQ(mask.get().sizes(), at::IntArrayRef({1, 1, 2, 2}));
 }
 
-TEST(AttentionMemory, IsWhatACallAllocates) {
+TEST(AttentionMemory, EqualsWhatACallAllocates) {
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     for (const auto& [queries, keys, block_size] :
          {std::tuple<int64_t, int64_t, int64_t>{1, 1, 64}, {100, 300, 64}, {1000, 50, 7}}) {
@@ -225,7 +230,7 @@ TEST(AttentionMemory, IsWhatACallAllocates) {
   }
 }
 
-TEST(AttentionMemory, IsToldOfASoftcap) {
+TEST(AttentionMemory, CountsTheTileOfASoftcap) {
   Inputs x(at::kFloat, {.queries = 200, .keys = 300});
   const auto options = AttentionOptions().softcap(2.0);
   const MemoryUsage usage = attention_memory(2, 4, 200, 300, 8, 12, at::kFloat, /*block_size=*/64,
@@ -247,28 +252,43 @@ TEST(AttentionMemory, IsToldOfASoftcap) {
 }
 
 TEST(AttentionMemory, GrowsWithTheRowsAndNotWithTheirProduct) {
-  // Keys and values of 2,048 positions outgrow the second-level cache: from there on the scratch
-  // has its full size, and only the two numbers of a row are added.
+  // Keys and values of 2,048 positions exceed the second-level cache. From there on the scratch has
+  // its full size, and only the two statistics per row grow.
   const MemoryUsage small = attention_memory(1, 1, 2048, 2048, 64, 64, at::kFloat);
   const MemoryUsage large = attention_memory(1, 1, 4096, 4096, 64, 64, at::kFloat);
   EXPECT_EQ(large.forward - small.forward, 2048 * 2 * static_cast<int64_t>(sizeof(float)));
   EXPECT_LE(large.backward, 2 * small.backward);
 }
 
+void expect_default(const std::optional<Tensor>& option, const c10::IValue& value) {
+  EXPECT_TRUE(!option.has_value() && value.isNone());
+}
+void expect_default(const std::optional<double>& option, const c10::IValue& value) {
+  EXPECT_TRUE(!option.has_value() && value.isNone());
+}
+void expect_default(const Window& option, const c10::IValue& value) {
+  EXPECT_TRUE(option.left == -1 && option.right == -1 && value.isNone());
+}
+void expect_default(bool option, const c10::IValue& value) { EXPECT_EQ(option, value.toBool()); }
+void expect_default(double option, const c10::IValue& value) {
+  EXPECT_EQ(option, value.toDouble());
+}
+void expect_default(int64_t option, const c10::IValue& value) { EXPECT_EQ(option, value.toInt()); }
+
 TEST(AttentionOptions, DefaultsAreThoseOfTheSchema) {
+  const auto& schema =
+      c10::Dispatcher::singleton().findSchemaOrThrow("flash::attention", "").schema();
   const AttentionOptions options;
-  EXPECT_FALSE(options.bias().has_value());
-  EXPECT_FALSE(options.causal());
-  EXPECT_FALSE(options.query_positions().has_value());
-  EXPECT_EQ(options.window().left, -1);
-  EXPECT_EQ(options.window().right, -1);
-  EXPECT_FALSE(options.alibi_slopes().has_value());
-  EXPECT_EQ(options.softcap(), 0.0);
-  EXPECT_FALSE(options.sinks().has_value());
-  EXPECT_FALSE(options.scale().has_value());
-  EXPECT_EQ(options.dropout(), 0.0);
-  EXPECT_EQ(options.block_size(), 64);
-  EXPECT_TRUE(options.use_simd());
+  size_t i = 3;  // after query, key and value
+  const auto expect_next = [&](const auto& option) {
+    ASSERT_LT(i, schema.arguments().size());
+    const c10::Argument& argument = schema.arguments()[i++];
+    SCOPED_TRACE(argument.name());
+    ASSERT_TRUE(argument.default_value().has_value());
+    expect_default(option, *argument.default_value());
+  };
+  for_each_option(options, expect_next);
+  EXPECT_EQ(i, schema.arguments().size());
 }
 
 }  // namespace

@@ -68,7 +68,7 @@ TEST_P(AutogradOf, LseIsDifferentiable) {
   }
 }
 
-TEST_P(AutogradOf, OneInputAloneGetsItsGradient) {
+TEST_P(AutogradOf, GradientOfOneInputAlone) {
   const Inputs all = Inputs(GetParam()).requires_grad();
   const Tensor grad = at::randn({2, 4, 19, 12}, GetParam());
   const auto expected =
@@ -90,7 +90,7 @@ TEST(Autograd, BackwardFillsGrad) {
   EXPECT_NEAR(x.value.grad().sum().item<double>(), 2 * 4 * 19 * 12, 1e-9);
 }
 
-TEST(Autograd, NoGradModesRecordNothing) {
+TEST(Autograd, NothingIsRecordedWithoutGradMode) {
   const Inputs x = Inputs().requires_grad();
   {
     const torch::NoGradGuard no_grad;
@@ -106,7 +106,7 @@ TEST(Autograd, NoGradModesRecordNothing) {
   EXPECT_TRUE(attention(x.query, x.key, x.value).requires_grad());
 }
 
-TEST(Autograd, InputsThatChangedSinceAreRefused) {
+TEST(Autograd, InputsModifiedInPlaceAreRefused) {
   const Inputs x = Inputs().requires_grad();
   const Tensor out = attention(x.query, x.key, x.value);
   {
@@ -117,7 +117,7 @@ TEST(Autograd, InputsThatChangedSinceAreRefused) {
               HasSubstr("modified by an inplace operation"));
 }
 
-TEST(Autograd, SecondDerivativesAreThoseOfStandardAttention) {
+TEST(Autograd, SecondDerivativesEqualThoseOfStandardAttention) {
   const Inputs x = Inputs(at::kDouble).requires_grad();
   const auto second = [&](const Tensor& out) {
     const auto first = torch::autograd::grad({out.square().sum()}, {x.query, x.value}, {},
@@ -128,12 +128,12 @@ TEST(Autograd, SecondDerivativesAreThoseOfStandardAttention) {
   const auto found = second(attention(x.query, x.key, x.value));
   const auto expected = second(standard_attention(x.query, x.key, x.value));
   for (size_t i = 0; i < found.size(); ++i) {
-    // Sums of squares of gradients, up to some tens.
+    // Sums of squares of gradients, of magnitudes up to some tens.
     EXPECT_LE(largest_difference(found[i], expected[i]), 100 * tolerance(at::kDouble)) << i;
   }
 }
 
-TEST(Autograd, ThirdDerivativesAreRefusedInWords) {
+TEST(Autograd, ThirdDerivativesAreNotImplemented) {
   const Inputs x = Inputs().requires_grad();
   const Tensor out = attention(x.query, x.key, x.value);
   const auto first = torch::autograd::grad({out.square().sum()}, {x.query}, {},

@@ -1,4 +1,4 @@
-// Few queries over at least 2,048 keys, which are cut into parts for the threads.
+// Decode: up to 8 queries against at least 2,048 keys, which are split among the threads.
 
 #include <ATen/Parallel.h>
 #include <flash_attention/ops.h>
@@ -21,7 +21,7 @@ using tests::tolerance;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// Scores and outputs of some thousand keys are small: held to the tolerance times the largest.
+/// The outputs for some thousand keys are small, so the difference is relative to the largest.
 double relative_difference(const Tensor& a, const Tensor& b) {
   return largest_difference(a, b) / b.abs().max().item<double>();
 }
@@ -45,7 +45,7 @@ std::vector<DecodingOptions> every_decoding_option(at::ScalarType dtype, int64_t
       {"causal", AttentionOptions().causal(true)},
       {"positions", AttentionOptions().causal(true).query_positions(positions)},
       {"window", AttentionOptions().window({.left = 1500, .right = 3})},
-      {"window inside of a part", AttentionOptions().causal(true).window({.left = 100})},
+      {"window within a part", AttentionOptions().causal(true).window({.left = 100})},
       {"window at positions",
        AttentionOptions().window({.left = 700, .right = 400}).query_positions(positions)},
       {"bias", AttentionOptions().bias(bias)},
@@ -78,7 +78,7 @@ TEST_P(DecodingOf, AnyOptionEqualsStandardAttention) {
   }
 }
 
-TEST_P(DecodingOf, AnyNumberOfKeysAroundThoseOfAPart) {
+TEST_P(DecodingOf, NumbersOfKeysAroundThePartSize) {
   for (const int64_t keys : {2047, 2048, 2049, 3071, 3072, 3073, 5000}) {
     for (int64_t queries = 1; queries <= 9; ++queries) {
       const int64_t head_dim = 1 + (7 * queries + keys) % 70;
@@ -105,8 +105,8 @@ TEST_P(DecodingOf, AnyNumberOfKeysAroundThoseOfAPart) {
   }
 }
 
-// Exponentials of anything but a difference to the largest score would overflow.
-TEST_P(DecodingOf, SinksOfAnySizeBesideScoresOfAnySize) {
+// The exponential of a score would overflow unless the largest score is subtracted first.
+TEST_P(DecodingOf, SinksAndScoresOfAnyMagnitude) {
   Inputs x(GetParam(), {.queries = 2, .keys = 3000});
   const double largest = GetParam() == at::kFloat ? 1e30 : 1e300;
   const Tensor sinks = at::tensor({-largest, -1000.0, 1000.0, largest}, GetParam());
@@ -120,14 +120,14 @@ TEST_P(DecodingOf, SinksOfAnySizeBesideScoresOfAnySize) {
     const Tensor expected_lse = at::logsumexp(with_sink, -1);
     const Tensor weights = at::softmax(with_sink, -1).narrow(-1, 0, 3000);
     EXPECT_LE(relative_difference(out, at::matmul(weights, x.value.to(at::kDouble))),
-              // A rounding of a score of 500 is 500 of its weight.
+              // Rounding a score of 500 changes its weight by 500 roundings.
               shift == 0 ? tolerance(GetParam()) : 100 * tolerance(GetParam()));
     EXPECT_LE(((lse.to(at::kDouble) - expected_lse) / expected_lse).abs().max().item<double>(),
               tolerance(GetParam()));
   }
 }
 
-TEST_P(DecodingOf, AnyNumberOfThreadsGivesTheSameBits) {
+TEST_P(DecodingOf, BitsDoNotDependOnTheNumberOfThreads) {
   const int before = at::get_num_threads();
   const Inputs x(GetParam(), {.queries = 3, .keys = 5000});
   for (const auto& [name, options] : every_decoding_option(GetParam(), 3, 5000)) {
@@ -164,7 +164,7 @@ TEST_P(DecodingOf, EveryLayoutGivesTheSameBits) {
       expected));
 }
 
-TEST_P(DecodingOf, HeadsMayShareKeysAndValues) {
+TEST_P(DecodingOf, QueryHeadsMayShareKeysAndValues) {
   const Inputs x(GetParam(), {.queries = 2, .keys = 2100});
   const Tensor key = x.key.narrow(1, 0, 2), value = x.value.narrow(1, 0, 1);
   const Tensor expected =
@@ -172,7 +172,7 @@ TEST_P(DecodingOf, HeadsMayShareKeysAndValues) {
   EXPECT_TRUE(at::equal(attention(x.query, key, value), expected));
 }
 
-TEST_P(DecodingOf, RowsWithNothingToAttendGiveZeros) {
+TEST_P(DecodingOf, FullyMaskedRowsGiveZeros) {
   const Inputs x(GetParam(), {.queries = 3, .keys = 4000});
   Tensor mask = at::ones({3, 4000}, at::kBool);
   mask[1].fill_(false);
@@ -199,7 +199,7 @@ TEST_P(DecodingOf, GradientsEqualThoseOfStandardAttention) {
   }
 }
 
-TEST(DecodingOfNarrowTypes, IsComputedInFloat32AndRoundedOnce) {
+TEST(DecodingOfSixteenBitTypes, IsComputedInFloat32AndRoundedOnce) {
   for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
     for (const int64_t queries : {1, 5, 8}) {
       const Inputs x(dtype, {.queries = queries, .keys = 2500});
@@ -208,7 +208,7 @@ TEST(DecodingOfNarrowTypes, IsComputedInFloat32AndRoundedOnce) {
       EXPECT_EQ(out.scalar_type(), dtype);
       const auto [expected, expected_lse] = attention_with_lse(
           x.query.to(at::kDouble), x.key.to(at::kDouble), x.value.to(at::kDouble), options);
-      // One rounding of each number, and that of float32 beside the largest.
+      // One rounding of each element, and the error of float32 relative to the largest.
       const double rounding = dtype == at::kHalf ? 0x1p-11 : 0x1p-8;
       const Tensor allowed = rounding * expected.abs() + tests::kOperatorFloat32;
       EXPECT_TRUE(((out.to(at::kDouble) - expected).abs() <= allowed).all().item<bool>());

@@ -21,7 +21,7 @@ using tests::message_of;
 constexpr int64_t kSeed = 5;
 const int64_t kOddSizes[] = {0, 1, 2, 7, 31, 63, 64, 65, 70};
 
-/// 0 or 1 / (1 - p): what the next dropout of this shape under kSeed multiplies by.
+/// The factors, 0 or 1 / (1 - p), of a dropout of this shape under kSeed.
 Tensor factors(at::IntArrayRef shape, at::ScalarType dtype, double p) {
   torch::manual_seed(kSeed);
   return flash::dropout(at::ones(shape, dtype), p, true);
@@ -36,7 +36,7 @@ class DropoutOf : public testing::TestWithParam<at::ScalarType> {};
 INSTANTIATE_TEST_SUITE_P(Dtype, DropoutOf, testing::Values(at::kFloat, at::kDouble),
                          [](const auto& info) { return std::string(toString(info.param)); });
 
-TEST_P(DropoutOf, KeepsOrScales) {
+TEST_P(DropoutOf, DropsOrScalesEachElement) {
   for (const int64_t size : kOddSizes) {
     const Tensor x = normal({3, size}, GetParam());
     torch::manual_seed(kSeed);
@@ -48,9 +48,9 @@ TEST_P(DropoutOf, KeepsOrScales) {
   }
 }
 
-TEST_P(DropoutOf, KeepsTheShareItSays) {
+TEST_P(DropoutOf, KeepsTheExpectedShare) {
   for (const double p : {0.05, 0.5, 0.9}) {
-    // 0.01 is twenty standard deviations of the share of a million at most.
+    // 0.01 is at least twenty standard deviations of the mean of a million elements.
     const double kept =
         factors({1000, 1000}, GetParam(), p).ne(0).to(at::kDouble).mean().item<double>();
     EXPECT_NEAR(kept, 1 - p, 0.01);
@@ -62,12 +62,12 @@ TEST_P(DropoutOf, NeighboursAreIndependent) {
   for (const int64_t apart : {1, 2, 3, 4, 8, 16, 32, 64}) {
     const int64_t n = centred.numel() - apart;
     const Tensor product = centred.narrow(0, 0, n) * centred.narrow(0, apart, n);
-    // Five standard deviations of a mean of n signs.
+    // Five standard deviations of the mean of n signs.
     EXPECT_LE(std::abs(product.mean().item<double>()), 5 / std::sqrt(static_cast<double>(n)));
   }
 }
 
-TEST_P(DropoutOf, GradientsHaveTheMaskOfTheForward) {
+TEST_P(DropoutOf, GradientsUseTheMaskOfTheForward) {
   for (const int64_t size : kOddSizes) {
     const Tensor factor = factors({5, size}, GetParam(), 0.3);
     const Tensor x = normal({5, size}, GetParam()).requires_grad_();
@@ -88,7 +88,7 @@ TEST_P(DropoutOf, GradientsHaveTheMaskOfTheForward) {
   }
 }
 
-TEST_P(DropoutOf, ActivationsAndTheirGradientsAreAtens) {
+TEST_P(DropoutOf, ActivationsAndTheirGradientsEqualThoseOfATen) {
   for (const Activation activation : {Activation::kRelu, Activation::kGelu}) {
     for (const int64_t size : kOddSizes) {
       const Tensor factor = factors({9, size}, GetParam(), 0.2).to(at::kDouble);
@@ -97,11 +97,10 @@ TEST_P(DropoutOf, ActivationsAndTheirGradientsAreAtens) {
       torch::manual_seed(kSeed);
       const Tensor y = activation_dropout(x, activation, 0.2, true);
       const Tensor d = torch::autograd::grad({y}, {x}, {grad})[0];
-      const Tensor wide = x.detach().to(at::kDouble).requires_grad_();
+      const Tensor x64 = x.detach().to(at::kDouble).requires_grad_();
       const Tensor expected =
-          (activation == Activation::kRelu ? at::relu(wide) : at::gelu(wide)) * factor;
-      const Tensor expected_d =
-          torch::autograd::grad({expected}, {wide}, {grad.to(at::kDouble)})[0];
+          (activation == Activation::kRelu ? at::relu(x64) : at::gelu(x64)) * factor;
+      const Tensor expected_d = torch::autograd::grad({expected}, {x64}, {grad.to(at::kDouble)})[0];
       const double tolerance = tests::tolerance(GetParam());
       EXPECT_TRUE(at::allclose(y.to(at::kDouble), expected, tolerance, tolerance));
       EXPECT_TRUE(at::allclose(d.to(at::kDouble), expected_d, tolerance, tolerance));
@@ -109,7 +108,7 @@ TEST_P(DropoutOf, ActivationsAndTheirGradientsAreAtens) {
   }
 }
 
-TEST_P(DropoutOf, TheMaskBelongsToLogicalIndices) {
+TEST_P(DropoutOf, MaskDependsOnLogicalIndices) {
   const Tensor x = normal({6, 10, 7}, GetParam());
   const Tensor grad = normal({6, 10, 7}, GetParam(), 2);
   const auto run = [&](const Tensor& input, const Tensor& d) {
@@ -154,7 +153,7 @@ TEST(DropoutAdd, HasSecondDerivatives) {
   EXPECT_LE(largest_difference(dd[1], 6 * z * factor), tests::kOperatorFloat64);
 }
 
-TEST(Dropout, ASecondDerivativeOfAnActivationIsRefusedInWords) {
+TEST(Dropout, SecondDerivativeOfAnActivationIsNotImplemented) {
   const Tensor x = normal({4}, at::kDouble).requires_grad_();
   const Tensor y = activation_dropout(x, Activation::kGelu, 0.5, true);
   const Tensor d = torch::autograd::grad({y.sum()}, {x}, {}, {}, /*create_graph=*/true)[0];
@@ -162,7 +161,7 @@ TEST(Dropout, ASecondDerivativeOfAnActivationIsRefusedInWords) {
               AllOf(HasSubstr("flash::activation_dropout"), HasSubstr("flash::dropout")));
 }
 
-TEST(Dropout, WithoutDroppingNothingIsCopiedOrDrawn) {
+TEST(Dropout, CopiesAndDrawsNothingWhenNothingIsDropped) {
   const Tensor x = normal({3, 5}, at::kFloat), residual = normal({3, 5}, at::kFloat, 2);
   torch::manual_seed(kSeed);
   const Tensor next = at::rand({1});
@@ -176,14 +175,14 @@ TEST(Dropout, WithoutDroppingNothingIsCopiedOrDrawn) {
   EXPECT_TRUE(at::equal(at::rand({1}), next));
 }
 
-TEST(Dropout, OneGivesZeros) {
+TEST(Dropout, ProbabilityOneGivesZeros) {
   const Tensor x = normal({3, 70}, at::kFloat).requires_grad_();
   const Tensor y = flash::dropout(x, 1.0, true);
   EXPECT_TRUE(at::equal(y, at::zeros_like(y)));
   EXPECT_TRUE(at::equal(torch::autograd::grad({y.sum()}, {x})[0], at::zeros_like(y)));
 }
 
-TEST(Dropout, ManualSeedGovernsIt) {
+TEST(Dropout, FollowsManualSeed) {
   const Tensor x = at::ones({1000});
   const auto draw = [&] { return flash::dropout(x, 0.5, true); };
   torch::manual_seed(1);
@@ -196,7 +195,7 @@ TEST(Dropout, ManualSeedGovernsIt) {
   EXPECT_FALSE(at::equal(draw(), first));
 }
 
-TEST(Dropout, AnyNumberOfThreadsGivesTheSameBits) {
+TEST(Dropout, BitsDoNotDependOnTheNumberOfThreads) {
   const Tensor x = normal({257, 1001}, at::kFloat);
   const auto draw = [&] {
     torch::manual_seed(kSeed);
@@ -211,7 +210,7 @@ TEST(Dropout, AnyNumberOfThreadsGivesTheSameBits) {
   EXPECT_TRUE(at::equal(alone, together));
 }
 
-TEST(Dropout, HoldsNoMask) {
+TEST(Dropout, AllocatesNoMask) {
   const Tensor x = normal({100, 1000}, at::kFloat).requires_grad_();
   EXPECT_EQ(tests::peak_beyond_result([&] { return flash::dropout(x, 0.5, true); }), 0);
   EXPECT_EQ(tests::peak_beyond_result(

@@ -1,5 +1,5 @@
-// Bad input from C++: the exception's type, and a text with the values. The full table of messages
-// is in tests/python/test_errors.py; both go through the same check.
+// Invalid arguments from C++: the type of the exception, and a message with the values. All
+// messages are tested in tests/python/test_errors.py; both go through the same check.
 
 #include <flash_attention/ops.h>
 #include <gmock/gmock.h>
@@ -31,7 +31,7 @@ TEST(Errors, KeyAndValueOfDifferentLengths) {
   EXPECT_THAT(message_of<c10::ValueError>([&] { standard_attention(query, key, value); }), matcher);
 }
 
-TEST(Errors, WrongTypesAreTypeErrors) {
+TEST(Errors, WrongDtypesAreTypeErrors) {
   const Inputs x;
   EXPECT_THAT(
       message_of<c10::TypeError>([&] { attention(x.query.to(at::kFloat), x.key, x.value); }),
@@ -45,7 +45,7 @@ TEST(Errors, WrongTypesAreTypeErrors) {
               AllOf(StartsWith(kExpected), HasSubstr("bias"), HasSubstr("Long")));
 }
 
-TEST(Errors, NumbersBesideNarrowOnesAreOfTheirTypeOrFloat) {
+TEST(Errors, BiasOfASixteenBitQueryIsOfItsTypeOrFloat) {
   const Inputs x(at::kBFloat16);
   const auto with_bias_of = [&](at::ScalarType dtype) {
     return attention(x.query, x.key, x.value, AttentionOptions().bias(at::zeros({33}, dtype)));
@@ -86,7 +86,7 @@ TEST(Errors, HeadsThatDoNotDivide) {
               AllOf(StartsWith(kExpected), HasSubstr("multiple"), HasSubstr("got 3")));
 }
 
-TEST(Errors, MetaTensorsGetTheSameText) {
+TEST(Errors, MetaTensorsGiveTheSameMessage) {
   const Inputs x;
   const Tensor shorter = x.value.narrow(2, 0, 32);
   const auto on_cpu = message_of<c10::ValueError>([&] { attention(x.query, x.key, shorter); });

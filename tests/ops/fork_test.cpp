@@ -1,4 +1,4 @@
-// A child forked after threads have run, in a program that Python has no part in.
+// A child that is forked after threads have run, in a program without Python.
 
 #include <ATen/Parallel.h>
 #include <flash_attention/ops.h>
@@ -11,7 +11,7 @@
 
 namespace {
 
-/// Large enough for two threads: the output and the gradient of its sum by the query.
+/// The output, and the gradient of its sum by the query, of a call large enough for two threads.
 std::pair<torch::Tensor, torch::Tensor> attention_and_gradient() {
   torch::manual_seed(1);
   const torch::Tensor query = torch::randn({2, 8, 256, 32}).requires_grad_();
@@ -21,14 +21,14 @@ std::pair<torch::Tensor, torch::Tensor> attention_and_gradient() {
   return {out.detach(), torch::autograd::grad({out.sum()}, {query})[0]};
 }
 
-TEST(Fork, ChildComputesWhatItsParentDid) {
+TEST(Fork, ChildComputesTheSameAsItsParent) {
   const int threads = at::get_num_threads();
   at::set_num_threads(2);
   const auto [out, gradient] = attention_and_gradient();
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
-    alarm(30);  // a child that waits for threads it has not is killed
+    alarm(30);  // kills a child that waits for threads that it does not have
     const auto [its_out, its_gradient] = attention_and_gradient();
     _exit(torch::equal(its_out, out) && torch::equal(its_gradient, gradient) ? 0 : 1);
   }

@@ -1,4 +1,4 @@
-// The guide's objects: FlashAttention and MultiHeadAttention.
+// The classes of the integration guide: FlashAttention and MultiHeadAttention.
 
 #include <flash_attention/flash_attention.h>
 #include <flash_attention/multi_head_attention.h>
@@ -52,7 +52,7 @@ TEST(FlashAttention, MatchesStandardAttentionWithinTheGuidesFigure) {
   }
 }
 
-TEST(FlashAttention, PassesEveryFieldOfItsConfigOn) {
+TEST(FlashAttention, PassesOnEveryFieldOfItsConfig) {
   const auto [q, k, v] = random_inputs({2, 3, 150, 24});
   const FlashAttention flash({.block_size = 32, .scale = 0.3, .causal = true, .use_simd = false});
   const auto options = AttentionOptions().block_size(32).scale(0.3).causal(true).use_simd(false);
@@ -80,14 +80,14 @@ TEST(FlashAttention, DropsWeightsWheneverDropoutIsConfigured) {
   EXPECT_GT(largest_difference(dropped, attention(q, k, v)), 0.01);
 }
 
-TEST(FlashAttention, TreatsThreeDimensionsAsOneHead) {
+TEST(FlashAttention, ThreeDimensionalInputHasOneHead) {
   const auto [q, k, v] = random_inputs({2, 70, 16});
   const FlashAttention flash({.causal = true});
   const Tensor four = flash.forward(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1));
   EXPECT_TRUE(torch::equal(flash.forward(q, k, v), four.squeeze(1)));
 }
 
-TEST(FlashAttention, MemoryUsageIsWhatForwardAllocates) {
+TEST(FlashAttention, MemoryUsageEqualsWhatForwardAllocates) {
   for (const int64_t length : {128, 512, 1024, 2048, 4096}) {
     for (const auto& [batch, d_v, block_size] :
          {std::tuple{1, 64, 64}, {3, 64, 64}, {1, 20, 64}, {1, 64, 256}, {1, 64, 7}}) {
@@ -102,7 +102,7 @@ TEST(FlashAttention, MemoryUsageIsWhatForwardAllocates) {
   }
 }
 
-TEST(FlashAttention, MemoryUsageGrowsByTwoNumbersPerRow) {
+TEST(FlashAttention, MemoryUsageGrowsByTwoElementsPerRow) {
   const FlashAttention flash;
   const int64_t row = 2 * sizeof(double);
   EXPECT_EQ(flash.memory_usage(4096, 64, 64, 1) - flash.memory_usage(2048, 64, 64, 1), 2048 * row);
@@ -125,7 +125,7 @@ TEST(FlashAttention, RejectsAConfigThatTheOperatorRejects) {
               HasSubstr("dropout"));
 }
 
-// Two modules with the same weights, one of each mode.
+// Two modules with the same weights, one for each mode.
 std::pair<MultiHeadAttention, MultiHeadAttention> both_modes(MultiHeadAttentionConfig config) {
   torch::manual_seed(5);
   config.mode = AttentionMode::Flash;
@@ -138,7 +138,7 @@ std::pair<MultiHeadAttention, MultiHeadAttention> both_modes(MultiHeadAttentionC
   return {flash, standard};
 }
 
-TEST(MultiHeadAttention, BothModesGiveTheSameNumbersAndGradients) {
+TEST(MultiHeadAttention, BothModesGiveTheSameOutputsAndGradients) {
   for (const bool causal : {false, true}) {
     auto [flash, standard] =
         both_modes({.d_model = 48, .num_heads = 6, .dropout = 0.3, .causal = causal});
@@ -158,7 +158,7 @@ TEST(MultiHeadAttention, BothModesGiveTheSameNumbersAndGradients) {
   }
 }
 
-TEST(MultiHeadAttention, IsTheFormulaOfItsPaper) {
+TEST(MultiHeadAttention, EqualsTheFormulaOfThePaper) {
   auto [module, unused] = both_modes({.d_model = 12, .num_heads = 3});
   const auto [query, key, value] = random_inputs({1, 9, 12});
   const Tensor q = module->q_proj(query), k = module->k_proj(key), v = module->v_proj(value);
@@ -171,20 +171,20 @@ TEST(MultiHeadAttention, IsTheFormulaOfItsPaper) {
   EXPECT_LT(largest_difference(module->forward(query, key, value), expected), tests::kGuideFloat64);
 }
 
-TEST(MultiHeadAttention, IsTheAttentionOfItsModeAndBlockSizeBitForBit) {
+TEST(MultiHeadAttention, UsesItsModeAndBlockSizeBitForBit) {
   MultiHeadAttention module(
       MultiHeadAttentionConfig{.d_model = 48, .num_heads = 6, .flash_block_size = 7});
   const auto [query, key, value] = random_inputs({2, 70, 48}, torch::kFloat);
   const auto heads = [](const Tensor& x) { return x.unflatten(2, {6, 8}).transpose(1, 2); };
   const Tensor q = heads(module->q_proj(query)), k = heads(module->k_proj(key)),
                v = heads(module->v_proj(value));
-  const auto joined = [&](const Tensor& out) {
+  const auto merged = [&](const Tensor& out) {
     return module->out_proj(out.transpose(1, 2).flatten(2));
   };
-  const Tensor flash = joined(attention(q, k, v, AttentionOptions().block_size(7)));
-  const Tensor standard = joined(standard_attention(q, k, v));
-  // Or else equal bits would say nothing.
-  ASSERT_FALSE(torch::equal(flash, joined(attention(q, k, v))));
+  const Tensor flash = merged(attention(q, k, v, AttentionOptions().block_size(7)));
+  const Tensor standard = merged(standard_attention(q, k, v));
+  // Otherwise the comparison of bits below would show nothing.
+  ASSERT_FALSE(torch::equal(flash, merged(attention(q, k, v))));
   ASSERT_FALSE(torch::equal(flash, standard));
   EXPECT_TRUE(torch::equal(module->forward(query, key, value), flash));
   module->config.mode = AttentionMode::Standard;
@@ -201,7 +201,7 @@ TEST(MultiHeadAttention, DropsWeightsOnlyWhileTraining) {
   EXPECT_TRUE(torch::equal(module->forward(x, x, x), module->forward(x, x, x)));
 }
 
-TEST(MultiHeadAttention, TakesKeysOfAnotherLength) {
+TEST(MultiHeadAttention, AcceptsKeysOfAnotherLength) {
   auto [flash, standard] = both_modes({.d_model = 16, .num_heads = 4});
   const auto query = torch::randn({3, 10, 16}, torch::kDouble);
   const auto memory = torch::randn({3, 33, 16}, torch::kDouble);
@@ -222,7 +222,7 @@ TEST(MultiHeadAttention, CausalOutputDoesNotSeeLaterPositions) {
   EXPECT_GT(largest_difference(before, after), 0.01);
 }
 
-TEST(MultiHeadAttention, NamesItsParametersAsTheModuleInPythonDoes) {
+TEST(MultiHeadAttention, HasTheParameterNamesOfThePythonModule) {
   MultiHeadAttention module(MultiHeadAttentionConfig{.d_model = 8, .num_heads = 2});
   EXPECT_THAT(module->named_parameters().keys(),
               ElementsAre("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias",

@@ -1,4 +1,4 @@
-// KeyValueCache from C++: step by step, sequences of unequal lengths, refusals.
+// KeyValueCache from C++: step by step, sequences of unequal lengths, errors.
 
 #include <flash_attention/key_value_cache.h>
 #include <flash_attention/ops.h>
@@ -47,7 +47,7 @@ KeyValueCache cache_of(int64_t batch, int64_t capacity, at::ScalarType dtype = a
 
 Tensor counts_of(std::vector<int64_t> counts) { return at::tensor(counts, at::kLong); }
 
-TEST(KeyValueCache, StepByStepIsAllAtOnce) {
+TEST(KeyValueCache, StepByStepEqualsOneCall) {
   torch::manual_seed(1);
   for (const AttentionOptions& options :
        {AttentionOptions(), AttentionOptions().window({.left = 7, .right = 0}),
@@ -72,7 +72,7 @@ TEST(KeyValueCache, StepByStepIsAllAtOnce) {
   }
 }
 
-TEST(KeyValueCache, LongSequencesAreDecodedInParts) {
+TEST(KeyValueCache, LongSequencesAreDecodedWithSplitKeys) {
   torch::manual_seed(2);
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     const Rows all(2, 3000, dtype);
@@ -87,7 +87,7 @@ TEST(KeyValueCache, LongSequencesAreDecodedInParts) {
   }
 }
 
-// The lengths are equal where only the counts say which queries are the last positions.
+// With equal lengths, only the counts say which queries are at the last positions.
 TEST(KeyValueCache, CountsSayWhichQueriesAreTheLastPositions) {
   torch::manual_seed(3);
   for (const std::vector<int64_t>& appended : {std::vector<int64_t>{20, 3, 11}, {20, 20, 20}}) {
@@ -112,7 +112,7 @@ TEST(KeyValueCache, CountsSayWhichQueriesAreTheLastPositions) {
   }
 }
 
-TEST(KeyValueCache, TruncateShortensOnlyWhatIsLonger) {
+TEST(KeyValueCache, TruncateShortensOnlyLongerSequences) {
   torch::manual_seed(4);
   const Rows all(3, 20), more(3, 1);
   KeyValueCache cache = cache_of(3, 64);
@@ -143,7 +143,7 @@ TEST(KeyValueCache, LengthsAreACopy) {
   EXPECT_TRUE(at::equal(lengths, counts_of({9, 9})));
 }
 
-TEST(KeyValueCache, PositionsOfQueriesAreItsOwn) {
+TEST(KeyValueCache, RefusesQueryPositions) {
   const Rows rows(2, 8);
   KeyValueCache cache = cache_of(2, 10);
   cache.append(rows.key, rows.value);
@@ -152,7 +152,7 @@ TEST(KeyValueCache, PositionsOfQueriesAreItsOwn) {
               HasSubstr("flash::KeyValueCache: expected no query_positions"));
 }
 
-TEST(KeyValueCache, NarrowTypesAreKeptAsTheyAre) {
+TEST(KeyValueCache, StoresSixteenBitTypesUnchanged) {
   torch::manual_seed(5);
   for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
     const Rows all(2, 2200, dtype);
@@ -165,7 +165,7 @@ TEST(KeyValueCache, NarrowTypesAreKeptAsTheyAre) {
   }
 }
 
-TEST(KeyValueCache, WhatDoesNotFitIsRefusedAndChangesNothing) {
+TEST(KeyValueCache, RefusedArgumentsChangeNothing) {
   torch::manual_seed(6);
   const Rows rows(2, 8);
   KeyValueCache cache = cache_of(2, 10);

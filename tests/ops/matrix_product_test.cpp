@@ -14,7 +14,7 @@ using testing::HasSubstr;
 using tests::largest_difference;
 using tests::message_of;
 
-TEST(MatrixProduct, IsTheDefinition) {
+TEST(MatrixProduct, EqualsTheDefinition) {
   torch::manual_seed(3);
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     for (int64_t n = 1; n <= 70; ++n) {
@@ -31,7 +31,7 @@ TEST(MatrixProduct, IsTheDefinition) {
   }
 }
 
-TEST(MatrixProduct, TakesATransposedLeftAndPartsOfMatrices) {
+TEST(MatrixProduct, AcceptsATransposedLeftAndSubmatrices) {
   const Tensor left = at::randn({40, 30}, at::kDouble), right = at::randn({40, 50}, at::kDouble);
   const Tensor all = at::zeros({30, 64}, at::kDouble);
   matrix_product(left.t(), right.narrow(1, 8, 20), all.narrow(1, 4, 20));
@@ -39,7 +39,7 @@ TEST(MatrixProduct, TakesATransposedLeftAndPartsOfMatrices) {
   EXPECT_EQ(all.narrow(1, 24, 40).abs().max().item<double>(), 0);
 }
 
-TEST(MatrixProduct, AnyNumberOfThreadsGivesTheSameBits) {
+TEST(MatrixProduct, BitsDoNotDependOnTheNumberOfThreads) {
   const Tensor left = at::randn({500, 130}), right = at::randn({130, 90});
   Tensor alone = at::empty({500, 90}), shared = at::empty({500, 90});
   const int threads = at::get_num_threads();

@@ -1,4 +1,4 @@
-// A plan never runs on more threads than it was given scratch for.
+// A plan never runs on more threads than there is scratch memory for.
 
 #include "ops/schedule.h"
 
@@ -10,7 +10,7 @@
 namespace flash {
 namespace {
 
-/// The greatest number of a thread that takes some of the units.
+/// The largest index of a thread that runs some of the units.
 int64_t last_thread_of(int64_t units, int64_t grain) {
   std::atomic<int64_t> last = 0;
   at::parallel_for(0, units, grain, [&](int64_t, int64_t) {
@@ -25,7 +25,7 @@ int64_t last_thread_of(int64_t units, int64_t grain) {
 TEST(Schedule, CountsEveryThreadThatTakesUnits) {
   const int before = at::get_num_threads();
   at::set_num_threads(8);
-  // A thread takes from one unit at least to all of them.
+  // From one unit per thread to all units on one thread.
   for (const int64_t flops : {1'000'000, 70'000, 60'000, 30'000, 15'000, 0}) {
     for (int64_t units = 0; units <= 40; ++units) {
       const Schedule schedule(WorkPlan{.units = units, .steps = 1, .flops_per_unit = flops});

@@ -21,7 +21,7 @@ using tests::tolerance;
 
 class Sdpa : public testing::TestWithParam<at::ScalarType> {};
 
-TEST_P(Sdpa, IsTorchs) {
+TEST_P(Sdpa, EqualsTorchs) {
   const Inputs x(GetParam());
   const auto bound = tolerance(GetParam());
   const Tensor mask = at::rand({19, 33}) < 0.7;
@@ -31,14 +31,14 @@ TEST_P(Sdpa, IsTorchs) {
   EXPECT_LT(largest_difference(flash::scaled_dot_product_attention(x.query, x.key, x.value, mask),
                                at::scaled_dot_product_attention(x.query, x.key, x.value, mask)),
             bound);
-  // Top left, though there are more keys than queries.
+  // Top-left alignment, with more keys than queries.
   EXPECT_LT(largest_difference(
                 flash::scaled_dot_product_attention(x.query, x.key, x.value, {}, 0.0, true, 0.3),
                 at::scaled_dot_product_attention(x.query, x.key, x.value, {}, 0.0, true, 0.3)),
             bound);
 }
 
-TEST_P(Sdpa, TakesAnyNumberOfDimensionsAndGroups) {
+TEST_P(Sdpa, AcceptsAnyNumberOfDimensionsAndGroups) {
   const Inputs x(GetParam());
   const Tensor key = x.key.narrow(1, 0, 2), value = x.value.narrow(1, 0, 2);
   const Tensor grouped = flash::scaled_dot_product_attention(x.query, key, value, {}, 0.0, false,
@@ -66,7 +66,7 @@ TEST_P(Sdpa, HasTorchsGradients) {
   const auto theirs = gradients(at::scaled_dot_product_attention(x.query, x.key, x.value, mask));
   for (size_t i = 0; i < inputs.size(); ++i) {
     EXPECT_EQ(ours[i].sizes(), inputs[i].sizes());
-    // Of the mask's gradient each number is a sum over 2 x 19 rows.
+    // Each element of the mask's gradient is a sum over 2 x 19 rows.
     EXPECT_LT(largest_difference(ours[i], theirs[i]), 10 * tolerance(GetParam())) << i;
   }
 }
@@ -74,7 +74,7 @@ TEST_P(Sdpa, HasTorchsGradients) {
 INSTANTIATE_TEST_SUITE_P(Types, Sdpa, testing::Values(at::kFloat, at::kDouble),
                          [](const auto& info) { return toString(info.param); });
 
-TEST(SdpaErrors, AreSaidInWords) {
+TEST(SdpaErrors, SayWhatWasExpected) {
   const Inputs x;
   const Tensor mask = at::ones({18, 33}, at::kBool), shorter = x.value.narrow(2, 0, 32);
   EXPECT_THAT(message_of<c10::ValueError>(
@@ -89,14 +89,14 @@ TEST(SdpaErrors, AreSaidInWords) {
               HasSubstr("one length, got 33 and 32"));
 }
 
-/// Ours and torch's differ in the last bits: whose `at::scaled_dot_product_attention` is.
+/// Whether `at::scaled_dot_product_attention` is ours. Torch's differs in the last bits.
 bool is_ours() {
   const Inputs x(at::kFloat, {.queries = 64, .keys = 200, .head_dim = 48});
   const Tensor out = at::scaled_dot_product_attention(x.query, x.key, x.value);
   return out.equal(attention(x.query, x.key, x.value));
 }
 
-TEST(ReplaceSdpa, LastsAsLongAsItLives) {
+TEST(ReplaceSdpa, LastsAsLongAsTheObjectExists) {
   EXPECT_FALSE(is_ours());
   {
     const ReplaceSdpa outer;
@@ -125,7 +125,7 @@ TEST(ReplaceSdpa, EndsWithAnException) {
   EXPECT_FALSE(is_ours());
 }
 
-TEST(ReplaceSdpa, LeavesToTorchWhatItDoesNotTake) {
+TEST(ReplaceSdpa, LeavesUnsupportedCallsToTorch) {
   const Inputs x(at::kFloat);
   const auto call = [&] {
     const Tensor nested =

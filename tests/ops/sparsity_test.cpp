@@ -23,14 +23,14 @@ struct SparsityInputs {
   SparsityInputs(int64_t queries, int64_t keys, int64_t head_dim, int64_t samples,
                  at::ScalarType dtype) {
     torch::manual_seed(3);
-    // As a projection gives them: heads behind the length in memory.
+    // As a projection produces them: [batch, length, heads, width] in memory.
     query = at::randn({2, queries, 3, head_dim}, dtype).transpose(1, 2);
     key = at::randn({2, keys, 3, head_dim}, dtype).transpose(1, 2);
     index = at::randint(keys, {queries, samples}, at::kLong);
   }
 };
 
-/// As Informer's own code has it, with the sampled keys gathered, in float64.
+/// As in Informer's code, with gathered keys, in float64.
 Tensor by_definition(const SparsityInputs& x) {
   const Tensor key = x.key.to(at::kDouble), query = x.query.to(at::kDouble);
   const Tensor sampled = key.index({at::indexing::Slice(), at::indexing::Slice(), x.index});
@@ -38,7 +38,7 @@ Tensor by_definition(const SparsityInputs& x) {
   return std::get<0>(scores.max(-1)) - scores.sum(-1) / key.size(2);
 }
 
-TEST(Sparsity, IsTheDefinition) {
+TEST(Sparsity, EqualsTheDefinition) {
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     for (int64_t n = 1; n <= 70; ++n) {
       const SparsityInputs x(n, 71 - n, 1 + n * 7 % 70, 1 + n * 5 % 40, dtype);
@@ -46,14 +46,14 @@ TEST(Sparsity, IsTheDefinition) {
       EXPECT_EQ(got.sizes(), x.query.sizes().slice(0, 3));
       EXPECT_EQ(got.scalar_type(), dtype);
       const Tensor expected = by_definition(x);
-      // With few keys the sum is divided by little: numbers up to some hundred.
+      // With few keys the divisor of the sum is small, and the results are up to some hundreds.
       const double size = std::max(1.0, expected.abs().max().item<double>());
       EXPECT_LE(largest_difference(got, expected), size * tests::tolerance(dtype));
     }
   }
 }
 
-TEST(Sparsity, PicksTheQueriesOfTheDefinition) {
+TEST(Sparsity, SelectsTheSameQueriesAsTheDefinition) {
   const SparsityInputs x(96, 96, 32, 15, at::kDouble);
   const auto top = [](const Tensor& m) {
     return std::get<0>(std::get<1>(m.topk(15, -1, true, false)).sort(-1));
@@ -61,7 +61,7 @@ TEST(Sparsity, PicksTheQueriesOfTheDefinition) {
   EXPECT_TRUE(at::equal(top(sparsity_measurement(x.query, x.key, x.index)), top(by_definition(x))));
 }
 
-TEST(Sparsity, AnyStridesGiveTheSame) {
+TEST(Sparsity, ResultDoesNotDependOnStrides) {
   SparsityInputs x(33, 20, 16, 7, at::kDouble);
   const Tensor expected = sparsity_measurement(x.query, x.key, x.index);
   EXPECT_TRUE(
@@ -76,13 +76,13 @@ TEST(Sparsity, AnyStridesGiveTheSame) {
 
 TEST(Sparsity, CopiesNothing) {
   const SparsityInputs x(64, 64, 32, 15, at::kFloat);
-  // The smallest and the largest index are two tensors of one number, and one or two to read them.
+  // The minimum and the maximum of the indices are tensors of one element each.
   EXPECT_LE(
       tests::peak_beyond_result([&] { return sparsity_measurement(x.query, x.key, x.index); }),
       1024);
 }
 
-TEST(Sparsity, AnyNumberOfThreadsGivesTheSameBits) {
+TEST(Sparsity, BitsDoNotDependOnTheNumberOfThreads) {
   const SparsityInputs x(200, 200, 32, 20, at::kFloat);
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
@@ -125,7 +125,7 @@ TEST(Sparsity, ErrorsSayWhatWasExpected) {
               AllOf(HasSubstr(kOp), HasSubstr("Double")));
 }
 
-TEST(Sparsity, KeysHaveTheBatchAndTheHeadsOfQueries) {
+TEST(Sparsity, KeyMustHaveTheBatchAndHeadsOfQuery) {
   const SparsityInputs x(5, 6, 4, 3, at::kFloat);
   const auto message = [&](const Tensor& key) {
     return message_of<c10::ValueError>([&] { sparsity_measurement(x.query, key, x.index); });

@@ -1,5 +1,5 @@
 #pragma once
-// What the tests of the operator's C++ interface share.
+// Shared by the tests of the operator's C++ interface.
 
 #include <ATen/ATen.h>
 #include <torch/torch.h>
@@ -16,7 +16,7 @@ struct Shape {
   int64_t batch = 2, heads = 4, queries = 19, keys = 33, head_dim = 8, value_dim = 12;
 };
 
-/// Standard normal query, key and value, the same for every call.
+/// Standard normal query, key and value, the same in every test.
 struct Inputs {
   at::Tensor query, key, value;
 
@@ -37,7 +37,7 @@ inline double tolerance(at::ScalarType dtype) {
   return dtype == at::kDouble ? kOperatorFloat64 : kOperatorFloat32;
 }
 
-/// Largest absolute difference; NaN if there is one on either side.
+/// Largest absolute difference; NaN if either tensor has a NaN.
 inline double largest_difference(const at::Tensor& a, const at::Tensor& b) {
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
 }

@@ -23,12 +23,12 @@ struct DelayInputs {
     value = at::randn({batch, times, channels}, dtype).requires_grad_();
     other = at::randn({batch, times, channels}, dtype).requires_grad_();
     weights = at::randn({batch, count}, dtype).requires_grad_();
-    // Beyond [0, times) on both sides: a delay is taken modulo the length.
+    // Below 0 and above times, since a delay is taken modulo the length.
     delays = at::randint(-2 * times, 2 * times, {shared ? 1 : batch, count}, at::kLong);
   }
 };
 
-/// [B, k, T, C]: the series rolled by each of its delays.
+/// [B, k, T, C]: each series rolled by each of its delays.
 Tensor rolled(const Tensor& series, const Tensor& delays) {
   std::vector<Tensor> all;
   for (int64_t b = 0; b < series.size(0); ++b) {
@@ -60,7 +60,7 @@ void for_each_case(Check&& check) {
   }
 }
 
-TEST(TimeDelay, AggregationAndItsGradientsAreTheDefinition) {
+TEST(TimeDelay, AggregationAndItsGradientsEqualTheDefinition) {
   for_each_case([](const DelayInputs& x, at::ScalarType dtype) {
     const Tensor got = time_delay_aggregation(x.value, x.delays, x.weights);
     const Tensor expected = aggregation_by_definition(x.value, x.delays, x.weights);
@@ -74,7 +74,7 @@ TEST(TimeDelay, AggregationAndItsGradientsAreTheDefinition) {
   });
 }
 
-TEST(TimeDelay, CorrelationAndItsGradientsAreTheDefinition) {
+TEST(TimeDelay, CorrelationAndItsGradientsEqualTheDefinition) {
   for_each_case([](const DelayInputs& x, at::ScalarType dtype) {
     const Tensor got = time_delay_correlation(x.value, x.other, x.delays);
     const Tensor expected = correlation_by_definition(x.value, x.other, x.delays);
@@ -98,11 +98,11 @@ TEST(TimeDelay, HasSecondDerivatives) {
   };
   const auto got = second(time_delay_aggregation, time_delay_correlation);
   const auto expected = second(aggregation_by_definition, correlation_by_definition);
-  // Numbers up to 1e5.
+  // Elements are up to 1e5.
   for (int i = 0; i < 3; ++i) EXPECT_LE(largest_difference(got[i], expected[i]), 1e-7);
 }
 
-TEST(TimeDelay, OneGradientOnly) {
+TEST(TimeDelay, GradientOfOneInputAlone) {
   const DelayInputs x(2, 9, 5, 3, true, at::kDouble);
   const Tensor weights = x.weights.detach(), value = x.value.detach(), other = x.other.detach();
   const auto gradient = [](const Tensor& of, const Tensor& at) {
@@ -126,7 +126,7 @@ TEST(TimeDelay, OneGradientOnly) {
       tests::kOperatorFloat64);
 }
 
-TEST(TimeDelay, AnyStridesGiveTheSame) {
+TEST(TimeDelay, ResultDoesNotDependOnStrides) {
   const DelayInputs x(3, 21, 10, 4, false, at::kDouble);
   const Tensor expected = time_delay_aggregation(x.value, x.delays, x.weights);
   const Tensor correlation = time_delay_correlation(x.value, x.other, x.delays);
@@ -144,7 +144,7 @@ TEST(TimeDelay, AnyStridesGiveTheSame) {
       at::equal(time_delay_correlation(padded(x.value), strided(x.other), x.delays), correlation));
 }
 
-TEST(TimeDelay, AnyNumberOfThreadsGivesTheSameBits) {
+TEST(TimeDelay, BitsDoNotDependOnTheNumberOfThreads) {
   const DelayInputs x(8, 100, 64, 9, false, at::kFloat);
   const auto run = [&] {
     return std::pair(time_delay_aggregation(x.value, x.delays, x.weights),
@@ -196,7 +196,7 @@ TEST(TimeDelay, ErrorsSayWhatWasExpected) {
               AllOf(HasSubstr("flash::time_delay_correlation: expected "), HasSubstr("[3, 4, 4]")));
 }
 
-TEST(TimeDelay, CorrelationSaysWhatItExpected) {
+TEST(TimeDelay, CorrelationErrorsSayWhatWasExpected) {
   const DelayInputs x(3, 5, 4, 2, false, at::kFloat);
   constexpr char kOp[] = "flash::time_delay_correlation: expected ";
   const auto type_error = [&](const Tensor& query, const Tensor& key) {

@@ -1,4 +1,4 @@
-// Packed sequences: each as if it were called by itself, forward and backward.
+// Packed sequences: each gives the results of a call of its own, forward and backward.
 
 #include <ATen/Parallel.h>
 #include <flash_attention/ops.h>
@@ -22,7 +22,7 @@ using tests::largest_difference;
 using tests::message_of;
 using tests::tolerance;
 
-// Empty ones at both ends and in the middle, one row, more queries than keys, decoding, several
+// Empty sequences at both ends and in the middle, one row, more queries than keys, decode, several
 // tiles and chunks.
 const std::vector<int64_t> kQueries = {0, 5, 1, 0, 70, 33, 2, 3, 300, 0};
 const std::vector<int64_t> kKeys = {3, 9, 1, 0, 31, 200, 0, 2100, 310, 0};
@@ -40,7 +40,7 @@ Tensor starts(const std::vector<int64_t>& lengths, at::ScalarType dtype = at::kL
   return at::tensor(offsets, at::kLong).to(dtype);
 }
 
-/// Leaves, and slopes and sinks for every sequence.
+/// Leaves: query, key, value, and slopes and sinks of every sequence.
 struct Packed {
   std::vector<Tensor> all;
 
@@ -90,7 +90,7 @@ class VarlenOf : public testing::TestWithParam<at::ScalarType> {};
 INSTANTIATE_TEST_SUITE_P(Dtype, VarlenOf, testing::Values(at::kFloat, at::kDouble),
                          [](const auto& info) { return std::string(toString(info.param)); });
 
-TEST_P(VarlenOf, EachSequenceIsAsIfCalledAlone) {
+TEST_P(VarlenOf, EachSequenceEqualsACallOfItsOwn) {
   const Packed x(GetParam());
   for (const AttentionOptions& options :
        {AttentionOptions(), AttentionOptions().causal(true),
@@ -98,7 +98,7 @@ TEST_P(VarlenOf, EachSequenceIsAsIfCalledAlone) {
         AttentionOptions().scale(-0.3).block_size(7),
         AttentionOptions().causal(true).window({.left = 40}).use_simd(false)}) {
     const Tensor out = x.attention(options), expected = x.one_by_one(options);
-    // Keys that `attention` cuts for its threads are summed up in another order.
+    // If `attention` splits the keys, it sums in another order.
     EXPECT_LE(largest_difference(out, expected), tolerance(GetParam()));
     const auto found = gradients(out, x), wanted = gradients(expected, x);
     for (size_t i = 0; i < found.size(); ++i) {
@@ -115,7 +115,7 @@ TEST_P(VarlenOf, OffsetsMayBeInt32) {
   EXPECT_TRUE(at::equal(x.attention(options, at::kInt), x.attention(options)));
 }
 
-TEST_P(VarlenOf, AnyNumberOfThreadsGivesTheSameBits) {
+TEST_P(VarlenOf, BitsDoNotDependOnTheNumberOfThreads) {
   const Packed x(GetParam());
   const int before = at::get_num_threads();
   const auto options = AttentionOptions().causal(true).softcap(2.0);
@@ -134,9 +134,9 @@ TEST_P(VarlenOf, AnyNumberOfThreadsGivesTheSameBits) {
   at::set_num_threads(before);
 }
 
-// With values that are rows of the identity an output is the row's weights, and shows which of them
-// were dropped. The same seed then drops the same ones of any values.
-TEST(Varlen, DropoutIsThatOfOneMaskForwardAndBackward) {
+// If the values are the identity matrix, the output is the weights and shows which of them are
+// dropped. The same seed drops the same weights with any values.
+TEST(Varlen, ForwardAndBackwardUseOneDropoutMask) {
   constexpr int64_t kLength = 40;
   constexpr double kDropout = 0.3;
   torch::manual_seed(6);
@@ -180,29 +180,29 @@ TEST(Varlen, DropoutIsThatOfOneMaskForwardAndBackward) {
   }
 }
 
-TEST(Varlen, NarrowTypesAreComputedInFloat32AndRoundedOnce) {
+TEST(Varlen, SixteenBitTypesAreComputedInFloat32AndRoundedOnce) {
   for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
     torch::manual_seed(8);
     const Tensor cuts = at::tensor({0, 5, 5, 90}, at::kInt);
-    std::vector<Tensor> narrow, wide;
+    std::vector<Tensor> inputs, doubles;
     for (int i = 0; i < 3; ++i) {
-      narrow.push_back(at::randn({90, 2, kWidth}, dtype).requires_grad_());
-      wide.push_back(narrow.back().detach().to(at::kDouble).requires_grad_());
+      inputs.push_back(at::randn({90, 2, kWidth}, dtype).requires_grad_());
+      doubles.push_back(inputs.back().detach().to(at::kDouble).requires_grad_());
     }
     const Tensor grad = at::randn({90, 2, kWidth}, dtype);
     const auto options = AttentionOptions().causal(true);
     const auto call = [&](const std::vector<Tensor>& x) {
       return varlen_attention(x[0], x[1], x[2], cuts, cuts, options);
     };
-    const Tensor out = call(narrow), expected = call(wide);
-    const auto found = torch::autograd::grad({out}, narrow, {grad});
-    const auto wanted = torch::autograd::grad({expected}, wide, {grad.to(at::kDouble)});
-    // One rounding of each number, and that of float32 beside numbers of up to 10.
+    const Tensor out = call(inputs), expected = call(doubles);
+    const auto found = torch::autograd::grad({out}, inputs, {grad});
+    const auto wanted = torch::autograd::grad({expected}, doubles, {grad.to(at::kDouble)});
+    // One rounding of each element, and the error of float32 with elements of up to 10.
     const double rounding = dtype == at::kHalf ? 0x1p-11 : 0x1p-8;
-    const auto expect_rounded = [&](const Tensor& narrow_one, const Tensor& wide_one) {
-      EXPECT_EQ(narrow_one.scalar_type(), dtype);
-      const Tensor allowed = rounding * wide_one.abs() + 2 * tests::kOperatorFloat32;
-      EXPECT_TRUE(((narrow_one.to(at::kDouble) - wide_one).abs() <= allowed).all().item<bool>());
+    const auto expect_rounded = [&](const Tensor& rounded, const Tensor& exact) {
+      EXPECT_EQ(rounded.scalar_type(), dtype);
+      const Tensor allowed = rounding * exact.abs() + 2 * tests::kOperatorFloat32;
+      EXPECT_TRUE(((rounded.to(at::kDouble) - exact).abs() <= allowed).all().item<bool>());
     };
     expect_rounded(out, expected);
     for (size_t i = 0; i < found.size(); ++i) expect_rounded(found[i], wanted[i]);

@@ -1,13 +1,13 @@
 #pragma once
-// The inner loops of the models' layers on plain memory, for code that divides its work among
-// threads by itself. Each call runs on the calling thread, with the kernels of the CPU that this
-// is, or of the instruction set that FLASH_ATTENTION_ISA names.
+// The inner loops of the models' layers on plain memory, for code that schedules its own threads.
+// Each call runs on the calling thread, with the kernels of this CPU or of the instruction set that
+// FLASH_ATTENTION_ISA names.
 //
 // T is float or double. Matrices are row-major and contiguous unless a stride, in elements, is
-// given. Nothing is checked: pointers must be valid for the sizes given, and what is written must
-// not overlap anything else unless said so. What a backward sums over rows it adds to `sums`, so
-// that parts can be added up. Nothing here is differentiable: call it below autograd. Throws
-// c10::ValueError where FLASH_ATTENTION_ISA names no instruction set of this CPU.
+// given. Arguments are not checked: pointers must be valid for the sizes given, and outputs must
+// not overlap anything else unless stated otherwise. A backward adds its sums over rows to `sums`,
+// so that calls on parts of the rows accumulate. Nothing is differentiable: call it below autograd.
+// Throws c10::ValueError if FLASH_ATTENTION_ISA names no instruction set of this CPU.
 
 #include <flash_attention/export.h>
 
@@ -37,45 +37,46 @@ struct RowMatrix {
   int64_t stride;
 };
 
-/// For matrices that fit the caches.
+/// On the calling thread, for matrices that fit the caches.
 template <class T>
 FLASH_API void block_product(const ProductSizes& sizes, LeftFactor<T> a, RowMatrix<const T> b,
                              RowMatrix<T> c);
 
 // Complex numbers: `count` real parts and then as many imaginary parts.
 
-/// out = tanh(in), to within a few machine epsilons of its size except next to the poles
+/// out = tanh(in), with a relative error of a few machine epsilons except next to the poles
 /// i (pi/2 + k pi). `out` may be `in`.
 template <class T>
 FLASH_API void complex_tanh(const T* in, T* out, int64_t count);
 
-/// From the function's result and the gradient of that to the gradient of its argument. `out` may
-/// be either.
+/// out = the gradient of `in` from `result`, the result of complex_tanh, and its `gradient`. `out`
+/// may be either of them.
 template <class T>
 FLASH_API void complex_tanh_backward(const T* result, const T* gradient, T* out, int64_t count);
 
-/// sum [frequencies] += query * conj(key), summed over channels: query and key
-/// [channels, frequencies]. Here a complex number is a pair.
+/// sum [frequencies] += the sum over channels of query * conj(key), query and key
+/// [channels, frequencies]. Unlike above, a complex number is a pair of its real and imaginary
+/// part.
 template <class T>
 FLASH_API void add_cross_spectrum(const T* query, const T* key, T* sum, int64_t channels,
                                   int64_t frequencies);
 
 // Series [times, channels], times at least 1.
 
-/// average = the mean of x over `reach` times to either side, the first and the last row repeated
-/// beyond the ends; seasonal = x - average; trend = average + trend_before. `trend` may be null,
-/// and `trend_before`, for zeros.
+/// average = the mean of x over `reach` times to either side, with the first and the last row
+/// repeated beyond the ends; seasonal = x - average; trend = average + trend_before. `trend` may be
+/// null: it is not written then. `trend_before` may be null: it is zero then.
 template <class T>
 FLASH_API void decompose(const T* x, const T* trend_before, T* seasonal, T* trend, int64_t times,
                          int64_t channels, int64_t reach);
 
-/// `trend_gradient` may be null, for zeros.
+/// `trend_gradient` may be null: it is zero then.
 template <class T>
 FLASH_API void decompose_backward(const T* seasonal_gradient, const T* trend_gradient,
                                   T* x_gradient, int64_t times, int64_t channels, int64_t reach);
 
 /// out [(times + 1) / 2, channels] = the largest of rows 2 t - 1, 2 t and 2 t + 1 of x that exist;
-/// `which` 0, 1 or 2 for the first of the largest. NaN is larger than anything.
+/// `which` = 0, 1 or 2 for the first of the largest. NaN counts as the largest.
 template <class T>
 FLASH_API void halve_by_maximum(const T* x, T* out, uint8_t* which, int64_t times,
                                 int64_t channels);
@@ -85,19 +86,19 @@ template <class T>
 FLASH_API void halve_by_maximum_backward(const T* gradient, const uint8_t* which, T* x_gradient,
                                          int64_t times, int64_t channels);
 
-/// sum[t] = value[0] + … + value[t]: rows of value are `stride` apart.
+/// sum[t] = value[0] + … + value[t]. The rows of value are `stride` apart.
 template <class T>
 FLASH_API void running_sum(const T* value, int64_t stride, T* sum, int64_t times, int64_t channels);
 
-/// value_gradient[t] = gradient[t] + gradient[t + 1] + …, without those of times that are
-/// `skipped` [times]: rows of value_gradient are `stride` apart.
+/// value_gradient[t] = gradient[t] + gradient[t + 1] + …, without the times that are `skipped`
+/// [times]. The rows of value_gradient are `stride` apart.
 template <class T>
 FLASH_API void running_sum_backward(const T* gradient, const bool* skipped, T* value_gradient,
                                     int64_t stride, int64_t times, int64_t channels);
 
-/// A series and its folded form, sums x[t] + x[times - t] and differences x[t] - x[times - t] for
-/// t = 0 … times / 2, in rows `row` apart. The first time, and the middle one of an even number,
-/// are their own mirror: the sum has them once, the difference is 0.
+/// A series and its folded form: sums x[t] + x[times - t] and differences x[t] - x[times - t] for
+/// t = 0 … times / 2, in rows `row` apart. Where t is its own mirror image, at t = 0 and at the
+/// middle of an even number of times, the sum is x[t] and the difference 0.
 struct Folding {
   int64_t times, channels, row;
 };
@@ -123,34 +124,35 @@ FLASH_API void unfold_rows(const Folding& folding, const T* sums, const T* diffe
 
 enum class GatedActivation { kRelu, kSoftplus, kTanh, kSelu, kLeakyRelu, kSigmoid, kElu, kGelu };
 
-/// block = activation(block + shift[(first + row) % period]): shift [period, width]. With kGelu,
-/// `argument` gets the sum unless it is null.
+/// block = activation(block + shift[(first + row) % period]), with shift [period, width]. With
+/// kGelu, `argument` receives the sum unless it is null.
 template <class T>
 FLASH_API void activate(GatedActivation activation, T* block, const T* shift, T* argument,
                         int64_t period, int64_t first, int64_t rows, int64_t width);
 
-/// gradient = gradient * activation'(.), and sums[(first + row) % period] += gradient: `forward` is
-/// the result of `activate`, with kGelu its argument; sums [period, width].
+/// gradient = gradient * activation'(.), and sums[(first + row) % period] += gradient, with sums
+/// [period, width]. `forward` is the result of `activate`, or with kGelu its `argument`.
 template <class T>
 FLASH_API void activate_backward(GatedActivation activation, T* gradient, const T* forward, T* sums,
                                  int64_t period, int64_t first, int64_t rows, int64_t width);
 
-/// block = (block + bias) * factors: factors [rows, width] of 0, which drops, and 1 / (1 - p), or
-/// null. What is dropped becomes -0.0 and nothing else does.
+/// block = (block + bias) * factors. factors [rows, width] are 0 to drop an element and 1 / (1 - p)
+/// to keep it, or null. Dropped elements, and no others, become -0.0.
 template <class T>
 FLASH_API void drop(T* block, const T* bias, const T* factors, int64_t rows, int64_t width);
 
-/// gradient = gradient * factor, or 0 where `dropped` is -0.0; sums [width] += gradient.
+/// gradient = gradient * factor, or 0 where `dropped`, the block after `drop`, is -0.0;
+/// sums [width] += gradient.
 template <class T>
 FLASH_API void drop_backward(T* gradient, const T* dropped, T factor, T* sums, int64_t rows,
                              int64_t width);
 
-/// out = x factor + shift: x [rows], `x_stride` apart, factor and shift [width].
+/// out = x factor + shift, with x [rows], `x_stride` apart, and factor and shift [width].
 template <class T>
 FLASH_API void outer(T* out, const T* x, int64_t x_stride, const T* factor, const T* shift,
                      int64_t rows, int64_t width);
 
-/// sums [2, width] += the gradients of factor and shift, x_gradient [rows] += that of x.
+/// sums [2, width] += the gradients of factor and shift; x_gradient [rows] += the gradient of x.
 template <class T>
 FLASH_API void outer_backward(const T* gradient, const T* x, int64_t x_stride, const T* factor,
                               T* x_gradient, int64_t x_gradient_stride, T* sums, int64_t rows,
@@ -176,11 +178,10 @@ struct GatedNormGradients {
   T* skip;                   ///< [rows, width]
   T* row_factors = nullptr;  ///< [rows], `factor_stride` apart; null without row factors
   int64_t factor_stride = 0;
-  T* sums;  ///< [4, width], added to: of scale, shift and the two halves of bias
+  T* sums;  ///< [4, width] += the gradients of scale, shift and the two halves of bias
 };
 
-/// out [rows, width] = the rows, each times its factor; added to `out` if there are factors.
-/// `scratch` has room for a row.
+/// out [rows, width] = the norm; with row factors, out += factor * norm. `scratch` [width].
 template <class T>
 FLASH_API void gated_norm(const GatedNorm<T>& block, T* out, T* scratch, int64_t rows,
                           int64_t width);
@@ -192,15 +193,15 @@ FLASH_API void gated_norm_backward(const GatedNorm<T>& block,
 
 // A step of an LSTM, gates in torch's order: input, forget, candidate, output.
 
-/// gates [rows, 4 width], the products, become the gates' activations: bias [4 width]; last_cell,
-/// cell and hidden [rows, width].
+/// gates [rows, 4 width] hold the products, and the activations of the gates afterwards; bias
+/// [4 width]; last_cell, cell and hidden [rows, width].
 template <class T>
 FLASH_API void lstm(T* gates, const T* bias, const T* last_cell, T* cell, T* hidden, int64_t rows,
                     int64_t width);
 
-/// to_out and to_hidden are the gradients of `hidden` as an output and as the next step's input.
-/// to_cell goes from the gradient of `cell` to that of `last_cell`; to_gates [rows, 4 width];
-/// bias_sums [4 width] are added to.
+/// to_out and to_hidden are the gradients of `hidden` as an output and as an input of the next
+/// step. to_cell holds the gradient of `cell`, and that of `last_cell` afterwards. to_gates [rows,
+/// 4 width] is that of the products; bias_sums [4 width] += that of the bias.
 template <class T>
 FLASH_API void lstm_backward(const T* gates, const T* cell, const T* last_cell, const T* to_out,
                              const T* to_hidden, T* to_cell, T* to_gates, T* bias_sums,

@@ -1,6 +1,6 @@
 #pragma once
-// Multi-head attention as a torch::nn module, with flash or standard attention inside. Kept out of
-// ops.h because it pulls in torch's module headers, which are slow to compile.
+// Multi-head attention as a torch::nn module, with flash or standard attention. Not in ops.h, since
+// torch's module headers are slow to compile.
 
 #include <flash_attention/export.h>
 #include <torch/nn/cloneable.h>
@@ -11,7 +11,7 @@
 
 namespace flash {
 
-/// What computes the attention. Both give the same numbers, up to rounding.
+/// The implementation of attention. Both give the same result up to rounding.
 enum class AttentionMode {
   Flash,     ///< `flash::attention`, O(L) memory
   Standard,  ///< `flash::standard_attention`, O(L^2) memory
@@ -25,16 +25,17 @@ struct MultiHeadAttentionConfig {
   int64_t num_heads = 0;
   /// Probability in [0, 1] of dropping an attention weight, while the module is training.
   double dropout = 0.0;
-  /// A query attends the keys up to its own position; the queries are the last ones (bottom-right).
+  /// A query attends the keys up to its own position; the queries are at the last positions
+  /// (bottom-right alignment).
   bool causal = false;
   AttentionMode mode = AttentionMode::Flash;
-  /// Keys per online-softmax step; of no meaning to `AttentionMode::Standard`.
+  /// Keys per online-softmax step. `AttentionMode::Standard` ignores it.
   int64_t flash_block_size = 64;
 };
 
-/// softmax(Q_h K_h^T / sqrt(d_model / num_heads)) V_h for each head h, heads joined and projected
-/// (Vaswani et al., arXiv:1706.03762, section 3.2.2). Projections with bias: `q_proj`, `k_proj`,
-/// `v_proj`, `out_proj`, under the names that the Python module of the same name has.
+/// softmax(Q_h K_h^T / sqrt(d_model / num_heads)) V_h for each head h, with the heads merged and
+/// projected (Vaswani et al., arXiv:1706.03762, section 3.2.2). The projections `q_proj`, `k_proj`,
+/// `v_proj` and `out_proj` have a bias, and their names are those of the Python module.
 ///
 ///     flash::MultiHeadAttention attention(
 ///         flash::MultiHeadAttentionConfig{.d_model = 512, .num_heads = 8, .dropout = 0.1});
@@ -47,7 +48,7 @@ class FLASH_API MultiHeadAttentionImpl : public torch::nn::Cloneable<MultiHeadAt
   void reset() override;
 
   /// query [B, L, d_model]; key and value [B, S, d_model]; returns [B, L, d_model].
-  /// Throws c10::ValueError naming the shape that was expected.
+  /// Throws c10::ValueError for other shapes.
   torch::Tensor forward(const torch::Tensor& query, const torch::Tensor& key,
                         const torch::Tensor& value);
 

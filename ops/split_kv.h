@@ -1,33 +1,28 @@
 #pragma once
-// Private to ops/: few queries over many keys, as in decoding. There are too few tiles of queries
-// for the threads, so the keys are cut into parts; each gives an output of its own with its largest
-// score and its sum, of which the whole is a weighted mean ("Flash-Decoding": Dao, Haziza, Massa,
-// Sizov, 2023).
-//
-// Where the cuts are depends on the lengths alone: neither on the number of threads nor on the size
-// of the batch, so that the bits do not, either.
+// Private to ops/: Flash-Decoding, for calls with too few queries to occupy the threads. The keys
+// are split into parts, each gives an output with its own row max and row sum, and the result is
+// their weighted mean. Source: Dao, Haziza, Massa, Sizov, "Flash-Decoding for long-context
+// inference", 2023. csrc/decode_choice.h says which calls.
 
 #include <ATen/core/ScalarType.h>
 
 #include <cstdint>
 #include <vector>
 
+#include "csrc/decode_choice.h"
 #include "csrc/kernels.h"
 
 namespace flash {
 
-class SplitKeys {
+class SplitKv {
  public:
-  /// Few queries, many keys, no dropout, whose mask counts keys from the first one.
-  static bool fits(const ForwardParams& params);
-
-  /// `dtype`: what the kernels compute in.
-  SplitKeys(const TypedKernels& kernels, const ForwardParams& params, at::ScalarType dtype);
+  /// For params that `splits_keys` holds of. `dtype`: what the kernels compute in.
+  SplitKv(const TypedKernels& kernels, const ForwardParams& params, at::ScalarType dtype);
 
   /// Bytes that `run` allocates.
   int64_t bytes() const;
 
-  /// As `kernels.forward` over all units.
+  /// Computes what `kernels.forward` computes over all units.
   void run() const;
 
  private:
@@ -48,9 +43,9 @@ class SplitKeys {
   const TypedKernels& kernels_;
   ForwardParams params_;
   at::ScalarType dtype_;
-  int64_t size_;                     // bytes of a number
+  int64_t size_;                     // bytes of an element of `dtype`
   int64_t stored_size_;              // and of one of query, key and value
-  int64_t whole_parts_;              // parts of kKeysPerPart keys; the last one may be shorter
+  int64_t whole_parts_;              // parts of kDecodeKeys keys; another one may be shorter
   WorkPlan whole_plan_, last_plan_;  // of one batch element
   int64_t scratch_bytes_;
 };

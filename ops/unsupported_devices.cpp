@@ -1,5 +1,5 @@
-// Calls with tensors of another device: an error that says what to do about it, where the
-// dispatcher's own is a list of its keys.
+// Calls with tensors on other devices: an error that says what to do, in place of the dispatcher's
+// list of its keys.
 
 #include <torch/library.h>
 

@@ -1,11 +1,11 @@
-#include "ops/memory_checks.h"
+#include "ops/storage_checks.h"
 
 #include <ATen/EmptyTensor.h>
 #include <c10/util/Exception.h>
 
 namespace flash {
 
-void check_memory(std::initializer_list<TensorOrNone> tensors) {
+void check_storage(std::initializer_list<TensorOrNone> tensors) {
   for (const auto [t] : tensors) {
     const bool has_memory = t != nullptr && t->is_cpu() && t->has_storage() &&
                             !t->unsafeGetTensorImpl()->is_python_dispatch() &&

@@ -1,4 +1,4 @@
-#include "ops/kernel_call.h"
+#include "ops/kernel_selection.h"
 
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>

@@ -1,4 +1,4 @@
-#include "ops/split_keys.h"
+#include "ops/split_kv.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -15,10 +15,7 @@
 namespace flash {
 namespace {
 
-constexpr int64_t kMostQueries = 8;
-constexpr int64_t kKeysPerPart = 1024;
-
-/// position - keys, at the least number where that overflows: it is before every key in any case.
+/// position - keys, or the least int64 if that overflows: such a position is before every key.
 int64_t position_in_part(int64_t position, int64_t keys) {
   int64_t result;
   return __builtin_sub_overflow(position, keys, &result) ? std::numeric_limits<int64_t>::min()
@@ -27,62 +24,54 @@ int64_t position_in_part(int64_t position, int64_t keys) {
 
 }  // namespace
 
-/// What `run` allocates, as pointers into it.
-struct SplitKeys::Memory {
-  int64_t* positions;  // [batch or 1, part, heads or 1, queries], of the queries in each part
+/// Pointers into the memory that `run` allocates.
+struct SplitKv::Memory {
+  int64_t* positions;  // [batch or 1, part, heads or 1, queries], relative to the part's first key
   uint8_t* out;        // [batch, part, heads, queries, value_dim]
   uint8_t* row_max;    // [batch, part, heads, queries]
   uint8_t* row_sum;
 };
 
-bool SplitKeys::fits(const ForwardParams& params) {
-  const Shape& s = params.shape;
-  return s.queries > 0 && s.queries <= kMostQueries && s.keys >= 2 * kKeysPerPart &&
-         params.score.dropout == 0 && s.batch > 0 && s.heads > 0;
-}
-
-SplitKeys::SplitKeys(const TypedKernels& kernels, const ForwardParams& params, at::ScalarType dtype)
+SplitKv::SplitKv(const TypedKernels& kernels, const ForwardParams& params, at::ScalarType dtype)
     : kernels_(kernels),
       params_(params),
       dtype_(dtype),
       size_(static_cast<int64_t>(c10::elementSize(dtype))),
       stored_size_(stored_size(params.storage, size_)),
-      whole_parts_(params.shape.keys / kKeysPerPart) {
+      whole_parts_(params.shape.keys / kDecodeKeys) {
   ForwardParams whole = params, last = params;
   whole.out_storage = last.out_storage = Storage::kNative;
-  whole.shape.batch = whole_parts_, whole.shape.keys = kKeysPerPart;
-  last.shape.batch = 1, last.shape.keys = params.shape.keys % kKeysPerPart;
+  whole.shape.batch = whole_parts_, whole.shape.keys = kDecodeKeys;
+  last.shape.batch = 1, last.shape.keys = params.shape.keys % kDecodeKeys;
   whole_plan_ = kernels.forward_plan(whole);
   last_plan_ = last.shape.keys > 0 ? kernels.forward_plan(last) : WorkPlan{};
   scratch_bytes_ =
       std::max(kernels.forward_scratch_bytes(whole), kernels.forward_scratch_bytes(last));
 }
 
-int64_t SplitKeys::parts() const {
-  return whole_parts_ + (params_.shape.keys % kKeysPerPart > 0 ? 1 : 0);
+int64_t SplitKv::parts() const {
+  return whole_parts_ + (params_.shape.keys % kDecodeKeys > 0 ? 1 : 0);
 }
-int64_t SplitKeys::results() const {
+int64_t SplitKv::results() const {
   const Shape& s = params_.shape;
   return s.batch * parts() * s.heads * s.queries;
 }
-int64_t SplitKeys::result_bytes() const {
-  return results() * (params_.shape.value_dim + 2) * size_;
-}
+int64_t SplitKv::result_bytes() const { return results() * (params_.shape.value_dim + 2) * size_; }
 
-int64_t SplitKeys::position_count() const {
+int64_t SplitKv::position_count() const {
   const Shape& s = params_.shape;
   const bool given = params_.score.positions != nullptr;
   return (given ? s.batch * s.heads : 1) * parts() * s.queries;
 }
 
-int64_t SplitKeys::bytes() const {
+int64_t SplitKv::bytes() const {
   const WorkPlan all = {params_.shape.batch * (whole_plan_.units + last_plan_.units), 1,
                         whole_plan_.flops_per_unit};
   return Schedule(all).threads * scratch_bytes_ + result_bytes() +
          position_count() * static_cast<int64_t>(sizeof(int64_t));
 }
 
-void SplitKeys::fill_positions(int64_t* positions) const {
+void SplitKv::fill_positions(int64_t* positions) const {
   const Shape& s = params_.shape;
   const ScoreParams& score = params_.score;
   const bool given = score.positions != nullptr;
@@ -94,27 +83,28 @@ void SplitKeys::fill_positions(int64_t* positions) const {
           const int64_t position =
               given ? score.positions[b * strides[0] + h * strides[1] + i * strides[2]]
                     : i + s.keys - s.queries;
-          *positions++ = position_in_part(position, part * kKeysPerPart);
+          *positions++ = position_in_part(position, part * kDecodeKeys);
         }
       }
     }
   }
 }
 
-/// Parts first … first + count - 1 of one batch element, as a batch of its own.
-ForwardParams SplitKeys::part_params(int64_t batch, int64_t first, int64_t count,
-                                     const Memory& memory) const {
-  const int64_t key = first * kKeysPerPart;
+/// Parts first … first + count - 1 of one batch element, as the elements of a batch.
+ForwardParams SplitKv::part_params(int64_t batch, int64_t first, int64_t count,
+                                   const Memory& memory) const {
+  const int64_t key = first * kDecodeKeys;
   ForwardParams p = params_;
   p.is_part = true;
   p.shape.batch = count;
-  p.shape.keys = std::min(kKeysPerPart, params_.shape.keys - key);
+  p.shape.keys = std::min(kDecodeKeys, params_.shape.keys - key);
   const Shape& s = p.shape;
-  p.query = moved(params_.query, batch * params_.query.strides.batch, stored_size_);
+  p.query = advance(params_.query, batch * params_.query.strides.batch, stored_size_);
   p.query.strides.batch = 0;
   const auto keys_of = [&](const ConstRows& rows) {
-    ConstRows part = moved(rows, batch * rows.strides.batch + key * rows.strides.row, stored_size_);
-    part.strides.batch = kKeysPerPart * rows.strides.row;
+    ConstRows part =
+        advance(rows, batch * rows.strides.batch + key * rows.strides.row, stored_size_);
+    part.strides.batch = kDecodeKeys * rows.strides.row;
     return part;
   };
   p.key = keys_of(params_.key);
@@ -138,18 +128,18 @@ ForwardParams SplitKeys::part_params(int64_t batch, int64_t first, int64_t count
     const int64_t size =
         score.bias_kind == BiasKind::kBoolean ? 1 : stored_size(score.bias_storage, size_);
     score.bias =
-        moved(score.bias, batch * score.bias_strides[0] + key * score.bias_strides[3], size);
-    score.bias_strides[0] = kKeysPerPart * score.bias_strides[3];
+        advance(score.bias, batch * score.bias_strides[0] + key * score.bias_strides[3], size);
+    score.bias_strides[0] = kDecodeKeys * score.bias_strides[3];
   }
   if (score.alibi_slopes != nullptr) {
-    score.alibi_slopes = moved(score.alibi_slopes, batch * score.slope_strides[0], size_);
+    score.alibi_slopes = advance(score.alibi_slopes, batch * score.slope_strides[0], size_);
     score.slope_strides[0] = 0;
   }
-  score.sinks = nullptr;  // `merge` counts each once
+  score.sinks = nullptr;  // `merge` adds each of them once
   return p;
 }
 
-void SplitKeys::run() const {
+void SplitKv::run() const {
   const Shape& s = params_.shape;
   const int64_t per_batch = whole_plan_.units + last_plan_.units;
   const WorkPlan all = {s.batch * per_batch, 1, whole_plan_.flops_per_unit};
@@ -178,9 +168,9 @@ void SplitKeys::run() const {
   AT_DISPATCH_FLOATING_TYPES(dtype_, "flash::attention", [&] { merge<scalar_t>(memory); });
 }
 
-/// Writes a row of the result.
+/// Writes a row of the result in its dtype.
 template <class T>
-void SplitKeys::store(const std::vector<T>& row, int64_t at) const {
+void SplitKv::store(const std::vector<T>& row, int64_t at) const {
   const auto store_as = [&](auto* out) {
     using Stored = std::remove_pointer_t<decltype(out)>;
     std::transform(row.begin(), row.end(), out + at, [](T x) { return static_cast<Stored>(x); });
@@ -195,9 +185,10 @@ void SplitKeys::store(const std::vector<T>& row, int64_t at) const {
   }
 }
 
-/// out = sum_c w_c out_c / sum_c w_c with w_c = sum_c e^(max_c - max), the sink among them.
+/// out = sum_c w_c out_c / (e^(sink - max) + sum_c w_c) with w_c = row_sum_c e^(row_max_c - max),
+/// over the parts c.
 template <class T>
-void SplitKeys::merge(const Memory& memory) const {
+void SplitKv::merge(const Memory& memory) const {
   constexpr T kMinusInf = -std::numeric_limits<T>::infinity();
   const Shape& s = params_.shape;
   const ScoreParams& score = params_.score;
@@ -217,7 +208,7 @@ void SplitKeys::merge(const Memory& memory) const {
       const auto at = [&](int64_t part) { return (b * parts() + part) * rows + row; };
       T max = sink;
       for (int64_t part = 0; part < parts(); ++part) max = std::max(max, maxima[at(part)]);
-      // -inf - (-inf) is NaN: a row that attends nothing subtracts 0 instead.
+      // -inf - (-inf) is NaN, so a row that attends nothing subtracts 0 instead.
       const T base = max == kMinusInf ? T(0) : max;
       T sum = std::exp(sink - base);
       std::fill(out.begin(), out.end(), T(0));
@@ -227,7 +218,7 @@ void SplitKeys::merge(const Memory& memory) const {
         const T* const of_part = outs + at(part) * s.value_dim;
         for (size_t c = 0; c < out.size(); ++c) out[c] += weight * of_part[c];
       }
-      // As in one piece: the softmax of scores that are all -inf is NaN, that of no score is 0.
+      // As without splitting: the softmax of scores that are all -inf is NaN, that of no score 0.
       if (sum == 0 && kernels_.attends_any(params_, b, head, row % s.queries)) {
         sum = std::numeric_limits<T>::quiet_NaN();
       }

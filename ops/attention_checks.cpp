@@ -1,12 +1,14 @@
-#include "ops/checks.h"
+#include "ops/attention_checks.h"
 
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
+#include <optional>
 #include <string>
 
-#include "ops/memory_checks.h"
+#include "ops/dtypes.h"
+#include "ops/storage_checks.h"
 
 namespace flash {
 namespace {
@@ -42,7 +44,7 @@ bool broadcasts_to(c10::SymIntArrayRef shape, c10::SymIntArrayRef target) {
   return true;
 }
 
-// A 3-D call takes [B, L, S], and [B, 1, L, S] too, since that is what it stands for.
+// A 3-D call takes [B, L, S], and also [B, 1, L, S], since it is a call with one head.
 void check_broadcast(const char* name, const at::Tensor& tensor, const Sizes& sizes,
                      c10::SymIntArrayRef full) {
   const bool drop = missing_head_dimension(sizes, tensor.dim(), full.size()) >= 0;
@@ -55,9 +57,9 @@ void check_broadcast(const char* name, const at::Tensor& tensor, const Sizes& si
 
 void check_bias(const at::Tensor& bias, const at::Tensor& query, const Sizes& sizes) {
   const at::ScalarType dtype = bias.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kBool || is_dtype_beside(query, bias),
+  TORCH_CHECK_TYPE(dtype == at::kBool || is_option_dtype(query, bias),
                    "flash::attention: expected bias of dtype bool (True = attend) or ",
-                   dtypes_beside(query), " got ", dtype,
+                   option_dtypes(query), " got ", dtype,
                    "; convert it with .to(query.dtype) or .bool()");
   check_device(query, bias, "bias");
   check_broadcast("bias", bias, sizes, {sizes.batch, sizes.heads, sizes.queries, sizes.keys});
@@ -71,11 +73,11 @@ void check_positions(const at::Tensor& positions, const at::Tensor& query, const
   check_broadcast("query_positions", positions, sizes, {sizes.batch, sizes.heads, sizes.queries});
 }
 
-// A number for each head, or for each batch and head.
-void check_head_numbers(const char* name, const at::Tensor& tensor, const at::Tensor& query,
-                        const Sizes& sizes) {
-  TORCH_CHECK_TYPE(is_dtype_beside(query, tensor), "flash::attention: expected ", name,
-                   " of dtype ", dtypes_beside(query), " got ", tensor.scalar_type(),
+// One element per head, or per batch element and head.
+void check_per_head(const char* name, const at::Tensor& tensor, const at::Tensor& query,
+                    const Sizes& sizes) {
+  TORCH_CHECK_TYPE(is_option_dtype(query, tensor), "flash::attention: expected ", name,
+                   " of dtype ", option_dtypes(query), " got ", tensor.scalar_type(),
                    "; convert it with .to(query.dtype)");
   check_device(query, tensor, name);
   const bool fits =
@@ -102,11 +104,12 @@ void check_floating(const char* op, const char* name, at::ScalarType dtype) {
       "; convert with .float()");
 }
 
-bool is_dtype_beside(const at::Tensor& query, const at::Tensor& other) {
+bool is_option_dtype(const at::Tensor& query, const at::Tensor& option) {
   const at::ScalarType dtype = query.scalar_type();
-  return other.scalar_type() == dtype || other.scalar_type() == compute_dtype(dtype);
+  return option.scalar_type() == dtype || option.scalar_type() == compute_dtype(dtype);
 }
-std::string dtypes_beside(const at::Tensor& query) {
+
+std::string option_dtypes(const at::Tensor& query) {
   const at::ScalarType dtype = query.scalar_type();
   const std::string own = std::string(c10::toString(dtype)) + " as query,";
   return compute_dtype(dtype) == dtype ? own : own + " or Float,";
@@ -114,7 +117,7 @@ std::string dtypes_beside(const at::Tensor& query) {
 
 int64_t missing_head_dimension(const Sizes& sizes, int64_t dims, int64_t rank) {
   if (sizes.has_head_dimension || dims >= rank) return -1;
-  // [B, L, S] or [B, L]: the head goes behind the batch, if the tensor reaches as far as that.
+  // [B, L, S] or [B, L]: the head dimension follows the batch, if the tensor has a batch dimension.
   return dims == rank - 1 ? 1 : 0;
 }
 
@@ -125,8 +128,9 @@ void check_dropout(double dropout) {
 }
 
 Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                      const CallOptions& o) {
-  check_memory({query, key, value, o.bias, o.query_positions, o.alibi_slopes, o.sinks});
+                      const AttentionOptions& o) {
+  check_storage({query, key, value});
+  for_each_tensor(o, [](const std::optional<at::Tensor>& t) { check_storage({t}); });
   const int64_t dim = query.dim();
   TORCH_CHECK_VALUE((dim == 3 || dim == 4) && key.dim() == dim && value.dim() == dim,
                     "flash::attention: expected query, key and value all as [batch, heads, length, "
@@ -154,17 +158,17 @@ Sizes check_attention(const at::Tensor& query, const at::Tensor& key, const at::
                     " and ", key.sym_size(-1));
   check_heads(s.heads, s.key_heads, "key");
   check_heads(s.heads, s.value_heads, "value");
-  check_dropout(o.dropout);
-  TORCH_CHECK_VALUE(o.block_size >= 1, "flash::attention: expected block_size of at least 1, got ",
-                    o.block_size);
-  check_window(o.window);
-  TORCH_CHECK_VALUE(o.softcap >= 0.0 && std::isfinite(o.softcap),
+  check_dropout(o.dropout());
+  TORCH_CHECK_VALUE(o.block_size() >= 1,
+                    "flash::attention: expected block_size of at least 1, got ", o.block_size());
+  check_window(o.window());
+  TORCH_CHECK_VALUE(o.softcap() >= 0.0 && std::isfinite(o.softcap()),
                     "flash::attention: expected softcap to be finite and at least 0, got ",
-                    o.softcap, "; pass 0 for none");
-  if (o.bias.has_value()) check_bias(*o.bias, query, s);
-  if (o.query_positions.has_value()) check_positions(*o.query_positions, query, s);
-  if (o.alibi_slopes.has_value()) check_head_numbers("alibi_slopes", *o.alibi_slopes, query, s);
-  if (o.sinks.has_value()) check_head_numbers("sinks", *o.sinks, query, s);
+                    o.softcap(), "; pass 0 for none");
+  if (o.bias().has_value()) check_bias(*o.bias(), query, s);
+  if (o.query_positions().has_value()) check_positions(*o.query_positions(), query, s);
+  if (o.alibi_slopes().has_value()) check_per_head("alibi_slopes", *o.alibi_slopes(), query, s);
+  if (o.sinks().has_value()) check_per_head("sinks", *o.sinks(), query, s);
   return s;
 }
 
