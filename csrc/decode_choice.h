@@ -18,9 +18,10 @@ constexpr int64_t kDecodeKeys = 1024;
 
 /// Whether the decode kernel computes the call, with vectors of `lanes` elements, blocks of `block`
 /// keys and dot products of at most `widest` elements. One dot product per score is faster than a
-/// tile if half of the lanes or more would be idle. Dropout is left to the tiles, because its random
-/// words are generated for lanes of queries. Short key sequences are left to them, too: their sums
-/// have the order of the backward, so that the recomputed weight of a single key is exactly 1.
+/// tile if half of the lanes or more would be idle. Dropout is left to the tiles, because its
+/// random words are generated for lanes of queries. Short key sequences are left to them, too:
+/// their sums have the order of the backward, so that the recomputed weight of a single key is
+/// exactly 1.
 constexpr bool takes_decode_kernel(const ForwardParams& p, int64_t lanes, int64_t block,
                                    int64_t widest) {
   return lanes > 1 && p.shape.queries <= lanes / 2 && p.shape.keys >= block &&
