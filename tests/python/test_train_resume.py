@@ -70,7 +70,7 @@ def test_a_checkpoint_is_written_after_every_epoch_if_asked_for(waves: Path, tmp
     assert resumed.returncode == 0, resumed.stderr
     assert model.read_bytes() == before
     checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
-    assert "cut off" in error_of("resume", checkpoint)
+    assert "truncated" in error_of("resume", checkpoint)
 
 
 def test_a_training_of_relative_paths_goes_on_from_another_folder(tmp_path: Path):
