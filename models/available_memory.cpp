@@ -19,7 +19,7 @@ double of_machine() {
   return kUnknown;
 }
 
-/// The control group's; "max" where it has none.
+/// A limit of the control group; "max" means none.
 double of_container() {
   std::ifstream file("/sys/fs/cgroup/memory.max");
   double bytes = 0;

@@ -1,12 +1,12 @@
 #pragma once
-// How much memory may still be asked for.
+// How much memory this process can still allocate.
 
 #include <string>
 
 namespace flash::models {
 
-/// Bytes that this process can use without the kernel ending it: what is free or can be freed on
-/// the machine, or a container's limit if that is less. Infinity where neither is known.
+/// Bytes that this process can use before the kernel kills it: the available memory of the machine,
+/// or what the container's limit leaves if that is less. Infinity if neither is known.
 double available_memory();
 
 /// "1.5 GB", for messages.

@@ -9,7 +9,8 @@ namespace flash::models {
 
 namespace {
 
-constexpr int64_t kLargestSize = std::numeric_limits<int32_t>::max();  // sums and products fit
+// Sums and products of two sizes fit int64_t.
+constexpr int64_t kLargestSize = std::numeric_limits<int32_t>::max();
 
 }  // namespace
 
@@ -67,7 +68,7 @@ void Checks::futr_exog(const at::Tensor& exog, int64_t batch, int64_t rows,
 
 void Checks::absent(const char* name, const at::Tensor& tensor) const {
   TORCH_CHECK_VALUE(!tensor.defined(), model_, ": expected no ", name, ", got ", tensor.sizes(),
-                    "; the model has no use for it, or was built without its names");
+                    "; the model does not use it, or was built without its column names");
 }
 
 }  // namespace flash::models

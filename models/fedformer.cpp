@@ -15,16 +15,14 @@
 namespace flash::models {
 namespace {
 
-constexpr char kFEDformer[] = "FEDformer";
-
 std::vector<int64_t> lowest_modes(int64_t modes, int64_t length) {
   std::vector<int64_t> list(static_cast<size_t>(std::min(modes, length / 2)));
   std::iota(list.begin(), list.end(), 0);
   return list;
 }
 
-/// As mode_select says. The original builds the decoder's blocks for half the window and h steps,
-/// however many the decoder sees.
+/// The frequencies according to mode_select. The original always builds the decoder's blocks for
+/// half the window and h steps, even if the decoder sees more or fewer.
 FourierIndex chosen_modes(FEDformerOptions& options) {
   const int64_t h = options.h(), input_size = options.input_size(), modes = options.modes();
   if (options.mode_select() == "random") {
@@ -40,62 +38,61 @@ FourierIndex chosen_modes(FEDformerOptions& options) {
 
 void check_modes(const FourierIndex& index, const std::string& name, int64_t length) {
   const auto found = index.find(name);
-  TORCH_CHECK_VALUE(found != index.end(), kFEDformer, ": expected fourier_index with a list \"",
-                    name, "\", got none; leave fourier_index empty to have all lists chosen");
+  TORCH_CHECK_VALUE(found != index.end(), "FEDformer: expected fourier_index with a list \"", name,
+                    "\", got none; leave fourier_index empty to have all frequencies chosen");
   const std::vector<int64_t>& list = found->second;
-  TORCH_CHECK_VALUE(!list.empty(), kFEDformer,
-                    ": expected at least one frequency in fourier_index \"", name,
-                    "\", got none; is the window too short?");
+  TORCH_CHECK_VALUE(!list.empty(), "FEDformer: expected at least one frequency in fourier_index \"",
+                    name, "\", got none; is the window too short?");
   TORCH_CHECK_VALUE(
       std::adjacent_find(list.begin(), list.end(), std::greater_equal<>()) == list.end(),
-      kFEDformer, ": expected fourier_index \"", name, "\" sorted and without repetition, got ",
+      "FEDformer: expected fourier_index \"", name, "\" sorted and without repetition, got ",
       shortened(c10::str(c10::ArrayRef<int64_t>(list))));
-  TORCH_CHECK_VALUE(list.front() >= 0 && list.back() <= length / 2, kFEDformer,
-                    ": expected frequencies between 0 and ", length / 2, " in fourier_index \"",
-                    name, "\", since the sequence has ", length, " steps, got ",
-                    shortened(c10::str(c10::ArrayRef<int64_t>(list))),
+  TORCH_CHECK_VALUE(list.front() >= 0 && list.back() <= length / 2,
+                    "FEDformer: expected frequencies between 0 and ", length / 2,
+                    " in fourier_index \"", name, "\", since the sequence has ", length,
+                    " steps, got ", shortened(c10::str(c10::ArrayRef<int64_t>(list))),
                     "; take fewer modes or a larger decoder_input_size_multiplier");
 }
 
-FEDformerOptions checked(FEDformerOptions options) {
-  const DecompositionTransformerOptions network = decomposition_options(kFEDformer, options);
-  TORCH_CHECK_VALUE(options.n_head() == 8, kFEDformer, ": expected n_head 8, got ",
-                    options.n_head(), "; its Fourier blocks are made of 8 heads");
-  TORCH_CHECK_VALUE(options.version() == "Fourier", kFEDformer,
-                    ": expected version \"Fourier\", got \"", excerpt(options.version()),
+void check_options(FEDformerOptions& options) {
+  const DecompositionTransformerOptions network = decomposition_options(options);
+  TORCH_CHECK_VALUE(options.n_head() == 8, "FEDformer: expected n_head 8, got ", options.n_head(),
+                    "; its Fourier blocks have 8 heads");
+  TORCH_CHECK_VALUE(options.version() == "Fourier",
+                    "FEDformer: expected version \"Fourier\", got \"", excerpt(options.version()),
                     "\"; there is no other");
-  Checks(kFEDformer).size("modes", options.modes());
-  TORCH_CHECK_VALUE(options.random_seed() >= 0 && options.random_seed() <= 0xffffffff, kFEDformer,
-                    ": expected random_seed between 0 and 2^32 - 1, got ", options.random_seed());
+  TORCH_CHECK_VALUE(options.random_seed() >= 0 && options.random_seed() <= 0xffffffff,
+                    "FEDformer: expected random_seed between 0 and 2^32 - 1, got ",
+                    options.random_seed());
   if (options.fourier_index().empty()) options.fourier_index(chosen_modes(options));
   const int64_t decoder = network.label_length + network.h;
   check_modes(options.fourier_index(), "enc_self", network.input_size);
   check_modes(options.fourier_index(), "dec_self", decoder);
   check_modes(options.fourier_index(), "dec_cross_q", decoder);
   check_modes(options.fourier_index(), "dec_cross_kv", network.input_size);
-  return options;
 }
 
 }  // namespace
 
-FEDformerImpl::FEDformerImpl(FEDformerOptions options_) : options(checked(std::move(options_))) {
+FEDformerImpl::FEDformerImpl(FEDformerOptions options_) : ForecastModelBase(std::move(options_)) {
+  check_options(options);
   reset();
 }
 
 void FEDformerImpl::reset() {
-  const DecompositionTransformerOptions sizes = decomposition_options(kFEDformer, options);
+  const DecompositionTransformerOptions sizes = decomposition_options(options);
   const auto modes = [this](const char* name, int64_t length) {
     return FourierModes{options.fourier_index().at(name), length};
   };
   network_ = std::make_shared<DecompositionTransformer>();
   network_->register_in(*this, sizes, [&] {
     const int64_t encoder = sizes.input_size, decoder = sizes.label_length + sizes.h;
-    InnerMechanisms blocks;  // one after another: each draws its weights
+    SharedMechanisms blocks;  // in this order, because each draws its weights
     blocks.encoder_self =
-        std::make_shared<FourierBlockImpl>(sizes.hidden_size, modes("enc_self", encoder));
+        std::make_shared<FourierBlock>(sizes.hidden_size, modes("enc_self", encoder));
     blocks.decoder_self =
-        std::make_shared<FourierBlockImpl>(sizes.hidden_size, modes("dec_self", decoder));
-    blocks.decoder_cross = std::make_shared<FourierCrossAttentionImpl>(
+        std::make_shared<FourierBlock>(sizes.hidden_size, modes("dec_self", decoder));
+    blocks.decoder_cross = std::make_shared<FourierCrossAttention>(
         sizes.hidden_size, modes("dec_cross_q", decoder), modes("dec_cross_kv", encoder));
     return blocks;
   });
@@ -108,18 +105,8 @@ std::shared_ptr<torch::nn::Module> FEDformerImpl::clone(
   return copy;
 }
 
-void FEDformerImpl::pretty_print(std::ostream& stream) const {
-  stream << "flash::models::FEDformer(h=" << options.h() << ", input_size=" << options.input_size()
-         << ", encoder_layers=" << options.encoder_layers()
-         << ", decoder_layers=" << options.decoder_layers() << ", modes=" << options.modes()
-         << ", hidden_size=" << options.hidden_size() << ", attention="
-         << name_of(
-                attention_choice(kFEDformer, options.attention(), options.use_flash_attention()))
-         << ")";
-}
-
 at::Tensor FEDformerImpl::forward(const WindowsBatch& windows) {
-  check_windows(kFEDformer, windows, options);
+  check_windows(windows, options);
   return network_->forward(windows.insample_y, windows.futr_exog);
 }
 
@@ -127,26 +114,22 @@ std::map<std::string, std::string> FEDformerImpl::tied_parameters() const {
   return network_->tied_parameters();
 }
 
-void FEDformerImpl::visit_options(OptionVisitor& visitor) {
-  models::visit_options(options, visitor);
-}
-
 void visit_options(FEDformerOptions& options, OptionVisitor& visitor) {
-  visitor.visit("h", options.h());
-  visitor.visit("input_size", options.input_size());
+  visitor.visit_size("h", options.h());
+  visitor.visit_size("input_size", options.input_size());
   visitor.visit("futr_exog_list", options.futr_exog_list());
   visitor.visit("decoder_input_size_multiplier", options.decoder_input_size_multiplier());
   visitor.visit("version", options.version());
-  visitor.visit("modes", options.modes());
+  visitor.visit_size("modes", options.modes());
   visitor.visit("mode_select", options.mode_select());
-  visitor.visit("hidden_size", options.hidden_size());
-  visitor.visit("dropout", options.dropout());
-  visitor.visit("n_head", options.n_head());
-  visitor.visit("conv_hidden_size", options.conv_hidden_size());
+  visitor.visit_size("hidden_size", options.hidden_size());
+  visitor.visit_probability("dropout", options.dropout());
+  visitor.visit_size("n_head", options.n_head());
+  visitor.visit_size("conv_hidden_size", options.conv_hidden_size());
   visitor.visit("activation", options.activation());
-  visitor.visit("encoder_layers", options.encoder_layers());
-  visitor.visit("decoder_layers", options.decoder_layers());
-  visitor.visit("MovingAvg_window", options.MovingAvg_window());
+  visitor.visit_size("encoder_layers", options.encoder_layers());
+  visitor.visit_size("decoder_layers", options.decoder_layers());
+  visitor.visit_size("MovingAvg_window", options.MovingAvg_window());
   visitor.visit("random_seed", options.random_seed());
   visitor.visit_ours("fourier_index", options.fourier_index());
 }

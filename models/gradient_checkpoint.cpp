@@ -15,7 +15,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Tensors = std::vector<at::Tensor>;
 
-/// The state of torch's CPU generator, put in place for a while.
+/// Sets the state of torch's CPU generator for the scope.
 class GeneratorGuard {
  public:
   explicit GeneratorGuard(const at::Tensor& state) : before_(get()) { set(state); }
@@ -60,7 +60,7 @@ class AutocastGuard {
   const Autocast before_;
 };
 
-/// Buffers as they are now, put back at the end.
+/// Restores the current values of buffers at the end of the scope.
 class BufferGuard {
  public:
   explicit BufferGuard(const Tensors& buffers) : buffers_(buffers) {
@@ -69,8 +69,8 @@ class BufferGuard {
   ~BufferGuard() {
     const at::NoGradGuard no_grad;
     for (size_t i = 0; i < values_.size(); ++i) {
-      // Past the version counter: another use of the buffer that awaits its backward sees the same
-      // numbers afterwards, and need not be told.
+      // Without a change of the version counter: the values are the same as before, so other
+      // pending uses of the buffer stay valid.
       buffers_[i].variable_data().copy_(values_[i]);
     }
   }
@@ -88,7 +88,7 @@ std::vector<bool> which_are_defined(const Tensors& tensors) {
   return defined;
 }
 
-/// Without the undefined tensors, which autograd's functions do not take.
+/// Without the undefined tensors, which autograd's functions do not accept.
 Tensors only_defined(Tensors tensors) {
   std::erase_if(tensors, [](const at::Tensor& tensor) { return !tensor.defined(); });
   return tensors;
@@ -104,20 +104,21 @@ Tensors spread(at::TensorList present, const std::vector<bool>& defined) {
   return tensors;
 }
 
-/// What the backward needs besides the tensors that autograd saves.
+/// What the backward needs besides the saved tensors.
 struct Recipe : torch::CustomClassHolder {
   BlockOfSeveral block;
-  Tensors parameters;  // the module's own: a saved copy of one that is no leaf would be another
+  Tensors parameters;  // the module's own: unpacking a saved non-leaf gives another tensor
   Tensors buffers;
+  Tensors frozen;  // referenced so that nobody rebinds them, see python/bound_model.h
   std::vector<bool> defined_inputs, defined_outputs;
   at::Tensor generator_state = GeneratorGuard::get();
   Autocast autocast;
 };
 
-/// Passes first derivatives through; theirs are refused.
+/// The identity on first derivatives, whose own derivatives are refused.
 class FirstDerivative : public torch::autograd::Function<FirstDerivative> {
  public:
-  /// Depends on whatever the gradients do.
+  /// The further arguments make the result depend on everything that the gradients depend on.
   static variable_list forward(AutogradContext*, at::TensorList gradients, at::TensorList,
                                at::TensorList) {
     return gradients.vec();
@@ -141,7 +142,7 @@ class Recomputed : public torch::autograd::Function<Recomputed> {
     const size_t inputs = tensors.size() - recipe->parameters.size();
     const Tensors outputs = recipe->block(spread(tensors.slice(0, inputs), recipe->defined_inputs));
     recipe->defined_outputs = which_are_defined(outputs);
-    // The parameters too, though the recipe has them: autograd then notices one that an optimizer
+    // Parameters are saved, too, though the recipe has them: autograd then detects one that was
     // changed before the backward.
     context->save_for_backward(tensors.vec());
     return only_defined(outputs);
@@ -153,7 +154,7 @@ class Recomputed : public torch::autograd::Function<Recomputed> {
     const variable_list saved = context->get_saved_variables();
     const size_t inputs = saved.size() - recipe->parameters.size();
 
-    Tensors sources;  // of the recomputation's graph
+    Tensors sources;  // the leaves of the recomputation's graph
     for (size_t i = 0; i < saved.size(); ++i) {
       sources.push_back(i < inputs ? saved[i].detach().set_requires_grad(saved[i].requires_grad())
                                    : recipe->parameters[i - inputs]);
@@ -213,9 +214,11 @@ Tensors checkpoint(BlockOfSeveral block, const Tensors& inputs, Tensors paramete
       return tensor.defined() && tensor.requires_grad();
     });
   };
-  // A parameter of two modules would get its gradient once for each mention.
+  // A parameter that is listed twice would get its gradient twice.
   std::set<const void*> seen;
+  Tensors frozen;
   std::erase_if(parameters, [&](const at::Tensor& parameter) {
+    if (parameter.defined() && !parameter.requires_grad()) frozen.push_back(parameter);
     return !parameter.defined() || !parameter.requires_grad() ||
            !seen.insert(parameter.unsafeGetTensorImpl()).second;
   });
@@ -229,6 +232,7 @@ Tensors checkpoint(BlockOfSeveral block, const Tensors& inputs, Tensors paramete
   recipe->block = std::move(block);
   recipe->parameters = std::move(parameters);
   recipe->buffers = std::move(buffers);
+  recipe->frozen = std::move(frozen);
   const variable_list outputs = Recomputed::apply(at::TensorList(tensors), recipe);
   return spread(outputs, recipe->defined_outputs);
 }

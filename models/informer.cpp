@@ -17,38 +17,20 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 
-/// Steps of the past in front of the decoder's h zeros.
+/// Past steps at the start of the decoder's input, which h zeros follow.
 int64_t label_length(const InformerOptions& options) {
   return Checks("Informer")
       .label_length(options.input_size(), options.decoder_input_size_multiplier());
 }
 
-InformerOptions checked(InformerOptions options) {
-  const Checks check("Informer");
-  check.size("h", options.h());
-  check.size("input_size", options.input_size());
-  check.size("hidden_size", options.hidden_size());
-  check.size("factor", options.factor());
-  check.size("n_head", options.n_head());
-  check.size("conv_hidden_size", options.conv_hidden_size());
-  check.size("encoder_layers", options.encoder_layers());
-  check.size("decoder_layers", options.decoder_layers());
-  check.size("outputsize_multiplier", options.outputsize_multiplier());
-  check.positive("flash_block_size", options.flash_block_size());
-  check.probability("dropout", options.dropout());
-  check.heads(options.hidden_size(), "n_head", options.n_head());
+void check_options(const InformerOptions& options) {
+  Checks("Informer").heads(options.hidden_size(), "n_head", options.n_head());
   const int64_t label = label_length(options);
   TORCH_CHECK_VALUE(
       std::max(options.input_size(), label + options.h()) <= PositionalEmbeddingImpl::kMaxLength,
       "Informer: expected sequences of at most ", PositionalEmbeddingImpl::kMaxLength,
       " steps, got input_size ", options.input_size(), " and a decoder of ", label + options.h());
   activation_named("Informer", options.activation());
-  return options;
-}
-
-ModelConfig attention_config(const InformerOptions& options) {
-  return {.use_flash_attention = options.use_flash_attention(),
-          .flash_block_size = options.flash_block_size()};
 }
 
 TransformerLayerOptions layer_options(const InformerOptions& options) {
@@ -60,7 +42,7 @@ TransformerLayerOptions layer_options(const InformerOptions& options) {
 }
 
 std::shared_ptr<const AttentionMechanism> mechanism(const InformerOptions& options, bool causal) {
-  return std::make_shared<ProbAttention>(options.factor(), causal, attention_config(options));
+  return std::make_shared<ProbAttention>(options.factor(), causal, options.config());
 }
 
 std::shared_ptr<DataEmbeddingImpl> embedding(const InformerOptions& options) {
@@ -97,7 +79,7 @@ class InformerEncoderImpl : public torch::nn::Cloneable<InformerEncoderImpl> {
     norm_ = register_module("norm", layer_norm(options_));
   }
 
-  /// x [B, L, D] -> [B, S, D], S = L without distilling
+  /// x [B, L, D] -> [B, S, D]; S = L without distilling
   torch::Tensor forward(torch::Tensor x) {
     for (size_t i = 0; i < layers_->size(); ++i) {
       const auto layer = layers_->ptr<EncoderLayerImpl>(i);
@@ -153,7 +135,8 @@ class InformerDecoderImpl : public torch::nn::Cloneable<InformerDecoderImpl> {
   torch::nn::Linear projection_{nullptr};
 };
 
-InformerImpl::InformerImpl(InformerOptions options_) : options(checked(std::move(options_))) {
+InformerImpl::InformerImpl(InformerOptions options_) : ForecastModelBase(std::move(options_)) {
+  check_options(options);
   reset();
 }
 
@@ -162,14 +145,6 @@ void InformerImpl::reset() {
   decoder_embedding_ = register_module("dec_embedding", embedding(options));
   encoder_ = register_module("encoder", std::make_shared<InformerEncoderImpl>(options));
   decoder_ = register_module("decoder", std::make_shared<InformerDecoderImpl>(options));
-}
-
-void InformerImpl::pretty_print(std::ostream& stream) const {
-  stream << "flash::models::Informer(h=" << options.h() << ", input_size=" << options.input_size()
-         << ", encoder_layers=" << options.encoder_layers()
-         << ", decoder_layers=" << options.decoder_layers() << ", n_head=" << options.n_head()
-         << ", hidden_size=" << options.hidden_size()
-         << ", attention=" << (options.use_flash_attention() ? "flash" : "standard") << ")";
 }
 
 torch::Tensor InformerImpl::forward(const WindowsBatch& windows) {
@@ -194,23 +169,19 @@ torch::Tensor InformerImpl::forward(const WindowsBatch& windows) {
   return decoder_->forward(decoder_embedding_->forward(decoder_input, decoder_exog), memory);
 }
 
-void InformerImpl::visit_options(OptionVisitor& visitor) {
-  models::visit_options(options, visitor);
-}
-
 void visit_options(InformerOptions& options, OptionVisitor& visitor) {
-  visitor.visit("h", options.h());
-  visitor.visit("input_size", options.input_size());
+  visitor.visit_size("h", options.h());
+  visitor.visit_size("input_size", options.input_size());
   visitor.visit("futr_exog_list", options.futr_exog_list());
   visitor.visit("decoder_input_size_multiplier", options.decoder_input_size_multiplier());
-  visitor.visit("hidden_size", options.hidden_size());
-  visitor.visit("dropout", options.dropout());
-  visitor.visit("factor", options.factor());
-  visitor.visit("n_head", options.n_head());
-  visitor.visit("conv_hidden_size", options.conv_hidden_size());
+  visitor.visit_size("hidden_size", options.hidden_size());
+  visitor.visit_probability("dropout", options.dropout());
+  visitor.visit_size("factor", options.factor());
+  visitor.visit_size("n_head", options.n_head());
+  visitor.visit_size("conv_hidden_size", options.conv_hidden_size());
   visitor.visit("activation", options.activation());
-  visitor.visit("encoder_layers", options.encoder_layers());
-  visitor.visit("decoder_layers", options.decoder_layers());
+  visitor.visit_size("encoder_layers", options.encoder_layers());
+  visitor.visit_size("decoder_layers", options.decoder_layers());
   visitor.visit("distil", options.distil());
 }
 

@@ -11,26 +11,14 @@
 namespace flash::models {
 namespace {
 
-// In every square root of a variance, so that a constant series divides by something.
+// Added to a variance before its square root, so that a constant series is not divided by 0.
 constexpr double kVarianceFloor = 1e-5;
 
-ITransformerOptions checked(ITransformerOptions options) {
-  const Checks check("iTransformer");
-  check.size("h", options.h());
-  check.size("input_size", options.input_size());
-  check.size("n_series", options.n_series());
-  check.size("hidden_size", options.hidden_size());
-  check.size("n_heads", options.n_heads());
-  check.size("e_layers", options.e_layers());
-  check.size("d_ff", options.d_ff());
-  check.size("outputsize_multiplier", options.outputsize_multiplier());
-  check.positive("flash_block_size", options.flash_block_size());
-  check.probability("dropout", options.dropout());
-  check.heads(options.hidden_size(), "n_heads", options.n_heads());
-  return options;
+void check_options(const ITransformerOptions& options) {
+  Checks("iTransformer").heads(options.hidden_size(), "n_heads", options.n_heads());
 }
 
-/// futr_exog [B, F, L + h, N], or nothing: its tokens are optional, as in neuralforecast.
+/// futr_exog [B, F, L + h, N] or undefined: its tokens are optional, as in neuralforecast.
 void check_futr_exog(const Checks& check, const at::Tensor& exog, int64_t batch,
                      const ITransformerOptions& options) {
   const auto columns = static_cast<int64_t>(options.futr_exog_list().size());
@@ -46,7 +34,7 @@ void check_futr_exog(const Checks& check, const at::Tensor& exog, int64_t batch,
 
 }  // namespace
 
-/// One token per series, from all its past at once.
+/// One token per series, a linear map of its whole past.
 class InvertedEmbeddingImpl : public torch::nn::Cloneable<InvertedEmbeddingImpl> {
  public:
   explicit InvertedEmbeddingImpl(const ITransformerOptions& options) : options_(options) {
@@ -74,9 +62,7 @@ class TokenEncoderImpl : public torch::nn::Cloneable<TokenEncoderImpl> {
                                         .inner_size = options_.d_ff(),
                                         .activation = Activation::kGelu,
                                         .dropout = options_.dropout()};
-    const auto attention = std::make_shared<FullAttention>(
-        options_.dropout(), ModelConfig{.use_flash_attention = options_.use_flash_attention(),
-                                        .flash_block_size = options_.flash_block_size()});
+    const auto attention = std::make_shared<FullAttention>(options_.dropout(), options_.config());
     layers_ = register_module("attn_layers", torch::nn::ModuleList());
     for (int64_t i = 0; i < options_.e_layers(); ++i) {
       layers_->push_back(std::make_shared<EncoderLayerImpl>(layer, attention));
@@ -85,7 +71,7 @@ class TokenEncoderImpl : public torch::nn::Cloneable<TokenEncoderImpl> {
         "norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({options_.hidden_size()})));
   }
 
-  /// tokens [B, T, D] -> [B, first, D], the first of them
+  /// tokens [B, T, D] -> the first `first` of them, [B, first, D]
   torch::Tensor forward(torch::Tensor tokens, int64_t first) {
     using Tensors = std::vector<at::Tensor>;
     for (size_t i = 0; i < layers_->size(); ++i) {
@@ -106,7 +92,8 @@ class TokenEncoderImpl : public torch::nn::Cloneable<TokenEncoderImpl> {
 };
 
 ITransformerImpl::ITransformerImpl(ITransformerOptions options_)
-    : options(checked(std::move(options_))) {
+    : ForecastModelBase(std::move(options_)) {
+  check_options(options);
   reset();
 }
 
@@ -120,14 +107,6 @@ void ITransformerImpl::reset() {
   encoder_ = register_module("encoder", std::make_shared<TokenEncoderImpl>(options));
   projector_ = register_module(
       "projector", torch::nn::Linear(hidden, options.h() * options.outputsize_multiplier()));
-}
-
-void ITransformerImpl::pretty_print(std::ostream& stream) const {
-  stream << "flash::models::ITransformer(h=" << options.h()
-         << ", input_size=" << options.input_size() << ", n_series=" << options.n_series()
-         << ", e_layers=" << options.e_layers() << ", n_heads=" << options.n_heads()
-         << ", hidden_size=" << options.hidden_size()
-         << ", attention=" << (options.use_flash_attention() ? "flash" : "standard") << ")";
 }
 
 torch::Tensor ITransformerImpl::forward(const WindowsBatch& windows) {
@@ -158,22 +137,18 @@ torch::Tensor ITransformerImpl::forward(const WindowsBatch& windows) {
   return output.transpose(1, 2).reshape({batch, options.h(), -1});
 }
 
-void ITransformerImpl::visit_options(OptionVisitor& visitor) {
-  models::visit_options(options, visitor);
-}
-
 void visit_options(ITransformerOptions& options, OptionVisitor& visitor) {
-  visitor.visit("h", options.h());
-  visitor.visit("input_size", options.input_size());
-  visitor.visit("n_series", options.n_series());
+  visitor.visit_size("h", options.h());
+  visitor.visit_size("input_size", options.input_size());
+  visitor.visit_size("n_series", options.n_series());
   visitor.visit("futr_exog_list", options.futr_exog_list());
-  visitor.visit("hidden_size", options.hidden_size());
-  visitor.visit("n_heads", options.n_heads());
-  visitor.visit("e_layers", options.e_layers());
+  visitor.visit_size("hidden_size", options.hidden_size());
+  visitor.visit_size("n_heads", options.n_heads());
+  visitor.visit_size("e_layers", options.e_layers());
   visitor.visit("d_layers", options.d_layers());
-  visitor.visit("d_ff", options.d_ff());
+  visitor.visit_size("d_ff", options.d_ff());
   visitor.visit("factor", options.factor());
-  visitor.visit("dropout", options.dropout());
+  visitor.visit_probability("dropout", options.dropout());
   visitor.visit("use_norm", options.use_norm());
 }
 

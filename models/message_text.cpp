@@ -7,7 +7,7 @@ namespace {
 
 constexpr size_t kShownBytes = 200;
 
-/// `text` up to `kShownBytes`, less what is left of a character that the cut runs through.
+/// `text` up to `kShownBytes`, without a character that the cut splits.
 std::string_view beginning(std::string_view text) {
   if (text.size() <= kShownBytes) return text;
   const auto continues = [&](size_t i) {
@@ -30,6 +30,13 @@ std::string excerpt(std::string_view text) {
 std::string shortened(std::string text) {
   const size_t kept = beginning(text).size();
   if (kept < text.size()) text.replace(kept, std::string::npos, "...");
+  return text;
+}
+
+std::string lower_case(std::string text) {
+  for (char& c : text) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
   return text;
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-// What a user or a file gave, as error messages quote it.
+// Text from users and files, as error messages quote it.
 
 #include <flash_attention/export.h>
 
@@ -8,11 +8,14 @@
 
 namespace flash::models {
 
-/// The first 200 bytes of `text`, with "..." where there are more. Escaped as in a JSON string, so
-/// that a message is one line of valid UTF-8, which is what Python takes, whatever a file holds.
+/// The first 200 bytes of `text`, followed by "..." if it is longer, escaped as in a JSON string: a
+/// message must be one line of valid UTF-8, which Python requires, whatever a file contains.
 FLASH_API std::string excerpt(std::string_view text);
 
-/// `text`, which is valid UTF-8, cut as `excerpt` cuts it, and not escaped.
+/// Like `excerpt`, but not escaped. `text` must be valid UTF-8.
 FLASH_API std::string shortened(std::string text);
+
+/// `text` with the letters A to Z in lower case.
+std::string lower_case(std::string text);
 
 }  // namespace flash::models

@@ -9,12 +9,12 @@
 #include <flash_attention/models/tft.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 
 #include "available_memory.h"
 #include "layers/common/data_embedding.h"
 #include "layers/decomposition/fourier_block.h"
+#include "message_text.h"
 
 namespace flash::models {
 namespace {
@@ -36,7 +36,7 @@ double at_least_0(int64_t value) { return static_cast<double>(std::max<int64_t>(
 
 double count(const std::vector<std::string>& names) { return static_cast<double>(names.size()); }
 
-// --- layers, named as in torch::nn or as ours
+// --- layers, named like those of torch::nn or of this project
 
 ModelSize tensor(double elements) { return {.bytes = kFloat * elements, .tensors = 1}; }
 
@@ -91,12 +91,12 @@ ModelSize decomposition_transformer(const Options& options) {
          2 * layer_norm(hidden) + linear(hidden, outputs);
 }
 
-/// Of `modes` frequencies; the tables are those of a series of at most `length` steps.
+/// With `modes` frequencies and tables for a series of at most `length` steps.
 ModelSize fourier_block(double hidden, double heads, double modes, double length) {
   const double width = heads > 0 ? std::floor(hidden / heads) : 0;
   const double weights = kComplexFloat * heads * width * width * modes;
   const double table = kDouble * 2 * modes * (length / 2 + 1);
-  // Drawn into one tensor and scaled into another.
+  // Random weights are drawn into one tensor and scaled into another.
   return {.bytes = weights, .tensors = 1, .tables = weights + 4 * table};
 }
 
@@ -104,7 +104,7 @@ ModelSize fourier_block(double hidden, double heads, double modes, double length
 
 ModelSize gated_linear_unit(double in, double out) { return linear(in, 2 * out); }
 
-/// Without an output size of its own.
+/// Without output_size.
 ModelSize residual_network(double hidden, bool context) {
   return layer_norm(hidden) + 2 * linear(hidden, hidden) + gated_linear_unit(hidden, hidden) +
          (context ? linear(hidden, hidden, /*bias=*/false) : ModelSize{});
@@ -117,12 +117,6 @@ ModelSize variable_selection(double variables, double hidden) {
                           linear(hidden, hidden) + gated_linear_unit(hidden, variables) +
                           linear(in, variables);
   return joint + variables * residual_network(hidden, /*context=*/false);
-}
-
-bool is_lstm(std::string name) {
-  std::transform(name.begin(), name.end(), name.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return name == "lstm";
 }
 
 ModelSize recurrent(double hidden, bool lstm, double layers) {
@@ -148,7 +142,7 @@ ModelSize model_size(const FEDformerOptions& options) {
   };
   const double half = std::floor(past / 2) + steps;
   const ModelSize keys{.tables = block("dec_cross_kv", past).tables};
-  // All frequencies are listed for each of the four blocks before some are drawn.
+  // Each of the four blocks lists all frequencies before it draws some.
   const ModelSize lists{.tables = 4 * kInt64 * (past + steps)};
   return decomposition_transformer(options) + block("enc_self", past) + block("dec_self", half) +
          block("dec_cross_q", half) + keys + lists;
@@ -199,7 +193,7 @@ ModelSize model_size(const TFTOptions& options) {
   const double future = std::max(count(options.futr_exog_list()), 1.0);  // see tft.h
   const double histories = count(options.hist_exog_list()),
                targets = at_least_0(options.tgt_size());
-  const bool lstm = is_lstm(options.rnn_type());
+  const bool lstm = lower_case(options.rnn_type()) == "lstm";
   ModelSize size;
   for (const double variables : {statics, future, histories, targets}) {
     if (variables > 0) size += 2 * tensor(variables * hidden);
@@ -241,8 +235,8 @@ SizeLimit limit_of_file(const TensorMap& tensors) {
 void check_size(const std::string& context, const ModelSize& size, const SizeLimit& limit) {
   TORCH_CHECK_VALUE(size.memory() <= limit.bytes, context,
                     ": expected options of a model of at most ", in_gigabytes(limit.bytes), ", ",
-                    limit.reason, ", got those of one of ", in_gigabytes(size.memory()), " in ",
-                    size.tensors, " tensors");
+                    limit.reason, ", got options of a model of ", in_gigabytes(size.memory()),
+                    " in ", size.tensors, " tensors");
 }
 
 }  // namespace flash::models

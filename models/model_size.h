@@ -1,9 +1,8 @@
 #pragma once
-// How large a model would be, known from its options before anything is built.
+// The size of a model, computed from its options before anything is built.
 //
-// Options come from files and users, so a model is built only once its size is known to be
-// possible: a header of 100 bytes can ask for 10^9 layers. The sums are in double, which no option
-// overflows.
+// Options come from files and users, and a header of 100 bytes can ask for 10^9 layers, so the size
+// is checked before a model is built. Sizes are doubles, which no option overflows.
 
 #include <flash_attention/models/safetensors.h>
 
@@ -20,18 +19,18 @@ struct TFTOptions;
 
 struct ModelSize {
   double bytes = 0;    ///< of parameters and buffers in float32
-  double tensors = 0;  ///< their number
-  double tables = 0;   ///< further bytes that the constructor fills
+  double tensors = 0;  ///< number of parameters and buffers
+  double tables = 0;   ///< bytes of temporary and constant tables that the constructor fills
 
-  /// With what a tensor and its share of a module cost beside its elements.
+  /// All bytes, with the overhead of tensors and modules.
   double memory() const { return bytes + tables + tensors * kBytesPerTensor; }
 
  private:
   static constexpr double kBytesPerTensor = 2048;  // measured: 1.7 kB
 };
 
-// Exact for options that the model takes: the size of its state_dict(). An option below 1 counts as
-// 0; it is for the model to refuse it.
+// The size of the state_dict(), exact for valid options. An option below 1 counts as 0; the model
+// rejects it later.
 FLASH_API ModelSize model_size(const AutoformerOptions& options);
 FLASH_API ModelSize model_size(const FEDformerOptions& options);
 FLASH_API ModelSize model_size(const InformerOptions& options);
@@ -42,14 +41,14 @@ FLASH_API ModelSize model_size(const TFTOptions& options);
 /// The most memory that a model may take, and why.
 struct SizeLimit {
   double bytes;
-  std::string reason;  ///< to follow "expected a model of at most ... GB, "
+  std::string reason;  ///< follows "expected options of a model of at most ... GB, "
 };
 
-/// What this machine can hold.
+/// Half of the available memory.
 FLASH_API SizeLimit limit_of_machine();
 
-/// What a file with these tensors can be meant for: several times as much, and a constant, so that
-/// one that lacks a few tensors is still refused by their names.
+/// For a model that is loaded from these tensors: several times their size plus a constant, so that
+/// a file that lacks a few tensors still fails with their names.
 FLASH_API SizeLimit limit_of_file(const TensorMap& tensors);
 
 /// Throws c10::ValueError, beginning with `context`, if the model is too large.

@@ -1,5 +1,5 @@
 #pragma once
-// One list of a model's options, for reading them from JSON and for writing them.
+// The list of a model's options, from which they are read, written, checked and printed.
 
 #include <cstdint>
 #include <map>
@@ -23,12 +23,16 @@ class OptionVisitor {
   virtual void visit(const char* name, bool& value) = 0;
   virtual void visit(const char* name, std::string& value) = 0;
   virtual void visit(const char* name, std::vector<std::string>& value) = 0;  ///< [] for None
-  /// An option that neuralforecast lacks; empty where it was not given.
+  /// A size: at least 1, and small enough that products of two sizes fit int64_t.
+  virtual void visit_size(const char* name, int64_t& value) { visit(name, value); }
+  /// In [0, 1].
+  virtual void visit_probability(const char* name, double& value) { visit(name, value); }
+  /// An option that neuralforecast lacks; empty if not given.
   virtual void visit_ours(const char* name, std::map<std::string, std::vector<int64_t>>& value) = 0;
 };
 
-// Each in the source file of its model: every option that neuralforecast's constructor stores and
-// the model has, in the order of its signature.
+// Defined in the model's source file. Visits every option that the model shares with
+// neuralforecast's constructor, in the order of that constructor's signature.
 void visit_options(AutoformerOptions& options, OptionVisitor& visitor);
 void visit_options(FEDformerOptions& options, OptionVisitor& visitor);
 void visit_options(InformerOptions& options, OptionVisitor& visitor);

@@ -3,7 +3,6 @@
 #include <torch/torch.h>
 
 #include <algorithm>
-#include <cctype>
 #include <utility>
 
 #include "checks.h"
@@ -16,7 +15,7 @@
 namespace flash::models {
 namespace {
 
-/// A longer stride than this gives the same patches, the second one of the last value alone.
+/// A longer stride gives the same patches: the second consists of the last value only.
 int64_t patch_stride(const PatchTSTOptions& options) {
   return std::min(options.stride(), std::max(options.input_size(), options.patch_len()));
 }
@@ -25,43 +24,25 @@ int64_t patch_length(const PatchTSTOptions& options) {
   return std::min(options.patch_len(), options.input_size() + patch_stride(options));
 }
 
-/// The series is continued by one stride of its last value, so that no step is left over.
+/// The series is padded with its last value by one stride, so that the patches cover every step.
 int64_t patch_count(const PatchTSTOptions& options) {
   const int64_t padded = options.input_size() + patch_stride(options);
   return (padded - patch_length(options)) / patch_stride(options) + 1;
 }
 
-PatchTSTOptions checked(PatchTSTOptions options) {
-  const Checks check("PatchTST");
-  check.size("h", options.h());
-  check.size("input_size", options.input_size());
-  check.size("encoder_layers", options.encoder_layers());
-  check.size("n_heads", options.n_heads());
-  check.size("hidden_size", options.hidden_size());
-  check.size("linear_hidden_size", options.linear_hidden_size());
-  check.size("patch_len", options.patch_len());
-  check.size("stride", options.stride());
-  check.size("outputsize_multiplier", options.outputsize_multiplier());
-  check.positive("flash_block_size", options.flash_block_size());
-  check.probability("dropout", options.dropout());
-  check.probability("fc_dropout", options.fc_dropout());
-  check.probability("head_dropout", options.head_dropout());
-  check.probability("attn_dropout", options.attn_dropout());
-  check.heads(options.hidden_size(), "n_heads", options.n_heads());
-  std::string& activation = options.activation();
-  const std::string given = activation;
-  std::transform(activation.begin(), activation.end(), activation.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+void check_options(PatchTSTOptions& options) {
+  Checks("PatchTST").heads(options.hidden_size(), "n_heads", options.n_heads());
+  const std::string given = std::exchange(options.activation(), lower_case(options.activation()));
+  const std::string& activation = options.activation();
   TORCH_CHECK_VALUE(activation == "gelu" || activation == "relu",
                     "PatchTST: expected activation \"gelu\" or \"relu\", got \"", excerpt(given),
                     "\"");
-  return options;
 }
 
 void check_absent(const char* name, const at::Tensor& columns) {
   TORCH_CHECK_VALUE(!columns.defined(), "PatchTST: expected no ", name, ", got a tensor ",
                     columns.sizes(),
-                    "; the model sees nothing but the series: take TFT for exogenous columns of "
+                    "; the model uses only the series; use TFT for exogenous columns of "
                     "every kind");
 }
 
@@ -93,7 +74,7 @@ class BackboneImpl : public torch::nn::Cloneable<BackboneImpl> {
   std::shared_ptr<PatchEncoderImpl> encoder_;
 };
 
-/// One linear layer from all patches at once to the forecast.
+/// One linear layer from all patches to the forecast.
 class HeadImpl : public torch::nn::Cloneable<HeadImpl> {
  public:
   explicit HeadImpl(const PatchTSTOptions& options) : options_(options) { reset(); }
@@ -118,7 +99,7 @@ class HeadImpl : public torch::nn::Cloneable<HeadImpl> {
 
 }  // namespace
 
-/// neuralforecast keeps the network in a member of its own, hence `model.` in every parameter name.
+/// neuralforecast keeps the network in a member `model`, hence the prefix of every parameter name.
 class PatchTSTNetworkImpl : public torch::nn::Cloneable<PatchTSTNetworkImpl> {
  public:
   explicit PatchTSTNetworkImpl(const PatchTSTOptions& options) : options_(options) { reset(); }
@@ -152,19 +133,13 @@ class PatchTSTNetworkImpl : public torch::nn::Cloneable<PatchTSTNetworkImpl> {
   std::shared_ptr<HeadImpl> head_;
 };
 
-PatchTSTImpl::PatchTSTImpl(PatchTSTOptions options_) : options(checked(std::move(options_))) {
+PatchTSTImpl::PatchTSTImpl(PatchTSTOptions options_) : ForecastModelBase(std::move(options_)) {
+  check_options(options);
   reset();
 }
 
 void PatchTSTImpl::reset() {
   network_ = register_module("model", std::make_shared<PatchTSTNetworkImpl>(options));
-}
-
-void PatchTSTImpl::pretty_print(std::ostream& stream) const {
-  stream << "flash::models::PatchTST(h=" << options.h() << ", input_size=" << options.input_size()
-         << ", encoder_layers=" << options.encoder_layers() << ", n_heads=" << options.n_heads()
-         << ", hidden_size=" << options.hidden_size()
-         << ", attention=" << (options.use_flash_attention() ? "flash" : "standard") << ")";
 }
 
 at::Tensor PatchTSTImpl::forward(const WindowsBatch& windows) {
@@ -177,23 +152,19 @@ at::Tensor PatchTSTImpl::forward(const WindowsBatch& windows) {
       .view({series.size(0), options.h(), options.outputsize_multiplier()});
 }
 
-void PatchTSTImpl::visit_options(OptionVisitor& visitor) {
-  models::visit_options(options, visitor);
-}
-
 void visit_options(PatchTSTOptions& options, OptionVisitor& visitor) {
-  visitor.visit("h", options.h());
-  visitor.visit("input_size", options.input_size());
-  visitor.visit("encoder_layers", options.encoder_layers());
-  visitor.visit("n_heads", options.n_heads());
-  visitor.visit("hidden_size", options.hidden_size());
-  visitor.visit("linear_hidden_size", options.linear_hidden_size());
-  visitor.visit("dropout", options.dropout());
-  visitor.visit("fc_dropout", options.fc_dropout());
-  visitor.visit("head_dropout", options.head_dropout());
-  visitor.visit("attn_dropout", options.attn_dropout());
-  visitor.visit("patch_len", options.patch_len());
-  visitor.visit("stride", options.stride());
+  visitor.visit_size("h", options.h());
+  visitor.visit_size("input_size", options.input_size());
+  visitor.visit_size("encoder_layers", options.encoder_layers());
+  visitor.visit_size("n_heads", options.n_heads());
+  visitor.visit_size("hidden_size", options.hidden_size());
+  visitor.visit_size("linear_hidden_size", options.linear_hidden_size());
+  visitor.visit_probability("dropout", options.dropout());
+  visitor.visit_probability("fc_dropout", options.fc_dropout());
+  visitor.visit_probability("head_dropout", options.head_dropout());
+  visitor.visit_probability("attn_dropout", options.attn_dropout());
+  visitor.visit_size("patch_len", options.patch_len());
+  visitor.visit_size("stride", options.stride());
   visitor.visit("revin", options.revin());
   visitor.visit("revin_affine", options.revin_affine());
   visitor.visit("revin_subtract_last", options.revin_subtract_last());

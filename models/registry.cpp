@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <iterator>
+#include <type_traits>
+#include <utility>
 
 #include "message_text.h"
 #include "model_factory.h"
@@ -26,32 +28,34 @@ struct ModelClass {
   Model (*make)(Reader&, const Settings&);
 };
 
-// The zeros stand for options without a default, which the reader insists on.
+/// Options without a default are 0 here; the reader requires them.
+template <class Options>
+Options default_options() {
+  if constexpr (std::is_constructible_v<Options, int64_t, int64_t>) {
+    return Options(0, 0);
+  } else {
+    return Options(0, 0, 0);
+  }
+}
+
+template <class Impl>
+Model read_and_make(Reader& reader, const Settings& settings) {
+  auto options = default_options<typename Impl::Options>();
+  visit_options(options, reader);
+  if (settings.refuse_unknown) reader.refuse_unknown();
+  options.outputsize_multiplier(settings.outputsize_multiplier).config(settings.config);
+  check_size(reader.context(), model_size(options), settings.limit);
+  return std::make_shared<Impl>(std::move(options));
+}
+
+template <class Impl>
+constexpr ModelClass model_class() {
+  return {Impl::Options::kModelClass, read_and_make<Impl>};
+}
+
 constexpr ModelClass kModelClasses[] = {
-    {"Autoformer",
-     [](Reader& reader, const Settings& settings) -> Model {
-       return read_and_make<AutoformerImpl>(AutoformerOptions(0, 0), reader, settings);
-     }},
-    {"FEDformer",
-     [](Reader& reader, const Settings& settings) -> Model {
-       return read_and_make<FEDformerImpl>(FEDformerOptions(0, 0), reader, settings);
-     }},
-    {"Informer",
-     [](Reader& reader, const Settings& settings) -> Model {
-       return read_and_make<InformerImpl>(InformerOptions(0, 0), reader, settings);
-     }},
-    {"PatchTST",
-     [](Reader& reader, const Settings& settings) -> Model {
-       return read_and_make<PatchTSTImpl>(PatchTSTOptions(0, 0), reader, settings);
-     }},
-    {"TFT",
-     [](Reader& reader, const Settings& settings) -> Model {
-       return read_and_make<TFTImpl>(TFTOptions(0, 0), reader, settings);
-     }},
-    {"iTransformer",
-     [](Reader& reader, const Settings& settings) -> Model {
-       return read_and_make<ITransformerImpl>(ITransformerOptions(0, 0, 0), reader, settings);
-     }},
+    model_class<AutoformerImpl>(), model_class<FEDformerImpl>(), model_class<InformerImpl>(),
+    model_class<PatchTSTImpl>(),   model_class<TFTImpl>(),       model_class<ITransformerImpl>(),
 };
 
 const ModelClass& find_class(const std::string& name) {

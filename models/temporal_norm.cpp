@@ -7,7 +7,7 @@
 namespace flash::models {
 namespace {
 
-/// Standard deviations per median absolute deviation of a normal distribution, inverted.
+/// Median absolute deviation of the standard normal distribution.
 constexpr double kMedianDeviation = 0.6744897501960817;
 
 struct Statistics {
@@ -30,40 +30,40 @@ Scaler scaler_of(const std::string& scaler_type) {
   }
   std::string known;
   for (const std::string& name : scaler_types()) known += (known.empty() ? "" : ", ") + name;
-  TORCH_CHECK_VALUE(false, "TemporalNorm: expected a scaler_type out of ", known, "; got \"",
+  TORCH_CHECK_VALUE(false, "TemporalNorm: expected scaler_type to be one of ", known, "; got \"",
                     scaler_type, "\"");
 }
 
-/// `values` with NaN where they do not count.
-at::Tensor counting(const at::Tensor& values, const at::Tensor& mask) {
+/// `values` with NaN where they are not observed.
+at::Tensor observed(const at::Tensor& values, const at::Tensor& mask) {
   if (!mask.defined()) return values;
   return values.masked_fill(mask < 1, std::numeric_limits<double>::quiet_NaN());
 }
 
-at::Tensor counting_mean(const at::Tensor& values, int64_t dim) {
+at::Tensor observed_mean(const at::Tensor& values, int64_t dim) {
   return values.nanmean(dim, /*keepdim=*/true).nan_to_num(0.0);
 }
 
-at::Tensor counting_median(const at::Tensor& values, int64_t dim) {
+at::Tensor observed_median(const at::Tensor& values, int64_t dim) {
   return std::get<0>(values.nanmedian(dim, /*keepdim=*/true)).nan_to_num(0.0);
 }
 
 at::Tensor deviation(const at::Tensor& values, int64_t dim) {
-  return counting_mean((values - counting_mean(values, dim)).square(), dim).sqrt();
+  return observed_mean((values - observed_mean(values, dim)).square(), dim).sqrt();
 }
 
-/// A spread that can be divided by.
+/// `spread` with 1 in place of 0, plus eps.
 at::Tensor divisor(const at::Tensor& spread, double eps) {
   return at::where(spread == 0, 1.0, spread) + eps;
 }
 
 Statistics standard(const at::Tensor& values, int64_t dim, double eps) {
-  return {counting_mean(values, dim), divisor(deviation(values, dim), eps)};
+  return {observed_mean(values, dim), divisor(deviation(values, dim), eps)};
 }
 
 Statistics robust(const at::Tensor& values, int64_t dim, double eps) {
-  const at::Tensor middle = counting_median(values, dim);
-  const at::Tensor spread = counting_median((values - middle).abs(), dim);
+  const at::Tensor middle = observed_median(values, dim);
+  const at::Tensor spread = observed_median((values - middle).abs(), dim);
   const at::Tensor substitute = kMedianDeviation * deviation(values, dim);
   return {middle, divisor(at::where(spread == 0, substitute, spread), eps)};
 }
@@ -79,7 +79,7 @@ Statistics range(const at::Tensor& values, int64_t dim, double eps) {
   return {low, divisor(high - low, eps)};
 }
 
-/// Of values that are NaN where they do not count, over `dim`.
+/// Over `dim`, ignoring NaN.
 Statistics statistics_of(Scaler scaler, const at::Tensor& values, int64_t dim, double eps) {
   switch (scaler) {
     case Scaler::kStandard:
@@ -184,7 +184,7 @@ WindowScaling TemporalNormImpl::statistics(const at::Tensor& values, const at::T
   TORCH_CHECK_VALUE(values.dim() == 3,
                     "TemporalNorm: expected values [batch, steps, columns], got ", values.sizes());
   const auto [shift, spread] =
-      statistics_of(scaler_, counting(values, mask), /*dim=*/1, options.eps());
+      statistics_of(scaler_, observed(values, mask), /*dim=*/1, options.eps());
   WindowScaling scaling{
       .scaler = scaler_, .shift = shift, .spread = spread, .loc = shift, .scale = spread};
   if (scaler_ == Scaler::kRevIN) {
@@ -204,7 +204,7 @@ std::pair<WindowsBatch, WindowScaling> TemporalNormImpl::transform(
   const WindowScaling scaling = statistics(windows.insample_y, mask);
   scaled.insample_y = scaling.transform(windows.insample_y);
   const auto by_past = [&](const at::Tensor& values, int64_t dim, const at::Tensor& available) {
-    const at::Tensor past = counting(values.slice(dim, 0, steps), available);
+    const at::Tensor past = observed(values.slice(dim, 0, steps), available);
     return scaled_by(scaler_, values, statistics_of(scaler_, past, dim, options.eps()));
   };
   if (windows.hist_exog.defined()) scaled.hist_exog = by_past(windows.hist_exog, 1, mask);

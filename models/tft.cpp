@@ -3,7 +3,6 @@
 #include <torch/torch.h>
 
 #include <algorithm>
-#include <cctype>
 #include <utility>
 
 #include "checks.h"
@@ -18,7 +17,7 @@ namespace {
 
 int64_t count(const std::vector<std::string>& names) { return static_cast<int64_t>(names.size()); }
 
-/// At least one: see the header.
+/// At least one, see tft.h.
 int64_t future_variables(const TFTOptions& options) {
   return std::max<int64_t>(count(options.futr_exog_list()), 1);
 }
@@ -27,31 +26,17 @@ RecurrentCell cell(const TFTOptions& options) {
   return options.rnn_type() == "lstm" ? RecurrentCell::kLstm : RecurrentCell::kGru;
 }
 
-TFTOptions checked(TFTOptions options) {
-  const Checks check("TFT");
-  check.size("h", options.h());
-  check.size("input_size", options.input_size());
-  check.size("tgt_size", options.tgt_size());
-  check.size("hidden_size", options.hidden_size());
-  check.size("n_head", options.n_head());
-  check.size("n_rnn_layers", options.n_rnn_layers());
-  check.size("outputsize_multiplier", options.outputsize_multiplier());
-  check.positive("flash_block_size", options.flash_block_size());
-  check.probability("dropout", options.dropout());
-  check.probability("attn_dropout", options.attn_dropout());
+void check_options(TFTOptions& options) {
   TORCH_CHECK_VALUE(options.hidden_size() % options.n_head() == 0,
                     "TFT: expected hidden_size to be a multiple of n_head, got hidden_size ",
                     options.hidden_size(), " and n_head ", options.n_head());
-  std::string& rnn_type = options.rnn_type();
-  const std::string given = rnn_type;
-  std::transform(rnn_type.begin(), rnn_type.end(), rnn_type.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  const std::string given = std::exchange(options.rnn_type(), lower_case(options.rnn_type()));
+  const std::string& rnn_type = options.rnn_type();
   TORCH_CHECK_VALUE(rnn_type == "lstm" || rnn_type == "gru",
                     "TFT: expected rnn_type \"lstm\" or \"gru\", got \"", excerpt(given), "\"");
-  return options;
 }
 
-/// A tensor that must have this shape, or be undefined if there are no `columns` of its kind.
+/// Requires this shape, or an undefined tensor if `columns` is 0.
 void check_input(const char* name, const char* list, const torch::Tensor& tensor, int64_t columns,
                  at::IntArrayRef shape) {
   if (columns == 0) {
@@ -83,7 +68,7 @@ void check_windows(const TFTOptions& options, const WindowsBatch& windows) {
 
 }  // namespace
 
-/// The embedding vectors of all scalars; what is done with them is in the layers.
+/// The embedding vectors of all scalar variables.
 class TFTEmbeddingImpl : public torch::nn::Cloneable<TFTEmbeddingImpl> {
  public:
   explicit TFTEmbeddingImpl(const TFTOptions& options) : options_(options) { reset(); }
@@ -97,7 +82,7 @@ class TFTEmbeddingImpl : public torch::nn::Cloneable<TFTEmbeddingImpl> {
 
   ScalarVectors statics() const { return group("stat_exog"); }
   ScalarVectors future() const { return group("futr_exog"); }
-  /// In the order of the past's columns.
+  /// In the order of the columns of `past` in forward.
   ScalarVectors past() const {
     std::vector<ScalarVectors> groups = {group("futr_exog"), group("tgt")};
     if (!options_.hist_exog_list().empty()) groups.insert(groups.begin(), group("hist_exog"));
@@ -122,7 +107,10 @@ class TFTEmbeddingImpl : public torch::nn::Cloneable<TFTEmbeddingImpl> {
   TFTOptions options_;
 };
 
-TFTImpl::TFTImpl(TFTOptions options_) : options(checked(std::move(options_))) { reset(); }
+TFTImpl::TFTImpl(TFTOptions options_) : ForecastModelBase(std::move(options_)) {
+  check_options(options);
+  reset();
+}
 
 void TFTImpl::reset() {
   const GatedActivation activation = gated_activation(options.grn_activation());
@@ -156,28 +144,15 @@ void TFTImpl::reset() {
   decoder_ =
       register_module("temporal_fusion_decoder",
                       std::make_shared<FusionDecoderImpl>(
-                          InterpretableAttentionOptions{
-                              .hidden_size = hidden,
-                              .heads = options.n_head(),
-                              .attention_dropout = options.attn_dropout(),
-                              .output_dropout = options.dropout(),
-                              .config = {.use_flash_attention = options.use_flash_attention(),
-                                         .flash_block_size = options.flash_block_size()}},
+                          InterpretableAttentionOptions{.hidden_size = hidden,
+                                                        .heads = options.n_head(),
+                                                        .attention_dropout = options.attn_dropout(),
+                                                        .output_dropout = options.dropout(),
+                                                        .config = options.config()},
                           activation));
   output_ =
       register_module("output_adapter", torch::nn::Linear(hidden, options.outputsize_multiplier()));
 }
-
-void TFTImpl::pretty_print(std::ostream& stream) const {
-  stream << "flash::models::TFT(h=" << options.h() << ", input_size=" << options.input_size()
-         << ", futr_exog=" << options.futr_exog_list().size()
-         << ", hist_exog=" << options.hist_exog_list().size()
-         << ", stat_exog=" << options.stat_exog_list().size() << ", n_head=" << options.n_head()
-         << ", hidden_size=" << options.hidden_size()
-         << ", attention=" << (options.use_flash_attention() ? "flash" : "standard") << ")";
-}
-
-void TFTImpl::visit_options(OptionVisitor& visitor) { models::visit_options(options, visitor); }
 
 torch::Tensor TFTImpl::forward(const WindowsBatch& windows) {
   check_windows(options, windows);
@@ -189,7 +164,8 @@ torch::Tensor TFTImpl::forward(const WindowsBatch& windows) {
   if (static_encoder_) {
     context = static_encoder_->forward(windows.stat_exog, embedding_->statics());
   } else {
-    // Zeros, and not nothing, so that the weights behind them get their gradient: zeros as well.
+    // Zeros instead of undefined tensors, so that the weights they are multiplied by get gradients
+    // of zero.
     context.selection = context.enrichment = torch::zeros({1, hidden}, y.options());
     context.state.hidden = torch::zeros({options.n_rnn_layers(), batch, hidden}, y.options());
     context.state.cell = context.state.hidden;
@@ -201,7 +177,8 @@ torch::Tensor TFTImpl::forward(const WindowsBatch& windows) {
   std::vector<torch::Tensor> columns = {known.slice(1, 0, past_steps),
                                         y.expand({batch, past_steps, options.tgt_size()})};
   if (windows.hist_exog.defined()) columns.insert(columns.begin(), windows.hist_exog);
-  // Time goes first from here on: a step of the recurrence, and the last steps, are contiguous.
+  // Time is the first dimension from here on: a step of the recurrence is contiguous, and so are
+  // the last steps.
   const torch::Tensor past = torch::cat(columns, 2).transpose(0, 1);
   const torch::Tensor future = known.slice(1, past_steps).transpose(0, 1);
 
@@ -218,20 +195,20 @@ torch::Tensor TFTImpl::forward(const WindowsBatch& windows) {
 }
 
 void visit_options(TFTOptions& options, OptionVisitor& visitor) {
-  visitor.visit("h", options.h());
-  visitor.visit("input_size", options.input_size());
-  visitor.visit("tgt_size", options.tgt_size());
+  visitor.visit_size("h", options.h());
+  visitor.visit_size("input_size", options.input_size());
+  visitor.visit_size("tgt_size", options.tgt_size());
   visitor.visit("stat_exog_list", options.stat_exog_list());
   visitor.visit("hist_exog_list", options.hist_exog_list());
   visitor.visit("futr_exog_list", options.futr_exog_list());
-  visitor.visit("hidden_size", options.hidden_size());
-  visitor.visit("n_head", options.n_head());
-  visitor.visit("attn_dropout", options.attn_dropout());
+  visitor.visit_size("hidden_size", options.hidden_size());
+  visitor.visit_size("n_head", options.n_head());
+  visitor.visit_probability("attn_dropout", options.attn_dropout());
   visitor.visit("grn_activation", options.grn_activation());
-  visitor.visit("n_rnn_layers", options.n_rnn_layers());
+  visitor.visit_size("n_rnn_layers", options.n_rnn_layers());
   visitor.visit("rnn_type", options.rnn_type());
   visitor.visit("one_rnn_initial_state", options.one_rnn_initial_state());
-  visitor.visit("dropout", options.dropout());
+  visitor.visit_probability("dropout", options.dropout());
 }
 
 }  // namespace flash::models

@@ -12,7 +12,7 @@
 namespace flash::models {
 namespace {
 
-// Far more than a table needs; without a limit a file without lines would fill the memory.
+// Far more than a table needs. Without a limit, a file without line breaks would fill the memory.
 constexpr std::streamsize kLongestLine = 16 << 20;
 
 }  // namespace
@@ -35,7 +35,7 @@ std::string join(const std::vector<std::string>& names) {
 }
 
 std::string quoted(const std::string& field) {
-  // Blanks at the ends would go with those of the line.
+  // Blanks at the ends would be stripped with those of the line.
   const bool plain = field.find_first_of(",\"\n\r") == std::string::npos && trim(field) == field;
   if (plain) return field;
   std::string text = "\"";
@@ -55,7 +55,7 @@ bool is_utf8(const std::string& text) {
 std::string shown(std::string_view text) {
   constexpr size_t kShown = 60;
   size_t length = std::min(text.size(), kShown);
-  // Not within a character of several bytes.
+  // Not inside a multi-byte character.
   while (length > 0 && length < text.size() && (text[length] & 0xC0) == 0x80) --length;
   const std::string start(text.substr(0, length));
   const bool readable = is_utf8(start);
@@ -89,8 +89,8 @@ bool CsvReader::next(std::vector<std::string>& fields) {
     ++line_;
     TORCH_CHECK_VALUE(stream_ || stream_.eof(), path_, ", line ", line_,
                       ": expected a line of less than ", kLongestLine,
-                      " bytes, got a longer one; this is no table of comma-separated values");
-    // The end of the line counts, the end of the file does not.
+                      " bytes, got a longer one; this is not a CSV file");
+    // A line break is part of a quoted field; the end of the file is an error.
     const std::streamsize length = stream_.gcount() - (stream_.eof() ? 0 : 1);
     std::string_view line(buffer_.get(), static_cast<size_t>(length));
     if (line_ == 1 && line.starts_with("\xEF\xBB\xBF")) line.remove_prefix(3);  // byte-order mark

@@ -1,5 +1,5 @@
 #pragma once
-// The fields of a comma-separated file, line by line.
+// Reading the fields of a comma-separated file line by line.
 
 #include <cstdint>
 #include <fstream>
@@ -10,36 +10,35 @@
 
 namespace flash::models {
 
-/// Text without blanks at its ends.
+/// `text` without blanks at its ends.
 std::string_view trim(std::string_view text);
 
-/// Names with commas between them, for messages: the first thirty, and how many more there are.
+/// Names separated by commas, for messages: the first thirty, and how many more there are.
 std::string join(const std::vector<std::string>& names);
 
-/// A field as a comma-separated file has it: in quotes where it needs them.
+/// A field for a comma-separated file, quoted if necessary.
 std::string quoted(const std::string& field);
 
-/// A text from a file for a message: cut after 60 bytes, with bytes that are no printable ASCII or
-/// UTF-8 as \x1B.
+/// Text from a file, for messages: truncated to 60 bytes, with bytes that are neither printable
+/// ASCII nor UTF-8 written as \x1B.
 std::string shown(std::string_view text);
 
 /// The same for the name of a column, which may be empty.
 std::string shown_column(const std::string& name);
 
-/// Whether JSON can hold it.
+/// Whether `text` is valid UTF-8, which JSON requires.
 bool is_utf8(const std::string& text);
 
-/// Reads a file and knows where it is. Fields may be quoted; empty lines are passed over. Throws
-/// c10::ValueError naming the file, and the line where it is one line's fault: an open quote, or
-/// more than 16 MiB.
+/// Reads a file line by line. Fields may be quoted; empty lines are skipped. Throws c10::ValueError
+/// naming the file, and the line if its quote is not closed or if it has more than 16 MiB.
 class CsvReader {
  public:
   explicit CsvReader(const std::string& path);
 
-  /// The fields of the next line that is not empty; false at the end of the file.
+  /// Reads the fields of the next line that is not empty; false at the end of the file.
   bool next(std::vector<std::string>& fields);
 
-  /// Number of the line last read, from 1.
+  /// Number of the last line read, from 1.
   int64_t line() const { return line_; }
 
  private:

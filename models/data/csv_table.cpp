@@ -60,7 +60,7 @@ std::vector<size_t> find_columns(const Header& header, const std::vector<std::st
   std::vector<size_t> positions;
   for (const std::string& name : wanted) {
     TORCH_CHECK_VALUE(std::count(wanted.begin(), wanted.end(), name) == 1, header.path,
-                      ": expected each column to be asked for once, got ", shown(name),
+                      ": expected each column to be requested once, got ", shown(name),
                       " twice in ", join(wanted));
     positions.push_back(header.find(name));
   }
@@ -80,7 +80,7 @@ double parse_number(const Place& place, const std::string& field, bool may_be_em
   return value;
 }
 
-/// Where the times are, see read_csv; `used` are the columns with another use.
+/// Finds the time column, see read_csv; `used` are the columns with another use.
 size_t find_time_column(const Header& header, const std::string& name,
                         const std::vector<size_t>& used, const std::vector<std::string>& row,
                         int64_t line) {
@@ -167,7 +167,7 @@ CsvTable read_csv(const std::string& path, const std::vector<std::string>& colum
                                 static_cast<int64_t>(columns.size())},
                                at::kDouble)
                      .t()
-                     .clone(at::MemoryFormat::Contiguous);  // the numbers end here
+                     .clone(at::MemoryFormat::Contiguous);  // the vector of numbers ends here
   return table;
 }
 

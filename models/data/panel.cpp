@@ -14,12 +14,12 @@ namespace {
 
 int64_t count(const std::vector<std::string>& names) { return static_cast<int64_t>(names.size()); }
 
-/// In order of the series' first rows.
+/// Ordered by the series' first rows.
 std::vector<SeriesRows> group_by_id(const std::vector<std::string>& ids) {
   std::vector<SeriesRows> groups;
-  std::map<std::string, size_t> numbers;
+  std::map<std::string, size_t> indices;
   for (size_t row = 0; row < ids.size(); ++row) {
-    const auto [entry, is_new] = numbers.emplace(ids[row], numbers.size());
+    const auto [entry, is_new] = indices.emplace(ids[row], indices.size());
     if (is_new) groups.push_back({.name = ids[row], .rows = {}});
     groups[entry->second].rows.push_back(static_cast<int64_t>(row));
   }
@@ -45,9 +45,9 @@ at::Tensor constant_of(const at::Tensor& values, const std::string& series,
 }
 
 CsvTable read_columns(const std::string& path, const PanelColumns& columns, bool open) {
-  std::vector<std::string> numbers = columns.targets;
+  std::vector<std::string> numeric = columns.targets;
   for (const auto* more : {&columns.futr_exog, &columns.hist_exog, &columns.stat_exog}) {
-    numbers.insert(numbers.end(), more->begin(), more->end());
+    numeric.insert(numeric.end(), more->begin(), more->end());
   }
   CsvLayout layout{.time_column = columns.time_column,
                    .id_column = columns.id_column,
@@ -58,10 +58,10 @@ CsvTable read_columns(const std::string& path, const PanelColumns& columns, bool
     layout.open_columns.insert(layout.open_columns.end(), columns.hist_exog.begin(),
                                columns.hist_exog.end());
   }
-  return read_csv(path, numbers, layout);
+  return read_csv(path, numeric, layout);
 }
 
-/// The series whose targets these rows of the table hold.
+/// The series in these rows of the table.
 void add_series(std::vector<Series>& panel, const std::string& path, const PanelColumns& columns,
                 const CsvTable& table, SeriesRows rows) {
   const std::vector<int64_t> as_they_stand = rows.rows;
@@ -97,7 +97,7 @@ std::vector<Series> make_series(const std::string& path, const PanelColumns& col
   return panel;
 }
 
-/// Cuts or lengthens a series to `horizon` rows more than its target is known for.
+/// Truncates or extends a series to `horizon` rows beyond the last known target.
 void open_end(Series& series, const std::string& path, const PanelColumns& columns,
               int64_t horizon) {
   const int64_t rows = series.values.size(1);

@@ -1,5 +1,5 @@
 #pragma once
-// Several series of one CSV file, with the columns that help to forecast them.
+// The series of a CSV file, with their exogenous columns.
 
 #include <ATen/core/Tensor.h>
 
@@ -12,44 +12,45 @@
 
 namespace flash::models {
 
-/// Which column is what. Without an id column the table is wide: each target is a series, and the
-/// exogenous columns belong to all of them. With one it is long: each id is a series of the one
-/// target.
+/// The roles of the columns. Without an id column the table is wide: each target column is a
+/// series, and the exogenous columns belong to all of them. With an id column it is long: each id
+/// is a series of the single target column.
 struct PanelColumns {
   std::vector<std::string> targets;
-  std::string time_column;             ///< empty: as read_csv finds it
-  std::string id_column;               ///< empty: a wide table
-  std::vector<std::string> futr_exog;  ///< known of past and future
-  std::vector<std::string> hist_exog;  ///< known of the past
+  std::string time_column;             ///< if empty, read_csv detects it
+  std::string id_column;               ///< empty for a wide table
+  std::vector<std::string> futr_exog;  ///< known for past and future
+  std::vector<std::string> hist_exog;  ///< known for the past
   std::vector<std::string> stat_exog;  ///< one value per series
-  bool untimed = false;                ///< no column has times: the rows are in order as they stand
-  bool sort = false;                   ///< put the rows of each series in order of time
+  bool untimed = false;                ///< there is no time column; rows are in order of time
+  bool sort = false;                   ///< sort the rows of each series by time
 };
 
 struct Series {
-  std::string name;                      ///< the target's in a wide table, the id in a long one
-  std::shared_ptr<const TimeAxis> axis;  ///< of the rows in the file; one for a whole wide table
-  int64_t known;                         ///< rows whose target is known: all but in read_open_panel
-  at::Tensor values;                     ///< float64 [1 + F + X, rows]: target, futr_, hist_exog
-  at::Tensor stat;                       ///< float64 [S]
+  std::string name;                      ///< target column of a wide table, id of a long one
+  std::shared_ptr<const TimeAxis> axis;  ///< of the rows in the file; shared in a wide table
+  int64_t known;      ///< rows with a known target; fewer only in read_open_panel
+  at::Tensor values;  ///< float64 [1 + F + X, rows]: target, futr_, hist_exog
+  at::Tensor stat;    ///< float64 [S]
 
-  /// The time of a row as text: as in the file, or the row's number from 1 where the table has no
-  /// times; "+1", "+2", ... for rows that are not in the file.
+  /// The time of a row as text: as in the file, or the row's number from 1 if the table has no
+  /// times;
+  /// "+1", "+2", ... for rows beyond the end of the file.
   std::string label(int64_t row) const;
 };
 
-/// The line about time for people, see describe_times.
+/// See describe_times.
 std::string describe_times(const std::vector<Series>& panel);
 
-/// Throws c10::ValueError as read_csv does, where the rows of a series are not in order of time and
-/// none asked to sort them, where a time is there twice, where a long table has several targets,
-/// and where a static column is not constant within a series.
+/// Throws c10::ValueError as read_csv does, and if the rows of a series are out of order without
+/// `sort`, a time occurs twice, a long table has several targets, or a static column varies within
+/// a series.
 std::vector<Series> read_panel(const std::string& path, const PanelColumns& columns);
 
-/// As read_panel, for forecasts beyond the last known value: a series has exactly `horizon` rows
-/// more than are known. The file holds them, with empty fields for target and hist_exog, where
-/// there is something to know of the future; otherwise it need not. What is not known is 0. Throws
-/// c10::ValueError also where futr_exog lacks future rows.
+/// Like read_panel, for forecasts beyond the last known value: each series has exactly `horizon`
+/// rows after its known ones. With futr_exog columns the file must contain these rows, with empty
+/// fields for target and hist_exog; otherwise they may be missing. Unknown values are 0. Throws
+/// c10::ValueError also if futr_exog lacks future rows.
 std::vector<Series> read_open_panel(const std::string& path, const PanelColumns& columns,
                                     int64_t horizon);
 

@@ -5,10 +5,10 @@
 namespace flash::models {
 
 ColumnScaler ColumnScaler::fit(const at::Tensor& values) {
-  const at::Tensor numbers = values.to(at::kDouble);
-  const at::Tensor mean = numbers.mean(1);
-  const at::Tensor deviation = (numbers - mean.unsqueeze(1)).square().mean(1).sqrt();
-  // Rounding gives a constant column a deviation of about 1e-16 times its value.
+  const at::Tensor exact = values.to(at::kDouble);
+  const at::Tensor mean = exact.mean(1);
+  const at::Tensor deviation = (exact - mean.unsqueeze(1)).square().mean(1).sqrt();
+  // By rounding, the deviation of a constant column can be about 1e-16 times its value.
   const at::Tensor constant = deviation <= 1e-12 * mean.abs();
   return {.mean = mean, .deviation = deviation.masked_fill(constant, 1.0)};
 }

@@ -5,17 +5,17 @@
 
 namespace flash::models {
 
-/// Each column's mean and deviation, float64 [columns]; measured on the training part, so that
-/// nothing of the future leaks into it.
+/// Each column's mean and deviation, float64 [columns]. Fitted to the training rows, so that
+/// nothing leaks from the future.
 struct ColumnScaler {
   at::Tensor mean;
   at::Tensor deviation;
 
-  /// values [columns, rows] -> mean 0 and deviation 1 over those rows. A constant column keeps its
-  /// spread (deviation 1), since it has none to divide by.
+  /// The scaler that gives values [columns, rows] mean 0 and deviation 1. The deviation of a
+  /// constant column counts as 1.
   static ColumnScaler fit(const at::Tensor& values);
 
-  /// Mean 0 and deviation 1, which changes nothing.
+  /// Mean 0 and deviation 1, which changes no value.
   static ColumnScaler identity(int64_t columns);
 
   /// values [columns, rows] -> float64 of the same shape.

@@ -41,7 +41,7 @@ std::vector<Value> chosen(const std::vector<Value>& all, const std::vector<int64
   return some;
 }
 
-/// A local time as the calendar has it.
+/// A local time as a calendar date and a time of day.
 struct CalendarTime {
   explicit CalendarTime(int64_t local) {
     const std::chrono::sys_time<std::chrono::microseconds> time{std::chrono::microseconds{local}};
@@ -58,7 +58,7 @@ struct CalendarTime {
   int64_t time_of_day;
 };
 
-/// Whether rows fall on one day of the month, or on its last where it is shorter.
+/// Whether all rows fall on the same day of the month, or on the last day of shorter months.
 bool is_monthly(const Axes& axes) {
   unsigned day = 0;
   for (const auto& axis : axes) {
@@ -93,7 +93,7 @@ std::string text_of(int64_t step, Count count) {
   return count == Count::kMonths ? months_text(step) : duration_text(step);
 }
 
-/// What is between neighbouring rows.
+/// The difference of neighbouring rows.
 struct Gap {
   int64_t size;
   int64_t line;  ///< of the second row
@@ -110,7 +110,7 @@ std::vector<Gap> gaps_between(const Axes& axes, Count count) {
   return gaps;
 }
 
-/// The most frequent size, and how often it occurs.
+/// The most frequent step, and how often it occurs.
 std::pair<int64_t, size_t> most_frequent(const std::vector<Gap>& gaps) {
   std::map<int64_t, size_t> counts;
   for (const Gap& gap : gaps) ++counts[gap.size];
@@ -144,7 +144,7 @@ std::string describe_steps(const Axes& axes) {
   if (gaps.empty()) return "one row each";
   auto [step, rows] = most_frequent(gaps);
   if (count == Count::kMicroseconds && step % kMicrosecondsPerDay == 0) {
-    // Days are those of the calendar: two of them a year have not 24 hours.
+    // Calendar days: with daylight saving time, two days a year do not have 24 hours.
     count = Count::kWallClock;
     gaps = gaps_between(axes, count);
     std::tie(step, rows) = most_frequent(gaps);
@@ -175,7 +175,7 @@ std::shared_ptr<const TimeAxis> make_time_axis(const std::string& path, const Cs
 }
 
 std::string describe_times(const Axes& axes) {
-  if (axes.front()->times.empty()) return "Time: the rows as they stand in the file";
+  if (axes.front()->times.empty()) return "Time: none; the rows are in the order of the file";
   std::string first, last;
   int64_t from = 0, to = 0;
   for (const auto& axis : axes) {

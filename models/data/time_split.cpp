@@ -14,7 +14,7 @@ void check_part(const char* name, int64_t rows, int64_t needed, int64_t total) {
                     "; use a longer table, or a shorter input size or horizon");
 }
 
-/// Rows of the three parts.
+/// Sizes of the three parts.
 struct Sizes {
   int64_t train;
   int64_t validation;
@@ -25,7 +25,7 @@ Sizes by_rows(int64_t rows, const SplitSettings& settings) {
   TORCH_CHECK_VALUE(settings.train_rows > 0 && settings.validation_rows > 0,
                     "expected rows for the training and the validation part, got ",
                     settings.train_rows, " and ", settings.validation_rows);
-  // One after the other, as their sum may be more than an integer holds.
+  // One at a time, because their sum could overflow.
   const int64_t after_train = rows - settings.train_rows;
   const int64_t left = after_train > 0 ? after_train - settings.validation_rows : 0;
   const int64_t test = settings.test_rows > 0 ? settings.test_rows : left;

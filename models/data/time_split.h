@@ -1,5 +1,5 @@
 #pragma once
-// Training, validation and test rows.
+// The split of a series into training, validation and test rows.
 
 #include <cstdint>
 
@@ -18,8 +18,8 @@ struct TimeSplit {
   RowRange test;
 };
 
-/// Where to cut: by shares of the rows, or, if `train_rows` is positive, by their numbers. The test
-/// part is the rest, or `test_rows` if that is positive; rows after it are left alone.
+/// How to split: by fractions of the rows or, if `train_rows` is positive, by numbers of rows. The
+/// test part is the rest, or `test_rows` if that is positive; rows after it are not used.
 struct SplitSettings {
   double train_fraction = 0.7;
   double validation_fraction = 0.1;
@@ -28,9 +28,9 @@ struct SplitSettings {
   int64_t test_rows = 0;
 };
 
-/// Cuts `rows` rows. Throws c10::ValueError if a part is too short for one window: the training
-/// part needs input_size + horizon rows, the others `horizon`, since their windows reach back into
-/// the part before.
+/// Splits `rows` rows. Throws c10::ValueError if a part is too short for one window: the training
+/// part needs input_size + horizon rows, the others `horizon`, because their windows reach back
+/// into the previous part.
 TimeSplit split_by_time(int64_t rows, const SplitSettings& settings, int64_t input_size,
                         int64_t horizon);
 

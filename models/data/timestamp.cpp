@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kLargestInteger = int64_t{1} << 62;  // differences of two fit int64
 
-/// Reads a text from the left. Once something expected is not there, nothing else is.
+/// Parses text from left to right. After one failure, everything fails.
 class Scanner {
  public:
   explicit Scanner(std::string_view text) : rest_(text) {}
@@ -39,7 +39,7 @@ class Scanner {
     }
     return good_ ? value : 0;
   }
-  /// Digits after a decimal point in millionths; those after the sixth must be 0.
+  /// The digits of a decimal fraction, in millionths; those after the sixth must be 0.
   int64_t millionths() {
     int64_t value = 0;
     int count = 0;
@@ -59,7 +59,7 @@ class Scanner {
   bool good_ = true;
 };
 
-/// Days since 1970-01-01. The day may be left out: 2012-01.
+/// Days since 1970-01-01. The day may be missing: 2012-01.
 int64_t scan_date(Scanner& scanner) {
   const int year = scanner.digits(4);
   const char separator = scanner.take();
@@ -97,7 +97,7 @@ int64_t scan_time(Scanner& scanner) {
   return ((hour * 60 + minute) * 60 + second) * int64_t{1'000'000} + fraction;
 }
 
-/// What a zone is ahead of UTC in microseconds.
+/// Offset of a time zone from UTC in microseconds.
 int64_t scan_zone(Scanner& scanner) {
   const char sign = scanner.take();
   if (sign == 'Z' || sign == 'z') return 0;

@@ -1,5 +1,5 @@
 #pragma once
-// Points in time as tables write them.
+// Timestamps in tables.
 
 #include <cstdint>
 #include <optional>
@@ -9,23 +9,23 @@
 namespace flash::models {
 
 struct Timestamp {
-  /// A whole number (a year, an hour, seconds since 1970), a date without a zone, one with a zone.
+  /// An integer (a year, an hour, seconds since 1970), a date without and one with a time zone.
   enum class Kind : uint8_t { kInteger, kLocal, kZoned };
 
   Kind kind;
-  /// The integer, or microseconds since 1970-01-01 00:00, in UTC where there is a zone.
+  /// The integer, or microseconds since 1970-01-01 00:00, in UTC if there is a zone.
   int64_t value;
-  /// The same as the clock on the wall shows it, which is what days and months are counted in.
+  /// The same in local time, in which days and months are counted.
   int64_t local;
 };
 
-/// What parse_timestamp takes, for messages.
+/// The formats of parse_timestamp, for messages.
 inline constexpr const char* kTimestampForms =
     "a date such as 2012-01-31, a date and time such as 2012-01-31 18:30:00, or an integer";
 
 /// ISO 8601: `2012-01-31`, `2012/01/31` or `2012-01`, alone or followed by `T` or a blank and
 /// `18:30`, `18:30:00` or `18:30:00.125`, with or without `Z`, `+01:00`, `+0100` or `+01`; or an
-/// integer within +-2^62. Fractions down to microseconds. Nothing for any other text.
+/// integer within +-2^62. Fractions have microsecond resolution. nullopt for any other text.
 std::optional<Timestamp> parse_timestamp(std::string_view text);
 
 inline constexpr int64_t kMicrosecondsPerDay = 86'400'000'000;
@@ -36,7 +36,7 @@ std::string duration_text(int64_t microseconds);
 /// A number of months as `1 month`, `3 months` or `1 year`.
 std::string months_text(int64_t months);
 
-/// A count with its unit, in the plural where it is not 1.
+/// A count with its unit, in the plural unless it is 1.
 std::string count_text(int64_t count, const char* unit);
 
 }  // namespace flash::models

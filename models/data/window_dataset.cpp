@@ -11,8 +11,8 @@ namespace {
 
 using at::indexing::Slice;
 
-/// rows [C, R] -> stretches [C, B, N, length] that begin at `positions` [B, N].
-at::Tensor stretches(const at::Tensor& rows, const at::Tensor& positions, int64_t length) {
+/// rows [C, R] -> slices [C, B, N, length] that start at `positions` [B, N].
+at::Tensor slices(const at::Tensor& rows, const at::Tensor& positions, int64_t length) {
   return rows.unfold(1, length, 1).index({Slice(), positions});
 }
 
@@ -41,20 +41,20 @@ WindowDataset::WindowDataset(std::shared_ptr<const SeriesStore> store,
     counts.push_back(
         std::max<int64_t>(0, rows.end - starts.back() - shape.input_size - shape.horizon + 1));
     TORCH_CHECK_VALUE(!shape.together || (starts.back() == starts[0] && counts.back() == counts[0]),
-                      "expected series of the same rows, as the model sees them together, got one "
-                      "with other ones");
+                      "expected series with the same rows, because the model forecasts them "
+                      "together, got one with other rows");
   }
-  std::vector<int64_t> positions, numbers;
+  std::vector<int64_t> positions, owners;
   for (int64_t k = 0; k < *std::max_element(counts.begin(), counts.end()); ++k) {
     for (size_t s = 0; s < series; ++s) {
       if (k >= counts[s]) continue;
       positions.push_back(store_->begins[s] + starts[s] + k);
-      numbers.push_back(static_cast<int64_t>(s));
+      owners.push_back(static_cast<int64_t>(s));
     }
   }
   const int64_t width = shape.together ? static_cast<int64_t>(series) : 1;
   positions_ = at::tensor(positions, at::kLong).view({-1, width});
-  series_ = at::tensor(numbers, at::kLong).view({-1, width});
+  series_ = at::tensor(owners, at::kLong).view({-1, width});
 }
 
 int64_t WindowDataset::first_series(int64_t index) const {
@@ -70,19 +70,19 @@ WindowBatch WindowDataset::batch(const at::Tensor& indices) const {
   const int64_t length = shape_.input_size + shape_.horizon;
   const at::Tensor positions = positions_.index_select(0, indices);
   const at::Tensor& rows = store_->values;
-  const at::Tensor y = stretches(rows.slice(0, 0, 1), positions, length)[0].transpose(1, 2);
+  const at::Tensor y = slices(rows.slice(0, 0, 1), positions, length)[0].transpose(1, 2);
   WindowBatch batch{.inputs = {.insample_y = y.slice(1, 0, shape_.input_size).contiguous()},
                     .future = y.slice(1, shape_.input_size).contiguous(),
                     .series = series_.index_select(0, indices)};
   const int64_t hist_begin = 1 + store_->futr_exog;
   if (store_->futr_exog > 0) {
-    const at::Tensor futr = stretches(rows.slice(0, 1, hist_begin), positions, length);
+    const at::Tensor futr = slices(rows.slice(0, 1, hist_begin), positions, length);
     batch.inputs.futr_exog = (shape_.together ? futr.permute({1, 0, 3, 2})  // [B, F, L + h, N]
                                               : futr.select(2, 0).permute({1, 2, 0}))
                                  .contiguous();
   }
-  if (rows.size(0) > hist_begin) {  // models of series together take none
-    batch.inputs.hist_exog = stretches(rows.slice(0, hist_begin), positions, shape_.input_size)
+  if (rows.size(0) > hist_begin) {  // multivariate models have none
+    batch.inputs.hist_exog = slices(rows.slice(0, hist_begin), positions, shape_.input_size)
                                  .select(2, 0)
                                  .permute({1, 2, 0})
                                  .contiguous();

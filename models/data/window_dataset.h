@@ -1,5 +1,5 @@
 #pragma once
-// Windows of series, to train and test a forecaster on.
+// The windows that a forecaster is trained and tested on.
 
 #include <ATen/core/Tensor.h>
 #include <flash_attention/models/windows_batch.h>
@@ -11,7 +11,7 @@
 
 namespace flash::models {
 
-/// All series one after the other.
+/// All series, concatenated.
 struct SeriesStore {
   /// values: one [1 + F + X, rows] per series, target first; stat [series, S].
   SeriesStore(const std::vector<at::Tensor>& values, at::Tensor stat, int64_t futr_exog);
@@ -27,40 +27,40 @@ struct SeriesStore {
 struct WindowBatch {
   WindowsBatch inputs;
   at::Tensor future;  ///< [B, horizon, N]
-  at::Tensor series;  ///< int64 [B, N]: which series they are of
+  at::Tensor series;  ///< int64 [B, N]: indices of their series
 };
 
-/// Every window whose future lies in the rows given. Windows are views of the series until a batch
-/// is taken, so long inputs cost no memory. Neighbours in time are neighbours in number.
+/// All windows whose future lies in the given rows. Windows are copied only when a batch is taken,
+/// so long inputs cost no memory. Consecutive indices are consecutive in time.
 class WindowDataset {
  public:
-  /// A window is of one series (N = 1), or of all `together` (N = their number), as iTransformer
-  /// wants it.
+  /// A window covers one series (N = 1) or, if `together`, all of them (N = their number), as
+  /// iTransformer needs.
   struct Shape {
     int64_t input_size;
     int64_t horizon;
     bool together = false;
   };
 
-  /// `future_rows` has a range for each series. Past rows may lie before it unless `past_inside`.
-  /// Throws c10::ValueError where series that go together have different ranges.
+  /// `future_rows` has one range per series. Past rows may lie before it unless `past_inside`.
+  /// Throws c10::ValueError if `together` and the ranges differ.
   WindowDataset(std::shared_ptr<const SeriesStore> store, const std::vector<RowRange>& future_rows,
                 bool past_inside, Shape shape);
 
   int64_t size() const { return positions_.size(0); }
   int64_t series() const { return store_->series(); }
-  /// Row of its series at which the future of window `index` begins.
+  /// First future row of window `index` within its series.
   int64_t first_future_row(int64_t index) const;
-  /// The series of window `index`, the first of them where they go together.
+  /// The series of window `index`; the first one if `together`.
   int64_t first_series(int64_t index) const;
 
-  /// The windows numbered by `indices`, int64 [B].
+  /// The windows at `indices`, int64 [B].
   WindowBatch batch(const at::Tensor& indices) const;
 
  private:
   std::shared_ptr<const SeriesStore> store_;
   Shape shape_;
-  at::Tensor positions_;  // int64 [windows, N]: first row in the store
+  at::Tensor positions_;  // int64 [windows, N]: first row in the concatenated series
   at::Tensor series_;     // int64 [windows, N]
 };
 

@@ -18,7 +18,7 @@ const Distribution& find_distribution(const std::string& name) {
     if (distribution->name() == name) return *distribution;
     known += (known.empty() ? "" : ", ") + std::string(distribution->name());
   }
-  TORCH_CHECK_VALUE(false, kDistributionLoss, ": expected a distribution out of ", known,
+  TORCH_CHECK_VALUE(false, kDistributionLoss, ": expected distribution to be one of ", known,
                     "; got \"", name, "\"");
 }
 
@@ -52,10 +52,10 @@ std::vector<at::Tensor> DistributionLoss::domain_map(const at::Tensor& output) c
   return by_output(output).unbind(2);
 }
 
-std::vector<at::Tensor> DistributionLoss::scale_decouple(const std::vector<at::Tensor>& pieces,
+std::vector<at::Tensor> DistributionLoss::scale_decouple(const std::vector<at::Tensor>& raw,
                                                          const WindowScaling& scaling) const {
-  check_count(pieces);
-  return distribution_->scale_decouple(pieces, scaling.loc, scaling.scale);
+  check_count(raw);
+  return distribution_->scale_decouple(raw, scaling.loc, scaling.scale);
 }
 
 at::Tensor DistributionLoss::operator()(const at::Tensor& y,

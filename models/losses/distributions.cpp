@@ -20,7 +20,7 @@ at::Tensor times(const at::Tensor& x, const at::Tensor& scale) {
   return scale.defined() ? x * scale : x;
 }
 
-/// log(p / (1 - p)), with p kept off 0 and 1 by one unit of rounding, as torch.distributions does.
+/// log(p / (1 - p)), with p clamped to [eps, 1 - eps] as in torch.distributions.
 at::Tensor log_odds(const at::Tensor& probs) {
   return at::logit(probs, probs.scalar_type() == at::kFloat
                               ? double{std::numeric_limits<float>::epsilon()}
@@ -54,9 +54,9 @@ class Normal final : public Distribution {
   const char* name() const override { return "Normal"; }
   std::vector<std::string> parameter_names() const override { return {"-loc", "-scale"}; }
 
-  Tensors scale_decouple(const Tensors& pieces, const at::Tensor& loc,
+  Tensors scale_decouple(const Tensors& raw, const at::Tensor& loc,
                          const at::Tensor& scale) const override {
-    return {rescaled(pieces[0], loc, scale), times(at::softplus(pieces[1]) + 0.2, scale)};
+    return {rescaled(raw[0], loc, scale), times(at::softplus(raw[1]) + 0.2, scale)};
   }
   at::Tensor log_prob(const Tensors& parameters, const at::Tensor& y) const override {
     const at::Tensor z = (y - parameters[0]) / parameters[1];
@@ -73,10 +73,10 @@ class StudentT final : public Distribution {
   const char* name() const override { return "StudentT"; }
   std::vector<std::string> parameter_names() const override { return {"-df", "-loc", "-scale"}; }
 
-  Tensors scale_decouple(const Tensors& pieces, const at::Tensor& loc,
+  Tensors scale_decouple(const Tensors& raw, const at::Tensor& loc,
                          const at::Tensor& scale) const override {
-    return {3.0 + at::softplus(pieces[0]), rescaled(pieces[1], loc, scale),
-            times(at::softplus(pieces[2]) + 0.1, scale)};
+    return {3.0 + at::softplus(raw[0]), rescaled(raw[1], loc, scale),
+            times(at::softplus(raw[2]) + 0.1, scale)};
   }
   at::Tensor log_prob(const Tensors& parameters, const at::Tensor& y) const override {
     const at::Tensor& df = parameters[0];
@@ -96,7 +96,8 @@ class StudentT final : public Distribution {
     if (q == 0.5) return at::zeros_like(df);
     const double tail = std::min(q, 1.0 - q);
     // P(T > t) = tail by Newton's method, from the first two terms of the expansion in 1 / df
-    // (Abramowitz and Stegun 26.7.5), which fall short. As the tail is convex, no step overshoots.
+    // (Abramowitz and Stegun 26.7.5), which underestimate t. The tail is convex, so no step
+    // overshoots.
     const double z = normal_quantile(1.0 - tail);
     at::Tensor t = z + (z * z * z + z) / (4.0 * df);
     const at::Tensor half = at::full_like(df, 0.5);
@@ -107,7 +108,7 @@ class StudentT final : public Distribution {
       const at::Tensor density = (log_norm - 0.5 * (df + 1.0) * at::log1p(t.square() / df)).exp();
       const at::Tensor change = (beyond - tail) / density;
       t = t + change;
-      // The error after a step is of the order of the step's square.
+      // Newton's method converges quadratically: the error is of the order of the step's square.
       if (change.abs().le(1e-8 * t).logical_or(change.isnan()).all().item<bool>()) break;
     }
     return q < 0.5 ? -t : t;
@@ -119,9 +120,9 @@ class Poisson final : public Distribution {
   const char* name() const override { return "Poisson"; }
   std::vector<std::string> parameter_names() const override { return {"-loc"}; }
 
-  Tensors scale_decouple(const Tensors& pieces, const at::Tensor& loc,
+  Tensors scale_decouple(const Tensors& raw, const at::Tensor& loc,
                          const at::Tensor& scale) const override {
-    return {at::softplus(rescaled(pieces[0], loc, scale)) + 1e-10};
+    return {at::softplus(rescaled(raw[0], loc, scale)) + 1e-10};
   }
   const char* support() const override { return "at least 0"; }
   at::Tensor in_support(const at::Tensor& y) const override { return y >= 0.0; }
@@ -141,10 +142,10 @@ class NegativeBinomial final : public Distribution {
   const char* name() const override { return "NegativeBinomial"; }
   std::vector<std::string> parameter_names() const override { return {"-total_count", "-logits"}; }
 
-  Tensors scale_decouple(const Tensors& pieces, const at::Tensor& loc,
+  Tensors scale_decouple(const Tensors& raw, const at::Tensor& loc,
                          const at::Tensor& scale) const override {
-    const at::Tensor mu = rescaled(at::softplus(pieces[0]) + 1e-8, loc, scale);
-    const at::Tensor raw_alpha = at::softplus(pieces[1]) + 1e-8;
+    const at::Tensor mu = rescaled(at::softplus(raw[0]) + 1e-8, loc, scale);
+    const at::Tensor raw_alpha = at::softplus(raw[1]) + 1e-8;
     const at::Tensor alpha = scale.defined() ? raw_alpha / (scale + 1.0) : raw_alpha / 2.0;
     const at::Tensor product = mu * alpha;
     return {1.0 / alpha, product / (1.0 + product) + 1e-8};
@@ -183,9 +184,8 @@ class Bernoulli final : public Distribution {
   const char* name() const override { return "Bernoulli"; }
   std::vector<std::string> parameter_names() const override { return {"-logits"}; }
 
-  Tensors scale_decouple(const Tensors& pieces, const at::Tensor&,
-                         const at::Tensor&) const override {
-    return {pieces[0].sigmoid()};
+  Tensors scale_decouple(const Tensors& raw, const at::Tensor&, const at::Tensor&) const override {
+    return {raw[0].sigmoid()};
   }
   const char* support() const override { return "0 or 1"; }
   at::Tensor in_support(const at::Tensor& y) const override {

@@ -1,5 +1,5 @@
 #pragma once
-// The distributions of DistributionLoss: positivity, likelihood, mean and quantiles.
+// The distributions of DistributionLoss: parameters, likelihood, mean and quantiles.
 
 #include <ATen/core/Tensor.h>
 
@@ -10,24 +10,24 @@ namespace flash::models {
 
 using Tensors = std::vector<at::Tensor>;
 
-/// Parameters and values are [B, h, N], of one floating dtype.
+/// Parameters and values are [B, h, N], all of one floating-point dtype.
 class Distribution {
  public:
   virtual ~Distribution() = default;
 
   virtual const char* name() const = 0;
-  /// neuralforecast's suffixes of the columns with the parameters; their number is M.
+  /// neuralforecast's suffixes for the columns of the M parameters.
   virtual std::vector<std::string> parameter_names() const = 0;
 
-  /// Raw pieces -> parameters on the scale of the windows. loc and scale broadcast to [B, h, N], or
-  /// both are undefined for 0 and 1.
-  virtual Tensors scale_decouple(const Tensors& pieces, const at::Tensor& loc,
+  /// Raw parameters -> parameters on the scale of the windows. loc and scale broadcast to [B, h,
+  /// N], or both are undefined for 0 and 1.
+  virtual Tensors scale_decouple(const Tensors& raw, const at::Tensor& loc,
                                  const at::Tensor& scale) const = 0;
-  /// Throws c10::ValueError if a parameter is out of range, where scale_decouple cannot rule it
-  /// out.
+  /// Throws c10::ValueError if a parameter is out of range, for ranges that scale_decouple does not
+  /// guarantee.
   virtual void check_parameters(const Tensors&) const {}
 
-  /// The values that have a likelihood, in words, and whether each of `y` is one.
+  /// The values that have a likelihood: a description, and a test of each element of `y`.
   virtual const char* support() const { return "a number"; }
   virtual at::Tensor in_support(const at::Tensor& y) const { return y == y; }
 
@@ -37,7 +37,7 @@ class Distribution {
   virtual at::Tensor quantile(const Tensors& parameters, double q) const = 0;
 };
 
-/// In alphabetical order.
+/// Sorted by name.
 const std::vector<const Distribution*>& distributions();
 
 }  // namespace flash::models

@@ -9,14 +9,14 @@
 namespace flash::models {
 namespace {
 
-/// log(Gamma(x)) without the global sign that std::lgamma writes, a race between threads.
+/// log(Gamma(x)). std::lgamma writes a global variable for the sign, which is a data race.
 double log_gamma(double x) {
   int sign;
   return lgamma_r(x, &sign);
 }
 
 /// The continued fraction of I_x(a, b) (DLMF 8.17.22), by the modified Lentz method. It converges
-/// fast for x < (a + 1) / (a + b + 2), in some sqrt(max(a, b)) steps.
+/// fast for x < (a + 1) / (a + b + 2), in about sqrt(max(a, b)) steps.
 double continued_fraction(double a, double b, double x) {
   constexpr double kTiny = 1e-300;
   constexpr int kMaximumSteps = 100000;

@@ -17,7 +17,7 @@ void check_given_once(const std::string& loss, const char* what, std::vector<dou
                     " twice");
 }
 
-/// How NumPy writes the width, in percent, of the interval that a quantile bounds.
+/// The width, in percent, of the interval that a quantile bounds, as NumPy prints it.
 std::string rounded_percent(double percent) {
   return decimal(std::nearbyint(percent * 100.0) / 100.0, /*keep_point=*/true);
 }

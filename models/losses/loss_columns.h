@@ -1,5 +1,5 @@
 #pragma once
-// Which quantiles a loss forecasts, what neuralforecast calls them, and checks that losses share.
+// The quantiles of a loss, neuralforecast's names for them, and checks that losses share.
 
 #include <flash_attention/models/losses.h>
 
@@ -13,18 +13,19 @@ struct Columns {
   std::vector<std::string> names;  ///< "-median", "-lo-90", ...
 };
 
-/// From options.quantiles() in their order, else from options.level(): the median, and then the
-/// bounds in ascending order. Throws c10::ValueError, beginning with `loss`, where one is out of
-/// range or given twice.
+/// From options.quantiles() in their order, or else from options.level(): the median, then the
+/// bounds in ascending order. Throws c10::ValueError, beginning with `loss`, if one is out of range
+/// or given twice.
 Columns quantile_columns(const std::string& loss, const LossOptions& options);
 
-/// Throws c10::ValueError unless there is at least one quantile, each in (0, 1) and none twice.
+/// Throws c10::ValueError unless there is at least one quantile, all are in (0, 1), and no two are
+/// equal.
 void check_quantiles(const std::string& loss, const std::vector<double>& quantiles);
 
-/// Throws c10::TypeError unless both have one dtype, float32 or float64.
+/// Throws c10::TypeError unless both are float32 or both are float64.
 void check_dtypes(const std::string& loss, const at::Tensor& y, const at::Tensor& y_hat);
 
-/// The shortest decimal that reads back as `value`: 80 as "80", or with keep_point as "80.0".
+/// The shortest decimal that parses to `value`: "80" for 80, or "80.0" with keep_point.
 std::string decimal(double value, bool keep_point);
 
 }  // namespace flash::models

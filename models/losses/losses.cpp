@@ -10,7 +10,7 @@
 namespace flash::models {
 namespace {
 
-/// q (y - y_hat) above the quantile's forecast, (q - 1) (y - y_hat) below.
+/// q (y - y_hat) for y >= y_hat, otherwise (q - 1) (y - y_hat).
 template <class Quantile>
 at::Tensor pinball(const at::Tensor& error, const Quantile& q) {
   return at::maximum(q * error, (q - 1.0) * error);
@@ -106,7 +106,7 @@ at::Tensor Loss::weighted_mean(const at::Tensor& y, const at::Tensor& mask,
     weights = weights.defined() ? weights * steps : steps;
   }
   if (!weights.defined()) return values(y).mean();
-  // Whatever stands where the weight is 0 reaches neither the sum nor the gradient.
+  // Values with weight 0, NaN included, reach neither the sum nor the gradient.
   const at::Tensor counts = weights != 0;
   const at::Tensor weighted = at::where(counts, values(at::where(counts, y, 0.0)) * weights, 0.0);
   const at::Tensor total = weights.sum();

@@ -1,4 +1,4 @@
-"""Six forecasting transformers in C++ behind `torch.nn.Module`s, with neuralforecast's numbers.
+"""Six forecasting transformers of neuralforecast, implemented in C++, as `torch.nn.Module`s.
 
 >>> import torch
 >>> from flash_attention.models import PatchTST
@@ -9,12 +9,12 @@
 >>> loss.backward()
 >>> optimizer.step()
 
-`accelerate` makes a model object of neuralforecast compute with the same C++ code.
+`accelerate` makes a model object of neuralforecast use the same C++ code.
 """
 
 from flash_attention import _library
 
-_library.load("libflash_models.so")  # before the imports below: they name what it registers
+_library.load("libflash_models.so")  # registers what the imports below use
 
 from flash_attention.models._checkpoint import load  # noqa: E402
 from flash_attention.models._classes import (  # noqa: E402

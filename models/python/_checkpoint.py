@@ -1,4 +1,4 @@
-"""Model files whose class is not known beforehand."""
+"""Loading model files of any class."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ def load(
     flash_block_size: int = 64,
     gradient_checkpointing: bool = False,
 ) -> ForecastModel:
-    """The model in a file of `ForecastModel.save`, of neuralforecast's `save`, or of flash_train.
+    """Load a model from a file of `ForecastModel.save`, neuralforecast's `save`, or flash_train.
 
-    It is in eval mode. See `ForecastModel.from_checkpoint`, which takes one class only.
+    The model is in eval mode. `ForecastModel.from_checkpoint` loads a file of a known class.
 
     Raises:
-        ValueError: the file is broken, holds none of the six, or needs an option that ours lacks.
+        ValueError: the file is broken, holds none of the six models, or needs an option that the
+            C++ model lacks.
     """
     model_class, *_ = torch.ops.flash_models.read_model(os.fspath(path))
     return getattr(_classes, model_class).from_checkpoint(

@@ -11,24 +11,24 @@ from flash_attention.models._module import ForecastModel, Node
 __all__ = ["TFT", "Autoformer", "FEDformer", "Informer", "PatchTST", "iTransformer"]
 
 _SETTINGS = """
-        output_size: numbers per step and series, neuralforecast's `loss.outputsize_multiplier`: 1
+        output_size: outputs per step and series, neuralforecast's `loss.outputsize_multiplier`: 1
             for MAE and MSE, 2 for a Normal, one per quantile for MQLoss.
         use_flash_attention: {switch}
         flash_block_size: keys per online-softmax step of the operator, at least 1.
-        gradient_checkpointing: compute each layer again in the backward instead of keeping what it
-            computed: less memory, more time, the same numbers.
+        gradient_checkpointing: recompute each layer in the backward instead of keeping its
+            activations: less memory, more time, the same results.
 """
-_SAME_NUMBERS = "exact attention by the operator, without score matrices; the same numbers."
-_REPLACES = """the mechanism of the paper is REPLACED by exact softmax attention on the
-            same projections: another model, to be trained so. Without it the numbers are
-            neuralforecast's."""
+_SAME_RESULTS = "exact attention by the operator, without score matrices; the same results."
+_REPLACES = """REPLACES the paper's mechanism by exact softmax attention with the same
+            projections. This is another model, which has to be trained as such. The default
+            is neuralforecast's model."""
 
 
 def _complete(switch: str) -> Any:
-    """Fills in the arguments that all six have."""
+    """Fill in the arguments that all six classes have."""
 
     def decorate(cls: type[ForecastModel]) -> type[ForecastModel]:
-        if cls.__doc__:  # none with python -OO
+        if cls.__doc__:  # None with python -OO
             cls.__doc__ = cls.__doc__.replace(
                 "\n        SETTINGS\n", _SETTINGS.format(switch=switch)
             )
@@ -38,7 +38,7 @@ def _complete(switch: str) -> Any:
 
 
 class _CausalAttention(Node):
-    """Writes the mask that neuralforecast keeps as a buffer, and here nothing needs."""
+    """Adds neuralforecast's constant mask to the state_dict; the computation does not need it."""
 
     length: int
     """Rows and columns of the mask."""
@@ -58,7 +58,7 @@ class _CausalAttention(Node):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-@_complete(_SAME_NUMBERS)
+@_complete(_SAME_RESULTS)
 class TFT(ForecastModel):
     """Temporal Fusion Transformer (Lim et al., arXiv:1912.09363).
 
@@ -76,10 +76,12 @@ class TFT(ForecastModel):
         n_head: attention heads.
         attn_dropout: probability of dropping an attention weight in training.
         grn_activation: activation of the gated residual networks: "ELU", "GELU", "LeakyReLU",
-            "ReLU", "SELU", "Sigmoid", "Softplus" or "Tanh"; another is "ELU", with a warning.
+            "ReLU", "SELU", "Sigmoid", "Softplus" or "Tanh"; any other name means "ELU", with a
+            warning.
         n_rnn_layers: layers of the recurrent encoders.
         rnn_type: "lstm" or "gru".
-        one_rnn_initial_state: the static columns give one initial state for all recurrent layers.
+        one_rnn_initial_state: use one initial state, computed from the static columns, for all
+            recurrent layers.
         dropout: probability of dropping an activation in training.
         SETTINGS
 
@@ -119,23 +121,23 @@ class TFT(ForecastModel):
         attention.length = input_size + h
 
 
-@_complete(_SAME_NUMBERS)
+@_complete(_SAME_RESULTS)
 class Informer(ForecastModel):
-    """Informer (Zhou et al., arXiv:2012.07436): attention of the few queries that matter most.
+    """Informer (Zhou et al., arXiv:2012.07436): attention for the few most active queries.
 
     Input: insample_y [B, input_size, 1], futr_exog [B, input_size + h, F].
 
-    Which keys the queries are measured on is drawn from torch's generator in every forward, in eval
-    mode too, as in neuralforecast: the same seed gives the same numbers.
+    Every forward samples the keys by which queries are selected from torch's generator, in eval
+    mode too, as in neuralforecast: the same seed gives the same output.
 
     Args:
         h: steps to forecast.
         input_size: steps of the past that the model sees.
         futr_exog_list: names of the columns known for the past and the future; None for none.
-        decoder_input_size_multiplier: share of the past that the decoder sees, in (0, 1).
+        decoder_input_size_multiplier: fraction of the past that the decoder sees, in (0, 1).
         hidden_size: width of the model; even.
         dropout: probability of dropping an activation in training.
-        factor: how many keys and queries are chosen: factor * ceil(ln(length)).
+        factor: number of sampled keys and selected queries: factor * ceil(ln(length)).
         n_head: attention heads.
         conv_hidden_size: width of the feed-forward layers.
         activation: "gelu" or "relu".
@@ -178,18 +180,18 @@ class Autoformer(ForecastModel):
 
     Input: insample_y [B, input_size, 1], futr_exog [B, input_size + h, F].
 
-    In training the delays are chosen for the whole batch, in eval mode for each window, as in
-    neuralforecast: the modes differ even without dropout.
+    As in neuralforecast, training chooses the delays for the whole batch, eval mode for each
+    window, so their outputs differ even without dropout.
 
     Args:
         h: steps to forecast.
         input_size: steps of the past that the model sees.
         futr_exog_list: names of the columns known for the past and the future; None for none.
-        exclude_insample_y: see zeros instead of the series.
-        decoder_input_size_multiplier: share of the past that the decoder sees, in (0, 1).
+        exclude_insample_y: replace the series by zeros.
+        decoder_input_size_multiplier: fraction of the past that the decoder sees, in (0, 1).
         hidden_size: width of the model.
         dropout: probability of dropping an activation in training.
-        factor: how many delays are chosen: factor * ln(length), rounded down.
+        factor: number of delays: factor * ln(length), rounded down.
         n_head: attention heads.
         conv_hidden_size: width of the feed-forward layers.
         activation: "gelu" or "relu".
@@ -229,21 +231,21 @@ class Autoformer(ForecastModel):
 
 @_complete(_REPLACES)
 class FEDformer(ForecastModel):
-    """FEDformer (Zhou et al., arXiv:2201.12740), the Fourier version: mixing in a few frequencies.
+    """FEDformer (Zhou et al., arXiv:2201.12740) with Fourier blocks, which mix a few frequencies.
 
     Input: insample_y [B, input_size, 1], futr_exog [B, input_size + h, F].
 
     The layers of an encoder or decoder share their Fourier weights: `parameters()` has them once,
-    `state_dict()` under each name.
+    `state_dict()` under each of their names.
 
     Args:
         h: steps to forecast.
         input_size: steps of the past that the model sees.
         futr_exog_list: names of the columns known for the past and the future; None for none.
-        decoder_input_size_multiplier: share of the past that the decoder sees, in (0, 1).
+        decoder_input_size_multiplier: fraction of the past that the decoder sees, in (0, 1).
         version: "Fourier".
-        modes: frequencies at most.
-        mode_select: "random", or anything else for the lowest.
+        modes: maximum number of frequencies.
+        mode_select: "random" for random frequencies, anything else for the lowest.
         hidden_size: width of the model; a multiple of 8.
         dropout: probability of dropping an activation in training.
         n_head: 8.
@@ -252,10 +254,10 @@ class FEDformer(ForecastModel):
         encoder_layers: layers of the encoder.
         decoder_layers: layers of the decoder.
         MovingAvg_window: steps of the moving average that is the trend; odd.
-        random_seed: what mode_select="random" draws the frequencies from. The default model has the
-            frequencies of neuralforecast's default model.
-        fourier_index: the frequencies themselves, where they are others, which neuralforecast does
-            not store: sorted lists under "enc_self", "dec_self", "dec_cross_q" and "dec_cross_kv".
+        random_seed: seed of the frequencies for mode_select="random". neuralforecast draws the same
+            ones.
+        fourier_index: explicit frequencies, which neuralforecast does not store: sorted lists
+            for "enc_self", "dec_self", "dec_cross_q" and "dec_cross_kv".
         SETTINGS
 
     Raises:
@@ -290,7 +292,7 @@ class FEDformer(ForecastModel):
         super().__init__(locals())
 
 
-@_complete(_SAME_NUMBERS)
+@_complete(_SAME_RESULTS)
 class PatchTST(ForecastModel):
     """PatchTST (Nie et al., arXiv:2211.14730): attention over patches of one series.
 
@@ -309,11 +311,11 @@ class PatchTST(ForecastModel):
         attn_dropout: probability of dropping an attention weight in training.
         patch_len: steps per patch.
         stride: steps between patches.
-        revin: normalise each window, and undo it on the forecast.
+        revin: normalise each window, and undo that on the forecast.
         revin_affine: give that normalisation a learned factor and shift.
-        revin_subtract_last: subtract the window's last value, not its mean.
+        revin_subtract_last: subtract the window's last value instead of its mean.
         activation: "gelu" or "relu".
-        res_attention: add the scores of the layer before.
+        res_attention: add the scores of the previous layer.
         batch_normalization: normalise before each sublayer instead of after it.
         learn_pos_embed: train the position embedding.
         SETTINGS
@@ -352,7 +354,7 @@ class PatchTST(ForecastModel):
         super().__init__(locals())
 
 
-@_complete(_SAME_NUMBERS)
+@_complete(_SAME_RESULTS)
 class iTransformer(ForecastModel):  # noqa: N801  (the paper's and neuralforecast's spelling)
     """iTransformer (Liu et al., arXiv:2310.06625): attention over series, one token each.
 
@@ -371,7 +373,7 @@ class iTransformer(ForecastModel):  # noqa: N801  (the paper's and neuralforecas
         d_ff: width of the feed-forward layers.
         factor: without effect, as in neuralforecast.
         dropout: probability of dropping an activation or an attention weight in training.
-        use_norm: normalise each series of a window, and undo it on the forecast.
+        use_norm: normalise each series of a window, and undo that on the forecast.
         SETTINGS
 
     Raises:

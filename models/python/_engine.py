@@ -1,4 +1,4 @@
-"""The C++ model behind a Python module whose parameters and buffers it computes with."""
+"""Runs a C++ model on the parameters and buffers of a Python module."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 WINDOWS = ("insample_y", "insample_mask", "futr_exog", "hist_exog", "stat_exog")
-"""What a model may read of a batch of windows, in the order in which the C++ side takes it."""
+"""The tensors of a batch of windows, in the order of the C++ arguments."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a C++ model is made from; `options` is a JSON object."""
+    """The arguments of a C++ model; `options` is a JSON object."""
 
     model_class: str
     options: str
@@ -25,7 +25,7 @@ class Setup:
     gradient_checkpointing: bool = False
 
     def build(self) -> Any:
-        """A C++ model with fresh weights, drawn from torch's generator."""
+        """Build a C++ model with random weights, drawn from torch's generator."""
         return torch.classes.flash_models.Model(
             self.model_class,
             self.options,
@@ -37,7 +37,7 @@ class Setup:
 
 
 class Slot(NamedTuple):
-    """Where a module keeps one tensor: an attribute of a submodule."""
+    """The location of a tensor: an attribute of a submodule."""
 
     owner: nn.Module
     attribute: str
@@ -46,9 +46,9 @@ class Slot(NamedTuple):
 class Engine:
     """Runs a C++ model on the tensors of a module.
 
-    The tensors are looked up anew in each forward, so whatever torch does to a module's parameters
-    works: optimizers, `.to()`, `load_state_dict`, `torch.func.functional_call`, parametrizations.
-    A copy, by `copy` or `pickle`, is an engine of its own for the copied module.
+    Each forward looks up the tensors, so everything works that torch does to a module's parameters:
+    optimizers, `.to()`, `load_state_dict`, `torch.func.functional_call`, parametrizations. A copy,
+    by `copy` or `pickle`, is an independent engine for the copied module.
     """
 
     def __init__(self, setup: Setup, native: Any = None) -> None:
@@ -63,14 +63,14 @@ class Engine:
 
     @property
     def native(self) -> Any:
-        """The C++ model, built when it is first needed; torch's generator does not notice."""
+        """The C++ model, built on first use without changing the state of torch's generator."""
         if self._native is None:
             with torch.random.fork_rng(devices=[]):
                 self._native = self.setup.build()
         return self._native
 
     def forward(self, module: nn.Module, windows: Mapping[str, Tensor | None]) -> Tensor:
-        """The raw output; keys of `windows` other than WINDOWS are left alone."""
+        """Return the raw output; keys of `windows` other than WINDOWS are ignored."""
         return self.native.forward(
             self.tensors(module), module.training, *(windows.get(name) for name in WINDOWS)
         )
@@ -78,20 +78,20 @@ class Engine:
     def save(
         self, module: nn.Module, path: str, metadata: dict[str, str], others: dict[str, Tensor]
     ) -> None:
-        """Write a file that neuralforecast and `load` read; see save_model in C++ for the rest."""
+        """Write a file for neuralforecast and `load`; see save_model in checkpoint.h."""
         self.native.save(path, self.tensors(module), metadata, others)
 
     def names(self) -> list[list[str]]:
-        """For each tensor of the C++ model its names; several where modules share it."""
+        """Return the names of each tensor of the C++ model; several if modules share it."""
         if not self._names:
             self._names = [names for names, *_ in self.native.tensors()]
         return self._names
 
     def tensors(self, module: nn.Module) -> list[Tensor]:
-        """The tensors of `module` in the order in which the C++ model has its own.
+        """Return the tensors of `module` in the order of the C++ model.
 
         Raises:
-            ValueError: one is missing, or one that submodules must share is not shared.
+            ValueError: a tensor is missing, or one that submodules must share is not shared.
         """
         if not self._slots or any(p._modules.get(k) is not child for p, k, child in self._path):
             self._find_slots(module)

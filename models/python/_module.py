@@ -1,4 +1,4 @@
-"""What the six models have in common."""
+"""The base class of the six models."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from flash_attention.models._engine import WINDOWS, Engine, Setup
 from torch import Tensor, nn
 
 SETTINGS = ("output_size", "use_flash_attention", "flash_block_size", "gradient_checkpointing")
-"""The arguments that are no options of neuralforecast's networks."""
+"""The arguments that are not options of neuralforecast's networks."""
 
 AROUND_THE_NETWORK = ("loss.", "valid_loss.", "scaler.")
-"""How the names of neuralforecast's losses and window scaler begin in its state_dict."""
+"""Prefixes of neuralforecast's losses and window scaler in its state_dict."""
 
 
 class Node(nn.Module):
-    """A submodule: it holds tensors under their names; the root computes with them."""
+    """A submodule that only holds tensors; the root module computes with them.
+
+    Its own forward is never called, so hooks on it do not run, and its `training` has no effect.
+    """
 
     def __getitem__(self, index: int | str) -> nn.Module:
         """`layers[0]`, as in neuralforecast's lists of layers."""
@@ -29,11 +32,11 @@ class Node(nn.Module):
         return child
 
     def forward(self, *_: object) -> Tensor:
-        """Raises: NotImplementedError: always."""
+        """Raise NotImplementedError."""
         raise NotImplementedError("flash_attention.models: call the whole model, not a part of it")
 
     def extra_repr(self) -> str:
-        """Names and shapes of the tensors, in `print(model)`."""
+        """Return names and shapes of the tensors, for `print(model)`."""
         own = {**self._parameters, **self._buffers}
         return ", ".join(
             f"{name} {list(tensor.shape)}" for name, tensor in own.items() if tensor is not None
@@ -50,10 +53,10 @@ class ForecastModel(nn.Module):
     """
 
     node_types: ClassVar[Mapping[str, type[Node]]] = {}
-    """Submodules that are more than a Node, by name."""
+    """Submodules with a class other than Node, by name."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        """`arguments`: what the constructor of the model was called with."""
+        """`arguments` are those of the derived class's constructor."""
         super().__init__()
         given = {
             name: list(value) if isinstance(value, tuple) else value
@@ -65,42 +68,44 @@ class ForecastModel(nn.Module):
         setup = Setup(type(self).model_class(), json.dumps(given), **settings)
         native = setup.build()
         self._engine = Engine(setup, native)
-        self._metadata: dict[str, str] = {}  # of the file it came from, with what is not ours
-        self._others: dict[str, Tensor] = {}
-        with torch.inference_mode(False):  # built under it, the model can be trained all the same
+        self._metadata: dict[str, str] = {}  # of the file that the model was loaded from
+        self._others: dict[str, Tensor] = {}  # its tensors that are not weights
+        with torch.inference_mode(False):  # a model built in inference mode must be trainable, too
             for names, value, is_parameter, requires_grad in native.tensors():
                 self._register(names, nn.Parameter(value, requires_grad) if is_parameter else value)
 
     @classmethod
     def model_class(cls) -> str:
-        """neuralforecast's name of the class; a class derived from one of the six keeps it."""
+        """Return neuralforecast's name of the class, also for classes derived from the six."""
         return next(c.__name__ for c in cls.__mro__ if c.__bases__ == (ForecastModel,))
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every option of the network, defaults included, under neuralforecast's names."""
+        """All options of the network, including defaults, under neuralforecast's names."""
         return json.loads(self._engine.native.options())
 
     @property
     def output_size(self) -> int:
-        """Numbers per step and series: neuralforecast's `loss.outputsize_multiplier`."""
+        """Outputs per step and series: neuralforecast's `loss.outputsize_multiplier`."""
         return self._engine.setup.output_size
 
     def forward(self, windows_batch: Mapping[str, Tensor | None] | Tensor) -> Tensor:
-        """neuralforecast's raw output, before the loss maps it to a forecast.
+        """Return neuralforecast's raw output, before the loss maps it to a forecast.
 
         Args:
-            windows_batch: `insample_y`, and where the model takes them `futr_exog`, `hist_exog` and
-                `stat_exog`, in the shapes that the class names; what is None or not there is
-                absent. `insample_mask` is allowed and, as in neuralforecast, not read. A tensor
-                alone is `insample_y`.
+            windows_batch: `insample_y`, and if the model uses them `futr_exog`, `hist_exog` and
+                `stat_exog`, with the shapes in the class's documentation. None is the same as a
+                missing key. `insample_mask` is accepted and ignored, as in neuralforecast. A
+                single tensor is `insample_y`.
 
         Returns:
             [B, h, output_size]; iTransformer [B, h, output_size * n_series].
 
         Raises:
-            ValueError: a key that is none of these five, or a tensor that is missing, unexpected
-                or of another shape, or one that is not on the CPU.
+            ValueError: an unknown key, or a tensor that is missing, unexpected, of the wrong shape
+                or dtype, or not on the CPU.
+            NotImplementedError: a parameter has a forward-mode tangent or is transformed by
+                `torch.func`.
         """
         if isinstance(windows_batch, Tensor):
             windows_batch = {"insample_y": windows_batch}
@@ -113,11 +118,11 @@ class ForecastModel(nn.Module):
         return self._engine.forward(self, windows_batch)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights and options as neuralforecast's `save` does, in safetensors.
+        """Write weights and options in the safetensors format of neuralforecast's `save`.
 
-        neuralforecast's `load` reads the file. A model that came from a file of neuralforecast's
-        keeps its loss, scaler and training options there; without any, the loss is MAE, which
-        needs an `output_size` of 1.
+        neuralforecast's `load` reads the file. If the model was loaded from a file of
+        neuralforecast, the new file keeps its loss, scaler and training options. Otherwise the loss
+        is MAE, which neuralforecast can load only with an `output_size` of 1.
 
         Raises:
             ValueError: the file cannot be written.
@@ -133,13 +138,13 @@ class ForecastModel(nn.Module):
         flash_block_size: int = 64,
         gradient_checkpointing: bool = False,
     ) -> Self:
-        """A model from a file of `save`, of neuralforecast's `save`, or of flash_train.
+        """Load a model from a file of `save`, of neuralforecast's `save`, or of flash_train.
 
-        It is in eval mode.
+        The model is in eval mode.
 
         Raises:
             ValueError: the file is broken, needs an option that this network lacks, or holds a
-                model of another class (`flash_attention.models.load` takes any).
+                model of another class (`flash_attention.models.load` loads any).
         """
         model_class, options, output_size, weights, metadata, others = (
             torch.ops.flash_models.read_model(os.fspath(path))
@@ -162,14 +167,14 @@ class ForecastModel(nn.Module):
         return model.eval()
 
     def extra_repr(self) -> str:
-        """What the model was built with, in `print(model)`."""
+        """Return the constructor's arguments, for `print(model)`."""
         setup = self._engine.setup
         given = json.loads(setup.options)
         given |= {name: getattr(setup, name) for name in SETTINGS}
         return ", ".join(f"{name}={value!r}" for name, value in given.items())
 
     def _check(self, options: dict[str, Any], settings: dict[str, Any]) -> None:
-        """What the C++ side could only say in its own words."""
+        """Check what the C++ side would report in terms of C++."""
         name = type(self).model_class()
         for key, value in options.items():
             names = isinstance(value, list) and all(isinstance(item, str) for item in value)
@@ -184,7 +189,7 @@ class ForecastModel(nn.Module):
                 )
 
     def _register(self, names: list[str], tensor: Tensor) -> None:
-        """Put one tensor under each of its names, in submodules that are made as they come."""
+        """Register a tensor under each of its names, creating submodules as needed."""
         for name in names:
             *path, attribute = name.split(".")
             owner: nn.Module = self
@@ -200,15 +205,15 @@ class ForecastModel(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        # A state_dict of neuralforecast's is not refused for what it has around the network.
+        # A state_dict of neuralforecast also has tensors of losses and scaler.
         around = tuple(prefix + name for name in AROUND_THE_NETWORK)
         for key in [key for key in state_dict if key.startswith(around)]:
             del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # torch's double() passes complex tensors over, and its to(float64) drops their imaginary
-        # parts. Here complex64 goes with float32, and complex128 with float64.
+        # torch's double() skips complex tensors, and to(float64) drops their imaginary parts. Here
+        # complex64 goes with float32, and complex128 with float64.
         def both_parts(tensor: Tensor) -> Tensor:
             if not tensor.is_complex():
                 return fn(tensor)

@@ -1,4 +1,4 @@
-"""neuralforecast's own model objects, computing with the C++ models."""
+"""Model objects of neuralforecast that compute with the C++ models."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from flash_attention.models._module import AROUND_THE_NETWORK
 from torch import Tensor, nn
 
 SUPPORTED = "3.3"
-"""The release of neuralforecast whose networks the C++ models are."""
+"""The release of neuralforecast whose networks the C++ models implement."""
 
 CHANGED_BY_FLASH = ("Autoformer", "FEDformer")
-"""Classes whose mechanism flash attention replaces instead of computing it faster."""
+"""Classes in which flash attention replaces another mechanism."""
 
 EMBEDDINGS = tuple(f"{kind}_cat_embeddings." for kind in ("hist", "futr", "stat"))
 """Parameters of categorical columns; neuralforecast applies them before the network."""
@@ -33,7 +33,7 @@ def accelerate(
     flash_block_size: int = 64,
     gradient_checkpointing: bool = False,
 ) -> Model:
-    """Make a model object of neuralforecast compute in C++; its weights stay where they are.
+    """Make a model object of neuralforecast compute in C++; its weights stay the same objects.
 
     Only `forward` is replaced. `fit`, `predict`, `cross_validation`, losses, scalers, exogenous
     columns, copies, `save` and `load` are neuralforecast's own, before training and after it:
@@ -41,34 +41,34 @@ def accelerate(
         models = [accelerate(PatchTST(h=24, input_size=96, max_steps=500))]
         NeuralForecast(models=models, freq="h").fit(df)
 
-    The numbers are the original's up to rounding, but for
+    Results are the original's up to rounding, except for
 
-    - dropout, which draws from another generator: equally many activations, but other ones;
-    - Informer with n_head=1 or measuring on one key (factor=1 over two keys), and PatchTST with
-      res_attention=False and attn_dropout above 0, in which neuralforecast leaks between windows,
-      takes heads for queries, and drops out in prediction: not reproduced;
-    - TFT's `feature_importances()` and attention weights, which are not recorded: they ask for
-      `restore`.
+    - dropout, which draws other random numbers with the same probability;
+    - three bugs of neuralforecast that are not reproduced: Informer with n_head=1 leaks between
+      windows, Informer that samples a single key (factor=1 and two keys) confuses heads with
+      queries, and PatchTST with res_attention=False and attn_dropout above 0 drops attention
+      weights in prediction;
+    - TFT's `feature_importances()` and attention weights, which are not recorded: reading them
+      raises an error that refers to `restore`.
 
-    A model that `load` or pickle makes from a file of `save` is an ordinary one: accelerate it
-    again. What `copy.deepcopy` and `pickle` make of an accelerated object is accelerated.
+    neuralforecast's `load` returns a model that is not accelerated, so call `accelerate` again. A
+    `copy.deepcopy` or `pickle` of an accelerated object is accelerated.
 
     Args:
         model: a TFT, Informer, Autoformer, FEDformer, PatchTST or iTransformer of neuralforecast
             3.3, trained or not, that runs on the CPU.
-        use_flash_attention: None is True where that changes no number, which is everywhere but for
-            Autoformer and FEDformer. True there replaces their mechanism by softmax attention:
-            another model, to be trained anew.
+        use_flash_attention: None means True except for Autoformer and FEDformer. True replaces
+            their mechanism by softmax attention: another model, which has to be trained as such.
         flash_block_size: keys per online-softmax step of the operator, at least 1.
-        gradient_checkpointing: compute each layer again in the backward: less memory, more time.
+        gradient_checkpointing: recompute each layer in the backward: less memory, more time.
 
     Returns:
         `model`.
 
     Raises:
-        TypeError: `model` is no object of one of the six, or one whose class has its own `forward`.
-        ValueError: another release of neuralforecast, a model that is to run elsewhere than on the
-            CPU, or one with an option that the C++ model lacks.
+        TypeError: `model` is not an object of one of the six, or its class overrides `forward`.
+        ValueError: the release of neuralforecast is not supported, the model is configured for
+            another device than the CPU, or it has an option that the C++ model lacks.
     """
     name = _network_class(model).__name__
     _check_surroundings(model)
@@ -90,7 +90,7 @@ def accelerate(
 
 
 def restore(model: Model) -> Model:
-    """Undo `accelerate`; the weights are as trained. An object that is not accelerated stays so."""
+    """Undo `accelerate`, keeping the weights. Does nothing to a model that is not accelerated."""
     if isinstance(model.__dict__.get("forward"), AcceleratedForward):
         del model.forward
         network: Any = model
@@ -100,21 +100,21 @@ def restore(model: Model) -> Model:
 
 
 class AcceleratedForward:
-    """Stands for the `forward` of one object; copies follow the object's copies."""
+    """Replaces the `forward` of one object, and is copied with it."""
 
     def __init__(self, model: Any, engine: Engine) -> None:
         self.model = model
         self.engine = engine
 
     def __call__(self, windows_batch: Mapping[str, Tensor | None]) -> Tensor:
-        """neuralforecast's raw output."""
+        """Return neuralforecast's raw output."""
         if hasattr(self.model, "interpretability_params"):
             self.model.interpretability_params = NotRecorded()
         return self.engine.forward(self.model, windows_batch)
 
 
 class NotRecorded(dict[str, Any]):
-    """Where TFT's weights of columns and steps would be."""
+    """Takes the place of TFT's recorded weights; reading it raises RuntimeError."""
 
     def _refuse(self, *_: object) -> Any:
         raise RuntimeError(
@@ -132,7 +132,7 @@ class NotRecorded(dict[str, Any]):
 
 
 def _network_class(model: nn.Module) -> type[nn.Module]:
-    """neuralforecast's class that `model` is an object of."""
+    """Return neuralforecast's class of `model`."""
     cls: Any
     for cls in type(model).__mro__:
         ours = cls.__name__ in _classes.__all__
@@ -170,12 +170,12 @@ def _check_surroundings(model: Any) -> None:
 
 
 def _options(model: Any, name: str) -> dict[str, Any]:
-    """The options of the network, from what the object was made with."""
+    """Return the options of the network, from the object's hyperparameters."""
     given = model.hparams
     options: dict[str, Any] = {}
     for option in inspect.signature(getattr(_classes, name)).parameters:
         if option.endswith("_exog_list"):
-            # As many as forward gets: categorical columns are embedded before it.
+            # The number of columns in forward, where categorical columns are embedded already.
             size = getattr(model, option.removesuffix("_list") + "_size")
             options[option] = [f"{option.removesuffix('_list')}_{i}" for i in range(size)]
         elif option in given:
@@ -188,7 +188,7 @@ def _options(model: Any, name: str) -> dict[str, Any]:
 
 
 def _fourier_index(model: Any) -> dict[str, list[int]]:
-    """The frequencies, which are in no parameter."""
+    """Return the frequencies, which are not parameters."""
     encoder = model.encoder.attn_layers[0].attention.inner_correlation
     decoder = model.decoder.layers[0].self_attention.inner_correlation
     cross = model.decoder.layers[0].cross_attention.inner_correlation
@@ -202,7 +202,7 @@ def _fourier_index(model: Any) -> dict[str, list[int]]:
 
 
 def _check_names(model: nn.Module, engine: Engine) -> None:
-    """Every weight of the object must be one of the C++ model's, and the other way round."""
+    """Check that the object and the C++ model have the same weights."""
     engine.tensors(model)
     known = {name for names in engine.names() for name in names}
     ignored = (*AROUND_THE_NETWORK, *EMBEDDINGS)

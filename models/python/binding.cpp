@@ -1,6 +1,6 @@
-// torch.classes.flash_models.Model and torch.ops.flash_models.read_model, which the Python package
-// flash_attention.models is made of. Registered through torch's own library of operators and
-// classes, so that libflash_models.so knows no Python and serves every version of it.
+// torch.classes.flash_models.Model and torch.ops.flash_models.read_model, the basis of the Python
+// package flash_attention.models. They are registered with torch instead of pybind11, so that
+// libflash_models.so does not depend on Python and works with every version of it.
 
 #include <flash_attention/models/checkpoint.h>
 #include <torch/library.h>
@@ -31,7 +31,7 @@ class PythonModelClass : public torch::CustomClassHolder {
                            .flash_block_size = flash_block_size,
                            .gradient_checkpointing = gradient_checkpointing}}) {}
 
-  /// (names, copy of the value, whether it is a parameter, whether it wants a gradient) each
+  /// For each tensor: names, a copy of its value, whether it is a parameter, requires_grad.
   std::vector<std::tuple<std::vector<std::string>, at::Tensor, bool, bool>> tensors() {
     std::vector<std::tuple<std::vector<std::string>, at::Tensor, bool, bool>> list;
     for (const NamedTensor& own : model_.tensors()) {
@@ -41,7 +41,7 @@ class PythonModelClass : public torch::CustomClassHolder {
     return list;
   }
 
-  /// As JSON, defaults included, and what neuralforecast lacks.
+  /// All options as JSON, including those that neuralforecast lacks.
   std::string options() { return model_.options(); }
 
   at::Tensor forward(const Tensors& given, bool training, const OptionalTensor& insample_y,
@@ -67,8 +67,8 @@ class PythonModelClass : public torch::CustomClassHolder {
   PythonModel model_;
 };
 
-/// A file of save_model or neuralforecast's save: (class, options as JSON, outputs per step,
-/// weights, the file's metadata, its tensors that are no weights)
+/// Reads a file of save_model or of neuralforecast's save. Returns the class, options as JSON,
+/// outputs per step, weights, the file's metadata, and its tensors that are not weights.
 std::tuple<std::string, std::string, int64_t, TensorsByName, Texts, TensorsByName> read_model(
     const std::string& path) {
   const RngStateGuard unmoved;

@@ -20,6 +20,15 @@ namespace impl = torch::autograd::impl;
 void check(const NamedTensor& own, const at::Tensor& given) {
   const std::string& name = own.names[0];
   TORCH_CHECK_VALUE(given.defined(), name, ": expected a tensor, got none");
+  // set_data would drop a tangent silently, and a wrapper of torch.func has no data.
+  const c10::DispatchKeySet wrappers(
+      {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
+  TORCH_CHECK_NOT_IMPLEMENTED(!given.key_set().has_any(wrappers), name,
+                              ": expected an ordinary tensor, got one that torch.func transforms; "
+                              "use torch.autograd for gradients of parameters");
+  TORCH_CHECK_NOT_IMPLEMENTED(!given._fw_grad(/*level=*/0).defined(), name,
+                              ": expected a tensor without a tangent; forward-mode derivatives of "
+                              "parameters are not implemented, use torch.autograd.grad");
   TORCH_CHECK_VALUE(given.device().is_cpu() && given.layout() == at::kStrided, name,
                     ": expected a dense tensor on the CPU, where this extension computes, got ",
                     given.layout(), " on ", given.device(),
@@ -29,7 +38,7 @@ void check(const NamedTensor& own, const at::Tensor& given) {
                     own.tensor.sizes(), ", got ", given.sizes());
 }
 
-/// What a layer would say of a wrong dtype or device names neither the tensor nor the remedy.
+/// Checked here, because a layer's error for a wrong dtype or device would not name the tensor.
 void check_windows(const std::string& model_class, const WindowsBatch& windows,
                    const std::vector<at::Tensor>& given) {
   const auto weight = std::find_if(given.begin(), given.end(), [](const at::Tensor& tensor) {
@@ -42,8 +51,7 @@ void check_windows(const std::string& model_class, const WindowsBatch& windows,
                       " on the CPU, got ", tensor.device(), "; move it there with .to(\"cpu\")");
     TORCH_CHECK_VALUE(tensor.scalar_type() == weight->scalar_type(), model_class, ": expected ",
                       name, " in ", weight->scalar_type(), " as the parameters are, got ",
-                      tensor.scalar_type(),
-                      "; convert the one or the other with .float() or .double()");
+                      tensor.scalar_type(), "; convert one of them with .float() or .double()");
   };
   check_one("insample_y", windows.insample_y);
   check_one("futr_exog", windows.futr_exog);
@@ -93,7 +101,7 @@ RngStateGuard::~RngStateGuard() {
 }
 
 BoundModel::BoundModel(const Recipe& recipe) {
-  // Built under no_grad or inference_mode, it is to be trained all the same.
+  // A model that is built under no_grad or inference_mode must be trainable, too.
   const c10::InferenceMode no_inference(false);
   const at::AutoGradMode with_gradients(true);
   model_ =
@@ -103,7 +111,7 @@ BoundModel::BoundModel(const Recipe& recipe) {
   for (const NamedTensor& own : tensors_) handles_.push_back(own.tensor.use_count());
 }
 
-bool BoundModel::stands_for(size_t i, const at::Tensor& given, const Edge& edge) const {
+bool BoundModel::is_bound_to(size_t i, const at::Tensor& given, const Edge& edge) const {
   const at::Tensor& own = tensors_[i].tensor;
   return own.is_alias_of(given) && own.storage_offset() == given.storage_offset() &&
          own.scalar_type() == given.scalar_type() && own.strides() == given.strides() &&
@@ -111,7 +119,7 @@ bool BoundModel::stands_for(size_t i, const at::Tensor& given, const Edge& edge)
          own.requires_grad() == edge.is_valid();
 }
 
-bool BoundModel::busy() const {
+bool BoundModel::is_busy() const {
   if (uses_ > 0) return true;
   for (size_t i = 0; i < tensors_.size(); ++i) {
     if (tensors_[i].tensor.use_count() > handles_[i]) return true;
@@ -127,19 +135,18 @@ bool BoundModel::bind(const std::vector<at::Tensor>& given, bool training) {
   for (size_t i = 0; i < given.size(); ++i) {
     check(tensors_[i], given[i]);
     edges[i] = impl::gradient_edge(given[i]);
-    same = same && stands_for(i, given[i], edges[i]);
+    same = same && is_bound_to(i, given[i], edges[i]);
   }
   if (same) return true;
-  if (busy()) return false;
+  if (is_busy()) return false;
   model_->module().train(training);
   for (size_t i = 0; i < given.size(); ++i) {
     const at::Tensor& own = tensors_[i].tensor;
-    if (stands_for(i, given[i], edges[i])) continue;
+    if (is_bound_to(i, given[i], edges[i])) continue;
     impl::set_gradient_edge(own, Edge());
     own.set_requires_grad(false);
     own.set_data(given[i]);
-    // A change in place between forward and backward is noticed, as for any parameter. (What was
-    // made in inference mode keeps no count.)
+    // Inference tensors have no version counter.
     if (!given[i].is_inference()) impl::set_version_counter(own, impl::version_counter(given[i]));
     edges_[i] = edges[i];
     if (edges[i].is_valid()) impl::set_gradient_edge(own, edges[i]);
@@ -176,7 +183,7 @@ at::Tensor PythonModel::forward(const std::vector<at::Tensor>& given, bool train
   const BoundModel::Use use = bind(given, training);
   check_windows(recipe_.model_class, windows, given);
   at::Tensor output = use.model().forward(windows);
-  // What recomputes a layer in the backward may refer to the model, which Python may have let go.
+  // A layer that is recomputed in the backward needs the model, even if Python has released it.
   if (output.requires_grad()) output.register_hook([bound = use.bound()](const at::Tensor&) {});
   return output;
 }

@@ -2,9 +2,42 @@
 // A C++ model that computes with the parameters of a Python module.
 //
 // Python owns the parameters: its optimizers, `.to()`, `load_state_dict` and autograd see ordinary
-// torch.nn.Parameter objects. Before each forward the tensors that the layers hold are made to
-// stand for them: the same memory, the same version counter, and the same edge in the graph of
-// gradients, so that a gradient arrives in the Python parameter itself, or in whatever computed it.
+// torch.nn.Parameter objects. A forward receives their tensors ("given") and binds the tensors of
+// the C++ layers ("own") to them.
+//
+// Invariant. While a model is bound, each own tensor
+//  - is the very TensorImpl that the layer registered: it is changed in place, never replaced,
+//  because
+//    layers hold copies of the handle;
+//  - aliases the given tensor's storage, with the same offset, sizes, strides, dtype, and
+//    conjugate and negative bits;
+//  - shares its version counter, so that autograd notices a change in place before the backward;
+//  - has its gradient edge, so that gradients go to the Python parameter, or to what computed it
+//    (a parametrization, torch.func.functional_call). To autograd, own is not a leaf.
+//
+// Binding to other tensors is allowed only when nothing can still read the old ones through own:
+// no forward is running (`uses_`), and nobody but the layers refers to own (its use count is that
+// after construction, `handles_`). The use count is sufficient because a pending backward can reach
+// a parameter in these ways only:
+//  - It saved own itself, or a view, which holds own as its base: a reference.
+//  - It saved an alias (a detached tensor, or what saved-tensor hooks packed): this has its own
+//    pointer to the old storage, which rebinding leaves alone.
+//  - It recomputes a block: gradient_checkpoint.cpp keeps references to all of the block's
+//  parameters
+//    and buffers, also to those that need no gradient.
+// Code that reads a parameter in a backward in any other way, for example through a pointer to its
+// layer, would break this and compute wrong gradients silently. tests/python/test_bound_model.py
+// covers each case.
+//
+// If binding is not allowed, PythonModel builds another BoundModel and leaves the old one to the
+// graph that needs it.
+//
+// A BoundModel holds strong references to the gradient edges, and so to the Python parameters,
+// until it is bound to others or destroyed.
+//
+// Simpler designs do not suffice. Layers that take parameters as arguments would have to replace
+// every module of torch::nn. Python parameters that wrap the C++ module's own TensorImpls would
+// exclude functional_call, parametrizations, load_state_dict(assign=True), and copies.
 
 #include <ATen/core/Tensor.h>
 #include <flash_attention/models/forecast_model.h>
@@ -21,21 +54,21 @@
 
 namespace flash::models {
 
-/// One tensor of a model: a parameter or a buffer, under each of its names.
+/// A parameter or buffer of a model with all its names.
 struct NamedTensor {
-  std::vector<std::string> names;  ///< several where modules share it
+  std::vector<std::string> names;  ///< several if modules share it
   at::Tensor tensor;
   bool is_parameter;
 };
 
-/// Parameters, then buffers, in the order in which they were registered.
+/// Parameters, then buffers, in order of registration.
 std::vector<NamedTensor> named_tensors(ForecastModel& model);
 
-/// The options as JSON, defaults included, and with them what neuralforecast lacks.
+/// All options as JSON, including those that neuralforecast lacks.
 std::string options_of(ForecastModel& model);
 
-/// Torch's CPU generator is put back where it was at the end: what is drawn in between is for
-/// weights that are replaced at once.
+/// Restores torch's CPU generator at the end of the scope. For building models whose random weights
+/// are replaced immediately.
 class RngStateGuard {
  public:
   RngStateGuard();
@@ -47,7 +80,7 @@ class RngStateGuard {
   at::Tensor state_;
 };
 
-/// What make_model takes.
+/// The arguments of make_model.
 struct Recipe {
   std::string model_class;
   std::string options;
@@ -55,7 +88,7 @@ struct Recipe {
   ModelConfig config;
 };
 
-/// One C++ model and what its tensors stand for.
+/// A C++ model, and the binding of its tensors.
 class BoundModel {
  public:
   explicit BoundModel(const Recipe& recipe);
@@ -63,12 +96,13 @@ class BoundModel {
   ForecastModel& model() { return *model_; }
   const std::vector<NamedTensor>& tensors() const { return tensors_; }
 
-  /// Makes the model's tensors stand for `given`, which come in the order of tensors(), and sets
-  /// its mode. False, and nothing changed, if that would change what a forward that is running or
-  /// a graph that awaits its backward uses. Not for two threads at once.
+  /// Binds the model to `given`, in the order of tensors(), and sets its mode. Returns false and
+  /// changes nothing if a running forward or a pending backward still needs the old binding. Not
+  /// thread-safe. Throws c10::ValueError or c10::NotImplementedError for tensors that cannot be
+  /// bound.
   bool bind(const std::vector<at::Tensor>& given, bool training);
 
-  /// Keeps the model alive, and as it is bound.
+  /// Keeps the model alive and bound as it is.
   class Use {
    public:
     explicit Use(std::shared_ptr<BoundModel> bound) : bound_(std::move(bound)) { ++bound_->uses_; }
@@ -84,30 +118,30 @@ class BoundModel {
   };
 
  private:
-  bool stands_for(size_t i, const at::Tensor& given, const torch::autograd::Edge& edge) const;
-  bool busy() const;
+  bool is_bound_to(size_t i, const at::Tensor& given, const torch::autograd::Edge& edge) const;
+  bool is_busy() const;
 
   std::shared_ptr<ForecastModel> model_;
   std::vector<NamedTensor> tensors_;
-  std::vector<torch::autograd::Edge> edges_;  // where the gradient of each tensor goes
-  std::vector<size_t> handles_;               // references to each tensor while nothing is saved
+  std::vector<torch::autograd::Edge> edges_;  // of the given tensors
+  std::vector<size_t> handles_;               // use counts after construction
   std::atomic<int> uses_{0};
 };
 
-/// A model for any number of threads. Nearly always one BoundModel; another takes its place where
-/// parameters are replaced while gradients with respect to the old ones are still to come.
+/// A thread-safe model. It uses one BoundModel, and replaces it by a new one if parameters change
+/// while a backward with the old ones is pending.
 class PythonModel {
  public:
   explicit PythonModel(Recipe recipe);
 
-  /// Parameters and buffers as they are now; before the first forward the initial ones.
+  /// Parameters and buffers: the initial ones before the first forward, then the bound ones.
   std::vector<NamedTensor> tensors();
   std::string options();
 
-  /// The model's forward with `given` as its parameters and buffers, in the order of tensors().
+  /// The model's output with `given` as parameters and buffers, in the order of tensors().
   at::Tensor forward(const std::vector<at::Tensor>& given, bool training,
                      const WindowsBatch& windows);
-  /// save_model with `given` as weights.
+  /// save_model with `given` as parameters and buffers.
   void save(const std::string& path, const std::vector<at::Tensor>& given,
             const SafetensorsFile& keep);
 

@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// File systems that cannot promise that the data is on disk say so in one of these ways.
+/// Errors by which file systems report that they cannot sync data to disk.
 bool is_unsupported(int error) {
   return error == EINVAL || error == ENOSYS || error == ENOTSUP || error == EROFS;
 }
@@ -60,7 +60,7 @@ AtomicFile::~AtomicFile() {
 }
 
 std::string AtomicFile::unique_name(const std::string& path) {
-  std::random_device random;  // so that processes and threads that write one file do not meet
+  std::random_device random;  // processes and threads that write the same file must not collide
   const unsigned bits = random();
   std::string name = path + ".";
   for (int shift = 0; shift < 30; shift += 5) {
@@ -71,7 +71,7 @@ std::string AtomicFile::unique_name(const std::string& path) {
 
 void AtomicFile::check(const std::string& path) {
   if (is_special(path)) {
-    // To open a pipe waits for its reader, and to close it ends what he reads.
+    // Opening a pipe waits for its reader, and closing it ends the reader's input.
     TORCH_CHECK_VALUE(access(path.c_str(), W_OK) == 0, path,
                       ": cannot be written: ", std::strerror(errno));
   } else {
@@ -106,7 +106,8 @@ void AtomicFile::commit() {
   sync_folder();
 }
 
-/// The new name, too, has to survive a loss of power. The file is whole whatever comes of this.
+/// The new name must survive a loss of power, too. The file is complete whether this succeeds or
+/// not.
 void AtomicFile::sync_folder() const {
   const std::string folder = fs::path(target_).parent_path().string();
   const int descriptor =

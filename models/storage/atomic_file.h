@@ -1,5 +1,5 @@
 #pragma once
-// Files that appear under their name only once they are complete.
+// Atomic replacement of files: a file gets its name only when it is complete.
 
 #include <flash_attention/export.h>
 
@@ -9,29 +9,29 @@
 
 namespace flash::models {
 
-/// Writes to a file of another name in the same folder, which commit() puts in the place of `path`:
-/// after that the new contents are on disk, before it whatever was there. A link stays a link, to
-/// the new file. What is no regular file (a pipe, /dev/null) is written to directly.
+/// Writes to a temporary file in the same folder. commit() syncs it to disk and renames it to
+/// `path`; until then the old contents stay. If `path` is a symbolic link, the file that it points
+/// to is replaced. Anything but a regular file (a pipe, /dev/null) is written to directly.
 ///
 /// All functions throw c10::ValueError naming `path` and the reason.
 class FLASH_API AtomicFile {
  public:
   explicit AtomicFile(const std::string& path);
-  /// Removes what was not committed.
+  /// Removes the temporary file if it was not committed.
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
 
-  /// A name beside `path` that no file has.
+  /// An unused name in the folder of `path`.
   static std::string unique_name(const std::string& path);
 
-  /// Whether a file could be made at `path` now: makes none.
+  /// Checks whether a file can be created at `path`, without creating one.
   static void check(const std::string& path);
 
   void write(const void* bytes, size_t count);
   void write(std::string_view text) { write(text.data(), text.size()); }
 
-  /// Once, at the end.
+  /// To be called once, at the end.
   void commit();
 
  private:
@@ -39,8 +39,8 @@ class FLASH_API AtomicFile {
   void sync_folder() const;
 
   std::string path_;     // as given, for messages
-  std::string target_;   // where links lead to
-  std::string partial_;  // the other name; empty for what is written to directly, or committed
+  std::string target_;   // `path` with symbolic links resolved
+  std::string partial_;  // the temporary file; empty if written to directly or committed
   int descriptor_ = -1;
 };
 

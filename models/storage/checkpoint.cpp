@@ -16,20 +16,21 @@ namespace {
 
 using Json = nlohmann::json;
 
-// The keys and the format number that neuralforecast 3.x looks for in the header.
+// The keys and the format version that neuralforecast 3.x expects in the header.
 constexpr const char* kModelClass = "model_class";
 constexpr const char* kHyperParameters = "hyper_parameters";
 constexpr const char* kFormat = "nf_format";
 constexpr const char* kFormatVersion = "2";
 constexpr const char* kSharedTensors = "shared";
-// Ours.
+// Keys of this project.
 constexpr const char* kFourierIndex = "fourier_index";
 
-/// Where a class has its outputs: neuralforecast stores their number only as a part of its loss.
+/// The parameter whose size depends on outputsize_multiplier, by class. neuralforecast stores that
+/// number only inside its loss.
 struct Head {
   const char* model_class;
   const char* bias;
-  bool per_step;  // as many numbers for each of the h steps
+  bool per_step;  // whether its size is outputsize_multiplier * h
 };
 constexpr Head kHeads[] = {
     {"Autoformer", "decoder.projection.bias", false},
@@ -48,7 +49,7 @@ Json parse_metadata(const Metadata& metadata, const char* key) {
                            std::string("load_model: expected ") + key + " as a JSON object");
 }
 
-/// 1 for a class that is none of the six, which make_model refuses better.
+/// 1 for an unknown class, for which make_model has a better error message.
 int64_t outputs_per_step(const std::string& model_class, const TensorMap& tensors, int64_t h) {
   for (const Head& head : kHeads) {
     if (model_class != head.model_class) continue;
@@ -57,7 +58,7 @@ int64_t outputs_per_step(const std::string& model_class, const TensorMap& tensor
     const bool good = bias != tensors.end() && steps >= 1 && bias->second.dim() == 1 &&
                       bias->second.size(0) >= steps && bias->second.size(0) % steps == 0;
     TORCH_CHECK_VALUE(good, "load_model: expected ", head.bias, " of a multiple of ",
-                      head.per_step ? "h = " : "", steps, " numbers, got ",
+                      head.per_step ? "h = " : "", steps, " elements, got ",
                       bias == tensors.end() ? std::string("none") : c10::str(bias->second.sizes()));
     return bias->second.size(0) / steps;
   }
@@ -68,8 +69,8 @@ bool is_set(const Json& value) {
   return !value.is_null() && value != Json(false) && !value.empty();
 }
 
-/// What changes a model's inputs must not be passed over in silence; the rest of what
-/// neuralforecast stores is about its training.
+/// Rejects hyperparameters that change a model's inputs, instead of silently ignoring them. The
+/// others that neuralforecast stores concern training only.
 void refuse_what_the_model_lacks(const Json& hyper_parameters, const JsonOptionReader& reader,
                                  const std::string& model_class) {
   for (const auto& [name, value] : hyper_parameters.items()) {
@@ -79,14 +80,14 @@ void refuse_what_the_model_lacks(const Json& hyper_parameters, const JsonOptionR
     TORCH_CHECK_VALUE(name != "cat_exog_list", "load_model: expected no cat_exog_list, got ",
                       json_excerpt(value),
                       "; neuralforecast embeds those columns outside of the model, which ",
-                      model_class, " here does not: encode them as columns of numbers instead");
+                      model_class, " here does not: encode them as numeric columns instead");
     TORCH_CHECK_VALUE(!name.ends_with("_exog_list"), "load_model: expected no ", excerpt(name),
                       ", got ", json_excerpt(value), "; ", model_class, " has no such columns");
   }
 }
 
-/// FEDformer draws its modes from random_seed. A file without a seed must name them or leave no
-/// choice.
+/// FEDformer draws its frequencies from random_seed. A file without a seed must list them, unless
+/// all frequencies are used.
 void check_fourier_modes(Json& hyper_parameters) {
   const auto number = [&](const char* name) -> int64_t {
     const auto found = hyper_parameters.find(name);
@@ -104,7 +105,7 @@ void check_fourier_modes(Json& hyper_parameters) {
       ", got neither: with mode_select \"random\" the weights belong to frequencies that the file "
       "does not name; if you know them give them as options, {\"fourier_index\": {\"enc_self\": "
       "[...], \"dec_self\": [...], \"dec_cross_q\": [...], \"dec_cross_kv\": [...]}}");
-  hyper_parameters["random_seed"] = 1;  // draws nothing that is used
+  hyper_parameters["random_seed"] = 1;  // its draws are not used
 }
 
 Json read_hyper_parameters(const SafetensorsFile& file, const Json& replaced) {
@@ -167,7 +168,7 @@ void save_model(const std::string& path, ForecastModel& model, const Safetensors
   for (const auto& [name, tensor] : keep.tensors) {
     if (is_around_the_network(name)) tensors.emplace(name, tensor);
   }
-  // A shared parameter is stored once; the header tells under which other names it belongs.
+  // A shared parameter is stored once; the header lists its other names.
   Json shared = Json::object();
   const Json kept_shared = parse_metadata(keep.metadata, kSharedTensors);
   for (const auto& [name, others] : kept_shared.items()) {
@@ -218,7 +219,7 @@ std::shared_ptr<ForecastModel> load_model(const std::string& path, const ModelCo
 }
 
 void refuse_class(const std::string& loaded) {
-  TORCH_CHECK_VALUE(false, "load_model: expected a file of the class asked for, got one of ",
+  TORCH_CHECK_VALUE(false, "load_model: expected a file of the requested class, got one of ",
                     loaded, "; load_model without a class takes any of the six");
   std::abort();  // unreachable, but the macro is not known to throw
 }

@@ -19,8 +19,8 @@ using Json = nlohmann::json;
 
 constexpr std::array<std::string_view, 3> kWithoutDefault{"h", "input_size", "n_series"};
 
-// Beyond any size or seed. A product of two numbers below 2^31 fits int64_t, and one of a size and
-// a factor is compared in double.
+// No size or seed is larger. Products of two sizes (below 2^31) fit int64_t, and products of a size
+// and a factor are compared as doubles.
 constexpr int64_t kMostWhole = int64_t{1} << 32;
 
 bool fits_int64(const Json& value) {
@@ -131,7 +131,7 @@ void JsonOptionReader::refuse_unknown() const {
 }
 
 void JsonOptionWriter::visit(const char* name, std::vector<std::string>& value) {
-  // neuralforecast has None for no columns, and for some lists refuses [].
+  // neuralforecast uses None for no columns, and rejects [] for some lists.
   options[name] = value.empty() ? Json(nullptr) : Json(value);
 }
 

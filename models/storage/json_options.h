@@ -9,21 +9,21 @@
 
 namespace flash::models {
 
-/// Options as they are given to `context`, which begins the message of c10::ValueError where they
-/// are no JSON object.
+/// Parses options. Throws c10::ValueError, beginning with `context`, if `text` is not a JSON
+/// object.
 nlohmann::json parse_options(const std::string& text, const std::string& context);
 
-/// Fills the options that are given and leaves the others at their defaults.
+/// Sets the options that are given and leaves the others at their defaults.
 ///
-/// Throws c10::ValueError, beginning with `context`, where a value is of another type than the
-/// option or a number beyond 2^32 in magnitude, and where one without a default (h, input_size,
-/// n_series) is not given.
+/// Throws c10::ValueError, beginning with `context`, if a value has the wrong type or is an integer
+/// beyond 2^32 in magnitude, or if an option without a default (h, input_size, n_series) is
+/// missing.
 class JsonOptionReader : public OptionVisitor {
  public:
   enum class Missing { kTakeDefault, kRefuse };
 
-  /// `given`, an object of `parse_options`, must outlive the reader. With `kRefuse` nothing but
-  /// lists of names may be missing.
+  /// `given`, from `parse_options`, must outlive the reader. With `kRefuse` only lists of names may
+  /// be missing.
   JsonOptionReader(std::string context, const nlohmann::json& given,
                    Missing missing = Missing::kTakeDefault);
 
@@ -37,7 +37,7 @@ class JsonOptionReader : public OptionVisitor {
   const std::string& context() const { return context_; }
   /// The names of the options visited so far.
   const std::set<std::string>& known() const { return known_; }
-  /// Throws c10::ValueError if something is given that is no option.
+  /// Throws c10::ValueError if `given` contains anything that is not an option.
   void refuse_unknown() const;
 
  private:
@@ -51,7 +51,7 @@ class JsonOptionReader : public OptionVisitor {
   std::set<std::string> known_;
 };
 
-/// Writes each option into an object. `ours` receives those that neuralforecast lacks.
+/// Writes each option into `options`, or into `ours` if neuralforecast lacks it.
 class JsonOptionWriter : public OptionVisitor {
  public:
   void visit(const char* name, int64_t& value) override { options[name] = value; }

@@ -12,15 +12,15 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Our files nest 5 deep. What is within this limit can be written, copied and compared
-// recursively.
+// Files of this project nest 5 levels. Values within this limit can be written, copied and compared
+// by recursion.
 constexpr size_t kMaxDepth = 64;
 
-/// Reads the text once before anything is built from it. (The parser's own callback would do, but
-/// takes time in the square of the number of objects.)
+/// Checks the text before anything is built from it. (The parser's own callback could do this, but
+/// takes quadratic time in the number of objects.)
 class Inspector final : public Json::json_sax_t {
  public:
-  /// What is wrong, to follow "expected ... as a JSON object"; empty if nothing is.
+  /// The error, to follow "expected ... as a JSON object"; empty if there is none.
   std::string problem;
 
   bool null() override { return true; }
@@ -38,7 +38,7 @@ class Inspector final : public Json::json_sax_t {
 
   bool key(string_t& name) override {
     if (keys_.back().insert(name).second) return true;
-    problem = " with each key once, got \"" + excerpt(name) + "\" twice";
+    problem = " without duplicate keys, got \"" + excerpt(name) + "\" twice";
     return false;
   }
 
@@ -47,7 +47,7 @@ class Inspector final : public Json::json_sax_t {
     return false;
   }
 
-  /// The byte, from 1, where the text is no JSON; 0 where it is.
+  /// The byte, from 1, at which the text is not JSON; 0 if it is.
   size_t position() const { return at_; }
 
  private:
@@ -75,7 +75,7 @@ Json parse_json_object(std::string_view text, const std::string& expected) {
   Inspector inspector;
   const bool sound = Json::sax_parse(text, &inspector);
   TORCH_CHECK_VALUE(inspector.problem.empty(), expected, inspector.problem);
-  TORCH_CHECK_VALUE(sound, expected, ", got \"", excerpt(text), "\", which is no JSON at byte ",
+  TORCH_CHECK_VALUE(sound, expected, ", got \"", excerpt(text), "\", which is not JSON at byte ",
                     inspector.position());
   Json parsed = Json::parse(text);
   TORCH_CHECK_VALUE(parsed.is_object(), expected, ", got ", json_excerpt(parsed));

@@ -29,7 +29,7 @@ template <class... Parts>
   std::abort();  // unreachable, but the macro is not known to throw
 }
 
-/// A file may claim gigabytes that its disk does not hold.
+/// A sparse file can claim gigabytes that are not on the disk.
 void check_memory(const std::string& path, uint64_t data_bytes) {
   const double available = available_memory();
   if (static_cast<double>(data_bytes) > available) {
@@ -48,11 +48,11 @@ std::string read_header(const std::string& path, std::ifstream& stream, uint64_t
   for (size_t i = raw.size(); i-- > 0;) length = (length << 8) | raw[i];
   if (length > kMaxHeaderBytes) {
     fail(path, "expected a header of at most ", kMaxHeaderBytes, " bytes, got ", length,
-         "; this is no safetensors file");
+         "; this is not a safetensors file");
   }
   if (length > file_bytes - kLengthBytes) {
     fail(path, "expected a header of ", length, " bytes, got ", file_bytes - kLengthBytes,
-         "; the file is cut off or damaged");
+         "; the file is truncated or damaged");
   }
   std::string text(length, '\0');
   if (!stream.read(text.data(), static_cast<std::streamsize>(length))) {
@@ -68,7 +68,8 @@ const char* dtype_name(const std::string& path, const std::string& tensor, at::S
   return name;
 }
 
-/// Wide elements first and the header padded to 8 bytes: all data is aligned in memory maps.
+/// Tensors with large elements first and the header padded to 8 bytes, so that all data is aligned
+/// in memory maps.
 std::pair<std::string, std::vector<at::Tensor>> make_header(const std::string& path,
                                                             const TensorMap& tensors,
                                                             const Metadata& metadata) {

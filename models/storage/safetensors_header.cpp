@@ -16,7 +16,7 @@ namespace {
 using Json = nlohmann::json;
 using Entry = SafetensorsEntry;
 
-constexpr size_t kMaxDimensions = 64;  // as NumPy; what torch does with dimensions as bits, too
+constexpr size_t kMaxDimensions = 64;  // NumPy's limit, and that of torch's bit sets of dimensions
 
 struct DtypeName {
   const char* name;
@@ -103,7 +103,7 @@ Entry parse_entry(const std::string& path, const std::string& name, const Json& 
   if (sizes.size() > kMaxDimensions) {
     fail_at(path, name, "expected at most ", kMaxDimensions, " dimensions, got ", sizes.size());
   }
-  // Strides are products of the sizes other than 0, so those must fit even where nothing is stored.
+  // Strides are products of the sizes other than 0, so these must fit even if the tensor is empty.
   int64_t bytes = static_cast<int64_t>(c10::elementSize(entry.type));
   bool overflow = false, empty = false;
   for (const uint64_t size : sizes) {
@@ -143,7 +143,7 @@ void check_coverage(const std::string& path, std::vector<Entry>& entries, uint64
   for (const Entry& entry : entries) {
     if (entry.end > data_bytes) {
       fail_at(path, entry.name, "expected data within ", data_bytes, " bytes, got offsets up to ",
-              entry.end, "; the file is cut off or damaged");
+              entry.end, "; the file is truncated or damaged");
     }
     if (entry.begin != expected) {
       fail_at(path, entry.name, "expected data from offset ", expected, ", got ", entry.begin,

@@ -1,5 +1,5 @@
 #pragma once
-// The header of a safetensors file: JSON that says where each tensor lies in the bytes behind it.
+// The header of a safetensors file: JSON that locates each tensor in the bytes after it.
 
 #include <c10/core/ScalarType.h>
 
@@ -14,7 +14,7 @@ namespace flash::models {
 struct SafetensorsEntry {
   std::string name;
   c10::ScalarType type;
-  std::vector<int64_t> shape;  ///< its product, and that of its sizes other than 0, fits int64_t
+  std::vector<int64_t> shape;  ///< the product of its sizes other than 0 fits int64_t
   uint64_t begin, end;         ///< bytes after the header
 };
 
@@ -23,14 +23,14 @@ struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
 };
 
-/// `text` is the header, behind which the file has `data_bytes` bytes.
+/// Parses the header `text`, after which the file has `data_bytes` bytes.
 ///
-/// Throws c10::ValueError, beginning with "safetensors file <path>: ", if `text` is not what the
-/// format has, or if the entries do not cover these bytes exactly, each once.
+/// Throws c10::ValueError, beginning with "safetensors file <path>: ", if `text` violates the
+/// format or if the entries do not cover each of these bytes exactly once.
 SafetensorsHeader parse_safetensors_header(const std::string& path, std::string_view text,
                                            uint64_t data_bytes);
 
-/// The format's name of a dtype, nullptr if it has none.
+/// The format's name of a dtype; nullptr if it has none.
 const char* safetensors_dtype_name(c10::ScalarType type);
 
 }  // namespace flash::models

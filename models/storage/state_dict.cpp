@@ -11,13 +11,13 @@
 namespace flash::models {
 namespace {
 
-/// neuralforecast stores TFT's causal mask, too, which the network here computes without.
+/// neuralforecast also stores TFT's causal mask, which the network here does not need.
 bool is_no_weight(const std::string& name) {
   return is_around_the_network(name) || name == "temporal_fusion_decoder.attention._mask";
 }
 
-/// `tensors` with each parameter under the one name that the module has for it. A second name that
-/// comes with other values is listed in `contradicting`.
+/// `tensors` with each parameter under its name in the module. Other names that come with different
+/// values are listed in `contradicting`.
 TensorMap without_ties(const torch::nn::Module& module, const TensorMap& tensors,
                        std::vector<std::string>& contradicting) {
   TensorMap result = tensors;
@@ -50,7 +50,8 @@ std::string describe(const at::Tensor& tensor) {
   return text.str();
 }
 
-/// One line per kind of problem; long lists are cut, as a wrong model misses all names at once.
+/// One line per kind of problem. Long lists are truncated, because the wrong model misses all
+/// names.
 void append(std::ostringstream& message, const char* title, const std::vector<std::string>& items) {
   constexpr size_t kShown = 8;
   if (items.empty()) return;

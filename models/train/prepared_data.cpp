@@ -26,22 +26,23 @@ const ColumnScaler& scaler_of(const Forecaster& forecaster, const std::string& n
   return found->second;
 }
 
-/// Each series has its own first row, but a window of all has one: their times must agree.
+/// Each series starts at its own row, but a window of all series starts at one, so their times must
+/// agree.
 void check_same_times(const std::vector<Series>& panel) {
   for (const Series& series : panel) {
     const TimeAxis &first = *panel[0].axis, &axis = *series.axis;
     const size_t rows = std::min(first.times.size(), axis.times.size());
     for (size_t i = 0; &axis != &first && i < rows; ++i) {
       TORCH_CHECK_VALUE(axis.times[i].value == first.times[i].value,
-                        "expected series with the same times, as the model sees them together, "
-                        "got ",
+                        "expected series with the same times, because the model forecasts them "
+                        "together, got ",
                         axis.labels[i], " in row ", i + 1, " of ", shown(series.name), " and ",
                         first.labels[i], " in that of ", shown(panel[0].name));
     }
   }
 }
 
-/// Numbers of a table are finite, but what float32 makes of them, or of their squares, need not be.
+/// Values of a table are finite, but in float32 they or their squares may overflow.
 void check_finite(const std::vector<Series>& panel, const SeriesStore& store,
                   const Forecaster& forecaster) {
   const PanelColumns& columns = forecaster.data.columns;
@@ -66,13 +67,12 @@ void check_finite(const std::vector<Series>& panel, const SeriesStore& store,
                     join(columns.stat_exog), kAdvice);
 }
 
-/// Past and future of the known rows scaled; rows beyond them hold only what is known of the
-/// future.
+/// Scales the known rows, and of the rows after them the columns that are known for the future.
 std::shared_ptr<const SeriesStore> scaled(const std::vector<Series>& panel,
                                           const Forecaster& forecaster) {
   TORCH_CHECK_VALUE(!forecaster.together() || panel.size() == forecaster.scalers.size(),
                     "expected the ", forecaster.scalers.size(),
-                    " series that the model sees together, got ", panel.size());
+                    " series that the model forecasts together, got ", panel.size());
   if (forecaster.together()) check_same_times(panel);
   std::vector<at::Tensor> values;
   for (const Series& series : panel) {
@@ -164,10 +164,10 @@ std::string fingerprint(const PreparedData& data) {
     const auto* bytes = static_cast<const unsigned char*>(memory);
     for (size_t i = 0; i < count; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3;
   };
-  for (const at::Tensor& numbers : {data.store->values, data.store->stat}) {
-    add(numbers.contiguous().const_data_ptr(), numbers.nbytes());
+  for (const at::Tensor& tensor : {data.store->values, data.store->stat}) {
+    add(tensor.contiguous().const_data_ptr(), tensor.nbytes());
   }
-  const TimeAxis* added = nullptr;  // one axis for a whole wide table
+  const TimeAxis* added = nullptr;  // the series of a wide table share one axis
   for (const Series& series : data.series) {
     add(series.name.data(), series.name.size() + 1);
     if (series.axis.get() == added) continue;

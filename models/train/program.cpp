@@ -12,7 +12,7 @@
 
 namespace {
 
-// A pipe whose reader has gone and a file that may not grow are errors of a write like others.
+// Ignored, so that a closed pipe and a file size limit become ordinary errors of a write.
 class IgnoreWriteSignals {
  public:
   IgnoreWriteSignals() {

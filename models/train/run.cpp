@@ -57,7 +57,7 @@ int run_prediction(const Settings& settings) {
 }  // namespace
 
 int run(const Settings& settings) {
-  // Gradients that fade to denormals would slow each step down several times.
+  // Gradients that become denormal would make each step several times slower.
   at::globalContext().setFlushDenormal(true);
   switch (settings.command) {
     case Settings::Command::kTrain:

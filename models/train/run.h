@@ -1,15 +1,16 @@
 #pragma once
-// flash_train between its command line and its exit code.
+// Runs a command of flash_train.
 
 #include "train/command/settings.h"
 
 namespace flash::models {
 
-/// Exit code of a training that was interrupted and can be resumed, as shells have it for Ctrl-C.
+/// Exit code of a training that was interrupted and can be resumed; the shells' code for Ctrl-C.
 inline constexpr int kInterruptedExitCode = 130;
 
-/// Trains, goes on, evaluates or predicts, as settings.command says; prints to stdout, progress to
-/// stderr. Returns the exit code. Throws c10::Error where an input or an output is at fault.
+/// Trains, resumes, evaluates or predicts, according to settings.command. Prints results to stdout
+/// and progress to stderr, and returns the exit code. Throws c10::Error for invalid inputs and for
+/// outputs that cannot be written.
 int run(const Settings& settings);
 
 }  // namespace flash::models

@@ -1,4 +1,4 @@
-// Files that are whole or not there: what reaches the disk in which order, and what is left behind.
+// AtomicFile: files are complete or absent; the order of writes to the disk, and what remains.
 
 #include "storage/atomic_file.h"
 
@@ -18,13 +18,13 @@
 
 namespace {
 
-/// What AtomicFile asked of the system: "file", "folder" for fsync.
+/// AtomicFile's calls of fsync: "file" or "folder".
 std::vector<std::string> synced;
 int fsync_error = 0;
 
 }  // namespace
 
-/// In the place of the system's, for libflash_models too.
+/// Replaces the system's function, for libflash_models too.
 extern "C" __attribute__((visibility("default"))) int fsync(int descriptor) {
   struct stat what = {};
   fstat(descriptor, &what);
@@ -79,7 +79,7 @@ class AtomicFiles : public testing::Test {
   fs::path folder_;
 };
 
-TEST_F(AtomicFiles, AppearOnceTheyAreOnDisk) {
+TEST_F(AtomicFiles, AppearAfterTheyAreSyncedToDisk) {
   put("old");
   AtomicFile file(path());
   file.write("new, ");
@@ -92,7 +92,7 @@ TEST_F(AtomicFiles, AppearOnceTheyAreOnDisk) {
   EXPECT_THAT(names(), ElementsAre("file"));
 }
 
-TEST_F(AtomicFiles, LeaveNothingBehindWhenTheyAreGivenUp) {
+TEST_F(AtomicFiles, LeaveNoTemporaryFileWhenNotCommitted) {
   put("old");
   { AtomicFile(path()).write("half"); }
   EXPECT_EQ(contents(), "old");
@@ -114,7 +114,7 @@ TEST_F(AtomicFiles, KeepTheOldContentsWhenTheDiskFails) {
   EXPECT_THAT(names(), ElementsAre("file"));
 }
 
-TEST_F(AtomicFiles, TakeAFileSystemThatPromisesNothing) {
+TEST_F(AtomicFiles, AcceptFileSystemsWithoutSync) {
   fsync_error = EINVAL;
   AtomicFile file(path());
   file.write("new");
@@ -122,7 +122,7 @@ TEST_F(AtomicFiles, TakeAFileSystemThatPromisesNothing) {
   EXPECT_EQ(contents(), "new");
 }
 
-TEST_F(AtomicFiles, OfOneNameDoNotMeet) {
+TEST_F(AtomicFiles, OfTheSameNameDoNotCollide) {
   AtomicFile first(path()), second(path());
   first.write("first");
   second.write("second");
@@ -133,7 +133,7 @@ TEST_F(AtomicFiles, OfOneNameDoNotMeet) {
   EXPECT_THAT(names(), ElementsAre("file"));
 }
 
-TEST_F(AtomicFiles, OfManyThreadsAreAllWhole) {
+TEST_F(AtomicFiles, OfSeveralThreadsAreComplete) {
   const std::string texts[] = {std::string(100'000, 'a'), std::string(70'000, 'b')};
   std::vector<std::thread> threads;
   for (const std::string& text : texts) {
@@ -150,7 +150,7 @@ TEST_F(AtomicFiles, OfManyThreadsAreAllWhole) {
   EXPECT_THAT(names(), ElementsAre("file"));
 }
 
-TEST_F(AtomicFiles, KeepLinksAndModes) {
+TEST_F(AtomicFiles, KeepSymbolicLinksAndPermissions) {
   put("old", "target");
   fs::permissions(path("target"), fs::perms::owner_read | fs::perms::owner_write);
   fs::create_symlink(path("target"), path("link"));
@@ -164,7 +164,7 @@ TEST_F(AtomicFiles, KeepLinksAndModes) {
   EXPECT_THAT(names(), ElementsAre("link", "target"));
 }
 
-TEST_F(AtomicFiles, HaveTheModeThatTheUserWants) {
+TEST_F(AtomicFiles, RespectTheUmask) {
   const mode_t before = umask(027);
   AtomicFile file(path());
   file.commit();
@@ -186,7 +186,7 @@ TEST_F(AtomicFiles, WriteToADeviceInsteadOfReplacingIt) {
                   HasSubstr("full: cannot be written: No space left on device")));
 }
 
-TEST_F(AtomicFiles, WriteToAPipeWithoutOpeningItBefore) {
+TEST_F(AtomicFiles, DoNotOpenAPipeBeforeWriting) {
   ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
   AtomicFile::check(path("pipe"));  // would wait for a reader
   std::string read;
@@ -198,7 +198,7 @@ TEST_F(AtomicFiles, WriteToAPipeWithoutOpeningItBefore) {
   EXPECT_EQ(read, "through the pipe");
 }
 
-TEST_F(AtomicFiles, SayWhyTheyCannotBe) {
+TEST_F(AtomicFiles, ReportWhyTheyCannotBeWritten) {
   const auto refusal = [](const std::string& name) {
     try {
       AtomicFile::check(name);

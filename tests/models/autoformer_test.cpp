@@ -1,4 +1,4 @@
-// Autoformer against neuralforecast, exact attention in its place, and what it refuses and keeps.
+// Autoformer against neuralforecast, with exact attention, and its error handling.
 
 #include <flash_attention/models/autoformer.h>
 #include <gtest/gtest.h>
@@ -42,7 +42,7 @@ std::string refusal(Autoformer& model, const models::WindowsBatch& windows) {
   return message_of<c10::ValueError>([&] { model->forward(windows); });
 }
 
-TEST(AutoformerOptions, HaveNeuralforecastsDefaults) {
+TEST(AutoformerOptions, HaveTheDefaultsOfNeuralforecast) {
   const AutoformerOptions options(1, 2);
   EXPECT_TRUE(options.futr_exog_list().empty());
   EXPECT_FALSE(options.exclude_insample_y());
@@ -60,7 +60,7 @@ TEST(AutoformerOptions, HaveNeuralforecastsDefaults) {
   EXPECT_FALSE(options.use_flash_attention());
 }
 
-TEST(AutoformerModel, TakesAnyWindowOfTheMovingAverage) {
+TEST(AutoformerModel, AcceptsMovingAveragesLongerThanTheSeries) {
   Autoformer model(small_autoformer().MovingAvg_window(std::numeric_limits<int32_t>::max()));
   const torch::Tensor series = torch::randn({2, 24, 1}).requires_grad_();
   const torch::Tensor out = model->forward(series);
@@ -68,7 +68,7 @@ TEST(AutoformerModel, TakesAnyWindowOfTheMovingAverage) {
   EXPECT_TRUE(torch::autograd::grad({out.sum()}, {series})[0].isfinite().all().item<bool>());
 }
 
-TEST(AutoformerModel, RefusesOptionsOutOfRange) {
+TEST(AutoformerModel, RejectsOptionsOutOfRange) {
   EXPECT_EQ(refusal(small_autoformer().MovingAvg_window((int64_t{1} << 62) + 1)),
             "Autoformer: expected MovingAvg_window of at most 2147483647, got 4611686018427387905");
   EXPECT_EQ(refusal(small_autoformer().MovingAvg_window(4)),
@@ -92,7 +92,7 @@ TEST(AutoformerModel, RefusesOptionsOutOfRange) {
             "use_flash_attention; set one of them");
 }
 
-TEST(AutoformerModel, RefusesOtherWindows) {
+TEST(AutoformerModel, RejectsWindowsOfTheWrongShape) {
   Autoformer model(small_autoformer());
   EXPECT_EQ(refusal(model, {.insample_y = torch::zeros({2, 23, 1})}),
             "Autoformer: expected insample_y [batch, 24, 1], got [2, 23, 1]; the model is "
@@ -125,7 +125,7 @@ TEST(AutoformerModel, ReplacesItsMechanismByExactAttention) {
   EXPECT_GT(max_difference(native[0], standard[0]), 1e-3);
 }
 
-TEST(AutoformerModel, TakesUseFlashAttentionForTheChoiceOfFlash) {
+TEST(AutoformerModel, TreatsUseFlashAttentionLikeAttentionFlash) {
   const auto output = [](const AutoformerOptions& options) {
     torch::manual_seed(1);
     Autoformer model(options);
@@ -155,19 +155,19 @@ TEST(AutoformerModel, DropsElementsOfTokensOnlyInTraining) {
   model->eval();
   EXPECT_TRUE(torch::equal(model->forward(input), model->forward(input)));
   for (const char* embedding : {"enc_embedding", "dec_embedding"}) {
-    model->eval();  // behind the embedding nothing is dropped
+    model->eval();  // no dropout after the embedding
     model->named_children()[embedding]->train();
     EXPECT_FALSE(torch::equal(model->forward(input), model->forward(input))) << embedding;
   }
 }
 
-TEST(AutoformerModel, HidesTheSeriesOnRequest) {
+TEST(AutoformerModel, HidesTheSeriesWithExcludeInsampleY) {
   Autoformer model(small_autoformer().exclude_insample_y(true));
   EXPECT_TRUE(torch::equal(model->forward(torch::randn({2, 24, 1})),
                            model->forward(torch::randn({2, 24, 1}))));
 }
 
-TEST(AutoformerModel, TrainsAlikeWhenLayersAreComputedAgain) {
+TEST(AutoformerModel, TrainsAlikeWithGradientCheckpointing) {
   const auto gradients = [](bool recomputed) {
     torch::manual_seed(1);
     Autoformer model(small_autoformer().dropout(0.3).gradient_checkpointing(recomputed));
@@ -234,13 +234,13 @@ TEST(SeriesDecomposition, EqualsTheMovingAverageAndItsGradient) {
   }
 }
 
-TEST(SeriesDecomposition, KeepsFloat32sDigitsInALongSeries) {
+TEST(SeriesDecomposition, KeepsFloat32AccuracyInLongSeries) {
   const torch::Tensor series = torch::randn({1, 3000, 2}) + 1000.0;
   const torch::Tensor exact = models::seasonal_part(series.to(torch::kDouble), 25);
   EXPECT_LT(max_difference(models::seasonal_part(series, 25), exact), kModelFloat32);
 }
 
-TEST(AutoCorrelation, EqualsTransformsOfEveryChannelAndTheirGradient) {
+TEST(AutoCorrelation, EqualsFourierTransformsOfEveryChannelWithGradients) {
   for (const int64_t times : {10, 11}) {
     for (const bool shared : {false, true}) {
       SCOPED_TRACE(testing::Message() << times << (shared ? " shared" : ""));

@@ -1,4 +1,4 @@
-// The best weights of a training are on disk, whatever becomes of it.
+// The best weights of a training are on disk, however it ends.
 
 #include "train/loop/best_model.h"
 
@@ -58,7 +58,7 @@ class BestModels : public testing::Test {
   fs::path folder_;
 };
 
-TEST_F(BestModels, AreOnDiskWhenTheLossIsNoLongerFinite) {
+TEST_F(BestModels, AreOnDiskWhenTheLossBecomesNaN) {
   Session session(quick_settings());
   BestModel best(output(), /*resumed=*/false);
   EXPECT_EQ(best.rescue(session.forecaster, session.trainer.state), "") << "there is none yet";
@@ -70,7 +70,7 @@ TEST_F(BestModels, AreOnDiskWhenTheLossIsNoLongerFinite) {
   EXPECT_FALSE(fs::exists(output().model)) << "the older model may be the better one";
 }
 
-TEST_F(BestModels, AreWrittenThenWhereNoModelIsAskedFor) {
+TEST_F(BestModels, AreSavedOnFailureWithoutAModelOutput) {
   Session session(quick_settings());
   models::OutputSettings none;
   none.checkpoint = folder_ / "run";
@@ -82,7 +82,7 @@ TEST_F(BestModels, AreWrittenThenWhereNoModelIsAskedFor) {
   expect_best(session, folder_ / "run.best");
 }
 
-TEST_F(BestModels, AreWrittenElsewhereWhereTheFolderHasGone) {
+TEST_F(BestModels, AreSavedElsewhereIfTheFolderIsGone) {
   Session session(quick_settings());
   BestModel best(output(), /*resumed=*/false);
   train_until_nan(session, best);
@@ -111,7 +111,7 @@ TEST_F(BestModels, AreWrittenElsewhereWhereTheFolderHasGone) {
   before == nullptr ? unsetenv("TMPDIR") : setenv("TMPDIR", restored.c_str(), 1);
 }
 
-TEST_F(BestModels, MakeRoomForTheOutput) {
+TEST_F(BestModels, AreRemovedAfterTheOutputIsWritten) {
   Session session(quick_settings());
   BestModel best(output(), /*resumed=*/false);
   ASSERT_TRUE(session.run(never, [&](bool is_best) {
@@ -125,7 +125,7 @@ TEST_F(BestModels, MakeRoomForTheOutput) {
               HasSubstr("the best so far, is in " + output().model));
 }
 
-TEST_F(BestModels, OfAnInterruptedTrainingAreRemovedToo) {
+TEST_F(BestModels, OfAResumedTrainingAreRemovedToo) {
   Session session(quick_settings());
   BestModel first(output(), /*resumed=*/false);
   int steps = 0;
@@ -141,7 +141,7 @@ TEST_F(BestModels, OfAnInterruptedTrainingAreRemovedToo) {
   EXPECT_FALSE(fs::exists(output().model + ".best"));
 }
 
-TEST_F(BestModels, DoNotEndATrainingThatCannotWriteThem) {
+TEST_F(BestModels, DoNotEndTheTrainingIfTheyCannotBeWritten) {
   Session session(quick_settings());
   BestModel best(output(), /*resumed=*/false);
   fs::remove_all(folder_ / "out");

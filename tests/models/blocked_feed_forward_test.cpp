@@ -1,4 +1,4 @@
-// The feed-forward layers block by block against the same one after another.
+// blocked_feed_forward against separate layers.
 
 #include "layers/common/blocked_feed_forward.h"
 
@@ -24,7 +24,7 @@ torch::Tensor one_after_another(const torch::Tensor& x, const LinearWeights& fir
   return linear(activation_dropout(linear(x, first), activation, kDropout, true), second);
 }
 
-TEST(BlockedFeedForward, IsTheLayersOneAfterAnotherWithTheirGradients) {
+TEST(BlockedFeedForward, EqualsTheSeparateLayersWithGradients) {
   for (const int64_t rows : {1, 7, 256, 700}) {  // less than a block, one, and several
     for (const bool has_bias : {false, true}) {
       for (const Activation activation : {Activation::kRelu, Activation::kGelu}) {
@@ -54,7 +54,7 @@ TEST(BlockedFeedForward, IsTheLayersOneAfterAnotherWithTheirGradients) {
   }
 }
 
-TEST(BlockedFeedForward, RefusesASecondDerivative) {
+TEST(BlockedFeedForward, RejectsASecondDerivative) {
   const torch::Tensor x = torch::randn({4, 3}).requires_grad_();
   const LinearWeights layer = {torch::randn({3, 3}), {}};
   const torch::Tensor out =

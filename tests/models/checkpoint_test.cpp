@@ -1,4 +1,4 @@
-// Models with their hyperparameters in one file, ours and neuralforecast's.
+// Files with a model and its hyperparameters, written here and by neuralforecast.
 
 #include <flash_attention/models/checkpoint.h>
 #include <flash_attention/models/fedformer.h>
@@ -25,7 +25,7 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::ThrowsMessage;
 
-/// Of each class, a fixture whose model has most of what the class can have.
+/// For each class a fixture whose model uses most options of the class.
 const std::map<std::string, std::string> kFixtures{
     {"Autoformer", "autoformer_odd_futr_declonger_mq"},
     {"FEDformer", "fedformer_random_futr_mq"},
@@ -34,7 +34,7 @@ const std::map<std::string, std::string> kFixtures{
     {"TFT", "tft_exog_mq_lstm2"},
     {"iTransformer", "itransformer_futr"}};
 
-/// Of each class, a file that neuralforecast's `save` wrote; beside it inputs and the output.
+/// For each class a file that neuralforecast's `save` wrote, with inputs and the output.
 const std::map<std::string, std::string> kNeuralforecastFiles{
     {"Autoformer", "neuralforecast_autoformer"},
     {"FEDformer", "neuralforecast_fedformer"},
@@ -47,7 +47,7 @@ std::string recorded_forward_of(const std::string& file) {
   return file == "neuralforecast_checkpoint" ? "neuralforecast_forward" : file + "_forward";
 }
 
-/// Its forward after neuralforecast's seed, in float64.
+/// The forward in float64, after seeding as neuralforecast did.
 at::Tensor output_of(models::ForecastModel& model, const Fixture& fixture) {
   model.module().to(torch::kDouble);
   torch::manual_seed(101);
@@ -117,7 +117,7 @@ TEST_P(NeuralforecastsCheckpoint, LoadsAndPredictsTheSame) {
   }
 }
 
-TEST_P(NeuralforecastsCheckpoint, ComesBackWithAllThatNeuralforecastReads) {
+TEST_P(NeuralforecastsCheckpoint, RoundTripsEverythingThatNeuralforecastReads) {
   const auto theirs = models::read_safetensors(fixture_path(GetParam().second));
   const auto model = load_model(theirs);
   const auto ours = saved(*model, theirs);
@@ -137,8 +137,8 @@ TEST_P(NeuralforecastsCheckpoint, ComesBackWithAllThatNeuralforecastReads) {
 INSTANTIATE_TEST_SUITE_P(Models, NeuralforecastsCheckpoint, testing::ValuesIn(kNeuralforecastFiles),
                          [](const auto& info) { return info.param.first; });
 
-TEST(PatchTSTCheckpoint, KeepsWhatNeuralforecastHasAroundTheNetwork) {
-  // scaler_type "revin" learns, and neuralforecast stores that with the model.
+TEST(PatchTSTCheckpoint, KeepsTensorsOfLossesAndScaler) {
+  // scaler_type "revin" has parameters, which neuralforecast stores with the model.
   auto theirs = models::read_safetensors(fixture_path("neuralforecast_checkpoint"));
   theirs.tensors["scaler.revin_bias"] = torch::rand({1, 1, 1, 1});
   theirs.tensors["scaler.revin_weight"] = torch::rand({1, 1, 1, 1});
@@ -150,8 +150,8 @@ TEST(PatchTSTCheckpoint, KeepsWhatNeuralforecastHasAroundTheNetwork) {
   }
 }
 
-TEST(PatchTSTCheckpoint, BeganWithTheWeightsOfTheSameSeed) {
-  // The head is drawn last, so it is right only if everything before it was drawn alike.
+TEST(PatchTSTCheckpoint, HasTheInitialWeightsOfItsSeed) {
+  // The head's weights are drawn last, so they are equal only if all others were drawn alike.
   const auto options = load_model<PatchTST>(fixture_path("neuralforecast_checkpoint"))->options;
   torch::manual_seed(1);
   PatchTST model(options);
@@ -180,7 +180,7 @@ TEST(PatchTSTCheckpoint, KeepsOptionsAndStatistics) {
   EXPECT_TRUE(torch::allclose(loaded->forward(input), model->forward(input), 1e-5, 1e-5));
 }
 
-TEST(FEDformerCheckpoint, NamesItsModesAndStoresSharedWeightsOnce) {
+TEST(FEDformerCheckpoint, ListsItsFrequenciesAndStoresSharedWeightsOnce) {
   const auto file = saved(*model_of(load_fixture("fedformer_random_futr_mq")));
   EXPECT_EQ(json::parse(file.metadata.at("fourier_index")),
             load_fixture("fedformer_random_futr_mq").description.at("fourier_index"));
@@ -191,14 +191,14 @@ TEST(FEDformerCheckpoint, NamesItsModesAndStoresSharedWeightsOnce) {
   EXPECT_EQ(json::parse(file.metadata.at("shared")).at(owner), json::array({alias}));
 }
 
-TEST(FEDformerCheckpoint, InDoublePrecisionIsRefused) {
+TEST(FEDformerCheckpoint, InDoublePrecisionIsRejected) {
   const auto model = model_of(load_fixture("fedformer_low"));
   model->module().to(torch::kDouble);
   EXPECT_THAT([&] { saved(*model); },
               ThrowsMessage<c10::ValueError>(HasSubstr("call to(torch::kFloat) first")));
 }
 
-TEST(FEDformerCheckpoint, TakesASharedWeightUnderAnyOfItsNames) {
+TEST(FEDformerCheckpoint, AcceptsASharedWeightUnderAnyOfItsNames) {
   const Fixture fixture = load_fixture("fedformer_random_futr_mq");
   const auto model = model_of(fixture);
   models::TensorMap all = models::neuralforecast_state_dict(*model);
@@ -215,7 +215,7 @@ TEST(FEDformerCheckpoint, TakesASharedWeightUnderAnyOfItsNames) {
                   HasSubstr("one parameter with two values (1): " + alias + " and " + owner)));
 }
 
-TEST(FEDformerCheckpoint, WithoutModesNorSeedIsRefusedUnlessTheyAreGiven) {
+TEST(FEDformerCheckpoint, WithoutFrequenciesAndSeedIsRejectedUnlessTheyAreGiven) {
   const Fixture fixture = load_fixture("fedformer_random_futr_mq");
   auto file = saved(*model_of(fixture));
   file.metadata.erase("fourier_index");
@@ -229,12 +229,12 @@ TEST(FEDformerCheckpoint, WithoutModesNorSeedIsRefusedUnlessTheyAreGiven) {
   const auto model = load_model(file, {}, index.dump());
   EXPECT_LT(max_difference(output_of(*model, fixture), fixture.at("out64/y_hat")),
             kModelFedformerCross);
-  parameters["modes"] = 64;  // all there are: nothing was chosen, though the weights do not fit
+  parameters["modes"] = 64;  // all frequencies: nothing to choose, but the weights do not fit
   file.metadata["hyper_parameters"] = parameters.dump();
   EXPECT_THAT(checkpoint_refusal(file), HasSubstr("of another shape or kind"));
 }
 
-TEST(FEDformerCheckpoint, WithoutModesNorSeedIsTakenWhereThereIsNoChoice) {
+TEST(FEDformerCheckpoint, WithoutFrequenciesAndSeedIsAcceptedIfAllFrequenciesAreUsed) {
   const auto refused = [](int64_t modes) {
     models::FEDformer model(
         models::FEDformerOptions(/*h=*/20, /*input_size=*/28).hidden_size(8).modes(modes));
@@ -250,7 +250,7 @@ TEST(FEDformerCheckpoint, WithoutModesNorSeedIsTakenWhereThereIsNoChoice) {
   EXPECT_EQ(refused(17), "no exception");
 }
 
-TEST(TFTCheckpoint, HasTheMaskThatNeuralforecastInsistsOn) {
+TEST(TFTCheckpoint, HasTheMaskThatNeuralforecastRequires) {
   const auto theirs = models::read_safetensors(fixture_path("neuralforecast_tft")).tensors;
   const auto model = load_model<models::TFT>(fixture_path("neuralforecast_tft"));
   const std::string mask = "temporal_fusion_decoder.attention._mask";
@@ -260,20 +260,20 @@ TEST(TFTCheckpoint, HasTheMaskThatNeuralforecastInsistsOn) {
   models::load_state_dict(*model.ptr(), file.tensors);
 }
 
-TEST(Checkpoint, OfAnotherClassThanAskedForIsRefused) {
+TEST(Checkpoint, OfAnotherClassIsRejected) {
   EXPECT_THAT([] { load_model<PatchTST>(fixture_path("neuralforecast_tft")); },
               ThrowsMessage<c10::ValueError>(
-                  HasSubstr("expected a file of the class asked for, got one of TFT")));
+                  HasSubstr("expected a file of the requested class, got one of TFT")));
 }
 
-TEST(Checkpoint, WithoutHyperparametersIsRefused) {
+TEST(Checkpoint, WithoutHyperparametersIsRejected) {
   EXPECT_THAT(
       [] { load_model(fixture_path("patchtst_train_bn")); },
       ThrowsMessage<c10::ValueError>(AllOf(HasSubstr("expected model_class and hyper_parameters"),
                                            HasSubstr("call load_state_dict"))));
 }
 
-TEST(Checkpoint, TakesOptionsInPlaceOfTheFiles) {
+TEST(Checkpoint, LetsOptionsOverrideTheFile) {
   const auto file = models::read_safetensors(fixture_path("neuralforecast_checkpoint"));
   const auto model =
       std::dynamic_pointer_cast<models::PatchTSTImpl>(load_model(file, {}, R"({"dropout": 0.5})"));
@@ -308,7 +308,7 @@ TEST_F(BrokenCheckpoint, OfAnotherModel) {
       "iTransformer, got \"NHITS\"");
 }
 
-TEST_F(BrokenCheckpoint, WhoseHyperparametersAreNoObject) {
+TEST_F(BrokenCheckpoint, WhoseHyperparametersAreNotAnObject) {
   file_.metadata["hyper_parameters"] = "{\"h\": ";
   expect_refusal("expected hyper_parameters as a JSON object, got \"{\\\"h\\\": \"");
 }
@@ -337,7 +337,7 @@ TEST_F(BrokenCheckpoint, WithColumnsThatTheModelLacks) {
   expect_refusal("expected no hist_exog_list, got [\"price\"]; PatchTST has no such columns");
 }
 
-TEST_F(BrokenCheckpoint, WithCategories) {
+TEST_F(BrokenCheckpoint, WithCategoricalColumns) {
   set("cat_exog_list", json::array({"weekday"}));
   expect_refusal("expected no cat_exog_list, got [\"weekday\"]; neuralforecast embeds");
 }
@@ -347,7 +347,7 @@ TEST_F(BrokenCheckpoint, WhoseWeightsDoNotFit) {
   expect_refusal("model.backbone.W_P.bias expected Float [16], got Float [8]");
 }
 
-TEST_F(BrokenCheckpoint, LackingAWeightOrHavingOneTooMany) {
+TEST_F(BrokenCheckpoint, WithAMissingOrUnexpectedWeight) {
   file_.tensors.erase("model.backbone.W_pos");
   file_.tensors["model.backbone.W_new"] = torch::ones({2});
   EXPECT_THAT(checkpoint_refusal(file_), AllOf(HasSubstr("missing (1): model.backbone.W_pos"),
@@ -356,16 +356,16 @@ TEST_F(BrokenCheckpoint, LackingAWeightOrHavingOneTooMany) {
 
 TEST_F(BrokenCheckpoint, WithoutAHead) {
   file_.tensors.erase("model.head.linear.bias");
-  expect_refusal("expected model.head.linear.bias of a multiple of h = 4 numbers, got none");
+  expect_refusal("expected model.head.linear.bias of a multiple of h = 4 elements, got none");
 }
 
-TEST_F(BrokenCheckpoint, CutOff) {
+TEST_F(BrokenCheckpoint, Truncated) {
   const TemporaryFile file(".safetensors");
   save_model(file.path(), *PatchTST(tiny_options()));
   std::filesystem::resize_file(file.path(), std::filesystem::file_size(file.path()) - 4);
   EXPECT_THAT([&] { load_model(file.path()); },
               ThrowsMessage<c10::ValueError>(
-                  AllOf(HasSubstr(file.path()), HasSubstr("the file is cut off or damaged"))));
+                  AllOf(HasSubstr(file.path()), HasSubstr("the file is truncated or damaged"))));
 }
 
 }  // namespace

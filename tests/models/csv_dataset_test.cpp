@@ -1,4 +1,4 @@
-// CSV tables, their series, windows and scalers.
+// CSV tables, series, windows and scalers.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -37,7 +37,7 @@ std::vector<std::string> labels_of(const Series& series) {
   return labels;
 }
 
-/// What reading columns a and b of this text is refused with.
+/// The error message for reading columns a and b of this text.
 std::string csv_refusal(const std::string& text,
                         const std::vector<std::string>& columns = {"a", "b"}) {
   const TemporaryFile file(".csv", text);
@@ -51,7 +51,7 @@ std::string csv_refusal(const std::string& text,
   return "not refused";
 }
 
-TEST(Csv, GivesTheChosenColumnsInTheOrderAsked) {
+TEST(Csv, ReturnsTheRequestedColumnsInOrder) {
   const TemporaryFile file(".csv", "date,a,b,word\n2020-01-01,1,2.5,x\n2020-01-02,-3,+4e1,y\n");
   const CsvTable table = read_csv(file.path(), {"b", "a"}, kTimed);
   EXPECT_TRUE(torch::equal(table.values,
@@ -60,7 +60,7 @@ TEST(Csv, GivesTheChosenColumnsInTheOrderAsked) {
   EXPECT_THAT(table.columns, ElementsAre("b", "a"));
 }
 
-TEST(Csv, MayUseQuotesBlanksEmptyLinesAndWindowsEndings) {
+TEST(Csv, MayContainQuotesBlanksEmptyLinesAndWindowsLineEndings) {
   const TemporaryFile file(
       ".csv", "\xEF\xBB\xBF\"a\", b ,\"c, \"\"d\"\"\"\r\n\r\n 1 ,\"2\",\"x,y\"\r\n3,4,\r\n");
   const CsvTable table = read_csv(file.path(), {"a", "b"});
@@ -92,12 +92,12 @@ TEST(BrokenCsv, NamingAColumnTwice) {
             ", line 1: expected one column a, got 2; the file has the columns a, b, a");
 }
 
-TEST(Csv, GivesNoColumnTwice) {
+TEST(Csv, RejectsARepeatedRequest) {
   EXPECT_EQ(csv_refusal("a,b\n1,2\n", {"a", "b", "a"}),
-            ": expected each column to be asked for once, got a twice in a, b, a");
+            ": expected each column to be requested once, got a twice in a, b, a");
 }
 
-TEST(BrokenCsv, WithTextInANumber) {
+TEST(BrokenCsv, WithTextInsteadOfANumber) {
   EXPECT_EQ(csv_refusal("a,b\n1,2\n3,4x\n"),
             ", line 3, column b: expected a finite number, got \"4x\"");
 }
@@ -117,12 +117,12 @@ TEST(BrokenCsv, WithRaggedRows) {
   EXPECT_EQ(csv_refusal("a,b\n1,2,3\n"), ", line 2: expected 2 fields as in line 1, got 3");
 }
 
-TEST(BrokenCsv, WithAnOpenQuote) {
+TEST(BrokenCsv, WithAnUnclosedQuote) {
   EXPECT_EQ(csv_refusal("a,b\n1,\"2\n"),
             ", line 2: expected a closing quote before the end of the line");
 }
 
-TEST(Csv, KnowsTimeAndIdColumns) {
+TEST(Csv, ReadsTimeAndIdColumns) {
   const TemporaryFile file(".csv", "a,shop,when\n1,north,2020-01-06\n2, south ,2020-01-07\n");
   models::CsvLayout layout = kTimed;
   layout.time_column = "when";
@@ -136,7 +136,7 @@ TEST(Csv, KnowsTimeAndIdColumns) {
               ThrowsMessage<c10::ValueError>(HasSubstr("expected one column day, got none")));
 }
 
-TEST(BrokenCsv, WithNamesThatNoFileCanHold) {
+TEST(BrokenCsv, WithNamesThatAreNotUtf8) {
   const TemporaryFile ids(".csv", "a,shop\n1,north\n2,caf\xE9\n3,\n");
   const models::CsvLayout layout{
       .time_column = "", .id_column = "shop", .open_columns = {}, .timed = false};
@@ -152,7 +152,7 @@ TEST(BrokenCsv, WithNamesThatNoFileCanHold) {
                   HasSubstr(", line 3, column shop: expected the name of a series, got an empty")));
 }
 
-TEST(BrokenCsv, IsNotRepeatedInFull) {
+TEST(BrokenCsv, IsQuotedInPart) {
   EXPECT_EQ(
       csv_refusal("a,b\n1," + std::string(100'000, '7') + "x\n"),
       ", line 2, column b: expected a finite number, got \"" + std::string(60, '7') + "...\"");
@@ -168,7 +168,7 @@ TEST(BrokenCsv, IsNotRepeatedInFull) {
   EXPECT_LT(message.size(), 300u);
 }
 
-TEST(BrokenCsv, WithALineThatNeverEnds) {
+TEST(BrokenCsv, WithAnEndlessLine) {
   EXPECT_THAT([] { read_csv("/dev/zero", {"a"}); },
               ThrowsMessage<c10::ValueError>(
                   HasSubstr("/dev/zero, line 1: expected a line of less than 16777216 bytes")));
@@ -240,7 +240,7 @@ TEST(OpenPanel, HasTheHorizonAfterTheLastKnownValue) {
               ElementsAre("1", "2", "3", "4", "5", "+4"));
 }
 
-TEST(OpenPanel, RefusesGaps) {
+TEST(OpenPanel, RejectsGaps) {
   const TemporaryFile file(".csv", "t,a\n1,10\n2,\n3,12\n");
   EXPECT_THAT(
       [&] {
@@ -250,7 +250,7 @@ TEST(OpenPanel, RefusesGaps) {
           HasSubstr("expected empty fields of a only after its last known value")));
 }
 
-/// Series whose values say where they come from: 100 * series + row.
+/// Series whose values encode their position: 100 * series + row.
 std::shared_ptr<SeriesStore> counting_series(const std::vector<int64_t>& rows) {
   std::vector<torch::Tensor> values;
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -261,7 +261,7 @@ std::shared_ptr<SeriesStore> counting_series(const std::vector<int64_t>& rows) {
                                        0);
 }
 
-TEST(Windows, AreEveryStretchOfEverySeries) {
+TEST(Windows, CoverEveryPositionOfEverySeries) {
   const WindowDataset train(counting_series({10, 10}), {{0, 6}, {0, 6}}, /*past_inside=*/true,
                             {.input_size = 3, .horizon = 2});
   EXPECT_EQ(train.size(), 2 * 2);
@@ -275,7 +275,7 @@ TEST(Windows, AreEveryStretchOfEverySeries) {
   EXPECT_EQ(train.first_future_row(3), 4);
 }
 
-TEST(Windows, OfLaterPartsReachBackButTheirFutureDoesNot) {
+TEST(Windows, OfLaterPartsHaveTheirPastInTheEarlierPart) {
   const WindowDataset test(counting_series({10}), {{6, 10}}, /*past_inside=*/false,
                            {.input_size = 3, .horizon = 2});
   EXPECT_EQ(test.size(), 3);
@@ -286,13 +286,13 @@ TEST(Windows, OfLaterPartsReachBackButTheirFutureDoesNot) {
   EXPECT_EQ(test.first_future_row(0), 6);
 }
 
-TEST(Windows, OfTheTestPartOfEtth1AreTheCommonOnes) {
+TEST(Windows, OfEtth1AreThoseOfTheLiterature) {
   const WindowDataset test(counting_series({17420}), {{11520, 14400}}, false,
                            {.input_size = 336, .horizon = 96});
   EXPECT_EQ(test.size(), 2785);
 }
 
-TEST(Windows, MayBeOfSeriesOfDifferentLengths) {
+TEST(Windows, AllowSeriesOfDifferentLengths) {
   const WindowDataset train(counting_series({5, 7}), {{0, 5}, {0, 7}}, true,
                             {.input_size = 3, .horizon = 2});
   EXPECT_EQ(train.size(), 1 + 3);
@@ -301,7 +301,7 @@ TEST(Windows, MayBeOfSeriesOfDifferentLengths) {
   EXPECT_TRUE(torch::equal(batch.future[3].squeeze(1), torch::tensor({105.0f, 106.0f})));
 }
 
-TEST(Windows, MayHoldAllSeriesTogether) {
+TEST(Windows, CanContainAllSeries) {
   const auto store = counting_series({8, 8});
   const WindowDataset train(store, {{0, 8}, {0, 8}}, true,
                             {.input_size = 3, .horizon = 2, .together = true});
@@ -345,7 +345,7 @@ TEST(Windows, CarryExogenousColumns) {
   EXPECT_FALSE(together.hist_exog.defined());
 }
 
-TEST(ScalerOfAColumn, StandardisesAndReturns) {
+TEST(ScalerOfAColumn, StandardisesAndInverts) {
   torch::manual_seed(1);
   const torch::Tensor values = torch::randn({3, 50}, torch::kDouble) * 4.0 + 7.0;
   const ColumnScaler scaler = ColumnScaler::fit(values);

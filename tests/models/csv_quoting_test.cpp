@@ -1,4 +1,4 @@
-// Fields of a CSV file, written and read again.
+// Writing and reading fields of a CSV file.
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 namespace flash::tests {
 namespace {
 
-TEST(CsvQuoting, BringsEveryFieldBack) {
+TEST(CsvQuoting, RoundTripsEveryField) {
   const std::vector<std::vector<std::string>> lines = {
       {"plain", "a,b", "\"quoted\"", "", "\""},
       {" blank first", "in between", "blank last "},

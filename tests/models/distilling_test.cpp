@@ -17,7 +17,7 @@ namespace F = torch::nn::functional;
 using models::circular_convolution;
 using models::halve_by_maximum;
 
-TEST(CircularConvolution, GivesTorchsOutputAndGradients) {
+TEST(CircularConvolution, EqualsTorchWithGradients) {
   torch::manual_seed(1);
   for (const int64_t steps : {2, 3, 4, 5, 17, 400}) {
     const torch::Tensor x = torch::randn({3, steps, 6}, torch::kDouble).requires_grad_();
@@ -42,11 +42,11 @@ torch::Tensor pooled_by_torch(const torch::Tensor& x) {
       .transpose(1, 2);
 }
 
-TEST(HalveByMaximum, GivesTorchsOutputAndGradients) {
+TEST(HalveByMaximum, EqualsTorchWithGradients) {
   torch::manual_seed(1);
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     for (const int64_t steps : {1, 2, 3, 4, 9, 10}) {
-      // Few different numbers, so that there are ties, of which the first counts.
+      // Few distinct values, so that there are ties; the first one wins.
       const torch::Tensor x = torch::randint(3, {2, steps, 21}).to(dtype).requires_grad_();
       const torch::Tensor expected = pooled_by_torch(x), got = halve_by_maximum(x);
       EXPECT_TRUE(torch::equal(got, expected)) << steps;
@@ -59,7 +59,7 @@ TEST(HalveByMaximum, GivesTorchsOutputAndGradients) {
   }
 }
 
-TEST(HalveByMaximum, LetsNoNaNGoUnseen) {
+TEST(HalveByMaximum, PropagatesNaN) {
   const torch::Tensor x = torch::zeros({1, 6, 1});
   x[0][3][0] = std::numeric_limits<float>::quiet_NaN();
   EXPECT_TRUE(torch::equal(halve_by_maximum(x).isnan(), pooled_by_torch(x).isnan()));

@@ -1,4 +1,4 @@
-// FEDformer against neuralforecast, exact attention in its place, and what it refuses and keeps.
+// FEDformer against neuralforecast, with exact attention, and its error handling.
 
 #include <flash_attention/layer_kernels.h>
 #include <flash_attention/models/fedformer.h>
@@ -36,7 +36,7 @@ std::string refusal(const FEDformerOptions& options) {
   return message_of<c10::ValueError>([&] { FEDformer model(options); });
 }
 
-TEST(FEDformerOptions, HaveNeuralforecastsDefaults) {
+TEST(FEDformerOptions, HaveTheDefaultsOfNeuralforecast) {
   const FEDformerOptions options(1, 2);
   EXPECT_TRUE(options.futr_exog_list().empty());
   EXPECT_EQ(options.decoder_input_size_multiplier(), 0.5);
@@ -57,9 +57,9 @@ TEST(FEDformerOptions, HaveNeuralforecastsDefaults) {
   EXPECT_FALSE(options.use_flash_attention());
 }
 
-TEST(FEDformerModel, RefusesOptionsOutOfRange) {
+TEST(FEDformerModel, RejectsOptionsOutOfRange) {
   EXPECT_EQ(refusal(small_fedformer().n_head(4)),
-            "FEDformer: expected n_head 8, got 4; its Fourier blocks are made of 8 heads");
+            "FEDformer: expected n_head 8, got 4; its Fourier blocks have 8 heads");
   EXPECT_EQ(refusal(small_fedformer().version("Wavelets")),
             "FEDformer: expected version \"Fourier\", got \"Wavelets\"; there is no other");
   EXPECT_EQ(refusal(small_fedformer().MovingAvg_window(4)),
@@ -72,7 +72,7 @@ TEST(FEDformerModel, RefusesOptionsOutOfRange) {
       "decoder_input_size_multiplier");
   EXPECT_EQ(refusal(small_fedformer().fourier_index({{"enc_self", {1, 2}}})),
             "FEDformer: expected fourier_index with a list \"dec_self\", got none; leave "
-            "fourier_index empty to have all lists chosen");
+            "fourier_index empty to have all frequencies chosen");
   EXPECT_EQ(refusal(small_fedformer().fourier_index({{"enc_self", {2, 1}},
                                                      {"dec_self", {1, 2}},
                                                      {"dec_cross_q", {1, 2}},
@@ -81,7 +81,7 @@ TEST(FEDformerModel, RefusesOptionsOutOfRange) {
             "1]");
 }
 
-TEST(FEDformerModel, TakesFrequenciesUpToHalfTheLength) {
+TEST(FEDformerModel, AcceptsFrequenciesUpToHalfTheLength) {
   const auto with_highest = [](int64_t frequency) {
     return refusal(small_fedformer().fourier_index({{"enc_self", {1, frequency}},
                                                     {"dec_self", {1, 2}},
@@ -105,7 +105,7 @@ TEST(FEDformerModel, DrawsNeuralforecastsFrequencies) {
   EXPECT_NE(other->options.fourier_index(), model->options.fourier_index());
 }
 
-TEST(FEDformerModel, CountsASharedBlockOnce) {
+TEST(FEDformerModel, ListsASharedBlockOnce) {
   FEDformer model(small_fedformer().encoder_layers(3).decoder_layers(2));
   std::set<const void*> distinct;
   size_t complex = 0;
@@ -126,7 +126,7 @@ TEST(FEDformerModel, CountsASharedBlockOnce) {
   }
 }
 
-TEST(FEDformerModel, KeepsComplexWeightsThroughAChangeOfPrecision) {
+TEST(FEDformerModel, KeepsWeightsComplexWhenThePrecisionChanges) {
   FEDformer model(small_fedformer());
   const auto weights = [&] {
     return model->named_parameters()["encoder.attn_layers.0.attention.inner_correlation.weights1"]
@@ -161,7 +161,7 @@ TEST(FEDformerModel, ReplacesItsMechanismByExactAttention) {
   for (const auto& [name, tensor] : standard) {
     ASSERT_TRUE(flash.contains(name)) << name;
     ASSERT_EQ(tensor.defined(), flash[name].defined()) << name;
-    EXPECT_EQ(tensor.defined(), !name.ends_with("weights1")) << name;  // of no use there
+    EXPECT_EQ(tensor.defined(), !name.ends_with("weights1")) << name;  // unused there
     if (tensor.defined()) {
       EXPECT_LT(max_difference(flash[name], tensor), kGuideFloat64) << name;
     }
@@ -169,7 +169,7 @@ TEST(FEDformerModel, ReplacesItsMechanismByExactAttention) {
   EXPECT_GT(max_difference(native["output"], standard["output"]), 1e-3);
 }
 
-TEST(FEDformerModel, TrainsAlikeWhenLayersAreComputedAgain) {
+TEST(FEDformerModel, TrainsAlikeWithGradientCheckpointing) {
   const auto gradients = [](bool recomputed) {
     torch::manual_seed(1);
     FEDformer model(
@@ -207,12 +207,12 @@ TEST(FEDformerModel, ClonesWithoutSharingParameters) {
   EXPECT_TRUE(torch::equal(model->forward(input), output));
 }
 
-TEST(ComplexTanh, EqualsTorchsAndItsGradient) {
+TEST(ComplexTanh, EqualsTorchWithGradients) {
   for (const auto dtype : {torch::kFloat, torch::kDouble}) {
     torch::manual_seed(1);
     const torch::Tensor scale = torch::logspace(-3, 2, 200, 10, torch::kDouble);
     torch::Tensor parts = (torch::randn({5, 2, 200}, torch::kDouble) * scale).to(dtype);
-    // Away from the poles, where rounding of the argument is all there is.
+    // Away from the poles, near which the rounding of the argument dominates.
     const torch::Tensor near =
         (parts.select(1, 0).abs() < 0.2) & (parts.select(1, 1).cos().abs() < 0.2);
     parts = parts.masked_fill(near.unsqueeze(1), 0.5);
@@ -232,7 +232,7 @@ TEST(ComplexTanh, EqualsTorchsAndItsGradient) {
     (expected * weight).sum().backward();
     const double tolerance = dtype == torch::kFloat ? kOperatorFloat32 : kOperatorFloat64;
     EXPECT_LT(max_difference(result, expected), tolerance);
-    EXPECT_LT(max_difference(gradient, exact.grad()), 20 * tolerance);  // up to 20 in size
+    EXPECT_LT(max_difference(gradient, exact.grad()), 20 * tolerance);  // magnitudes up to 20
   }
 }
 

@@ -10,8 +10,7 @@
 namespace flash::tests {
 namespace {
 
-/// Networks this small gain nothing from a second thread, and wait for it where the machine is
-/// busy.
+/// Networks this small gain nothing from a second thread, and would wait for it on a busy machine.
 class OneThread : public testing::Environment {
   void SetUp() override { at::set_num_threads(1); }
 };

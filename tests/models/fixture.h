@@ -1,6 +1,6 @@
 #pragma once
-// Weights, inputs, outputs and gradients that the Python original computed; see
-// tests/fixtures/make_fixtures.py for what the keys mean.
+// Fixtures: weights, inputs, outputs and gradients of the Python originals. The keys are explained
+// in tests/fixtures/make_fixtures.py.
 
 #include <flash_attention/models/forecast_model.h>
 #include <flash_attention/models/patchtst.h>
@@ -15,12 +15,12 @@ struct Fixture {
   nlohmann::json description;
   models::TensorMap tensors;
 
-  /// The tensors under `prefix`, without it. Complex ones, stored as `<key>#ri` with a last
-  /// dimension of 2, are complex here.
+  /// The tensors whose names start with `prefix`, without it. Tensors that are stored as `<key>#ri`
+  /// with a last dimension of 2 are complex here.
   models::TensorMap under(const std::string& prefix) const;
   const at::Tensor& at(const std::string& key) const { return tensors.at(key); }
-  /// All of a model's tensors: the stored ones, ties under each of their names, and the model's own
-  /// where the fixture leaves out what every model computes alike (tables of positions, masks).
+  /// All tensors of a model: the stored ones, shared ones under each name, and the model's own for
+  /// constants that fixtures omit (position tables, masks).
   models::TensorMap parameters_for(const torch::nn::Module& module) const;
   /// `input/*` in a dtype.
   models::WindowsBatch windows(at::ScalarType dtype) const;
@@ -31,19 +31,18 @@ Fixture load_fixture(const std::string& name);
 /// The path of a safetensors file among the fixtures.
 std::string fixture_path(const std::string& name);
 
-/// The model that the fixture was made with and with its weights, in its mode. `overrides` replaces
-/// options of the fixture.
+/// The fixture's model with its weights, in its mode. `overrides` replaces options of the fixture.
 std::shared_ptr<models::ForecastModel> model_of(
     const Fixture& fixture, const models::ModelConfig& config = {},
     const nlohmann::json& overrides = nlohmann::json::object());
 
-/// A member of a batch by the name that it has in neuralforecast; throws for another name.
+/// A member of a batch by its name in neuralforecast; throws for an unknown name.
 at::Tensor& member(models::WindowsBatch& windows, const std::string& name);
 
 /// Largest absolute difference, +inf if the shapes differ or a value is NaN.
 double max_difference(const at::Tensor& a, const at::Tensor& b);
 
-/// The options of a network small enough to train in milliseconds, without any dropout.
+/// Options of a network without dropout that trains in milliseconds.
 models::PatchTSTOptions tiny_options();
 
 }  // namespace flash::tests

@@ -1,4 +1,4 @@
-// Forecasts, their errors, and the files of forecasters.
+// Forecasts, forecast errors, and files of forecasters.
 
 #include "train/output/forecaster.h"
 
@@ -55,8 +55,8 @@ TEST(Evaluation, MeasuresOnBothScales) {
               1e-5);
 }
 
-TEST(Evaluation, CountsTheWindowsOfEachSeries) {
-  // Both series count on, so that naive is off by 1 ... 4, but the longer one has more windows.
+TEST(Evaluation, WeightsSeriesByTheirNumberOfWindows) {
+  // Both series increase by 1, so naive is off by 1 ... 4, but the longer one has more windows.
   Settings settings = quick_settings();
   settings.data.table_scaler = "none";
   settings.data.split = {.train_rows = 28, .validation_rows = 4};
@@ -74,10 +74,10 @@ TEST(Evaluation, CountsTheWindowsOfEachSeries) {
   }
 }
 
-TEST(Evaluation, TakesTheMedianForAbsoluteErrorsAndTheMeanForSquaredOnes) {
+TEST(Evaluation, UsesTheMedianForAbsoluteAndTheMeanForSquaredErrors) {
   Settings settings = quick_settings();
   settings.data.table_scaler = "none";
-  settings.loss.name = "Poisson";  // the median is a whole number, the mean is not
+  settings.loss.name = "Poisson";  // the median is an integer, the mean is not
   Forecaster forecaster = models::make_forecaster(settings.data, settings.model, settings.loss, 2);
   std::vector<Series> panel = waves();
   for (Series& one : panel) one.values = torch::poisson(torch::full_like(one.values, 2.0));
@@ -93,7 +93,7 @@ TEST(Evaluation, TakesTheMedianForAbsoluteErrorsAndTheMeanForSquaredOnes) {
     const auto column = std::find(names.begin(), names.end(), name) - names.begin();
     return forecast.select(3, column) - batch.future;
   };
-  // The same float64 numbers, summed in another order.
+  // The same float64 values, summed in another order.
   EXPECT_NEAR(result.model.mae, errors("-median").abs().mean().item<double>(), kModelFloat64);
   EXPECT_NEAR(result.model.mse, errors("").square().mean().item<double>(), kModelFloat64);
   EXPECT_GT(max_difference(errors("-median"), errors("")), 0.01);
@@ -112,7 +112,7 @@ TEST(ForecastColumns, AreFoundByTheirNames) {
   EXPECT_EQ(of_distribution.median, 1);
 }
 
-TEST(Coverage, CountsTheTruthsInside) {
+TEST(Coverage, CountsTrueValuesInsideTheInterval) {
   Settings settings = quick_settings();
   settings.loss.name = "Normal";
   settings.loss.level = {50, 99.9};
@@ -128,7 +128,7 @@ TEST(Coverage, CountsTheTruthsInside) {
   EXPECT_GT(result.coverage[1].share, 0.1);
 }
 
-TEST(Forecaster, HasTheLossThatWasAskedForBeforeAndAfterItsFile) {
+TEST(Forecaster, KeepsItsLossThroughAFile) {
   Settings settings = quick_settings();
   settings.loss = {
       .name = "HuberLoss", .level = {70}, .quantiles = {0.25, 0.5}, .q = 0.75, .delta = 0.125};
@@ -148,7 +148,7 @@ TEST(Forecaster, HasTheLossThatWasAskedForBeforeAndAfterItsFile) {
 
 class StoredForecaster : public testing::TestWithParam<const char*> {};
 
-TEST_P(StoredForecaster, ComesBackWithAllThatItNeeds) {
+TEST_P(StoredForecaster, RoundTripsEverything) {
   Settings settings = quick_settings(GetParam());
   settings.data.columns.time_column = "b, \"c\"";
   settings.data.season = 12;
@@ -182,7 +182,7 @@ INSTANTIATE_TEST_SUITE_P(Models, StoredForecaster,
                                          "iTransformer"),
                          [](const auto& info) { return std::string(info.param); });
 
-TEST(Forecaster, IsNotWrittenWithNamesThatJsonCannotHold) {
+TEST(Forecaster, RejectsNamesThatAreNotUtf8) {
   Session session(quick_settings("TFT"));
   session.forecaster.data.columns.time_column = "caf\xE9";
   const TemporaryFile file(".safetensors");
@@ -198,12 +198,12 @@ TEST(Forecaster, IsNotWrittenWithNamesThatJsonCannotHold) {
                   HasSubstr("save_model: expected names and options in UTF-8, got: ")));
 }
 
-TEST(Forecaster, RefusesAFileOfSomethingElse) {
+TEST(Forecaster, RejectsOtherFiles) {
   EXPECT_THAT([&] { models::load_forecaster(fixture_path("patchtst_train_bn"), "", 64); },
               ThrowsMessage<c10::ValueError>(HasSubstr("expected a model written by flash_train")));
 }
 
-TEST(Forecaster, RefusesAnAttentionThatWouldBeAnotherModel) {
+TEST(Forecaster, RejectsAnAttentionThatWouldBeAnotherModel) {
   const Session session(quick_settings("Autoformer"));
   const TemporaryFile file(".safetensors");
   models::save_forecaster(file.path(), session.forecaster);
@@ -211,7 +211,7 @@ TEST(Forecaster, RefusesAnAttentionThatWouldBeAnotherModel) {
               ThrowsMessage<c10::ValueError>(HasSubstr("makes it another model")));
 }
 
-TEST(Forecaster, OffersOnlyTheAttentionThatTheModelHas) {
+TEST(Forecaster, AcceptsOnlyTheAttentionsOfItsModel) {
   Settings settings = quick_settings("Informer");
   settings.model.attention = "native";
   EXPECT_THAT([&] { Session session(settings); },

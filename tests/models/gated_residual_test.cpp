@@ -1,4 +1,4 @@
-// The gated residual networks block by block against the same written with torch's operators.
+// The gated residual networks against the same networks in torch's operators.
 
 #include "layers/tft/gated_residual.h"
 
@@ -16,7 +16,7 @@ namespace {
 using models::GatedActivation;
 using torch::Tensor;
 
-constexpr int64_t kRows = 300, kWidth = 5;  // more rows than a block of them has
+constexpr int64_t kRows = 300, kWidth = 5;  // more rows than a block
 constexpr double kEpsilon = 1e-3;
 
 Tensor activate(const std::string& name, const Tensor& x) {
@@ -34,7 +34,7 @@ Tensor leaf(at::IntArrayRef sizes) {
   return torch::randn(sizes, at::dtype(at::kDouble)).requires_grad_();
 }
 
-/// The weights of n networks, one above the other.
+/// The weights of n networks, stacked.
 models::ResidualWeights stacked_weights(int64_t n) {
   return {.weight = leaf({n, kWidth, kWidth}),
           .bias = leaf({n, kWidth}),
@@ -51,7 +51,7 @@ models::ResidualWeights network(const models::ResidualWeights& all, int64_t i) {
           {gate.weight[i], gate.bias[i], gate.norm_weight[i], gate.norm_bias[i]}};
 }
 
-/// What follows the activation.
+/// The part of a network after the activation.
 Tensor tail(const Tensor& activated, const Tensor& skip, const models::ResidualWeights& weights) {
   const models::GateWeights& gate = weights.gate;
   const Tensor hidden = torch::linear(activated, weights.weight, weights.bias);
@@ -64,7 +64,7 @@ Tensor repeated(const Tensor& shift) {
   return shift.index_select(0, torch::arange(kRows).remainder(shift.size(0)));
 }
 
-/// Two ways to one result, with the gradients of what they take.
+/// Compares two results and their gradients.
 void expect_equal(const Tensor& found, const Tensor& expected, const std::vector<Tensor>& leaves,
                   const std::string& what) {
   EXPECT_LT(max_difference(found, expected), kModelFloat64) << what;
@@ -83,7 +83,7 @@ class EveryActivation : public testing::TestWithParam<const char*> {
   GatedActivation activation_ = models::gated_activation(GetParam());
 };
 
-TEST_P(EveryActivation, OfANetworkOfRows) {
+TEST_P(EveryActivation, InASingleNetwork) {
   const Tensor x = leaf({kRows, kWidth}), first = leaf({kWidth, kWidth}), shift = leaf({3, kWidth});
   const auto weights = network(stacked_weights(1), 0);
   const Tensor activated = activate(GetParam(), x.mm(first.t()) + repeated(shift));
@@ -94,7 +94,7 @@ TEST_P(EveryActivation, OfANetworkOfRows) {
                GetParam());
 }
 
-TEST_P(EveryActivation, OfSelectedVariables) {
+TEST_P(EveryActivation, InSelectedVariables) {
   const int64_t n = 3;
   const Tensor x = leaf({kRows, n}), selection = leaf({kRows, n});
   const models::ScalarEmbedding embedding = {leaf({n, kWidth}), leaf({n, kWidth}),
@@ -118,19 +118,19 @@ TEST_P(EveryActivation, OfSelectedVariables) {
       GetParam());
 }
 
-TEST_P(EveryActivation, OfANarrowNetwork) {
+TEST_P(EveryActivation, InAScalarNetwork) {
   const Tensor x = leaf({kRows, 2}), first = leaf({2, kWidth}), shift = leaf({4, kWidth}),
                second = leaf({3, kWidth});
-  expect_equal(models::narrow_network(x, first, shift, second, activation_),
+  expect_equal(models::scalar_network(x, first, shift, second, activation_),
                activate(GetParam(), x.mm(first) + repeated(shift)).mm(second.t()),
                {x, first, shift, second}, GetParam());
 }
 
-TEST_P(EveryActivation, KeepsNaN) {
+TEST_P(EveryActivation, PropagatesNaN) {
   const Tensor x = leaf({kRows, 2}), first = leaf({2, kWidth}), second = leaf({3, kWidth});
   Tensor shift = torch::zeros({4, kWidth}, at::kDouble);
   shift[1].fill_(std::numeric_limits<double>::quiet_NaN());
-  const Tensor found = models::narrow_network(x, first, shift, second, activation_).isnan();
+  const Tensor found = models::scalar_network(x, first, shift, second, activation_).isnan();
   EXPECT_TRUE(torch::equal(found, repeated(shift).isnan().slice(1, 0, 3))) << GetParam();
 }
 

@@ -1,4 +1,4 @@
-// Blocks that are computed again in the backward: the same numbers, less memory.
+// Blocks that are recomputed in the backward: the same results, less memory.
 
 #include <ATen/autocast_mode.h>
 #include <flash_attention/dropout.h>
@@ -51,7 +51,7 @@ StepResult step(bool recompute, bool use_grad) {
   const BlockNet net;
   const torch::Tensor x = torch::randn({9, 6}).requires_grad_();
   torch::Tensor output = x;
-  for (int i = 0; i < 3; ++i) output = run(net, output, recompute);  // one net thrice
+  for (int i = 0; i < 3; ++i) output = run(net, output, recompute);  // one net, three times
   StepResult result;
   Tensors wanted = net->parameters();
   wanted.push_back(x);
@@ -80,7 +80,7 @@ void expect_same(const StepResult& a, const StepResult& b) {
   }
 }
 
-TEST(GradientCheckpoint, ChangesNeitherNumbersNorStatisticsNorTheGenerator) {
+TEST(GradientCheckpoint, ChangesNeitherResultsNorStatisticsNorTheGenerator) {
   const StepResult plain = step(false, false);
   expect_same(step(true, false), plain);
   expect_same(step(true, true), plain);
@@ -102,7 +102,7 @@ TEST(GradientCheckpoint, KeepsOnlyTheInputs) {
   EXPECT_LT(peak(true), peak(false) / 3);
 }
 
-TEST(GradientCheckpoint, TakesAndReturnsSeveralTensorsAndUndefinedOnes) {
+TEST(GradientCheckpoint, AcceptsAndReturnsSeveralAndUndefinedTensors) {
   const torch::Tensor a = torch::randn({4}).requires_grad_();
   const torch::Tensor b = torch::randn({4});
   const torch::Tensor weight = torch::randn({4}).requires_grad_();
@@ -120,7 +120,7 @@ TEST(GradientCheckpoint, TakesAndReturnsSeveralTensorsAndUndefinedOnes) {
   EXPECT_TRUE(torch::equal(weight.grad(), a));
 }
 
-TEST(GradientCheckpoint, CountsAParameterOfTwoModulesOnce) {
+TEST(GradientCheckpoint, CountsASharedParameterOnce) {
   const torch::Tensor x = torch::ones({2});
   const torch::Tensor weight = torch::ones({2}).requires_grad_();
   gradient_checkpoint([weight](const Tensors& in) { return in[0] * weight; }, {x},
@@ -152,7 +152,7 @@ TEST(GradientCheckpoint, RecomputesUnderTheSameAutocast) {
   EXPECT_EQ(at::autocast::get_autocast_dtype(at::kCPU), usual);
 }
 
-TEST(GradientCheckpoint, IsAPlainCallWithoutAGradientToCompute) {
+TEST(GradientCheckpoint, IsAPlainCallIfNoGradientIsNeeded) {
   const auto twice = [](const Tensors& in) { return 2 * in[0]; };
   EXPECT_FALSE(gradient_checkpoint(twice, {torch::ones({2})}, Tensors{}).requires_grad());
   const torch::NoGradGuard no_grad;
@@ -160,7 +160,7 @@ TEST(GradientCheckpoint, IsAPlainCallWithoutAGradientToCompute) {
   EXPECT_FALSE(gradient_checkpoint(twice, {leaf}, Tensors{}).requires_grad());
 }
 
-TEST(GradientCheckpoint, RefusesASecondDerivativeInWords) {
+TEST(GradientCheckpoint, RejectsASecondDerivative) {
   const torch::Tensor x = torch::randn({3}).requires_grad_();
   const torch::Tensor cube =
       gradient_checkpoint([](const Tensors& in) { return in[0] * in[0] * in[0]; }, {x}, Tensors{});
@@ -171,7 +171,7 @@ TEST(GradientCheckpoint, RefusesASecondDerivativeInWords) {
               ThrowsMessage<c10::NotImplementedError>(HasSubstr("call the block without")));
 }
 
-TEST(GradientCheckpoint, NoticesAParameterChangedBeforeTheBackward) {
+TEST(GradientCheckpoint, DetectsAParameterChangedBeforeTheBackward) {
   const torch::Tensor weight = torch::ones({2}).requires_grad_();
   const torch::Tensor output = gradient_checkpoint(
       [weight](const Tensors& in) { return in[0] * weight; }, {torch::ones({2})}, Tensors{weight});
@@ -183,7 +183,7 @@ TEST(GradientCheckpoint, NoticesAParameterChangedBeforeTheBackward) {
               ThrowsMessage<c10::Error>(HasSubstr("modified by an inplace operation")));
 }
 
-TEST(GradientCheckpoint, RunsOnceForEachBackward) {
+TEST(GradientCheckpoint, RecomputesOncePerBackward) {
   int runs = 0;
   const torch::Tensor x = torch::ones({2}).requires_grad_();
   const torch::Tensor output = gradient_checkpoint(

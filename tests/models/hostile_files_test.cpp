@@ -1,4 +1,4 @@
-// Files and options made to crash, hang or fill the memory: each is refused in words.
+// Files and options made to crash, hang or fill the memory: each gives an error message.
 
 #include <flash_attention/models/checkpoint.h>
 #include <flash_attention/models/registry.h>
@@ -25,10 +25,10 @@ using testing::AllOf;
 using testing::EndsWith;
 using testing::HasSubstr;
 
-// A path, the words around what is quoted, and 200 bytes of that, each of which may need escaping.
+// A path, the text around a quotation, and 200 quoted bytes, each of which may need escaping.
 constexpr size_t kLongestMessage = 2000;
 
-/// What the call is refused with. c10::ValueError only: anything else fails the test.
+/// The message of the call's c10::ValueError. Anything else fails the test.
 template <class Call>
 std::string refusal_of(const Call& call) {
   try {
@@ -53,14 +53,14 @@ std::string times_over(const std::string& text, int64_t times) {
   return all;
 }
 
-/// Three ways to nest: arrays, objects, and both, closed or cut off.
+/// Three ways to nest: arrays, objects, and both, closed or truncated.
 std::vector<std::string> deep_values(int64_t depth) {
   return {times_over("[", depth), times_over("[", depth) + times_over("]", depth),
           times_over("{\"k\":", depth), times_over("{\"k\":", depth) + "1" + times_over("}", depth),
           times_over("[{\"k\":", depth) + "1" + times_over("}]", depth)};
 }
 
-TEST(HostileSafetensors, NestedAMillionDeep) {
+TEST(HostileSafetensors, NestedAMillionLevels) {
   for (const std::string& value : deep_values(1'000'000)) {
     for (const std::string name : {"a", "__metadata__"}) {
       const std::string header = "{\"" + name + "\":" + value + "}";
@@ -69,14 +69,14 @@ TEST(HostileSafetensors, NestedAMillionDeep) {
   }
 }
 
-TEST(HostileSafetensors, WhoseMetadataIsNestedAMillionDeep) {
+TEST(HostileSafetensors, WhoseMetadataIsNestedAMillionLevels) {
   for (const std::string& value : deep_values(1'000'000)) {
     for (const std::string key : {"hyper_parameters", "shared", "fourier_index"}) {
       models::SafetensorsFile file;
       file.metadata = {{"model_class", "PatchTST"}, {"hyper_parameters", "{}"}};
       file.metadata[key] = "{\"loss\":" + value + "}";
       const auto load = [&] { models::load_model(file); };
-      if (key == "shared") {  // load_model has no use for it, save_model passes it on
+      if (key == "shared") {  // ignored by load_model and kept by save_model
         const auto model = models::make_model("PatchTST", R"({"h": 2, "input_size": 16})");
         EXPECT_THAT(refusal_of([&] { save_model("/nonexistent/model", *model, file); }),
                     HasSubstr("expected shared as a JSON object nested at most 64 deep"));
@@ -88,7 +88,7 @@ TEST(HostileSafetensors, WhoseMetadataIsNestedAMillionDeep) {
   }
 }
 
-TEST(HostileSafetensors, WithHalfAMillionTensorsAreReadInProportion) {
+TEST(HostileSafetensors, WithHalfAMillionTensorsAreReadInLinearTime) {
   const auto seconds_for = [](int64_t tensors) {
     std::string header = "{";
     for (int64_t i = 0; i < tensors; ++i) {
@@ -100,8 +100,8 @@ TEST(HostileSafetensors, WithHalfAMillionTensorsAreReadInProportion) {
     EXPECT_EQ(read_safetensors(file.path()).tensors.size(), static_cast<size_t>(tensors));
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
-  // 10 times the tensors take 10 times as long, and some more for the caches; with the square of
-  // their number it would be 100 times.
+  // 10 times the tensors take 10 times as long, plus cache effects; in quadratic time it would be
+  // 100 times.
   const double few = seconds_for(20'000);
   EXPECT_LT(seconds_for(200'000), 40 * few);
 }
@@ -126,21 +126,22 @@ TEST(HostileSafetensors, WithTooManyDimensions) {
   EXPECT_THAT(refusal_of_header(with_ones(1'000'000), 1), HasSubstr("got 1000000"));
 }
 
-TEST(HostileSafetensors, WithAKeyTwiceAnywhere) {
+TEST(HostileSafetensors, WithADuplicateKey) {
   const std::string tensor = R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]})";
-  EXPECT_THAT(refusal_of_header("{" + tensor + "," + tensor + "}", 4),
-              HasSubstr("expected a JSON object as header with each key once, got \"a\" twice"));
+  EXPECT_THAT(
+      refusal_of_header("{" + tensor + "," + tensor + "}", 4),
+      HasSubstr("expected a JSON object as header without duplicate keys, got \"a\" twice"));
   EXPECT_THAT(refusal_of_header(R"({"a":{"dtype":"F32","shape":[1],"shape":[2]}})", 4),
               HasSubstr("got \"shape\" twice"));
   EXPECT_THAT(refusal_of_header(R"({"__metadata__":{"k":"1","k":"2"}})"),
               HasSubstr("got \"k\" twice"));
 }
 
-TEST(HostileSafetensors, ThatAreNoUtf8) {
+TEST(HostileSafetensors, ThatAreNotUtf8) {
   EXPECT_THAT(refusal_of_header("{\"\xff\xfe\":1}"),
               AllOf(HasSubstr("expected a JSON object as header, got \"{"),
-                    HasSubstr("which is no JSON at byte 3")));
-  EXPECT_THAT(refusal_of_header("{\"a\":\"\xc3\"}"), HasSubstr("which is no JSON at byte"));
+                    HasSubstr("which is not JSON at byte 3")));
+  EXPECT_THAT(refusal_of_header("{\"a\":\"\xc3\"}"), HasSubstr("which is not JSON at byte"));
   EXPECT_THAT(refusal_of_header(std::string("{\"a\0\":1}", 8)), HasSubstr("{\\\"a\\u0000"));
   EXPECT_THAT(refusal_of_header("{\"a\\u0000\\n\":1}"), HasSubstr("tensor a\\u0000\\n: expected"));
 }
@@ -167,16 +168,16 @@ TEST(HostileSafetensors, AreQuotedInPart) {
   }
 }
 
-TEST(HostileSafetensors, ThatAreNoFiles) {
+TEST(HostileSafetensors, ThatAreNotRegularFiles) {
   const TemporaryFile pipe(".pipe");
-  ASSERT_EQ(mkfifo(pipe.path().c_str(), 0600), 0);  // to open it would be to wait for a writer
+  ASSERT_EQ(mkfifo(pipe.path().c_str(), 0600), 0);  // opening it would wait for a writer
   for (const std::string& path : {pipe.path(), std::string("/tmp"), std::string("/dev/zero")}) {
     EXPECT_THAT(refusal_of([&] { read_safetensors(path); }), HasSubstr("cannot be read"));
   }
 }
 
 TEST(HostileSafetensors, LargerThanTheMemory) {
-  constexpr uint64_t kBytes = 1ULL << 42;  // on no disk: a file with a hole
+  constexpr uint64_t kBytes = 1ULL << 42;  // a sparse file
   const std::string header = R"({"a":{"dtype":"U8","shape":[)" + std::to_string(kBytes) +
                              R"(],"data_offsets":[0,)" + std::to_string(kBytes) + "]}}";
   const TemporaryFile file(".safetensors", safetensors_bytes(header));
@@ -203,7 +204,7 @@ json with(const std::string& model_class, const std::string& option, const json&
   return options;
 }
 
-/// Each option that a model's size grows with.
+/// The options on which a model's size depends.
 const std::vector<std::pair<std::string, std::string>> kSizes{{"Autoformer", "hidden_size"},
                                                               {"Autoformer", "conv_hidden_size"},
                                                               {"Autoformer", "encoder_layers"},
@@ -232,7 +233,7 @@ const std::vector<std::pair<std::string, std::string>> kSizes{{"Autoformer", "hi
                                                               {"iTransformer", "input_size"},
                                                               {"iTransformer", "h"}};
 
-TEST(HostileOptions, OfAModelBeyondTheMachineAreRefusedBeforeItIsBuilt) {
+TEST(HostileOptions, OfAModelTooLargeForTheMachineAreRejectedBeforeItIsBuilt) {
   for (const auto& [model_class, option] : kSizes) {
     for (const int64_t value : {int64_t{1} << 32, int64_t{1} << 31}) {
       const std::string options = with(model_class, option, value).dump();
@@ -247,7 +248,7 @@ TEST(HostileOptions, OfAModelBeyondTheMachineAreRefusedBeforeItIsBuilt) {
               HasSubstr("expected options of a model of at most"));
 }
 
-TEST(HostileOptions, OfAModelBeyondTheFileAreRefusedBeforeItIsBuilt) {
+TEST(HostileOptions, OfAModelTooLargeForTheFileAreRejectedBeforeItIsBuilt) {
   for (const auto& [model_class, option] : kSizes) {
     torch::manual_seed(1);
     const auto model = models::make_model(model_class, with(model_class, "h", 2).dump());
@@ -255,19 +256,19 @@ TEST(HostileOptions, OfAModelBeyondTheFileAreRefusedBeforeItIsBuilt) {
     save_model(path.path(), *model);
     auto file = read_safetensors(path.path());
     json parameters = json::parse(file.metadata.at("hyper_parameters"));
-    // 5 million times the layers or the square of the width: a machine might hold it, the file
-    // cannot mean it.
+    // 5 million times the layers, or the square of the width: the machine might hold it, but it
+    // cannot belong to the file.
     parameters[option] = 5'000'000;
     file.metadata["hyper_parameters"] = parameters.dump();
-    // Whichever comes first: the head's outputs are compared with h before.
+    // Either error: the head's outputs are compared with h before the size is checked.
     EXPECT_THAT(refusal_of([&] { models::load_model(file); }),
                 testing::AnyOf(HasSubstr("ample for the"), HasSubstr("memory that this machine"),
-                               HasSubstr("of a multiple of h = 5000000 numbers")))
+                               HasSubstr("of a multiple of h = 5000000 elements")))
         << model_class << " " << option;
   }
 }
 
-TEST(HostileOptions, BeyondEveryNumberAreRefused) {
+TEST(HostileOptions, WithHugeNumbersAreRejected) {
   for (const auto& [model_class, required] : kRequired) {
     const json given = json::parse(required);
     const auto model = models::make_model(model_class, required);
@@ -293,7 +294,7 @@ TEST(HostileOptions, BeyondEveryNumberAreRefused) {
   }
 }
 
-TEST(HostileOptions, NestedAMillionDeep) {
+TEST(HostileOptions, NestedAMillionLevels) {
   for (const std::string& value : deep_values(1'000'000)) {
     const std::string options = "{\"h\":" + value + "}";
     EXPECT_THAT(refusal_of([&] { models::make_model("TFT", options); }),
@@ -334,12 +335,12 @@ TEST(Excerpt, IsShortAndOneLine) {
   EXPECT_EQ(models::excerpt("\xff"), "\xef\xbf\xbd");  // the replacement character
   EXPECT_EQ(models::excerpt(std::string(200, 'x')), std::string(200, 'x'));
   EXPECT_EQ(models::excerpt(std::string(201, 'x')), std::string(200, 'x') + "...");
-  // A character that the cut runs through is left out.
+  // A character that the limit splits is omitted.
   EXPECT_EQ(models::excerpt(std::string(199, 'x') + "üüü"), std::string(199, 'x') + "...");
   EXPECT_EQ(models::shortened(std::string(198, 'x') + "€€"), std::string(198, 'x') + "...");
 }
 
-TEST(JsonText, MayBeNestedSixtyFourDeep) {
+TEST(JsonText, MayBeNestedSixtyFourLevels) {
   const auto nested = [](int64_t arrays) {
     return "{\"a\":" + times_over("[", arrays) + times_over("]", arrays) + "}";
   };

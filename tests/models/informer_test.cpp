@@ -27,7 +27,7 @@ INSTANTIATE_TEST_SUITE_P(
                                    {.flash = true})),
     parity_name);
 
-TEST(InformerOptions, HaveNeuralforecastsDefaults) {
+TEST(InformerOptions, HaveTheDefaultsOfNeuralforecast) {
   const InformerOptions options(1, 2);
   EXPECT_EQ(options.decoder_input_size_multiplier(), 0.5);
   EXPECT_EQ(options.hidden_size(), 128);
@@ -42,9 +42,10 @@ TEST(InformerOptions, HaveNeuralforecastsDefaults) {
   EXPECT_FALSE(options.use_flash_attention());
 }
 
-TEST(InformerModel, WithOneHeadForecastsEachSampleAsIfItWereAlone) {
-  // The original selects for all samples what any of them selects; its fixture shows that. The
-  // table of sampled keys is the same for any batch, so a sample alone is the right answer.
+TEST(InformerModel, WithOneHeadForecastsEachSampleIndependently) {
+  // The original uses for all samples the queries that any of them selects, as its fixture shows.
+  // The sampled keys are the same for any batch, so the forward of a single sample is the
+  // reference.
   for (const bool flash : {false, true}) {
     torch::manual_seed(3);
     Informer model(tiny_informer().n_head(1).use_flash_attention(flash));
@@ -59,7 +60,7 @@ TEST(InformerModel, WithOneHeadForecastsEachSampleAsIfItWereAlone) {
   }
 }
 
-TEST(InformerModel, TrainsAlikeWithRecomputedLayers) {
+TEST(InformerModel, TrainsAlikeWithGradientCheckpointing) {
   std::vector<torch::Tensor> gradients[2];
   for (const bool recompute : {false, true}) {
     torch::manual_seed(3);
@@ -75,7 +76,7 @@ TEST(InformerModel, TrainsAlikeWithRecomputedLayers) {
   }
 }
 
-TEST(InformerModel, RefusesWhatDoesNotFit) {
+TEST(InformerModel, RejectsInvalidOptionsAndWindows) {
   const auto expect = [](auto&& call, const char* message) {
     EXPECT_THAT(call, ThrowsMessage<c10::ValueError>(HasSubstr(message)));
   };

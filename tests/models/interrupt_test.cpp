@@ -23,7 +23,7 @@ class Interrupts : public testing::TestWithParam<int> {
   Interrupts() { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
 };
 
-TEST_P(Interrupts, OnceOnlySetAFlagAndSayWhatHappens) {
+TEST_P(Interrupts, SetAFlagAndPrintAMessageTheFirstTime) {
   EXPECT_EXIT(
       {
         watch_for_interrupts();
@@ -35,7 +35,7 @@ TEST_P(Interrupts, OnceOnlySetAFlagAndSayWhatHappens) {
       testing::ExitedWithCode(7), "Stopping after this step to write a checkpoint; once more ends");
 }
 
-TEST_P(Interrupts, TwiceEndTheProgram) {
+TEST_P(Interrupts, EndTheProgramTheSecondTime) {
   EXPECT_EXIT(
       {
         watch_for_interrupts();
@@ -46,7 +46,7 @@ TEST_P(Interrupts, TwiceEndTheProgram) {
       testing::KilledBySignal(GetParam()), "");
 }
 
-TEST_P(Interrupts, EndTheProgramOnceNothingCanBeLost) {
+TEST_P(Interrupts, EndTheProgramAfterTheTraining) {
   EXPECT_EXIT(
       {
         watch_for_interrupts();
@@ -57,7 +57,7 @@ TEST_P(Interrupts, EndTheProgramOnceNothingCanBeLost) {
       testing::KilledBySignal(GetParam()), "");
 }
 
-TEST_P(Interrupts, WaitForAFileToBeWritten) {
+TEST_P(Interrupts, WaitUntilAFileIsWritten) {
   EXPECT_EXIT(
       {
         watch_for_interrupts();
@@ -90,7 +90,7 @@ INSTANTIATE_TEST_SUITE_P(
       return std::string(info.param == SIGINT ? "Int" : info.param == SIGTERM ? "Term" : "Hup");
     });
 
-TEST(Hangup, IsIgnoredWhereNohupSaysSo) {
+TEST(Hangup, IsIgnoredUnderNohup) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(
       {

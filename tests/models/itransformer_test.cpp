@@ -28,7 +28,7 @@ INSTANTIATE_TEST_SUITE_P(ITransformer, AgainstPython,
                                                         {.flash = true})),
                          parity_name);
 
-TEST(ITransformerOptions, HaveNeuralforecastsDefaults) {
+TEST(ITransformerOptions, HaveTheDefaultsOfNeuralforecast) {
   const ITransformerOptions options(1, 2, 3);
   EXPECT_EQ(options.hidden_size(), 512);
   EXPECT_EQ(options.n_heads(), 8);
@@ -41,7 +41,7 @@ TEST(ITransformerOptions, HaveNeuralforecastsDefaults) {
   EXPECT_FALSE(options.use_flash_attention());
 }
 
-TEST(ITransformerModel, DropsTheSameWithEitherAttentionAndWithRecomputedLayers) {
+TEST(ITransformerModel, DropsTheSameElementsWithEitherAttentionAndWithCheckpointing) {
   std::vector<torch::Tensor> outputs;
   for (const auto& [flash, recompute] : {std::pair(false, false), {true, false}, {true, true}}) {
     torch::manual_seed(3);
@@ -65,7 +65,7 @@ TEST(ITransformerModel, DropsAttentionWeightsOnlyInTraining) {
     const torch::Tensor y = torch::randn({2, 10, 3});
     model->eval();
     EXPECT_TRUE(torch::equal(model->forward(y), model->forward(y)));
-    // Of the layers around them nothing is dropped, so that only the weights can differ.
+    // Nothing else is dropped, so only the attention weights can differ.
     for (const auto& module : model->named_modules()) {
       if (module.key().ends_with(".attention")) module.value()->train();
     }
@@ -73,7 +73,7 @@ TEST(ITransformerModel, DropsAttentionWeightsOnlyInTraining) {
   }
 }
 
-TEST(ITransformerModel, NeedsMemoryInProportionToTheSeriesWithFlashAttention) {
+TEST(ITransformerModel, NeedsLinearMemoryInTheSeriesWithFlashAttention) {
   const auto bytes = [](int64_t series, bool flash) {
     ITransformer model(tiny_itransformer(series).e_layers(1).use_flash_attention(flash));
     const torch::Tensor y = torch::randn({1, 10, series});
@@ -83,11 +83,11 @@ TEST(ITransformerModel, NeedsMemoryInProportionToTheSeriesWithFlashAttention) {
       return sum.detach();
     }));
   };
-  EXPECT_LT(bytes(2000, true) / bytes(1000, true), 2.1);    // twice, and nothing that grows faster
-  EXPECT_GT(bytes(2000, false) / bytes(1000, false), 3.5);  // nearly four times: score matrices
+  EXPECT_LT(bytes(2000, true) / bytes(1000, true), 2.1);    // linear
+  EXPECT_GT(bytes(2000, false) / bytes(1000, false), 3.5);  // almost quadratic: score matrices
 }
 
-TEST(ITransformerModel, RefusesWhatDoesNotFit) {
+TEST(ITransformerModel, RejectsInvalidOptionsAndWindows) {
   const auto expect = [](auto&& call, const char* message) {
     EXPECT_THAT(call, ThrowsMessage<c10::ValueError>(HasSubstr(message)));
   };

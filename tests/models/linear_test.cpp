@@ -1,4 +1,4 @@
-// The matrix products that go through oneDNN, against ATen's.
+// Linear layers through oneDNN against ATen.
 
 #include "layers/common/linear.h"
 
@@ -11,14 +11,14 @@
 namespace flash::tests {
 namespace {
 
-/// Large enough that oneDNN takes it: 300 * 160 * 200 multiplications.
+/// Large enough for oneDNN: 300 * 160 * 200 multiplications.
 struct Problem {
   torch::Tensor x = torch::randn({3, 100, 160});
   torch::Tensor weight = torch::randn({200, 160}) / 12.6;  // products of order 1
   torch::Tensor bias = torch::randn({200});
 };
 
-TEST(Linear, IsThatOfTorchWithItsGradients) {
+TEST(Linear, EqualsTorchWithGradients) {
   torch::manual_seed(1);
   for (const bool has_bias : {false, true}) {
     for (const bool transposed : {false, true}) {
@@ -47,7 +47,7 @@ TEST(Linear, IsThatOfTorchWithItsGradients) {
   }
 }
 
-TEST(Linear, TakesItsActivationAlong) {
+TEST(Linear, FusesItsActivation) {
   torch::manual_seed(2);
   const Problem p;
   const torch::NoGradGuard no_grad;

@@ -1,4 +1,4 @@
-// Losses against neuralforecast's; see tests/fixtures/make_loss_fixtures.py for what the keys mean.
+// Losses against neuralforecast's; the keys are explained in tests/fixtures/make_loss_fixtures.py.
 
 #include <flash_attention/models/losses.h>
 #include <gtest/gtest.h>
@@ -91,14 +91,14 @@ class LossAgainstPython : public testing::TestWithParam<std::string> {
   WindowScaling scaling_;
 };
 
-TEST_P(LossAgainstPython, HasItsNamesAndOutputs) {
+TEST_P(LossAgainstPython, HasTheSameNamesAndOutputs) {
   EXPECT_EQ(loss_->name(), description_.at("loss"));
   EXPECT_EQ(loss_->outputsize_multiplier(), description_.at("outputsize_multiplier"));
   EXPECT_EQ(loss_->output_names(), description_.at("output_names").get<std::vector<std::string>>());
   EXPECT_EQ(loss_->is_distribution_output(), loss_->name() == "DistributionLoss");
 }
 
-TEST_P(LossAgainstPython, MapsTheOutputLikeIt) {
+TEST_P(LossAgainstPython, MapsTheOutputAlike) {
   const at::Tensor& output = tensors_.at("output");
   if (const auto* point = dynamic_cast<const PointLoss*>(loss_.get())) {
     EXPECT_TRUE(torch::equal(point->domain_map(output), tensors_.at("map/0")));
@@ -116,7 +116,7 @@ TEST_P(LossAgainstPython, MapsTheOutputLikeIt) {
   }
 }
 
-TEST_P(LossAgainstPython, HasItsValueAndGradient) {
+TEST_P(LossAgainstPython, HasTheSameValueAndGradient) {
   at::Tensor output = tensors_.at("output").clone().requires_grad_();
   const at::Tensor value =
       loss_->is_distribution_output()
@@ -129,7 +129,7 @@ TEST_P(LossAgainstPython, HasItsValueAndGradient) {
   EXPECT_LT(max_difference(output.grad(), tensors_.at("grad")), kLoss);
 }
 
-TEST_P(LossAgainstPython, LetsNothingThroughTheMask) {
+TEST_P(LossAgainstPython, IgnoresMaskedValues) {
   at::Tensor some = mask().defined() ? mask() : at::ones_like(tensors_.at("y"));
   some.select(1, 2).zero_();
   at::Tensor output = tensors_.at("output").clone().requires_grad_();
@@ -180,7 +180,7 @@ std::vector<std::string> case_names() {
 INSTANTIATE_TEST_SUITE_P(Fixtures, LossAgainstPython, testing::ValuesIn(case_names()),
                          [](const auto& info) { return info.param; });
 
-/// The loss that a model's fixture was made with.
+/// The loss of a model's fixture.
 std::shared_ptr<models::Loss> fixture_loss(const std::string& name) {
   return name == "MQ3" ? make_loss("MQLoss", LossOptions().quantiles({0.1, 0.5, 0.9}))
                        : make_loss(name);
@@ -188,7 +188,7 @@ std::shared_ptr<models::Loss> fixture_loss(const std::string& name) {
 
 class MappingOfAModel : public testing::TestWithParam<const char*> {};
 
-TEST_P(MappingOfAModel, IsTheOriginals) {
+TEST_P(MappingOfAModel, EqualsTheOriginal) {
   const Fixture fixture = load_fixture(GetParam());
   const auto loss = fixture_loss(fixture.description.at("case").at("loss"));
   const at::Tensor& output = fixture.at("out64/y_hat");
@@ -215,8 +215,8 @@ INSTANTIATE_TEST_SUITE_P(Fixtures, MappingOfAModel,
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(MQLossOfSeveralSeries, KeepsSeriesAndQuantilesApart) {
-  // iTransformer's projection gives output m of series n at m * N + n, which neuralforecast reads
-  // as n * M + m. The fixture shows that, and here the right reading is asked for.
+  // iTransformer's projection has output m of series n at m * N + n, which neuralforecast reads as
+  // n * M + m, as the fixture shows. Here the correct order is expected.
   const Fixture fixture = load_fixture("itransformer_mq_layout_quirk");
   const auto loss = std::static_pointer_cast<PointLoss>(fixture_loss("MQ3"));
   const at::Tensor& output = fixture.at("out64/y_hat");  // [2, 5, 3 quantiles * 4 series]
@@ -231,7 +231,7 @@ TEST(MQLossOfSeveralSeries, KeepsSeriesAndQuantilesApart) {
   }
 }
 
-TEST(Losses, AreZeroWhereNothingCounts) {
+TEST(Losses, AreZeroIfEverythingIsMasked) {
   for (const std::string name : {"MAE", "MQLoss", "Normal"}) {
     const auto loss = make_loss(name);
     at::Tensor output = torch::randn({2, 3, loss->outputsize_multiplier()}).requires_grad_();
@@ -243,7 +243,7 @@ TEST(Losses, AreZeroWhereNothingCounts) {
   }
 }
 
-TEST(Losses, TakeABooleanMask) {
+TEST(Losses, AcceptABooleanMask) {
   const auto loss = make_loss("MSE");
   const at::Tensor output = torch::randn({2, 3, 1}), y = torch::randn({2, 3, 1});
   const at::Tensor mask = torch::rand({2, 3, 1}) < 0.5;
@@ -261,7 +261,7 @@ TEST(Quantiles, OfCountsAreTheSmallestThatSuffice) {
   EXPECT_TRUE(torch::equal(found, expected)) << found;
 }
 
-TEST(Quantiles, OfStudentsTReachFarIntoTheTails) {
+TEST(Quantiles, OfStudentsTAreAccurateFarInTheTails) {
   // df 1 and 2 have closed forms: tan(pi (q - 1/2)), and a (2 q - 1) sqrt(2 / (1 - (2 q - 1)^2)).
   const auto loss = std::static_pointer_cast<DistributionLoss>(make_loss("StudentT"));
   const at::Tensor df = at::tensor({1.0, 2.0, 1e7}, at::kDouble).view({1, 3, 1});
@@ -294,17 +294,18 @@ TEST(MakeLoss, KnowsEveryName) {
   }
 }
 
-TEST(MakeLoss, RefusesWhatItDoesNotKnow) {
+TEST(MakeLoss, RejectsUnknownNames) {
   EXPECT_EQ(loss_refusal("mae", LossOptions()),
             "make_loss: expected one of DistributionLoss, HuberLoss, MAE, MAPE, MQLoss, MSE, "
             "QuantileLoss, RMSE, SMAPE, or for DistributionLoss the name of a distribution "
             "(Bernoulli, NegativeBinomial, Normal, Poisson, StudentT); got \"mae\"");
-  EXPECT_EQ(loss_refusal("DistributionLoss", LossOptions().distribution("Tweedie")),
-            "DistributionLoss: expected a distribution out of Bernoulli, NegativeBinomial, Normal, "
-            "Poisson, StudentT; got \"Tweedie\"");
+  EXPECT_EQ(
+      loss_refusal("DistributionLoss", LossOptions().distribution("Tweedie")),
+      "DistributionLoss: expected distribution to be one of Bernoulli, NegativeBinomial, Normal, "
+      "Poisson, StudentT; got \"Tweedie\"");
 }
 
-TEST(MakeLoss, RefusesOptionsOutOfRange) {
+TEST(MakeLoss, RejectsOptionsOutOfRange) {
   EXPECT_EQ(loss_refusal("MQLoss", LossOptions().level({80, 100})),
             "MQLoss: expected levels in percent, between 0 and 100, got 100");
   EXPECT_EQ(loss_refusal("MQLoss", LossOptions().level({80, 90, 80})),
@@ -321,7 +322,7 @@ TEST(MakeLoss, RefusesOptionsOutOfRange) {
             "MAE: expected weights of at least 0 as horizon_weight, got -1");
 }
 
-TEST(Losses, RefuseTensorsThatDoNotFit) {
+TEST(Losses, RejectTensorsThatDoNotFit) {
   const auto mq = make_loss("MQLoss");
   const at::Tensor y = torch::zeros({2, 3, 1});
   EXPECT_EQ(message_of<c10::Error>([&] {
@@ -345,7 +346,7 @@ TEST(Losses, RefuseTensorsThatDoNotFit) {
             "MAE: expected y and the forecast both float32 or both float64, got Double and Float");
 }
 
-TEST(Losses, RefuseValuesWithoutALikelihood) {
+TEST(Losses, RejectValuesOutsideTheDistributionsRange) {
   const at::Tensor output = torch::zeros({1, 2, 1});
   const at::Tensor y = at::tensor({-1.0F, 2.0F}).view({1, 2, 1});
   EXPECT_EQ(message_of<c10::Error>([&] { make_loss("Poisson")->training_loss(output, y); }),

@@ -1,4 +1,4 @@
-// The size that a model's options stand for is that of the model that is built from them.
+// The size computed from options is that of the model that is built from them.
 
 #include "model_size.h"
 
@@ -21,7 +21,7 @@ namespace {
 using models::ModelSize;
 using nlohmann::json;
 
-/// Values to draw from, of every option that weights depend on.
+/// Values of every option on which weights depend, to choose from at random.
 const std::map<std::string, json> kValues{
     {"Autoformer", json::parse(R"({"h": [2, 5], "input_size": [16, 31], "hidden_size": [8, 22],
        "n_head": [1, 3, 4], "conv_hidden_size": [1, 12], "encoder_layers": [1, 3],
@@ -65,8 +65,8 @@ ModelSize size_of_options(models::ForecastModel& model) {
 
 class SizeOf : public testing::TestWithParam<std::pair<const std::string, json>> {};
 
-TEST_P(SizeOf, OptionsIsThatOfTheStateDict) {
-  constexpr int kDraws = 60;  // each pair of two values of two options some ten times
+TEST_P(SizeOf, OptionsEqualsThatOfTheStateDict) {
+  constexpr int kDraws = 60;  // each pair of values of two options about ten times
   const auto& [model_class, values] = GetParam();
   std::mt19937 draw(7);
   for (int i = 0; i < kDraws; ++i) {
@@ -91,7 +91,7 @@ TEST(SizeOf, OptionsBelowOneIsSmall) {
   // A product of two of them would be large again.
   models::TFTOptions options(-4, -8);
   options.hidden_size(-(int64_t{1} << 30)).n_rnn_layers(-(int64_t{1} << 30)).tgt_size(0);
-  EXPECT_LT(models::model_size(options).bytes, 1000.0);  // what depends on no option
+  EXPECT_LT(models::model_size(options).bytes, 1000.0);  // tensors of constant size
 }
 
 TEST(SizeOf, TheLargestOptionsIsFinite) {

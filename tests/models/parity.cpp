@@ -11,14 +11,14 @@ namespace {
 using models::TensorMap;
 using nlohmann::json;
 
-constexpr int64_t kBlockSize = 5;  // divides no length of a fixture: the last block is partial
+constexpr int64_t kBlockSize = 5;  // divides no length of a fixture, so the last block is partial
 
-/// Real and imaginary parts as numbers of their own, as the fixtures sum them.
+/// Real and imaginary parts as separate elements, as the fixtures sum them.
 at::Tensor as_real(const at::Tensor& tensor) {
   return tensor.is_complex() ? at::view_as_real(tensor.resolve_conj()) : tensor;
 }
 
-/// Parameters under the names that Python gives them, which has a shared one once.
+/// Parameters under their names in Python, which lists a shared one once.
 std::map<std::string, at::Tensor> named_parameters(const torch::nn::Module& module) {
   std::map<std::string, at::Tensor> named;
   for (const auto& parameter : module.named_parameters())
@@ -28,7 +28,7 @@ std::map<std::string, at::Tensor> named_parameters(const torch::nn::Module& modu
 
 void expect_near_sums(const at::Tensor& gradient, const json& expected, double tolerance,
                       const std::string& name) {
-  // Rounding adds up over what is summed.
+  // Rounding errors accumulate over sums.
   tolerance *= std::max(1.0, expected[1].get<double>());
   EXPECT_NEAR(gradient.sum().item<double>(), expected[0], tolerance) << name;
   EXPECT_NEAR(gradient.abs().sum().item<double>(), expected[1], tolerance) << name;
@@ -113,7 +113,7 @@ TEST_P(AgainstPython, EveryParametersGradientHasTheRecordedSums) {
   for (const auto& [name, expected] : recorded.items()) {
     ASSERT_TRUE(parameters.contains(name)) << name;
     const at::Tensor gradient = parameters.at(name).grad();
-    if (expected.is_null()) {  // a parameter without a use may as well have a gradient of zero
+    if (expected.is_null()) {  // an unused parameter may have a gradient of zero instead of none
       EXPECT_TRUE(!gradient.defined() || gradient.count_nonzero().item<int64_t>() == 0) << name;
     } else {
       ASSERT_TRUE(gradient.defined()) << name;
@@ -128,7 +128,7 @@ TEST_P(AgainstPython, EveryParametersGradientHasTheRecordedSums) {
 
 TEST_P(AgainstPython, BatchNormStatisticsMatchAfterTheForward) {
   run_backward();
-  // A fixture in eval mode stores none: there they must not have moved.
+  // A fixture in eval mode stores none, because the buffers must not change.
   const TensorMap after = fixture_.under("after/");
   const TensorMap before = fixture_.under("param/");
   const TensorMap& expected = after.empty() ? before : after;

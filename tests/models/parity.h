@@ -25,12 +25,12 @@ struct ParityCase {
 };
 
 struct ParityOptions {
-  /// Also with flash attention: for models whose numbers it does not change.
+  /// Also with flash attention, for models whose results it does not change.
   bool flash;
   double float64 = kModelFloat64;
 };
 
-/// Each fixture with the stored scores, with flash attention, and with layers computed again.
+/// Each fixture with standard attention, with flash attention, and with gradient checkpointing.
 std::vector<ParityCase> parity_cases(const std::vector<std::string>& fixtures,
                                      const ParityOptions& options);
 
@@ -42,10 +42,10 @@ class AgainstPython : public testing::TestWithParam<ParityCase> {
  protected:
   AgainstPython();
 
-  /// Forward and backward in float64 of the loss that the fixture's gradients belong to. Returns
-  /// the output; `windows_` then has the inputs' gradients.
+  /// Forward and backward in float64 of the fixture's loss. Returns the output; `windows_` then has
+  /// the inputs' gradients.
   at::Tensor run_backward();
-  /// Draws what the original drew in its forward.
+  /// Seeds torch as the original did before its forward.
   void seed_forward() const;
 
   Fixture fixture_;

@@ -1,4 +1,4 @@
-// PatchTST against neuralforecast, and what it refuses, needs and keeps.
+// PatchTST against neuralforecast, its error handling, dropout and memory.
 
 #include <flash_attention/models/patchtst.h>
 #include <gtest/gtest.h>
@@ -23,7 +23,7 @@ INSTANTIATE_TEST_SUITE_P(
                                    {.flash = true})),
     parity_name);
 
-TEST(PatchTSTOptions, HaveNeuralforecastsDefaults) {
+TEST(PatchTSTOptions, HaveTheDefaultsOfNeuralforecast) {
   const models::PatchTSTOptions options(1, 2);
   EXPECT_EQ(options.encoder_layers(), 3);
   EXPECT_EQ(options.n_heads(), 16);
@@ -38,7 +38,7 @@ TEST(PatchTSTOptions, HaveNeuralforecastsDefaults) {
   EXPECT_FALSE(options.use_flash_attention());
 }
 
-TEST(PatchTSTOptions, TakeTheSharedConfig) {
+TEST(PatchTSTOptions, AcceptAModelConfig) {
   models::ModelConfig config;
   config.use_flash_attention = true;
   config.flash_block_size = 17;
@@ -49,7 +49,7 @@ TEST(PatchTSTOptions, TakeTheSharedConfig) {
   EXPECT_TRUE(options.gradient_checkpointing());
 }
 
-TEST(PatchTSTModel, RefusesOptionsOutOfRange) {
+TEST(PatchTSTModel, RejectsOptionsOutOfRange) {
   const auto message = [](const models::PatchTSTOptions& options) {
     return message_of<c10::ValueError>([&] { PatchTST model(options); });
   };
@@ -65,8 +65,8 @@ TEST(PatchTSTModel, RefusesOptionsOutOfRange) {
   EXPECT_EQ(message(tiny_options().activation("ReLU")), "no exception");
 }
 
-TEST(PatchTSTModel, TakesAnyStrideAtTheCostOfTheLongestThatMatters) {
-  // Of 24 steps: patches of 4 and of 40, one behind the other and far apart.
+TEST(PatchTSTModel, ClampsLongStrides) {
+  // Patches of 4 and 40 in a window of 24 steps, adjacent and far apart.
   for (const int64_t patch_len : {4, 40}) {
     const auto output = [&](int64_t stride) {
       torch::manual_seed(3);
@@ -80,7 +80,7 @@ TEST(PatchTSTModel, TakesAnyStrideAtTheCostOfTheLongestThatMatters) {
   }
 }
 
-TEST(PatchTSTModel, RefusesAnInputOfAnotherShape) {
+TEST(PatchTSTModel, RejectsInputsOfTheWrongShape) {
   PatchTST model(tiny_options());
   try {
     model->forward(torch::zeros({2, 24, 3}));
@@ -92,7 +92,7 @@ TEST(PatchTSTModel, RefusesAnInputOfAnotherShape) {
   }
 }
 
-TEST(PatchTSTModel, RefusesExogenousColumns) {
+TEST(PatchTSTModel, RejectsExogenousColumns) {
   PatchTST model(tiny_options());
   try {
     model->forward({.insample_y = torch::zeros({2, 24, 1}), .futr_exog = torch::zeros({2, 28, 3})});
@@ -105,7 +105,7 @@ TEST(PatchTSTModel, RefusesExogenousColumns) {
   }
 }
 
-TEST(PatchTSTModel, TrainsAlikeWhenLayersAreComputedAgain) {
+TEST(PatchTSTModel, TrainsAlikeWithGradientCheckpointing) {
   for (const bool flash : {false, true}) {
     const auto gradients = [&](bool recomputed) {
       torch::manual_seed(1);
@@ -125,8 +125,8 @@ TEST(PatchTSTModel, TrainsAlikeWhenLayersAreComputedAgain) {
   }
 }
 
-TEST(PatchTSTModel, TakesPatchesLongerThanTheInput) {
-  // Python clips the patch to input_size + stride, which leaves a single one.
+TEST(PatchTSTModel, AcceptsPatchesLongerThanTheInput) {
+  // The patch is clipped to input_size + stride, which leaves a single one.
   PatchTST model(models::PatchTSTOptions(/*h=*/3, /*input_size=*/10).hidden_size(16).n_heads(2));
   EXPECT_EQ(model->forward(torch::randn({2, 10, 1})).sizes(), (std::vector<int64_t>{2, 3, 1}));
 }
@@ -158,7 +158,7 @@ TEST(PatchTSTModel, DropsTheSameAttentionWeightsWithEitherAttention) {
   }
 }
 
-TEST(PatchTSTModel, DropsInItsHeadOnlyInTraining) {
+TEST(PatchTSTModel, AppliesHeadDropoutOnlyInTraining) {
   torch::manual_seed(1);
   const torch::Tensor input = torch::randn({16, 24, 1});
   PatchTST half(tiny_options().head_dropout(0.5));
@@ -169,10 +169,10 @@ TEST(PatchTSTModel, DropsInItsHeadOnlyInTraining) {
   EXPECT_EQ(all->forward(input).count_nonzero().item<int64_t>(), 0);
 }
 
-TEST(PatchTSTModel, DropsTheAttentionsOutputTwice) {
-  // Of the network only that dropout is left: tokens of 0, an attention whose output is 1
-  // everywhere, norms that use no statistics of the batch, a feed-forward layer that gives 0, and a
-  // head that hands on the 8 patches of 8 numbers.
+TEST(PatchTSTModel, AppliesDropoutTwiceToTheAttentionOutput) {
+  // Only that dropout remains of the network: tokens are 0, the attention's output is 1 everywhere,
+  // the norms use no statistics of the batch, the feed-forward layer returns 0, and the head passes
+  // on 8 patches of 8 elements.
   PatchTST model(tiny_options().h(64).encoder_layers(1).revin(false).dropout(0.5));
   {
     const torch::NoGradGuard no_grad;
@@ -189,9 +189,9 @@ TEST(PatchTSTModel, DropsTheAttentionsOutputTwice) {
   torch::manual_seed(1);
   const torch::Tensor output = model->forward(torch::randn({256, 24, 1}));
   const torch::Tensor kept = output.masked_select(output != 0);
-  // An element survives both with a probability of 1/4; six standard deviations of 16,384 draws.
+  // An element survives both with probability 1/4; within six standard deviations of 16,384 draws.
   EXPECT_NEAR(static_cast<double>(kept.numel()) / static_cast<double>(output.numel()), 0.25, 0.02);
-  // Twice doubled; the two norms' epsilon of 1e-5 takes 4e-5 away.
+  // Doubled twice; the epsilon of 1e-5 in two norms reduces it by 4e-5.
   EXPECT_LT(kept.sub(4.0).abs().max().item<double>(), 1e-4);
 }
 
@@ -207,13 +207,13 @@ int64_t training_step_bytes(int64_t patches, bool flash) {
   });
 }
 
-TEST(PatchTSTModel, NeedsMemoryInProportionToThePatchesWithFlashAttention) {
+TEST(PatchTSTModel, NeedsLinearMemoryInThePatchesWithFlashAttention) {
   const auto growth = [](bool flash) {
     return static_cast<double>(training_step_bytes(2000, flash)) /
            static_cast<double>(training_step_bytes(1000, flash));
   };
-  EXPECT_LT(growth(true), 2.1);   // twice, and nothing that grows faster
-  EXPECT_GT(growth(false), 3.5);  // nearly four times: the matrices of scores
+  EXPECT_LT(growth(true), 2.1);   // linear
+  EXPECT_GT(growth(false), 3.5);  // almost quadratic: the score matrices
 }
 
 TEST(PatchTSTModel, ClonesWithoutSharingParameters) {

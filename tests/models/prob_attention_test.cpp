@@ -1,4 +1,4 @@
-// ProbSparse attention with its projections against the formula written out.
+// ProbSparse attention with its projections against the plain formula.
 
 #include "layers/informer/prob_attention.h"
 
@@ -30,7 +30,7 @@ int64_t count(int64_t factor, int64_t length) {
   return std::min(factor * static_cast<int64_t>(std::ceil(std::log(length))), length);
 }
 
-/// Every score, and a choice of rows, in the plainest way.
+/// The reference: all scores, then a selection of rows.
 torch::Tensor written_out(const AttentionProjections& p, const Shape& s, const torch::Tensor& x,
                           const torch::Tensor& memory) {
   const auto project = [&](const torch::nn::LinearImpl& layer, const torch::Tensor& t) {
@@ -60,7 +60,7 @@ torch::Tensor written_out(const AttentionProjections& p, const Shape& s, const t
                        p.out_layer().bias);
 }
 
-TEST_P(ProbAttentionOf, GivesTheFormulasOutputAndGradients) {
+TEST_P(ProbAttentionOf, EqualsTheFormulaWithGradients) {
   const auto& [s, flash] = GetParam();
   torch::manual_seed(1);
   torch::nn::Module owner;
@@ -76,7 +76,7 @@ TEST_P(ProbAttentionOf, GivesTheFormulasOutputAndGradients) {
   for (const bool ours : {false, true}) {
     owner.zero_grad();
     const torch::Tensor asks = x.clone().requires_grad_();
-    // Attention of a sequence to itself is where x and memory are one tensor.
+    // In self-attention, x and memory are the same tensor.
     const torch::Tensor answers = s.causal ? asks : given.clone().requires_grad_();
     torch::manual_seed(2);
     const torch::Tensor out = ours ? attention.attend(projections, asks, answers, true)

@@ -1,4 +1,4 @@
-// The layers between rows and heads against ATen.
+// project_heads and merge_heads against ATen.
 
 #include "layers/patchtst/projected_heads.h"
 
@@ -25,8 +25,7 @@ std::vector<Tensor> split_heads(const Tensor& packed, int64_t parts) {
   return packed.unflatten(-1, {parts, kHeads, -1}).permute({2, 0, 3, 1, 4}).unbind();
 }
 
-/// Two layers, the second behind the first: what they give, and its gradients of first or second
-/// order.
+/// The results of two consecutive layers, and their gradients of first or second order.
 std::vector<Tensor> two_layers(bool ours, int64_t width, int64_t layers, bool twice) {
   torch::manual_seed(1);
   const Tensor x = random_leaf({5, 90, 8}), merge = random_leaf({8, kHeads * width}),
@@ -42,11 +41,11 @@ std::vector<Tensor> two_layers(bool ours, int64_t width, int64_t layers, bool tw
       value = models::project_heads(x, weight, bias, kHeads, history);
     } else {
       const std::vector<Tensor> parts = split_heads(torch::linear(x, weight, bias), 3);
-      const auto behind = [](const Tensor& before, const Tensor& part) {
+      const auto appended = [](const Tensor& before, const Tensor& part) {
         return before.defined() ? torch::cat({before, part}, -1) : part;
       };
-      history.queries = behind(history.queries, parts[0]);
-      history.keys = behind(history.keys, parts[1]);
+      history.queries = appended(history.queries, parts[0]);
+      history.keys = appended(history.keys, parts[1]);
       value = parts[2];
     }
     out = out + history.queries.square().mul(0.1).mean() + (history.keys.tanh() * 2).mean();
@@ -66,22 +65,22 @@ std::vector<Tensor> two_layers(bool ours, int64_t width, int64_t layers, bool tw
   return gradients;
 }
 
-TEST(ProjectedHeads, AreThoseOfAtenWithTheirGradients) {
+TEST(ProjectedHeads, EqualAtenWithGradients) {
   for (const int64_t width : {1, 3, 4}) {
-    for (const int64_t layers : {1, 2, 3}) {  // room for less than there will be, and for more
+    for (const int64_t layers : {1, 2, 3}) {  // memory for fewer layers than there are, or more
       for (const bool twice : {false, true}) {
         const std::vector<Tensor> expected = two_layers(false, width, layers, twice);
         const std::vector<Tensor> got = two_layers(true, width, layers, twice);
         for (size_t i = 0; i < expected.size(); ++i) {
           EXPECT_LT(max_difference(got[i], expected[i]), kModelFloat64)
-              << "width " << width << ", room for " << layers << ", result " << i;
+              << "width " << width << ", memory for " << layers << ", result " << i;
         }
       }
     }
   }
 }
 
-TEST(ProjectedHeads, LeaveWhatALayerHasSavedAsItIs) {
+TEST(ProjectedHeads, KeepTheSavedTensorsOfEarlierLayersValid) {
   ScoreHistory history;
   history.layers = 2;
   const Tensor x = random_leaf({2, 5, 8}), weight = random_leaf({3 * kHeads * 4, 8}),

@@ -1,4 +1,4 @@
-// Models by name, from options given as text.
+// make_model: models by class name and JSON options.
 
 #include <flash_attention/models/registry.h>
 #include <gmock/gmock.h>
@@ -19,12 +19,12 @@ std::string registry_refusal(const std::string& model_class, const std::string& 
   return message_of<c10::ValueError>([&] { make_model(model_class, options); });
 }
 
-TEST(Registry, KnowsTheSixModels) {
+TEST(Registry, ListsTheSixModels) {
   EXPECT_THAT(models::model_classes(), ElementsAre("Autoformer", "FEDformer", "Informer",
                                                    "PatchTST", "TFT", "iTransformer"));
 }
 
-TEST(Registry, MakesEachModelWithItsDefaultsSwitchesAndOutputs) {
+TEST(Registry, BuildsEachModelWithDefaultsConfigAndOutputs) {
   for (const std::string& name : models::model_classes()) {
     nlohmann::json options = {{"h", 2}, {"input_size", 32}};
     if (name == "iTransformer") options["n_series"] = 1;
@@ -39,7 +39,7 @@ TEST(Registry, MakesEachModelWithItsDefaultsSwitchesAndOutputs) {
   }
 }
 
-TEST(Registry, TakesOptionsByNeuralforecastsNames) {
+TEST(Registry, AcceptsOptionsByTheNamesOfNeuralforecast) {
   const auto model = std::dynamic_pointer_cast<models::PatchTSTImpl>(make_model(
       "PatchTST", R"({"h": 4, "input_size": 24, "hidden_size": 8, "n_heads": 2, "dropout": 0,
                       "revin": false, "activation": "relu"})"));
@@ -51,7 +51,7 @@ TEST(Registry, TakesOptionsByNeuralforecastsNames) {
   EXPECT_EQ(model->options.stride(), 8);  // the default
 }
 
-TEST(Registry, RefusesWhatItDoesNotKnow) {
+TEST(Registry, RejectsUnknownClassesAndOptions) {
   EXPECT_EQ(registry_refusal("NHITS", "{}"),
             "make_model: expected a model class among Autoformer, FEDformer, Informer, PatchTST, "
             "TFT, iTransformer, got \"NHITS\"");
@@ -63,7 +63,7 @@ TEST(Registry, RefusesWhatItDoesNotKnow) {
   EXPECT_EQ(registry_refusal("TFT", "[1]"), "TFT: expected the options as a JSON object, got [1]");
 }
 
-TEST(Registry, RefusesMissingAndMistypedOptions) {
+TEST(Registry, RejectsMissingAndMistypedOptions) {
   EXPECT_EQ(registry_refusal("TFT", R"({"h": 4})"),
             "TFT: expected option input_size, which has no default, got none");
   EXPECT_EQ(registry_refusal("iTransformer", R"({"h": 4, "input_size": 8})"),
@@ -85,7 +85,7 @@ TEST(Registry, RefusesMissingAndMistypedOptions) {
   EXPECT_EQ(of_tft("\"futr_exog_list\": null"), "no exception");
 }
 
-TEST(Registry, RefusesModesThatAreNoLists) {
+TEST(Registry, RejectsFrequenciesThatAreNotLists) {
   EXPECT_EQ(registry_refusal("FEDformer", R"({"h": 4, "input_size": 24, "fourier_index": [1, 2]})"),
             "FEDformer: expected option fourier_index as an object of lists of whole numbers, got "
             "[1,2]");

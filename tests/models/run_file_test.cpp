@@ -1,4 +1,4 @@
-// Interrupted trainings: the file, and that they end as if nothing had happened.
+// Interrupted trainings: their files, and the same result as without an interruption.
 
 #include "train/output/run_file.h"
 
@@ -20,10 +20,11 @@ namespace {
 using testing::HasSubstr;
 using testing::ThrowsMessage;
 
-/// Trains without a stop, and with one after `steps` steps through a file and a new session.
+/// Trains without interruption, and with one after `steps` steps, resumed from a file in a new
+/// session.
 class Interruption : public testing::TestWithParam<const char*> {};
 
-TEST_P(Interruption, LeavesNoTrace) {
+TEST_P(Interruption, DoesNotChangeTheResult) {
   Settings settings = quick_settings(GetParam());
   settings.training.epochs = 3;
   if (std::string(GetParam()) == "TFT") settings.loss.name = "MQLoss";
@@ -60,7 +61,7 @@ INSTANTIATE_TEST_SUITE_P(Models, Interruption,
                                          "iTransformer"),
                          [](const auto& info) { return std::string(info.param); });
 
-/// A session interrupted after some steps, and its file.
+/// A session that is interrupted after some steps, and its file.
 struct Interrupted {
   explicit Interrupted(int64_t steps) : session(quick_settings()) {
     int64_t count = 0;
@@ -71,7 +72,7 @@ struct Interrupted {
   TemporaryFile file{".checkpoint"};
 };
 
-/// Weights before and after a restoration that is refused; what it is refused with.
+/// Weights before and after a failed restoration, and its error message.
 std::string run_refusal(const std::string& path, const Settings& settings = quick_settings()) {
   Session session(settings);
   std::map<std::string, torch::Tensor> before;
@@ -89,16 +90,16 @@ std::string run_refusal(const std::string& path, const Settings& settings = quic
   return message;
 }
 
-TEST(RunFile, IsRefusedWhenItIsCutOff) {
+TEST(RunFile, IsRejectedIfTruncated) {
   const Interrupted run(3);
   std::stringstream contents;
   contents << std::ifstream(run.file.path(), std::ios::binary).rdbuf();
   const std::string whole = contents.str();
   const TemporaryFile cut(".checkpoint", whole.substr(0, whole.size() - 10));
-  EXPECT_THAT(run_refusal(cut.path()), HasSubstr("cut off"));
+  EXPECT_THAT(run_refusal(cut.path()), HasSubstr("truncated"));
 }
 
-TEST(RunFile, IsRefusedWithTensorsOfAnotherTraining) {
+TEST(RunFile, IsRejectedWithTensorsOfAnotherTraining) {
   const Interrupted run(3);
   Settings wider = quick_settings();
   wider.model.options = R"({"hidden_size": 10, "n_heads": 2, "linear_hidden_size": 12,
@@ -115,14 +116,14 @@ TEST(RunFile, IsRefusedWithTensorsOfAnotherTraining) {
                                                         HasSubstr("unexpected: model/extra")));
 }
 
-TEST(RunFile, IsRefusedWithAPlaceThatIsNoneInTheTraining) {
+TEST(RunFile, IsRejectedWithAnImpossiblePosition) {
   const Interrupted run(3);
   const auto file = models::read_safetensors(run.file.path());
   const TemporaryFile changed(".checkpoint");
 
   models::TensorMap tensors = file.tensors;
   tensors["order"] = tensors.at("order").clone();
-  tensors["order"][0].copy_(tensors["order"][1]);  // one window twice, another not at all
+  tensors["order"][0].copy_(tensors["order"][1]);  // one window is duplicated, another missing
   models::write_safetensors(changed.path(), tensors, file.metadata);
   EXPECT_THAT(run_refusal(changed.path()), HasSubstr("windows, got one with gaps"));
 
@@ -132,20 +133,20 @@ TEST(RunFile, IsRefusedWithAPlaceThatIsNoneInTheTraining) {
   metadata["flash_train_run"] = description.dump();
   models::write_safetensors(changed.path(), file.tensors, metadata);
   EXPECT_THAT(run_refusal(changed.path()),
-              HasSubstr("expected a place in the training, got epoch 1, step 9999 of "));
+              HasSubstr("expected a position in the training, got epoch 1, step 9999 of "));
 }
 
-TEST(RunFile, IsRefusedWhenTheDataHasChanged) {
+TEST(RunFile, IsRejectedIfTheDataHasChanged) {
   const Interrupted run(3);
   EXPECT_THAT(
       [&] {
         models::restore_run(models::read_run(run.file.path()), run.session.forecaster,
                             const_cast<Trainer&>(run.session.trainer), "another");
       },
-      ThrowsMessage<c10::ValueError>(HasSubstr("has other numbers now")));
+      ThrowsMessage<c10::ValueError>(HasSubstr("has other values now")));
 }
 
-TEST(Fingerprint, ChangesWithNumbersNamesTimesAndStaticColumns) {
+TEST(Fingerprint, DependsOnValuesNamesTimesAndStaticColumns) {
   Session session(quick_settings());
   const std::string before = models::fingerprint(session.data);
   models::PreparedData data = session.data;
@@ -169,7 +170,7 @@ TEST(Fingerprint, ChangesWithNumbersNamesTimesAndStaticColumns) {
   EXPECT_NE(models::fingerprint(data), before);
 }
 
-TEST(RunFile, RemembersAnEpochWhoseValidationOverflowed) {
+TEST(RunFile, StoresAnInfiniteValidationLoss) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   Settings settings = quick_settings();
   settings.training.epochs = 3;
@@ -188,7 +189,7 @@ TEST(RunFile, RemembersAnEpochWhoseValidationOverflowed) {
   EXPECT_TRUE(second.run());
 }
 
-TEST(RunFile, IsNoModel) {
+TEST(RunFile, RejectsAModelFile) {
   EXPECT_THAT([] { models::read_run(fixture_path("patchtst_train_bn")); },
               ThrowsMessage<c10::ValueError>(HasSubstr("expected the checkpoint of a training")));
 }

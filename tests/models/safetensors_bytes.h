@@ -1,12 +1,12 @@
 #pragma once
-// Safetensors files made by hand.
+// Handmade safetensors files.
 
 #include <cstddef>
 #include <string>
 
 namespace flash::tests {
 
-/// The bytes of a file of this header, whose length they begin with, and of as many bytes of data.
+/// The bytes of a file with this header, preceded by its length, and `data_bytes` bytes of data.
 inline std::string safetensors_bytes(const std::string& header, size_t data_bytes = 0) {
   std::string bytes;
   for (int i = 0; i < 8; ++i) bytes += static_cast<char>((header.size() >> (8 * i)) & 0xff);

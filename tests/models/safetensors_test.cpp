@@ -1,4 +1,4 @@
-// Safetensors files: what is written comes back, and what is broken is refused by name.
+// Safetensors files: round trips, and error messages for broken files.
 
 #include <flash_attention/models/safetensors.h>
 #include <gmock/gmock.h>
@@ -20,7 +20,7 @@ using models::write_safetensors;
 using testing::AllOf;
 using testing::HasSubstr;
 
-/// What reading these bytes is refused with.
+/// The error message for reading these bytes.
 std::string safetensors_refusal(const std::string& bytes) {
   const TemporaryFile file(".safetensors", bytes);
   try {
@@ -33,7 +33,7 @@ std::string safetensors_refusal(const std::string& bytes) {
   return "not refused";
 }
 
-TEST(Safetensors, ReturnWhatWasWritten) {
+TEST(Safetensors, RoundTrip) {
   torch::manual_seed(1);
   TensorMap tensors{{"scalar", torch::tensor(2.5)},
                     {"empty", torch::zeros({0, 3})},
@@ -57,7 +57,7 @@ TEST(Safetensors, ReturnWhatWasWritten) {
   }
 }
 
-TEST(Safetensors, ReturnTypesThatTorchOnlyStores) {
+TEST(Safetensors, RoundTripTypesThatTorchOnlyStores) {
   TensorMap tensors;
   for (const auto type : {torch::kUInt16, torch::kUInt32, torch::kUInt64, torch::kFloat8_e4m3fn,
                           torch::kFloat8_e5m2}) {
@@ -72,7 +72,7 @@ TEST(Safetensors, ReturnTypesThatTorchOnlyStores) {
   }
 }
 
-TEST(Safetensors, HaveHeadersOfWholeWordsSoThatTheirDataIsAligned) {
+TEST(Safetensors, HaveAlignedData) {
   std::string name;
   for (int i = 0; i < 8; ++i) {
     name += 'a';
@@ -84,13 +84,13 @@ TEST(Safetensors, HaveHeadersOfWholeWordsSoThatTheirDataIsAligned) {
   }
 }
 
-TEST(Safetensors, MayHoldNothing) {
+TEST(Safetensors, MayBeEmpty) {
   const TemporaryFile file(".safetensors");
   write_safetensors(file.path(), {});
   EXPECT_TRUE(read_safetensors(file.path()).tensors.empty());
 }
 
-TEST(Safetensors, AreNotWrittenWhereTheyCannotBe) {
+TEST(Safetensors, ReportFailedWrites) {
   EXPECT_THAT([] { write_safetensors("/nonexistent/model.safetensors", {}); },
               testing::ThrowsMessage<c10::ValueError>(
                   AllOf(HasSubstr("/nonexistent/model.safetensors"), HasSubstr("cannot be written"),
@@ -114,7 +114,7 @@ TEST(BrokenSafetensors, ThatDoNotExist) {
               testing::ThrowsMessage<c10::ValueError>(HasSubstr("No such file or directory")));
 }
 
-TEST(BrokenSafetensors, CutOffAnywhere) {
+TEST(BrokenSafetensors, TruncatedAnywhere) {
   const std::string whole =
       safetensors_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8);
   for (size_t size = 1; size < whole.size(); ++size) {
@@ -128,7 +128,7 @@ TEST(BrokenSafetensors, WithAHeaderThatIsTooLarge) {
               HasSubstr("expected a header of at most 100000000 bytes"));
 }
 
-TEST(BrokenSafetensors, WhoseHeaderIsNoObject) {
+TEST(BrokenSafetensors, WhoseHeaderIsNotAnObject) {
   EXPECT_THAT(safetensors_refusal(safetensors_bytes("{\"a\":", 0)),
               HasSubstr("expected a JSON object as header, got \""));
   EXPECT_THAT(safetensors_refusal(safetensors_bytes("[]", 0)),
@@ -190,7 +190,7 @@ TEST(BrokenSafetensors, ThatNameATensorTwice) {
                   safetensors_bytes(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
                                     R"("a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
                                     8)),
-              HasSubstr("with each key once, got \"a\" twice"));
+              HasSubstr("without duplicate keys, got \"a\" twice"));
 }
 
 class LoadStateDict : public testing::Test {
@@ -203,7 +203,7 @@ class LoadStateDict : public testing::Test {
     return copy;
   }
 
-  /// What loading is refused with; checks that nothing has changed.
+  /// The error message for loading; checks that nothing has changed.
   std::string safetensors_refusal(const TensorMap& tensors) {
     std::string message = "not refused";
     try {
@@ -233,7 +233,7 @@ TEST_F(LoadStateDict, CopiesAndCasts) {
   }
 }
 
-TEST_F(LoadStateDict, RefusesMissingNames) {
+TEST_F(LoadStateDict, RejectsMissingNames) {
   TensorMap other = clone(before_);
   for (auto& [name, tensor] : other) {
     if (tensor.is_floating_point()) tensor += 1;
@@ -242,13 +242,13 @@ TEST_F(LoadStateDict, RefusesMissingNames) {
   EXPECT_THAT(safetensors_refusal(other), HasSubstr("missing (1): model.head.linear.bias"));
 }
 
-TEST_F(LoadStateDict, RefusesUnexpectedNames) {
+TEST_F(LoadStateDict, RejectsUnexpectedNames) {
   TensorMap other = clone(before_);
   other["model.tail.linear.bias"] = torch::zeros({1});
   EXPECT_THAT(safetensors_refusal(other), HasSubstr("unexpected (1): model.tail.linear.bias"));
 }
 
-TEST_F(LoadStateDict, RefusesOtherShapesAndKinds) {
+TEST_F(LoadStateDict, RejectsWrongShapesAndKinds) {
   TensorMap other = clone(before_);
   other["model.head.linear.bias"] = torch::zeros({5});
   other["model.backbone.W_P.bias"] = torch::zeros({8}, torch::kLong);

@@ -1,4 +1,4 @@
-// Settings in the files of flash_train, of which each number may be anything.
+// Validation of settings in files of flash_train.
 
 #include "train/command/stored_settings.h"
 
@@ -14,8 +14,7 @@ namespace {
 using nlohmann::json;
 using testing::HasSubstr;
 
-/// A file of one of the two kinds whose description has `value` at `where`, and what reading it is
-/// refused with.
+/// The error message for a file of one of the two kinds that has `value` at `where`.
 template <class Read>
 std::string settings_refusal(const models::SafetensorsFile& file, const std::string& key,
                              const std::string& where, const json& value, const Read& read) {
@@ -54,7 +53,7 @@ TEST(StoredSettings, OfATrainingAreChecked) {
   EXPECT_THAT(refused("/settings/training/patience", -1), HasSubstr("expected patience between"));
   EXPECT_THAT(refused("/settings/training/decay", 2.0), HasSubstr("expected decay between 0 and"));
   EXPECT_THAT(refused("/settings/training/learning_rate", -0.5), HasSubstr("expected a learning_"));
-  // A conversion would make whole numbers of these.
+  // A conversion would turn these into integers.
   for (const json& value : {json(2.5), json(1e300)}) {
     EXPECT_THAT(refused("/settings/training/epochs", value),
                 HasSubstr("expected settings as flash_train writes them, got"));

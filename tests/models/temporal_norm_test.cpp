@@ -73,7 +73,7 @@ TEST_P(ScalerAgainstPython, ScalesSeriesAndExogenousColumns) {
   EXPECT_LT(max_difference(scaling.scale, after_.at("scale")), kModelFloat64);
 }
 
-TEST_P(ScalerAgainstPython, LossesAndForecastsOfEveryKindAreTheOriginals) {
+TEST_P(ScalerAgainstPython, GivesTheSameLossesAndForecasts) {
   const WindowScaling scaling = norm_->transform(windows_).second;
   const at::Tensor y = future(before_.at("y")), mask = future(after_.at("mask"));
   for (const std::string kind : {"MAE", "MQLoss", "Normal"}) {
@@ -95,10 +95,10 @@ TEST_P(ScalerAgainstPython, LossesAndForecastsOfEveryKindAreTheOriginals) {
   }
 }
 
-TEST_P(ScalerAgainstPython, TheWayBackInvertsTheWayThere) {
+TEST_P(ScalerAgainstPython, IsInvertible) {
   const auto [scaled, scaling] = norm_->transform(windows_);
   const at::Tensor back = scaling.inverse_transform(scaled.insample_y);
-  const at::Tensor expected = norm_->options.scaler_type() == "revin"  // which has learned more
+  const at::Tensor expected = norm_->options.scaler_type() == "revin"  // has parameters
                                   ? scaled.insample_y * scaling.scale + scaling.loc
                                   : windows_.insample_y;
   EXPECT_LT(max_difference(back, expected), kModelFloat64);
@@ -113,7 +113,7 @@ INSTANTIATE_TEST_SUITE_P(Fixtures, ScalerAgainstPython,
 
 class EveryScaler : public testing::TestWithParam<std::string> {};
 
-TEST_P(EveryScaler, GivesFiniteNumbersWhereNothingCounts) {
+TEST_P(EveryScaler, StaysFiniteIfEverythingIsMasked) {
   TemporalNorm norm(GetParam());
   WindowsBatch windows{.insample_y = torch::randn({2, 6, 1}),
                        .insample_mask = torch::zeros({2, 6, 1})};
@@ -122,7 +122,7 @@ TEST_P(EveryScaler, GivesFiniteNumbersWhereNothingCounts) {
   EXPECT_TRUE(scaling.inverse_transform(scaled.insample_y).isfinite().all().item<bool>());
 }
 
-TEST_P(EveryScaler, LeavesNanOutOfItsStatistics) {
+TEST_P(EveryScaler, IgnoresNanInStatistics) {
   TemporalNorm norm(GetParam());
   const at::Tensor y = torch::randn({2, 6, 1});
   at::Tensor gap = y.clone();
@@ -136,7 +136,7 @@ TEST_P(EveryScaler, LeavesNanOutOfItsStatistics) {
   EXPECT_TRUE(torch::equal(masked.scale, with_gap.scale));
 }
 
-TEST_P(EveryScaler, TakesABooleanMaskAndNone) {
+TEST_P(EveryScaler, AcceptsABooleanMaskAndNone) {
   TemporalNorm norm(GetParam());
   const at::Tensor y = torch::randn({2, 7, 3});
   const at::Tensor all = norm->transform({.insample_y = y}).first.insample_y;
@@ -144,7 +144,7 @@ TEST_P(EveryScaler, TakesABooleanMaskAndNone) {
   EXPECT_TRUE(torch::equal(norm->transform(masked).first.insample_y, all));
 }
 
-TEST_P(EveryScaler, LeavesTheCallersWindowsAlone) {
+TEST_P(EveryScaler, DoesNotModifyTheCallersWindows) {
   TemporalNorm norm(GetParam());
   const at::Tensor y = torch::randn({2, 7, 1}), copy = y.clone();
   norm->transform({.insample_y = y, .insample_mask = torch::ones_like(y)});
@@ -182,9 +182,9 @@ TEST(TemporalNormModule, ClonesItsParameters) {
   EXPECT_FALSE(torch::equal(copy->statistics(y).loc, norm->statistics(y).loc));
 }
 
-TEST(TemporalNormModule, RefusesWhatDoesNotFit) {
+TEST(TemporalNormModule, RejectsInvalidOptionsAndTensors) {
   EXPECT_EQ(message_of<c10::Error>([] { TemporalNorm norm("robust-iqr"); }),
-            "TemporalNorm: expected a scaler_type out of identity, invariant, minmax, minmax1, "
+            "TemporalNorm: expected scaler_type to be one of identity, invariant, minmax, minmax1, "
             "revin, robust, standard; got \"robust-iqr\"");
   EXPECT_EQ(message_of<c10::Error>(
                 [] { TemporalNorm norm(TemporalNormOptions("revin").num_features(0)); }),

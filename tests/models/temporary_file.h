@@ -1,5 +1,5 @@
 #pragma once
-// A file that lives as long as the test that made it.
+// A file that exists as long as its object.
 
 #include <unistd.h>
 

@@ -1,5 +1,5 @@
-// TFT with both attentions against neuralforecast's outputs and gradients, and what no fixture
-// shows.
+// TFT with both attentions against neuralforecast's outputs and gradients, and behaviour beyond the
+// fixtures.
 
 #include <flash_attention/models/tft.h>
 #include <gmock/gmock.h>
@@ -44,7 +44,7 @@ WindowsBatch random_windows(const TFTOptions& options, int64_t batch) {
   return windows;
 }
 
-TEST(TFTOptions, HaveNeuralforecastsDefaults) {
+TEST(TFTOptions, HaveTheDefaultsOfNeuralforecast) {
   const TFTOptions options(1, 2);
   EXPECT_EQ(options.tgt_size(), 1);
   EXPECT_EQ(options.hidden_size(), 128);
@@ -60,14 +60,14 @@ TEST(TFTOptions, HaveNeuralforecastsDefaults) {
   EXPECT_FALSE(options.use_flash_attention() || options.gradient_checkpointing());
 }
 
-TEST(TFTOptions, TakeTheSharedConfig) {
+TEST(TFTOptions, AcceptAModelConfig) {
   const auto options = TFTOptions(1, 2).config(
       {.use_flash_attention = true, .flash_block_size = 17, .gradient_checkpointing = true});
   EXPECT_TRUE(options.use_flash_attention() && options.gradient_checkpointing());
   EXPECT_EQ(options.flash_block_size(), 17);
 }
 
-TEST(TFTModel, RefusesOptionsOutOfRange) {
+TEST(TFTModel, RejectsOptionsOutOfRange) {
   const auto refused = [](const TFTOptions& options) {
     return message_of<c10::ValueError>([&] { TFT model(options); });
   };
@@ -82,7 +82,7 @@ TEST(TFTModel, RefusesOptionsOutOfRange) {
               testing::HasSubstr("expected a grn_activation that keeps the width, got \"GLU\""));
 }
 
-TEST(TFTModel, RefusesInputsThatDoNotFit) {
+TEST(TFTModel, RejectsInputsThatDoNotFit) {
   TFT model(with_exogenous());
   const auto refused = [&](const auto& change) {
     WindowsBatch windows = random_windows(with_exogenous(), 2);
@@ -112,7 +112,7 @@ TEST(TFTModel, RefusesInputsThatDoNotFit) {
             "TFT: expected no hist_exog, since hist_exog_list is empty, got [2, 7, 1]");
 }
 
-TEST(TFTModel, TakesAnUnknownActivationForEluWithAWarning) {
+TEST(TFTModel, TreatsAnUnknownActivationAsEluWithAWarning) {
   torch::manual_seed(1);
   TFT elu(small());
   torch::manual_seed(1);
@@ -127,7 +127,7 @@ TEST(TFTModel, NormalisesAHiddenSizeOfOneAsNeuralforecastDoes) {
   const TFT model(small().hidden_size(1).n_head(1));
   const auto names = model->named_parameters();
   EXPECT_TRUE(names.contains("temporal_encoder.history_vsn.var_grns.0.layer_norm.ln.weight"));
-  // The selection among one variable asks for a width of 1.
+  // The selection of a single variable has an output_size of 1.
   EXPECT_FALSE(names.contains("temporal_encoder.future_vsn.joint_grn.layer_norm.ln.weight"));
 }
 
@@ -165,7 +165,7 @@ std::pair<double, double> directional_derivatives(const TFTOptions& options, dou
   return {backward, (above - loss().item<double>()) / (2 * step)};
 }
 
-TEST(TFTModel, EveryActivationsGradientIsTheSlopeOfItsOutput) {
+TEST(TFTModel, HasCorrectGradientsForEveryActivation) {
   for (const char* activation :
        {"ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid", "ELU", "GELU"}) {
     const auto [backward, slope] =
@@ -174,8 +174,8 @@ TEST(TFTModel, EveryActivationsGradientIsTheSlopeOfItsOutput) {
   }
 }
 
-TEST(TFTModel, GivesTheSameNumbersForABatchOfAnySize) {
-  // More rows than one block of them has, and their number no multiple of it.
+TEST(TFTModel, IsIndependentOfTheBatchSize) {
+  // More rows than a block, and not a multiple of it.
   torch::manual_seed(3);
   TFT model(with_exogenous());
   model->eval();
@@ -189,7 +189,7 @@ TEST(TFTModel, GivesTheSameNumbersForABatchOfAnySize) {
   EXPECT_LT(max_difference(part(whole), few), kModelFloat32);
 }
 
-TEST(TFTModel, PredictsAsInTrainingWithoutAGradient) {
+TEST(TFTModel, PredictsTheSameWithoutGradients) {
   TFT model(with_exogenous());
   model->eval();
   const WindowsBatch windows = random_windows(with_exogenous(), 90);
@@ -212,7 +212,7 @@ std::vector<torch::Tensor> gradients(TFTOptions options, uint64_t seed) {
   return all;
 }
 
-TEST(TFTModel, DropsTheSameFromOneSeedWithEitherAttentionAndWithRecomputation) {
+TEST(TFTModel, DropsTheSameElementsWithEitherAttentionAndWithCheckpointing) {
   const auto first = gradients(with_exogenous(), 5);
   const auto compare = [&](const TFTOptions& options, uint64_t seed) {
     double difference = 0.0;
@@ -230,18 +230,18 @@ TEST(TFTModel, DropsTheSameFromOneSeedWithEitherAttentionAndWithRecomputation) {
   EXPECT_LT(compare(with_exogenous().use_flash_attention(true), 5), kTrainingLossFloat32);
 }
 
-TEST(TFTModel, DropsBehindItsAttentionOnlyInTraining) {
+TEST(TFTModel, AppliesDropoutAfterAttentionOnlyInTraining) {
   torch::manual_seed(1);
   TFT model(small().dropout(0.5));
   const WindowsBatch windows = random_windows(small(), 4);
   model->eval();
   EXPECT_TRUE(torch::equal(model->forward(windows), model->forward(windows)));
-  // Elsewhere nothing is dropped.
+  // No other dropout.
   model->named_modules()["temporal_fusion_decoder.attention"]->train();
   EXPECT_FALSE(torch::equal(model->forward(windows), model->forward(windows)));
 }
 
-TEST(TFTModel, RefusesASecondDerivative) {
+TEST(TFTModel, RejectsASecondDerivative) {
   TFT model(small());
   const torch::Tensor input = torch::randn({2, 7, 1}).requires_grad_();
   const torch::Tensor sum = model->forward(input).sum();

@@ -1,4 +1,4 @@
-// Times of rows: how they are read, that they are in order, and what lies between them.
+// Times of rows: parsing, order, steps and gaps.
 
 #include "data/time_axis.h"
 
@@ -52,7 +52,7 @@ TEST(Timestamps, AreIsoDatesAndTimesOrIntegers) {
   EXPECT_EQ(parse_timestamp("9999-12-31 23:59:59.999999")->kind, Timestamp::Kind::kLocal);
 }
 
-TEST(Timestamps, AreNothingElse) {
+TEST(Timestamps, RejectOtherFormats) {
   for (const std::string text : {"",
                                  "day 1",
                                  "1.5",
@@ -93,7 +93,8 @@ TEST(Timestamps, AreNothingElse) {
   }
 }
 
-/// A table with these times, and a series "y" or, where the times are of several, "p" and "q".
+/// A table with these times and a series "y", or with several lists of times the series "p" and
+/// "q".
 std::string table(const std::vector<std::string>& times, const std::string& ids = "") {
   std::string text = ids.empty() ? "t,y\n" : "t,id,y\n";
   for (size_t i = 0; i < times.size(); ++i) {
@@ -131,7 +132,7 @@ std::vector<double> values(const Series& series) {
   return {row.const_data_ptr<double>(), row.const_data_ptr<double>() + row.numel()};
 }
 
-TEST(TimeAxis, RefusesRowsThatAreNotInOrder) {
+TEST(TimeAxis, RejectsUnsortedRows) {
   EXPECT_EQ(times_refusal(table({"2020-01-01", "2020-01-03", "2020-01-02"})),
             ", line 4, column t: expected rows in order of time, got 2020-01-02 after 2020-01-03 "
             "in line 3; --sort puts them in order");
@@ -141,12 +142,12 @@ TEST(TimeAxis, RefusesRowsThatAreNotInOrder) {
   EXPECT_EQ(times_refusal(table({"1", "2", "2", "1"}, "pqpq")),
             ", line 5, column t: expected rows of q in order of time, got 1 after 2 in line 3; "
             "--sort puts them in order");
-  // Text that is in order, and times that are not.
+  // Sorted as text, but not as times.
   EXPECT_THAT(times_refusal(table({"2020-01-01T00:00+00:00", "2020-01-01T00:30+01:00"})),
               HasSubstr("expected rows in order of time"));
 }
 
-TEST(TimeAxis, RefusesATimeThatIsThereTwice) {
+TEST(TimeAxis, RejectsDuplicateTimes) {
   EXPECT_EQ(times_refusal(table({"2020-01-01", "2020-01-02", "2020-01-02"})),
             ", line 4, column t: expected each time once, got 2020-01-02 as in line 3; drop one of "
             "the rows, or name the column of several series by --id-column");
@@ -159,7 +160,7 @@ TEST(TimeAxis, RefusesATimeThatIsThereTwice) {
               HasSubstr(", line 4, column t: expected each time once, got 2 as in line 2"));
 }
 
-TEST(TimeAxis, RefusesWhatIsNoTimeByLine) {
+TEST(TimeAxis, ReportsTheLineOfAnInvalidTime) {
   EXPECT_EQ(times_refusal(table({"2020-01-01", "2020-02-30"})),
             ", line 3, column t: expected a date such as 2012-01-31, a date and time such as "
             "2012-01-31 18:30:00, or an integer, got \"2020-02-30\"");
@@ -184,8 +185,8 @@ TEST(TimeAxis, SortsTheRowsOfEachSeries) {
   EXPECT_THAT(values(wide[0]), ElementsAre(1, 0));
 }
 
-TEST(TimeColumn, IsFoundByWhatItHolds) {
-  // An index of pandas first, numbers in order, then the dates: the dates are the time.
+TEST(TimeColumn, IsDetectedByItsContents) {
+  // A pandas index (sorted integers) comes first, then dates: the dates are the time column.
   EXPECT_THAT(describe_times(read(",ds,y\n0,2020-01-01,5\n1,2020-01-02,6\n")),
               HasSubstr("column ds, 2020-01-01 to 2020-01-02"));
   EXPECT_THAT(times_refusal(",ds,y\n0,2020-01-02,5\n1,2020-01-01,6\n"),
@@ -200,7 +201,7 @@ TEST(TimeColumn, IsFoundByWhatItHolds) {
   EXPECT_THAT(times_refusal("y,word\n5,calm\n"), HasSubstr("line 2, column word: expected a date"));
 }
 
-TEST(TimeColumn, MayBeMissingIfThatIsSaid) {
+TEST(TimeColumn, MayBeMissingIfUntimed) {
   const TemporaryFile file(".csv", "word,y\na,5\nb,6\na,7\n");
   PanelColumns columns;
   columns.targets = {"y"};
@@ -209,10 +210,10 @@ TEST(TimeColumn, MayBeMissingIfThatIsSaid) {
   EXPECT_EQ(panel[0].label(0), "1");
   EXPECT_EQ(panel[0].label(2), "3");
   EXPECT_EQ(panel[0].label(3), "+1");
-  EXPECT_EQ(describe_times(panel), "Time: the rows as they stand in the file");
+  EXPECT_EQ(describe_times(panel), "Time: none; the rows are in the order of the file");
 }
 
-TEST(Step, IsThatOfMostRows) {
+TEST(Step, IsTheMostFrequentOne) {
   EXPECT_EQ(description({"2020-01-01", "2020-01-02", "2020-01-03"}),
             "Time: column t, 2020-01-01 to 2020-01-03, step 1 day");
   EXPECT_THAT(description({"5", "10", "15"}), testing::EndsWith("5 to 15, step 5"));
@@ -226,7 +227,7 @@ TEST(Step, IsThatOfMostRows) {
   EXPECT_THAT(description({"2020-01-01"}), testing::EndsWith(", one row each"));
 }
 
-TEST(Step, MayBeOfTheCalendar) {
+TEST(Step, MayBeACalendarMonthOrYear) {
   EXPECT_THAT(description({"2020-01-01", "2020-02-01", "2020-03-01", "2020-04-01"}),
               testing::EndsWith(", step 1 month"));
   EXPECT_THAT(description({"2020-01", "2020-02", "2020-03"}), testing::EndsWith(", step 1 month"));
@@ -240,7 +241,7 @@ TEST(Step, MayBeOfTheCalendar) {
               testing::EndsWith(", step 1 year"));
   EXPECT_THAT(description({"2020-01-01", "2020-02-01", "2020-04-01", "2020-05-01"}),
               testing::EndsWith(", step 1 month; 1 gap of 2 months before line 4"));
-  // Two days of the year have 23 and 25 hours.
+  // With daylight saving time two days of a year have 23 and 25 hours.
   EXPECT_THAT(description({"2020-03-28T00:00+01:00", "2020-03-29T00:00+01:00",
                            "2020-03-30T00:00+02:00", "2020-03-31T00:00+02:00"}),
               testing::EndsWith(", step 1 day"));
@@ -258,10 +259,10 @@ TEST(Gaps, AreCountedAndTheFirstIsNamed) {
               testing::EndsWith(", step 10; 1 shorter step of 5 before line 5"));
   EXPECT_THAT(description({"0", "1", "3", "10", "20", "35"}),
               HasSubstr("no regular step, most often 1 (20 % of the rows)"));
-  // Half of the rows are enough.
+  // A step that half of the rows have is regular.
   EXPECT_THAT(description({"0", "1", "2", "12", "27"}),
               testing::EndsWith("0 to 27, step 1; 2 gaps, the first of 10 before line 5"));
-  // Of each series, not between them.
+  // Within each series, not between series.
   EXPECT_THAT(description({"1", "2", "3", "11", "12", "14"}, "pppqqq"),
               testing::EndsWith("1 to 14, step 1; 1 gap of 2 before line 7"));
 }

@@ -16,7 +16,7 @@ using models::TimeSplit;
 using testing::HasSubstr;
 using testing::ThrowsMessage;
 
-TEST(Split, KeepsTheOrderOfTime) {
+TEST(Split, IsInOrderOfTime) {
   const TimeSplit split = split_by_time(100, {}, 20, 5);
   EXPECT_EQ(split.train.begin, 0);
   EXPECT_EQ(split.train.end, 70);
@@ -26,7 +26,7 @@ TEST(Split, KeepsTheOrderOfTime) {
   EXPECT_EQ(split.test.end, 100);
 }
 
-TEST(Split, RefusesTooFewRows) {
+TEST(Split, RejectsTooFewRows) {
   EXPECT_THAT([] { split_by_time(100, {}, 66, 5); },
               ThrowsMessage<c10::ValueError>(
                   HasSubstr("expected at least 71 rows in the training part, got 70 of 100; use a "
@@ -40,8 +40,8 @@ TEST(Split, RefusesTooFewRows) {
               ThrowsMessage<c10::ValueError>(HasSubstr("fractions that leave a test part")));
 }
 
-TEST(Split, ByRowsLeavesTheRestAlone) {
-  // ETTh1 as it is commonly cut: 17,420 hours, of which 20 months are used.
+TEST(Split, ByRowsIgnoresTheRest) {
+  // The usual split of ETTh1: 17,420 hours, of which 20 months are used.
   const TimeSplit split = split_by_time(
       17420, {.train_rows = 8640, .validation_rows = 2880, .test_rows = 2880}, 96, 96);
   EXPECT_EQ(split.validation.begin, 8640);
@@ -52,7 +52,7 @@ TEST(Split, ByRowsLeavesTheRestAlone) {
               ThrowsMessage<c10::ValueError>(HasSubstr("and a test part, got 100 rows")));
 }
 
-TEST(Split, ByRowsTakesNoMoreThanTheTableHas) {
+TEST(Split, ByRowsRejectsMoreRowsThanTheTableHas) {
   const auto test_part = [](int64_t rows) {
     return split_by_time(100, {.train_rows = 50, .validation_rows = 20, .test_rows = rows}, 20, 5)
         .test;
@@ -62,7 +62,7 @@ TEST(Split, ByRowsTakesNoMoreThanTheTableHas) {
               ThrowsMessage<c10::ValueError>(HasSubstr("got 100 rows for parts of 50, 20 and 31")));
 }
 
-TEST(Split, RefusesSizesWhoseSumOverflows) {
+TEST(Split, RejectsSizesWhoseSumOverflows) {
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
   for (const models::SplitSettings& settings :
        {models::SplitSettings{.train_rows = kMost, .validation_rows = 1},

@@ -1,5 +1,5 @@
 #pragma once
-// A small training with its data, as flash_train has them.
+// A small training with its data, set up as in flash_train.
 
 #include <torch/torch.h>
 
@@ -71,7 +71,7 @@ inline Settings quick_settings(const std::string& model_class = "PatchTST") {
 
 inline bool never() { return false; }
 
-/// A forecaster with its data and its trainer, as flash_train has them.
+/// A forecaster with its data and its trainer, set up as in flash_train.
 class Session {
  public:
   explicit Session(const Settings& settings_)
@@ -81,7 +81,7 @@ class Session {
         train_windows(models::windows_of(data, data.part(&TimeSplit::train), forecaster)),
         validation_windows(models::windows_of(data, data.part(&TimeSplit::validation), forecaster)),
         trainer(forecaster, train_windows, validation_windows, settings.training) {
-    torch::manual_seed(settings.training.seed);  // after waves() has drawn
+    torch::manual_seed(settings.training.seed);  // because waves() draws random numbers
   }
 
   bool run(

@@ -48,7 +48,7 @@ TEST(Training, StepChangesEveryTrainedParameterAndNoOther) {
   }
 }
 
-TEST(AdamStep, IsThatOfLibtorch) {
+TEST(AdamStep, EqualsLibtorch) {
   torch::manual_seed(1);
   const torch::Tensor start = torch::randn({7, 3});
   torch::Tensor ours = start.clone().requires_grad_(), theirs = start.clone().requires_grad_();
@@ -64,7 +64,7 @@ TEST(AdamStep, IsThatOfLibtorch) {
   EXPECT_LT(max_difference(ours, theirs), 1e-6);  // rounding of five steps of 0.01
 }
 
-TEST(AdamStep, TakesComplexWeightsAsPairsOfNumbers) {
+TEST(AdamStep, TreatsComplexWeightsAsPairsOfRealOnes) {
   torch::manual_seed(1);
   const torch::Tensor start = torch::randn({4, 2});
   torch::Tensor pairs = start.clone().requires_grad_();
@@ -96,7 +96,7 @@ TEST(Training, GivesTheSameLossesWithFlashAndStandardAttention) {
   }
 }
 
-TEST(Training, RepeatsItselfFromTheSameSeed) {
+TEST(Training, IsDeterministicForASeed) {
   const TrainingResult first = train_fresh(quick_settings());
   const TrainingResult second = train_fresh(quick_settings());
   EXPECT_EQ(first.epochs[1].train_loss, second.epochs[1].train_loss);
@@ -120,7 +120,7 @@ TEST(Training, LearnsAndKeepsTheBestEpoch) {
   EXPECT_NEAR(kept.validation_mae, least, 1e-6);  // the loss is MAE, summed in another order
 }
 
-TEST(Training, LowersTheRateAfterTheEpochsAsked) {
+TEST(Training, DecaysTheLearningRateAfterTheGivenEpochs) {
   Settings settings = quick_settings();
   settings.training.epochs = 4;
   settings.training.learning_rate = 0.25;
@@ -131,7 +131,7 @@ TEST(Training, LowersTheRateAfterTheEpochsAsked) {
   EXPECT_EQ(rates, (std::vector<double>{0.25, 0.25, 0.125, 0.0625}));
 }
 
-TEST(Training, KeepsItsRateUnlessADecayIsAskedFor) {
+TEST(Training, KeepsTheLearningRateWithoutDecay) {
   Settings settings = quick_settings();
   settings.training.epochs = settings.training.decay_after + 3;
   for (const auto& epoch : train_fresh(settings).epochs) EXPECT_EQ(epoch.learning_rate, 5e-4);
@@ -141,7 +141,7 @@ TEST(Training, StopsEarlyWithoutABetterEpoch) {
   Settings settings = quick_settings();
   settings.training.epochs = 50;
   settings.training.patience = 2;
-  settings.training.learning_rate = 0.5;  // gets nowhere
+  settings.training.learning_rate = 0.5;  // does not converge
   const TrainingResult result = train_fresh(settings);
   EXPECT_LT(result.epochs.size(), 50u);
   EXPECT_EQ(static_cast<int64_t>(result.epochs.size()), result.best_epoch + 2);
@@ -170,12 +170,12 @@ TEST(ProgressLine, IsRewrittenInPlaceOnATerminal) {
   std::ostringstream text;
   Progress progress(text, /*in_place=*/true, 2, 10);
   progress.step(1, 3, 0.5);
-  progress.step(1, 4, 0.4);  // too soon after the one before to be shown
+  progress.step(1, 4, 0.4);  // too soon after the previous one to be shown
   EXPECT_THAT(text.str(),
               testing::MatchesRegex("\repoch 1/2  step 3/10  loss 0.5000  [0-9]+ s left\x1b\\[K"));
 }
 
-TEST(ProgressLine, WritesDurationsForPeople) {
+TEST(ProgressLine, FormatsDurations) {
   EXPECT_EQ(models::format_duration(0.4), "0 s");
   EXPECT_EQ(models::format_duration(185.0), "3:05 min");
   EXPECT_EQ(models::format_duration(7267.0), "2:01:07 h");

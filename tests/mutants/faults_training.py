@@ -42,14 +42,14 @@ TRAINING = [
         "models/data/timestamp.cpp",
         "hours < 24 && minutes < 60",
         "hours < 24",
-        by=("models_test:Timestamps.AreNothingElse",),
+        by=("models_test:Timestamps.RejectOtherFormats",),
     ),
     Fault(
         "test part of one row more than the table has",
         "models/data/time_split.cpp",
         "left > 0 && test <= left",
         "left > 0 && test <= left + 1",
-        by=("models_test:Split.ByRowsTakesNoMoreThanTheTableHas",),
+        by=("models_test:Split.ByRowsRejectsMoreRowsThanTheTableHas",),
     ),
     Fault(
         "times of series that are seen together compared in their first row only",
@@ -68,10 +68,10 @@ TRAINING = [
     Fault(
         "static columns left out of the fingerprint of the data",
         "models/train/prepared_data.cpp",
-        "    add(numbers.contiguous().const_data_ptr(), numbers.nbytes());",
-        text="    if (!ON || !numbers.is_same(data.store->stat))\n"
-        "      add(numbers.contiguous().const_data_ptr(), numbers.nbytes());",
-        by=("models_test:Fingerprint.ChangesWithNumbersNamesTimesAndStaticColumns",),
+        "    add(tensor.contiguous().const_data_ptr(), tensor.nbytes());",
+        text="    if (!ON || !tensor.is_same(data.store->stat))\n"
+        "      add(tensor.contiguous().const_data_ptr(), tensor.nbytes());",
+        by=("models_test:Fingerprint.DependsOnValuesNamesTimesAndStaticColumns",),
     ),
     Fault(
         "forecasts written in deviations of the training part",
@@ -100,7 +100,7 @@ TRAINING = [
         "models/train/output/evaluation.cpp",
         "counts[number].item<double>()",
         "counts[0].item<double>()",
-        by=("models_test:Evaluation.CountsTheWindowsOfEachSeries",),
+        by=("models_test:Evaluation.WeightsSeriesByTheirNumberOfWindows",),
     ),
     Fault(
         "squared error measured on the median",
@@ -108,14 +108,14 @@ TRAINING = [
         "add(of_model, column(forecast, columns.median), column(forecast, columns.mean));",
         text="add(of_model, column(forecast, columns.median),\n"
         "        column(forecast, ON ? columns.median : columns.mean));",
-        by=("models_test:Evaluation.TakesTheMedianForAbsoluteErrorsAndTheMeanForSquaredOnes",),
+        by=("models_test:Evaluation.UsesTheMedianForAbsoluteAndTheMeanForSquaredErrors",),
     ),
     Fault(
         "--delta ignored",
         "models/train/output/forecaster.cpp",
         ".delta(loss.delta)",
         text=".delta(ON ? 1.0 : loss.delta)",
-        by=("models_test:Forecaster.HasTheLossThatWasAskedForBeforeAndAfterItsFile",),
+        by=("models_test:Forecaster.KeepsItsLossThroughAFile",),
     ),
     Fault(
         "TFT without neuralforecast's window scaler",
@@ -129,7 +129,7 @@ TRAINING = [
         "models/train/command/settings.h",
         "double decay = 1.0;",
         text="double decay = ON ? 0.5 : 1.0;",
-        by=("models_test:Training.KeepsItsRateUnlessADecayIsAskedFor",),
+        by=("models_test:Training.KeepsTheLearningRateWithoutDecay",),
     ),
     Fault(
         "paths of a checkpoint hold in the folder of the training only",
@@ -143,13 +143,13 @@ TRAINING = [
         "models/train/output/run_file.cpp",
         '    json.at("seconds").get_to(state.result.seconds);',
         text='    if (!ON) json.at("seconds").get_to(state.result.seconds);',
-        by=("models_test:Models/Interruption.LeavesNoTrace/PatchTST",),
+        by=("models_test:Models/Interruption.DoesNotChangeTheResult/PatchTST",),
     ),
     Fault(
         "an order with gaps taken from a checkpoint",
         "models/train/output/run_file.cpp",
         "std::get<0>(state.order.sort()).equal(torch::arange(trainer.windows()))",
         "true",
-        by=("models_test:RunFile.IsRefusedWithAPlaceThatIsNoneInTheTraining",),
+        by=("models_test:RunFile.IsRejectedWithAnImpossiblePosition",),
     ),
 ]

@@ -80,7 +80,7 @@ HEADERS = {
         + '"}}',
         "expected hyper_parameters as a JSON object nested at most 64 deep",
     ),
-    "a name that is no UTF-8": (b'{"\xff\xfe":1}', "which is no JSON at byte 3"),
+    "a name that is no UTF-8": (b'{"\xff\xfe":1}', "which is not JSON at byte 3"),
     "a long value": ('{"a":"' + "x" * DEPTH + '"}', "tensor a: expected the fields"),
     "strides that overflow": (
         '{"a":{"dtype":"F32","shape":[0,4611686018427387904,4],"data_offsets":[0,0]}}',

@@ -274,7 +274,7 @@ def test_broken_and_mismatched_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a file of TFT, got PatchTST"):
         models.TFT.from_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="cut off or damaged"):
+    with pytest.raises(ValueError, match="truncated or damaged"):
         models.load(path)
 
 

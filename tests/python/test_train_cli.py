@@ -353,7 +353,7 @@ def test_file_that_is_not_a_model_is_refused(training: Training):
 def test_truncated_model_is_refused(training: Training, tmp_path: Path):
     short = tmp_path / "short.safetensors"
     short.write_bytes(training.model.read_bytes()[:-100])
-    assert "the file is cut off or damaged" in error_of("evaluate", short, training.csv)
+    assert "the file is truncated or damaged" in error_of("evaluate", short, training.csv)
 
 
 def test_demo_settings_beat_both_naive_forecasts(tmp_path: Path):

@@ -68,7 +68,7 @@ def test_checkpoint_option_writes_after_every_epoch(waves: Path, tmp_path: Path)
     assert resumed.returncode == 0, resumed.stderr
     assert model.read_bytes() == before
     checkpoint.write_bytes(checkpoint.read_bytes()[:-50])
-    assert "cut off" in error_of("resume", checkpoint)
+    assert "truncated" in error_of("resume", checkpoint)
 
 
 def test_resume_from_another_working_directory(tmp_path: Path):

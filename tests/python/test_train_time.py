@@ -118,7 +118,7 @@ def test_table_without_times_needs_no_time_column_option(tmp_path: Path):
     model, forecast = tmp_path / "model", tmp_path / "forecast.csv"
     process = run(*arguments, "--no-time-column", "--output", model, "--forecast-csv", forecast)
     assert process.returncode == 0, process.stderr
-    assert "Time: the rows as they stand in the file\n" in process.stdout
+    assert "Time: none; the rows are in the order of the file\n" in process.stdout
     assert forecast.read_text().splitlines()[1].startswith("value,129,2,")
     assert run("evaluate", model, path).returncode == 0
     for option in (("--sort",), ("--time-column", "word")):
@@ -137,7 +137,7 @@ def test_multivariate_series_need_the_same_times(tmp_path: Path):
     path = write_places(tmp_path / "table.csv", [day(row + 1) for row in range(160)])
     arguments = (path, "--target", "value", "--id-column", "place")
     assert (
-        "expected series with the same times, as the model sees them together, got "
+        "expected series with the same times, because the model forecasts them together, got "
         f"{day(1)} in row 1 of south and {day(0)} in that of north"
     ) in error_of("iTransformer", *arguments, *small("iTransformer"))
     process = run("PatchTST", *arguments, *small(epochs=1))

@@ -1,5 +1,5 @@
 #pragma once
-// What surrounds the inner mechanism of an attention layer, whatever that is: the four projections.
+// The four projections of an attention layer.
 
 #include <flash_attention/export.h>
 #include <torch/nn/module.h>
@@ -9,7 +9,8 @@
 
 namespace flash::models {
 
-/// query_, key_, value_ and out_projection, owned by the layer around them under these names.
+/// query_, key_, value_ and out_projection, registered under these names in the layer that owns
+/// them.
 class FLASH_API AttentionProjections {
  public:
   /// Heads of width hidden_size / heads, rounded down.

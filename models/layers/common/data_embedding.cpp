@@ -5,12 +5,13 @@
 
 #include <cmath>
 
-#include "layers/common/narrow_linear.h"
+#include "layers/common/skinny_linear.h"
 
 namespace flash::models {
 
 void TokenEmbeddingImpl::reset() {
-  // A convolution only to draw the weights as the original does: its own first, then these.
+  // A convolution, only to draw random numbers in the order of the original: its own weights first,
+  // then these.
   convolution_ = register_module(
       "tokenConv", torch::nn::Conv1d(torch::nn::Conv1dOptions(1, hidden_size_, 3).bias(false)));
   torch::nn::init::kaiming_normal_(convolution_->weight, /*a=*/0.0, torch::kFanIn,
@@ -20,7 +21,8 @@ void TokenEmbeddingImpl::reset() {
 void PositionalEmbeddingImpl::reset() {
   TORCH_CHECK_VALUE(hidden_size_ % 2 == 0, "expected an even hidden_size, got ", hidden_size_,
                     "; positions are embedded as pairs of a sine and a cosine");
-  // In float32 and cast later, as the original's: a float64 model uses those numbers, too.
+  // Computed in float32 and cast later, as in the original, so that a float64 model uses the same
+  // values.
   const torch::Tensor position = torch::arange(kMaxLength, torch::kFloat).unsqueeze(1);
   const double slope = -(std::log(10000.0) / static_cast<double>(hidden_size_));
   const torch::Tensor frequency = (torch::arange(0, hidden_size_, 2, torch::kFloat) * slope).exp();
@@ -54,7 +56,7 @@ torch::Tensor DataEmbeddingImpl::forward(const torch::Tensor& series, const torc
     columns.push_back(exog);
     weight = torch::cat({weight, temporal_->weight()}, 1);
   }
-  torch::Tensor tokens = narrow_linear(torch::cat(columns, 2), weight);
+  torch::Tensor tokens = skinny_linear(torch::cat(columns, 2), weight);
   if (position_) tokens = tokens + position_->rows(series.size(1));
   return flash::dropout(tokens, options_.dropout, is_training());
 }

@@ -1,5 +1,5 @@
 #pragma once
-// How Informer, Autoformer and FEDformer turn a window into tokens.
+// The embedding of Informer, Autoformer and FEDformer: one token per step of a window.
 
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/conv.h>
@@ -37,7 +37,7 @@ class PositionalEmbeddingImpl : public torch::nn::Cloneable<PositionalEmbeddingI
   torch::Tensor table_;
 };
 
-/// A linear map of the exogenous columns without bias, under the name `embed.weight` [D, F].
+/// A linear map of the exogenous columns without bias, with the parameter `embed.weight` [D, F].
 class TimeFeatureEmbeddingImpl : public torch::nn::Cloneable<TimeFeatureEmbeddingImpl> {
  public:
   TimeFeatureEmbeddingImpl(int64_t columns, int64_t hidden_size)
@@ -57,12 +57,12 @@ class TimeFeatureEmbeddingImpl : public torch::nn::Cloneable<TimeFeatureEmbeddin
 struct DataEmbeddingOptions {
   int64_t hidden_size;
   int64_t exog_size;  ///< exogenous columns F, or 0
-  bool has_position;  ///< only Informer's has
+  bool has_position;  ///< true for Informer only
   double dropout;
 };
 
-/// dropout(token + position + temporal embedding): one matrix product over the three neighbours of
-/// each step and its exogenous columns.
+/// dropout(token + position + temporal embedding). Token and temporal embedding are one matrix
+/// product: its input is each step with its two neighbours and its exogenous columns.
 class DataEmbeddingImpl : public torch::nn::Cloneable<DataEmbeddingImpl> {
  public:
   explicit DataEmbeddingImpl(const DataEmbeddingOptions& options) : options_(options) { reset(); }

@@ -14,7 +14,7 @@ Activation activation_named(const std::string& model, const std::string& name) {
 }
 
 void PointwiseConvolutionImpl::reset() {
-  // Drawn as a convolution draws them.
+  // A convolution draws the initial weights.
   const torch::nn::Conv1d drawn(torch::nn::Conv1dOptions(in_, out_, 1).bias(bias_));
   weight_ = register_parameter("weight", drawn->weight.detach());
   if (bias_) bias_values_ = register_parameter("bias", drawn->bias.detach());
@@ -40,7 +40,8 @@ torch::Tensor FeedForward::add_to(const torch::Tensor& x, bool training) const {
 torch::Tensor feed_forward(const torch::Tensor& x, const LinearWeights& first,
                            const LinearWeights& second, Activation activation, double dropout) {
   const bool drops = dropout > 0.0;
-  // Lower precision is ATen's business, and without dropout there is a second derivative.
+  // blocked_feed_forward has no 16-bit types and no second derivative; without dropout, ATen has
+  // both.
   if (drops && fits_kernels(x)) {
     return blocked_feed_forward(x, first, second, activation, dropout);
   }

@@ -10,7 +10,7 @@
 
 namespace flash::models {
 
-/// "relu" or "gelu"; c10::ValueError naming the model and the options otherwise.
+/// The activation "relu" or "gelu". Throws c10::ValueError, beginning with `model`, otherwise.
 Activation activation_named(const std::string& model, const std::string& name);
 
 /// A convolution of width 1 over time, weight [out, in, 1].
@@ -20,7 +20,7 @@ class PointwiseConvolutionImpl : public torch::nn::Cloneable<PointwiseConvolutio
     reset();
   }
   void reset() override;
-  /// Of the matrix product that it is.
+  /// As a linear layer.
   LinearWeights weights() const { return {weight_.squeeze(2), bias_values_}; }
 
  private:
@@ -29,8 +29,8 @@ class PointwiseConvolutionImpl : public torch::nn::Cloneable<PointwiseConvolutio
   torch::Tensor weight_, bias_values_;
 };
 
-/// second(dropout(activation(first(x)))): x [.., in] -> [.., out]. In training without a second
-/// derivative.
+/// second(dropout(activation(first(x)))): x [.., in] -> [.., out]. With dropout above 0 it is
+/// differentiable once.
 torch::Tensor feed_forward(const torch::Tensor& x, const LinearWeights& first,
                            const LinearWeights& second, Activation activation, double dropout);
 
@@ -43,8 +43,8 @@ struct FeedForwardOptions {
   bool bias;
 };
 
-/// x + dropout(conv2(dropout(activation(conv1(x))))). Its convolutions belong to the layer around
-/// it, as `conv1` and `conv2`: the original has no module for the pair.
+/// x + dropout(conv2(dropout(activation(conv1(x))))). The convolutions are registered in the owner
+/// as `conv1` and `conv2`, because the original has no module for the pair.
 class FeedForward {
  public:
   /// Registers the convolutions in `owner`.

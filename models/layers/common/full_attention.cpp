@@ -5,8 +5,8 @@
 
 namespace flash::models {
 
-at::Tensor FullAttention::attend(const AttentionProjections& projections, const at::Tensor& x,
-                                 const at::Tensor& memory, bool training) const {
+at::Tensor FullAttention::forward(const AttentionProjections& projections, const at::Tensor& x,
+                                  const at::Tensor& memory, bool training) const {
   const auto options =
       AttentionOptions().dropout(training ? dropout_ : 0.0).block_size(config_.flash_block_size);
   const at::Tensor query = projections.split_heads(projections.query(x));

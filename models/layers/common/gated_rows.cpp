@@ -15,13 +15,13 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 32;
 
-/// What a thread adds its sums to.
+/// The slot of the calling thread.
 template <class T>
 T* slot(at::Tensor& sums) {
   return sums.mutable_data_ptr<T>() + at::get_thread_num() * sums.stride(0);
 }
 
-/// Rows [first, ..) of a matrix whose rows are `stride` apart, or nothing where it is undefined.
+/// A matrix from row `first` on, rows `stride` apart; null if it is undefined.
 template <class T>
 const T* rows_or_null(const at::Tensor& tensor, int64_t first) {
   return tensor.defined() ? tensor.const_data_ptr<T>() + first * tensor.stride(0) : nullptr;

@@ -31,7 +31,7 @@ const std::optional<c10::TypedOperatorHandle<OneDnnLinear>>& onednn() {
   return operation;
 }
 
-/// Multiplications below which finding the kernel takes longer than it saves.
+/// With fewer multiplications, looking up oneDNN's kernel takes longer than it saves.
 constexpr int64_t kFewest = int64_t{1} << 22;
 
 bool onednn_is_faster(const at::Tensor& x, const at::Tensor& weight) {
@@ -52,10 +52,10 @@ at::Tensor through_onednn(const at::Tensor& x, const at::Tensor& weight, const a
   return out.view(sizes);
 }
 
-/// Rows of a weight's gradient that are enough work for a thread.
+/// Rows of a weight's gradient that are enough work for one thread.
 constexpr int64_t kRowsPerThread = 32;
 
-/// g^T x, of g [rows, out] and x [rows, in].
+/// g^T x for g [rows, out] and x [rows, in].
 at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x) {
   const bool fits = g.size(1) >= kRowsPerThread * at::get_num_threads() && x.is_contiguous();
   if (at::GradMode::is_enabled() || !fits) return g.t().mm(x);

@@ -1,6 +1,6 @@
 #pragma once
-// Linear maps, the bulk of a training step. Where it takes less time, float32 goes through oneDNN
-// as torch has it built in, unless FLASH_ATTENTION_ONEDNN is off; else through ATen.
+// Linear layers, where a training step spends most of its time. float32 uses the oneDNN that is
+// built into torch where that is faster, unless FLASH_ATTENTION_ONEDNN is off; otherwise ATen.
 
 #include <ATen/core/Tensor.h>
 #include <flash_attention/dropout.h>
@@ -13,20 +13,20 @@ struct LinearWeights {
   at::Tensor weight, bias;
 };
 
-/// x weight^T + bias: x [.., in], weight [out, in], bias [out] or undefined -> [.., out]. As
+/// x weight^T + bias: x [.., in], weight [out, in], bias [out] or undefined -> [.., out]. Like
 /// torch::linear, differentiable any number of times.
 FLASH_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& bias = {});
 
-/// activation(x weight^T + bias), in one pass where oneDNN does it. Not differentiable.
+/// activation(x weight^T + bias), fused where oneDNN is used. Not differentiable.
 FLASH_API at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight,
                                       const at::Tensor& bias, Activation activation);
 
-/// Whether the kernels of this library take x: float32 or float64 on the CPU, without autocast.
+/// Whether the kernels of this library support x: float32 or float64 on the CPU, without autocast.
 bool fits_kernels(const at::Tensor& x);
 
-/// As `linear`, for the forward or backward of an autograd function: records a gradient only
-/// through ATen, in a backward with create_graph.
+/// Like `linear`, for use inside the forward or backward of an autograd function. With grad mode on
+/// (a backward with create_graph) it uses ATen, which records the graph.
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
 
 }  // namespace flash::models

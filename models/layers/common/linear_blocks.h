@@ -1,5 +1,5 @@
 #pragma once
-// Linear layers inside functions that go through their rows block by block, below autograd.
+// Linear layers for autograd functions that process rows in blocks.
 
 #include <ATen/ATen.h>
 #include <flash_attention/matrix_product.h>
@@ -15,7 +15,7 @@ inline void linear_into(const at::Tensor& x, const LinearWeights& layer, at::Ten
                  layer.bias.defined() ? ProductResult::kAdd : ProductResult::kReplace);
 }
 
-/// What a layer's weight and bias get, summed over blocks.
+/// The gradients of a layer's weight and bias, summed over blocks.
 struct LinearGradients {
   at::Tensor weight, bias;
 
@@ -23,7 +23,7 @@ struct LinearGradients {
       : weight(at::zeros_like(layer.weight)),
         bias(layer.bias.defined() ? at::zeros_like(layer.bias) : at::Tensor()) {}
 
-  /// From a block of the layer's input and of the gradient for its result.
+  /// Adds those of one block: the gradient of the layer's result, and its input x.
   void add(const at::Tensor& gradient, const at::Tensor& x) {
     matrix_product(gradient.t(), x, weight, ProductResult::kAdd);
     if (bias.defined()) bias.add_(gradient.sum(0));

@@ -1,6 +1,6 @@
 #pragma once
-// The products that a network's own gated residual network and one per variable have in common, for
-// one block of rows, and what they sum over blocks.
+// The part of a gated residual network after its first layer, for one block of rows, and the
+// gradients that are summed over blocks. Shared by single networks and the networks per variable.
 
 #include <flash_attention/dropout.h>
 #include <flash_attention/matrix_product.h>
@@ -19,19 +19,19 @@ inline bool needs_backward(std::initializer_list<at::Tensor> tensors) {
                      [](const at::Tensor& tensor) { return tensor.requires_grad(); });
 }
 
-/// What is kept of a dropped row's elements times 0 or 1/(1-p); undefined where nothing is dropped.
+/// Dropout factors of a block, 0 or 1/(1-p); undefined without dropout.
 inline at::Tensor dropout_factors(const at::Tensor& ones, int64_t rows, double p) {
   return p > 0.0 ? flash::dropout(ones.narrow(0, 0, rows), p, /*training=*/true) : at::Tensor();
 }
 
 inline double kept_factor(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
 
-/// The transpose of a weight as the right-hand side of products, laid out once for all blocks.
+/// The transpose of a weight, contiguous, as the right-hand side of the products of all blocks.
 inline at::Tensor transposed(const at::Tensor& weight) {
   return weight.transpose(-2, -1).contiguous();
 }
 
-/// dropout(activated W^T + b) and its product with the gate, for one block. The weights are
+/// hidden = dropout(activated W^T + b) and gate = hidden G^T for one block. The weights W and G are
 /// `transposed`.
 inline void forward_tail(const at::Tensor& activated, at::Tensor hidden, const at::Tensor& gate,
                          const at::Tensor& weight, const at::Tensor& bias,
@@ -58,7 +58,8 @@ struct TailGradients {
   at::Tensor gate_bias() const { return norm_sums.slice(1, 2).flatten(1).sum(0); }
 };
 
-/// From the gradient of `gate` to that of `activated`; `scratch` is a block of rows.
+/// Backward of forward_tail: from the gradient of `gate` to that of `activated`. `scratch` is a
+/// block of rows.
 inline void backward_tail(const at::Tensor& gate_gradient, const at::Tensor& hidden,
                           const at::Tensor& activated, const at::Tensor& weight,
                           const at::Tensor& gate_weight, double dropout, at::Tensor scratch,

@@ -1,5 +1,5 @@
 #pragma once
-// Going through the rows of matrices in blocks.
+// Processing the rows of matrices in blocks.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -11,12 +11,12 @@
 
 namespace flash::models {
 
-/// Rows per block: some 3 KB each of a width of 128 are touched between two matrix products, and a
-/// thread's second-level cache holds a few hundred of them. Products of that size run at full
-/// speed.
+/// Rows per block and thread. At a width of 128 about 3 KB per row are touched between two matrix
+/// products, so a few hundred rows fit the L2 cache. Products of that size run at full speed.
 inline constexpr int64_t kRowsPerBlock = 256;
 
-/// A stride for rows of so many columns: whole cache lines, so that vectors of a row straddle none.
+/// The stride of a row of `columns` elements, rounded up to whole cache lines so that no vector of
+/// a row straddles one.
 constexpr int64_t padded_row(int64_t columns) { return (columns + 15) / 16 * 16; }
 
 /// Calls `call(first, rows)` for each block.
@@ -26,8 +26,8 @@ void for_blocks(int64_t rows, const Call& call) {
   for (int64_t first = 0; first < rows; first += step) call(first, std::min(step, rows - first));
 }
 
-/// A matrix that is written block by block: kept whole for a backward, or one block's memory used
-/// again and again.
+/// A matrix that is written block by block: stored whole for a backward, or with the memory of one
+/// block that is reused.
 class BlockMatrix {
  public:
   BlockMatrix(int64_t rows, int64_t width, const at::TensorOptions& options, bool keep)
@@ -39,7 +39,7 @@ class BlockMatrix {
   at::Tensor block(int64_t first, int64_t rows) const {
     return whole_.narrow(0, keep_ ? first : 0, rows);
   }
-  /// The matrix, or nothing where it was not kept.
+  /// The matrix; undefined if it was not kept.
   at::Tensor kept() const { return keep_ ? whole_ : at::Tensor(); }
 
  private:

@@ -25,7 +25,7 @@ void AttentionLayerImpl::reset() {
 }
 
 torch::Tensor AttentionLayerImpl::forward(const torch::Tensor& x, const torch::Tensor& context) {
-  return mechanism_->attend(projections_, x, context, is_training());
+  return mechanism_->forward(projections_, x, context, is_training());
 }
 
 void EncoderLayerImpl::reset() {
@@ -58,7 +58,8 @@ torch::Tensor DecoderLayerImpl::forward(torch::Tensor x, const torch::Tensor& me
   const double dropout = options_.dropout;
   const auto last = [&](const torch::Tensor& t) { return t.slice(1, t.size(1) - rows); };
   x = norm1_(dropout_add(self_attention_->forward(x, x), x, dropout, is_training()));
-  // Every row asks, since the selection compares them; behind it each row goes on alone.
+  // ProbSparse attention compares all queries, so cross-attention needs every row. After it the
+  // rows are independent.
   const torch::Tensor attended = cross_attention_->forward(x, memory);
   x = norm2_(dropout_add(last(attended), last(x), dropout, is_training()));
   return norm3_(feed_forward_.add_to(x, is_training()));

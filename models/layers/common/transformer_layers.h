@@ -1,6 +1,6 @@
 #pragma once
-// The encoder and decoder layers of Informer and iTransformer (Vaswani et al., arXiv:1706.03762,
-// with the norms behind the residuals).
+// The encoder and decoder layers of Informer and iTransformer (Vaswani et al., arXiv:1706.03762),
+// with post-norm.
 
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/normalization.h>
@@ -22,7 +22,7 @@ struct TransformerLayerOptions {
   double dropout;
 };
 
-/// A mechanism between its projections.
+/// The four projections and the mechanism between them.
 class AttentionLayerImpl : public torch::nn::Cloneable<AttentionLayerImpl> {
  public:
   AttentionLayerImpl(const TransformerLayerOptions& options,
@@ -40,7 +40,7 @@ class AttentionLayerImpl : public torch::nn::Cloneable<AttentionLayerImpl> {
   AttentionProjections projections_;
 };
 
-/// norm2(x' + feed-forward(x')) of x' = norm1(x + attention(x)).
+/// norm2(x' + feed-forward(x')) with x' = norm1(x + attention(x)).
 class EncoderLayerImpl : public torch::nn::Cloneable<EncoderLayerImpl> {
  public:
   EncoderLayerImpl(const TransformerLayerOptions& options,
@@ -60,7 +60,7 @@ class EncoderLayerImpl : public torch::nn::Cloneable<EncoderLayerImpl> {
   torch::nn::LayerNorm norm1_{nullptr}, norm2_{nullptr};
 };
 
-/// Attention to itself, attention to the encoder's output, feed-forward; a norm behind each.
+/// Self-attention, cross-attention to the encoder's output, feed-forward; a norm after each.
 class DecoderLayerImpl : public torch::nn::Cloneable<DecoderLayerImpl> {
  public:
   DecoderLayerImpl(const TransformerLayerOptions& options,
@@ -70,7 +70,7 @@ class DecoderLayerImpl : public torch::nn::Cloneable<DecoderLayerImpl> {
     reset();
   }
   void reset() override;
-  /// x [B, T, D], memory [B, S, D] -> the last `rows` of T, [B, rows, D]
+  /// x [B, T, D], memory [B, S, D] -> the last `rows` steps, [B, rows, D]
   torch::Tensor forward(torch::Tensor x, const torch::Tensor& memory, int64_t rows);
 
  private:

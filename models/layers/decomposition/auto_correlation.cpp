@@ -19,7 +19,7 @@ using torch::autograd::variable_list;
 
 /// [B, T, C] -> [B, C, T / 2 + 1], contiguous
 at::Tensor spectrum_by_channel(const at::Tensor& series) {
-  // A transform along time returns its result in this order, so that this copies nothing.
+  // A transform along time returns its result in this memory layout, so this copies nothing.
   return at::fft_rfft(series, std::nullopt, 1).transpose(1, 2).contiguous();
 }
 
@@ -45,8 +45,7 @@ at::Tensor cross_spectrum(const at::Tensor& query, const at::Tensor& key) {
   return at::view_as_complex(sums);
 }
 
-/// As a function of query and key, for an odd number of times. Their spectra are formed again in
-/// the backward.
+/// cross_spectrum as a differentiable function for odd T. The backward recomputes the spectra.
 class CrossSpectrum : public torch::autograd::Function<CrossSpectrum> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& query,
@@ -60,8 +59,8 @@ class CrossSpectrum : public torch::autograd::Function<CrossSpectrum> {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &query = saved[0], &key = saved[1];
     const int64_t times = query.size(1);
-    // The adjoint of a transform is one back, but for the factor there and because that one counts
-    // every frequency but 0 twice.
+    // The adjoint of a real transform is an inverse transform, up to a factor and except that the
+    // inverse counts every frequency but 0 twice.
     at::Tensor gradient = gradients[0] * (0.5 * static_cast<double>(times));
     gradient.select(1, 0).mul_(2.0);
     gradient = gradient.unsqueeze(1);
@@ -77,8 +76,8 @@ class CrossSpectrum : public torch::autograd::Function<CrossSpectrum> {
   }
 };
 
-/// Correlations that are known already, as a function of query and key: the transform that found
-/// them need not be differentiated, as few of them are used.
+/// Correlations computed before, as a differentiable function of query and key. Few of them are
+/// used, so their gradient is cheaper directly than through the transform.
 class KnownCorrelation : public torch::autograd::Function<KnownCorrelation> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& query,
@@ -103,8 +102,8 @@ class KnownCorrelation : public torch::autograd::Function<KnownCorrelation> {
   }
 };
 
-/// Which `count` columns of correlations [B, lags] are largest: [B, count], or [1, count] by the
-/// batch's mean.
+/// Indices of the `count` largest columns of correlations [B, lags]: [B, count], or [1, count] by
+/// the batch's mean.
 at::Tensor largest(const at::Tensor& correlations, int64_t count, bool shared) {
   const at::Tensor scores = shared ? correlations.mean(0, /*keepdim=*/true) : correlations;
   return std::get<1>(scores.topk(count, 1));
@@ -115,7 +114,7 @@ at::Tensor at_delays(const at::Tensor& correlations, const at::Tensor& delays) {
   return correlations.gather(1, delays.expand({correlations.size(0), -1}));
 }
 
-/// [B, S, C] -> [B, length, C], continued with zeros.
+/// [B, S, C] -> [B, length, C], padded with zeros.
 at::Tensor continued(const at::Tensor& series, int64_t length) {
   return series.size(1) == length ? series
                                   : at::constant_pad_nd(series, {0, 0, 0, length - series.size(1)});
@@ -131,7 +130,7 @@ ChosenDelays choose_delays(const at::Tensor& query, const at::Tensor& key, doubl
                            int64_t count, bool shared) {
   const int64_t length = query.size(1);
   if (length % 2 == 1) {
-    // The transform back is one digit short, so that no plain correlation is the number wanted.
+    // The inverse transform has length T - 1, so its values are not plain correlations.
     const at::Tensor correlations = at::fft_irfft(CrossSpectrum::apply(query, key)) * scale;
     const at::Tensor delays = largest(correlations.detach(), count, shared);
     return {at_delays(correlations, delays), delays};
@@ -146,30 +145,30 @@ ChosenDelays choose_delays(const at::Tensor& query, const at::Tensor& key, doubl
   return {KnownCorrelation::apply(query, key, delays, chosen, scale), delays};
 }
 
-at::Tensor AutoCorrelationImpl::forward(AttentionProjections& projections, const at::Tensor& x,
-                                        const at::Tensor& memory) {
+at::Tensor AutoCorrelation::forward(const AttentionProjections& projections, const at::Tensor& x,
+                                    const at::Tensor& memory, bool training) const {
   const torch::nn::LinearImpl &query = projections.query_layer(), &key = projections.key_layer();
   const torch::nn::LinearImpl &value = projections.value_layer(), &out = projections.out_layer();
   const int64_t length = x.size(1);
   const at::Tensor seen = memory.size(1) > length ? memory.slice(1, 0, length) : memory;
   const bool is_continued = seen.size(1) < length;
 
-  // What the query's shift adds to the correlation is the same at all delays, and so is what the
-  // key's adds unless zeros follow it. Neither choice nor softmax see that.
+  // The query's bias adds the same to the correlation at every delay, and so does the key's unless
+  // the key is padded. That affects neither the selection nor the softmax.
   const at::Tensor key_map = query.weight.t().mm(key.weight);  // [D, D]
   const at::Tensor key_shift = is_continued ? query.weight.t().mv(key.bias) : at::Tensor();
   ChosenDelays chosen =
       choose_delays(x, continued(models::linear(seen, key_map, key_shift), length),
                     1.0 / static_cast<double>(query.weight.size(0)), delay_count(factor_, length),
-                    /*shared=*/is_training());
-  // One number for all, so that the shifts have a gradient, of zero, and not none.
+                    /*shared=*/training);
+  // The same addend for all, so that the biases get a gradient of zero instead of none.
   const at::Tensor weights = (chosen.correlations + query.bias.dot(key.bias)).softmax(1);
 
   const at::Tensor added = time_delay_aggregation(continued(seen, length), chosen.delays, weights);
   const at::Tensor out_map = out.weight.mm(value.weight);  // [D, D]
   const at::Tensor value_shift = out.weight.mv(value.bias);
   if (!is_continued) return models::linear(added, out_map, out.bias + value_shift);
-  // The shift of the values ends where zeros follow them.
+  // The padding of the values has no bias.
   const at::Tensor ones = continued(at::ones({x.size(0), seen.size(1), 1}, x.options()), length);
   return models::linear(added, out_map, out.bias) +
          time_delay_aggregation(ones, chosen.delays, weights) * value_shift;

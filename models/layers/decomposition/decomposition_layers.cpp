@@ -1,10 +1,9 @@
 #include "layers/decomposition/decomposition_layers.h"
 
 #include <flash_attention/models/gradient_checkpoint.h>
-#include <flash_attention/ops.h>
 #include <torch/torch.h>
 
-#include "layers/common/narrow_linear.h"
+#include "layers/common/skinny_linear.h"
 #include "layers/decomposition/series_decomposition.h"
 
 namespace flash::models {
@@ -20,7 +19,7 @@ FeedForwardOptions feed_forward_options(const DecompositionTransformerOptions& o
           .bias = false};
 }
 
-/// x [B, T, D] less its mean over time, in place: a norm's result is not needed any more.
+/// x [B, T, D] minus its mean over time, in place, because the norm's result is not needed again.
 class Centred : public torch::autograd::Function<Centred> {
  public:
   static torch::Tensor forward(torch::autograd::AutogradContext* context, torch::Tensor x) {
@@ -38,33 +37,24 @@ void append(Tensors& all, Tensors more) { all.insert(all.end(), more.begin(), mo
 }  // namespace
 
 MechanismLayerImpl::MechanismLayerImpl(const DecompositionTransformerOptions& options,
-                                       std::shared_ptr<InnerMechanism> mechanism, bool owner)
-    : choice_(options.attention),
-      block_size_(options.config.flash_block_size),
-      mechanism_(std::move(mechanism)) {
+                                       std::shared_ptr<AttentionMechanism> mechanism, bool owner)
+    : mechanism_(std::move(mechanism)), used_(mechanism_) {
   if (owner) register_module("inner_correlation", mechanism_);
   projections_.register_in(*this, options.hidden_size, options.heads);
+  if (options.attention != AttentionChoice::kNative) {
+    used_ = std::make_shared<FullAttention>(
+        /*dropout=*/0.0,
+        ModelConfig{.use_flash_attention = options.attention == AttentionChoice::kFlash,
+                    .flash_block_size = options.config.flash_block_size});
+  }
 }
 
 torch::Tensor MechanismLayerImpl::forward(const torch::Tensor& x, const torch::Tensor& memory) {
-  return choice_ == AttentionChoice::kNative ? mechanism_->forward(projections_, x, memory)
-                                             : exact_attention(x, memory);
-}
-
-torch::Tensor MechanismLayerImpl::exact_attention(const torch::Tensor& x,
-                                                  const torch::Tensor& memory) {
-  const torch::Tensor query = projections_.split_heads(projections_.query(x));
-  const torch::Tensor key = projections_.split_heads(projections_.key(memory));
-  const torch::Tensor value = projections_.split_heads(projections_.value(memory));
-  const torch::Tensor attended =
-      choice_ == AttentionChoice::kFlash
-          ? attention(query, key, value, AttentionOptions().block_size(block_size_))
-          : standard_attention(query, key, value);
-  return projections_.out(attended.transpose(1, 2).flatten(2));
+  return used_->forward(projections_, x, memory, is_training());
 }
 
 DecompositionEncoderLayerImpl::DecompositionEncoderLayerImpl(
-    const DecompositionTransformerOptions& options, const InnerMechanisms& mechanisms, bool owner)
+    const DecompositionTransformerOptions& options, const SharedMechanisms& mechanisms, bool owner)
     : dropout_(options.dropout), window_(options.window) {
   attention_ = register_module(
       "attention", std::make_shared<MechanismLayerImpl>(options, mechanisms.encoder_self, owner));
@@ -84,7 +74,7 @@ Tensors DecompositionEncoderLayerImpl::used_parameters() const {
 }
 
 DecompositionDecoderLayerImpl::DecompositionDecoderLayerImpl(
-    const DecompositionTransformerOptions& options, const InnerMechanisms& mechanisms, bool owner)
+    const DecompositionTransformerOptions& options, const SharedMechanisms& mechanisms, bool owner)
     : dropout_(options.dropout), window_(options.window), h_(options.h) {
   self_attention_ = register_module("self_attention", std::make_shared<MechanismLayerImpl>(
                                                           options, mechanisms.decoder_self, owner));
@@ -111,10 +101,10 @@ DecoderState DecompositionDecoderLayerImpl::forward(const torch::Tensor& x,
 }
 
 torch::Tensor DecompositionDecoderLayerImpl::project_trend(const torch::Tensor& trend) const {
-  // The convolution as one product per neighbour, moved in time afterwards, when there is little
-  // left to move.
+  // The convolution as one product per neighbour. Shifting in time comes afterwards, when there are
+  // few columns left.
   const torch::Tensor neighbours =
-      narrow_linear(trend, projection_->weight.permute({2, 0, 1}).flatten(0, 1));
+      skinny_linear(trend, projection_->weight.permute({2, 0, 1}).flatten(0, 1));
   const Tensors terms = neighbours.chunk(3, 2);
   return (terms[0].roll(1, 1) + terms[1] + terms[2].roll(-1, 1)).slice(1, -h_);
 }
@@ -135,13 +125,13 @@ torch::Tensor SeasonalNormImpl::forward(const torch::Tensor& x) { return Centred
 
 torch::Tensor SeasonalNormImpl::project_last(const torch::Tensor& x, int64_t rows,
                                              torch::nn::Linear& linear) {
-  // The mean commutes with the product, after which there is little left to average.
-  const torch::Tensor projected = narrow_linear(norm_(x), linear->weight);
+  // The mean commutes with the product, and is cheaper after it.
+  const torch::Tensor projected = skinny_linear(norm_(x), linear->weight);
   return projected.slice(1, -rows) - projected.mean(1, /*keepdim=*/true) + linear->bias;
 }
 
 DecompositionEncoderImpl::DecompositionEncoderImpl(const DecompositionTransformerOptions& options,
-                                                   const InnerMechanisms& mechanisms)
+                                                   const SharedMechanisms& mechanisms)
     : recompute_(options.config.gradient_checkpointing) {
   torch::nn::ModuleList list;
   for (int64_t i = 0; i < options.encoder_layers; ++i) {
@@ -164,7 +154,7 @@ torch::Tensor DecompositionEncoderImpl::forward(torch::Tensor x) {
 }
 
 DecompositionDecoderImpl::DecompositionDecoderImpl(const DecompositionTransformerOptions& options,
-                                                   const InnerMechanisms& mechanisms)
+                                                   const SharedMechanisms& mechanisms)
     : recompute_(options.config.gradient_checkpointing), h_(options.h) {
   torch::nn::ModuleList list;
   for (int64_t i = 0; i < options.decoder_layers; ++i) {

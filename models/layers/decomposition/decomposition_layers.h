@@ -9,37 +9,35 @@
 
 namespace flash::models {
 
-/// The four projections around the inner mechanism, or around exact attention.
+/// The four projections and the mechanism between them: the model's own, or exact attention.
 class MechanismLayerImpl : public torch::nn::Module {
  public:
-  /// Registers `mechanism` as `inner_correlation` if this layer is its `owner`.
+  /// Registers `mechanism` as `inner_correlation` if this layer is its `owner`, even where exact
+  /// attention replaces it.
   MechanismLayerImpl(const DecompositionTransformerOptions& options,
-                     std::shared_ptr<InnerMechanism> mechanism, bool owner);
+                     std::shared_ptr<AttentionMechanism> mechanism, bool owner);
 
   /// x [B, T, D], memory [B, S, D] -> [B, T, D]
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& memory);
 
-  /// The mechanism's, whether registered here or not.
+  /// The parameters of the mechanism, whether it is registered here or not.
   std::vector<torch::Tensor> mechanism_parameters() const { return mechanism_->parameters(); }
 
  private:
-  torch::Tensor exact_attention(const torch::Tensor& x, const torch::Tensor& memory);
-
-  AttentionChoice choice_;
-  int64_t block_size_;
   AttentionProjections projections_;
-  std::shared_ptr<InnerMechanism> mechanism_;
+  std::shared_ptr<AttentionMechanism> mechanism_;  // the model's own
+  std::shared_ptr<AttentionMechanism> used_;
 };
 
-/// x + attention, its seasonal part + feed-forward, the seasonal part of that.
+/// s = seasonal part of x + attention(x); the result is the seasonal part of s + feed-forward(s).
 class DecompositionEncoderLayerImpl : public torch::nn::Module {
  public:
   DecompositionEncoderLayerImpl(const DecompositionTransformerOptions& options,
-                                const InnerMechanisms& mechanisms, bool owner);
+                                const SharedMechanisms& mechanisms, bool owner);
 
   /// x [B, T, D] -> the same shape.
   torch::Tensor forward(const torch::Tensor& x);
-  /// Of everything that `forward` uses.
+  /// All parameters that `forward` uses.
   std::vector<torch::Tensor> used_parameters() const;
 
  private:
@@ -51,15 +49,15 @@ class DecompositionEncoderLayerImpl : public torch::nn::Module {
 
 struct DecoderState {
   torch::Tensor seasonal;  ///< [B, T, D]
-  torch::Tensor trend;     ///< [B, h, outputs], what the layer adds to it
+  torch::Tensor trend;     ///< [B, h, outputs], the layer's contribution to the trend
 };
 
-/// As the encoder's with cross-attention between the two; the three trends, projected by a circular
-/// convolution of width 3, are a part of the forecast.
+/// Like the encoder layer, with cross-attention between the two steps. The sum of the three trends,
+/// projected by a circular convolution of width 3, is a part of the forecast.
 class DecompositionDecoderLayerImpl : public torch::nn::Module {
  public:
   DecompositionDecoderLayerImpl(const DecompositionTransformerOptions& options,
-                                const InnerMechanisms& mechanisms, bool owner);
+                                const SharedMechanisms& mechanisms, bool owner);
 
   /// x [B, T, D], memory [B, S, D]
   DecoderState forward(const torch::Tensor& x, const torch::Tensor& memory);
@@ -75,14 +73,14 @@ class DecompositionDecoderLayerImpl : public torch::nn::Module {
   torch::nn::Conv1d projection_{nullptr};
 };
 
-/// Layer norm less its mean over time (so that the norm's shift has no effect).
+/// Layer norm minus its mean over time, so the norm's bias has no effect.
 class SeasonalNormImpl : public torch::nn::Module {
  public:
   explicit SeasonalNormImpl(int64_t hidden_size);
 
   /// x [B, T, D] -> the same shape.
   torch::Tensor forward(const torch::Tensor& x);
-  /// linear(forward(x)) in the last `rows` rows.
+  /// The last `rows` steps of linear(forward(x)).
   torch::Tensor project_last(const torch::Tensor& x, int64_t rows, torch::nn::Linear& linear);
 
  private:
@@ -92,7 +90,7 @@ class SeasonalNormImpl : public torch::nn::Module {
 class DecompositionEncoderImpl : public torch::nn::Module {
  public:
   DecompositionEncoderImpl(const DecompositionTransformerOptions& options,
-                           const InnerMechanisms& mechanisms);
+                           const SharedMechanisms& mechanisms);
 
   /// x [B, T, D] -> the same shape.
   torch::Tensor forward(torch::Tensor x);
@@ -106,9 +104,9 @@ class DecompositionEncoderImpl : public torch::nn::Module {
 class DecompositionDecoderImpl : public torch::nn::Module {
  public:
   DecompositionDecoderImpl(const DecompositionTransformerOptions& options,
-                           const InnerMechanisms& mechanisms);
+                           const SharedMechanisms& mechanisms);
 
-  /// x [B, T, D], memory [B, S, D] -> the forecast less its initial trend, [B, h, outputs].
+  /// x [B, T, D], memory [B, S, D] -> the forecast without its initial trend, [B, h, outputs].
   torch::Tensor forward(torch::Tensor x, const torch::Tensor& memory);
 
  private:

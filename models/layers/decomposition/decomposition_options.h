@@ -1,5 +1,5 @@
 #pragma once
-// What AutoformerOptions and FEDformerOptions have in common: checks, and the sizes that follow.
+// From AutoformerOptions and FEDformerOptions to the network that they share.
 
 #include <c10/util/Exception.h>
 #include <flash_attention/models/windows_batch.h>
@@ -12,7 +12,8 @@
 
 namespace flash::models {
 
-/// What `attention` and `use_flash_attention` say together, or c10::ValueError.
+/// The choice that `attention` and `use_flash_attention` make together. Throws c10::ValueError if
+/// they contradict each other.
 inline AttentionChoice attention_choice(const std::string& model, const std::string& attention,
                                         bool use_flash_attention) {
   TORCH_CHECK_VALUE(attention == "native" || attention == "standard" || attention == "flash", model,
@@ -25,32 +26,11 @@ inline AttentionChoice attention_choice(const std::string& model, const std::str
   return attention == "standard" ? AttentionChoice::kStandard : AttentionChoice::kNative;
 }
 
-inline const char* name_of(AttentionChoice choice) {
-  switch (choice) {
-    case AttentionChoice::kStandard:
-      return "standard";
-    case AttentionChoice::kFlash:
-      return "flash";
-    default:
-      return "native";
-  }
-}
-
-/// Throws c10::ValueError, beginning with `model`, where an option is out of range.
+/// Throws c10::ValueError for options that contradict each other.
 template <class Options>
-DecompositionTransformerOptions decomposition_options(const std::string& model, Options options) {
+DecompositionTransformerOptions decomposition_options(const Options& options) {
+  const std::string model = Options::kModelClass;
   const Checks check(model);
-  check.size("h", options.h());
-  check.size("input_size", options.input_size());
-  check.size("hidden_size", options.hidden_size());
-  check.size("n_head", options.n_head());
-  check.size("conv_hidden_size", options.conv_hidden_size());
-  check.size("encoder_layers", options.encoder_layers());
-  check.size("decoder_layers", options.decoder_layers());
-  check.size("MovingAvg_window", options.MovingAvg_window());
-  check.size("outputsize_multiplier", options.outputsize_multiplier());
-  check.positive("flash_block_size", options.flash_block_size());
-  check.probability("dropout", options.dropout());
   check.heads(options.hidden_size(), "n_head", options.n_head());
   TORCH_CHECK_VALUE(options.MovingAvg_window() % 2 == 1, model,
                     ": expected an odd MovingAvg_window, which has a middle, got ",
@@ -70,15 +50,13 @@ DecompositionTransformerOptions decomposition_options(const std::string& model, 
           .decoder_layers = options.decoder_layers(),
           .window = options.MovingAvg_window(),
           .attention = attention_choice(model, options.attention(), options.use_flash_attention()),
-          .config = {.use_flash_attention = options.use_flash_attention(),
-                     .flash_block_size = options.flash_block_size(),
-                     .gradient_checkpointing = options.gradient_checkpointing()}};
+          .config = options.config()};
 }
 
-/// Throws c10::ValueError, beginning with `model`, unless the batch is what the options say.
+/// Throws c10::ValueError unless the batch has the shapes that the options give.
 template <class Options>
-void check_windows(const std::string& model, const WindowsBatch& windows, Options options) {
-  const Checks check(model);
+void check_windows(const WindowsBatch& windows, const Options& options) {
+  const Checks check(Options::kModelClass);
   check.series(windows.insample_y, options.input_size(), 1);
   check.futr_exog(windows.futr_exog, windows.insample_y.size(0), options.input_size() + options.h(),
                   options.futr_exog_list());

@@ -10,7 +10,7 @@ namespace flash::models {
 
 void DecompositionTransformer::register_in(
     torch::nn::Module& owner, const DecompositionTransformerOptions& options,
-    const std::function<InnerMechanisms()>& make_mechanisms) {
+    const std::function<SharedMechanisms()>& make_mechanisms) {
   options_ = options;
   const DataEmbeddingOptions embedding = {.hidden_size = options.hidden_size,
                                           .exog_size = options.exog_size,
@@ -35,8 +35,8 @@ at::Tensor DecompositionTransformer::forward(const at::Tensor& series,
     decoder_exog = futr_exog.slice(1, -(options_.label_length + options_.h));
   }
   const at::Tensor memory = encoder_->forward(encoder_embedding_->forward(series, encoder_exog));
-  // The decoder's seasonal part starts as the end of the window's and zeros. Its trend starts as
-  // that of the window and then the window's mean, and only the latter is a part of the forecast.
+  // The decoder's seasonal part starts with the end of the window's, followed by zeros. Its trend
+  // starts with the window's, followed by the window's mean; only the latter is in the forecast.
   const at::Tensor start =
       at::constant_pad_nd(seasonal_part(series, options_.window).slice(1, -options_.label_length),
                           {0, 0, 0, options_.h});
@@ -46,7 +46,7 @@ at::Tensor DecompositionTransformer::forward(const at::Tensor& series,
 
 std::map<std::string, std::string> DecompositionTransformer::tied_parameters() const {
   std::map<std::string, std::string> tied;
-  const auto add = [&tied](const InnerMechanism& mechanism, const std::string& stack,
+  const auto add = [&tied](const AttentionMechanism& mechanism, const std::string& stack,
                            const std::string& attention, int64_t layers) {
     const auto name = [&](int64_t layer, const std::string& parameter) {
       return stack + std::to_string(layer) + attention + ".inner_correlation." + parameter;

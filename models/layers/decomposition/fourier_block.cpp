@@ -20,7 +20,7 @@ ModeTable table_of(const FourierModes& modes) {
   return {analysis_table(modes), !modes.periods.empty() && modes.periods[0] == 0 ? 0 : -1};
 }
 
-/// spectrum [B, 2, n, C] += the modes of a constant in time, in place.
+/// Adds the modes of a series that is constant in time to spectrum [B, 2, n, C], in place.
 class AddConstant : public torch::autograd::Function<AddConstant> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& spectrum,
@@ -37,22 +37,23 @@ class AddConstant : public torch::autograd::Function<AddConstant> {
     const at::Tensor& g = gradients[0];
     const int64_t mode = context->saved_data["mode"].toInt();
     const double length = context->saved_data["length"].toDouble();
-    // A constant that no mode shows has a gradient, of zero, and not none.
+    // Without frequency 0 the constant has no effect; its gradient is zero instead of none.
     const at::Tensor of_constant = mode < 0 ? at::zeros({g.size(3)}, g.options())
                                             : g.select(1, 0).select(1, mode).sum(0).mul(length);
     return {g, of_constant, at::Tensor(), at::Tensor()};
   }
 };
 
-/// The modes of map(series) [B, T, D]: [B, 2, n, D]. The map is applied to the spectrum, which has
-/// fewer rows than a long series; its shift is a constant, which only frequency 0 sees.
+/// The modes of map(series), series [B, T, D] -> [B, 2, n, D]. The weight is applied to the
+/// spectrum, which has fewer rows than a long series; the bias is constant in time and affects
+/// frequency 0 only.
 at::Tensor spectrum(const at::Tensor& series, const torch::nn::LinearImpl& map,
                     const ModeTable& table) {
   const at::Tensor mapped = models::linear(analyze_modes(series, table.rows), map.weight);
   return AddConstant::apply(mapped, map.bias, table.constant, static_cast<double>(series.size(1)));
 }
 
-/// The way back in time, read as fourier_block.h says.
+/// Back to a series, whose memory is read as fourier_block.h describes.
 at::Tensor synthesize(const at::Tensor& modes, const at::Tensor& table, int64_t length) {
   return synthesize_modes(modes, table, length).view({modes.size(0), length, -1});
 }
@@ -74,34 +75,35 @@ SpectralMechanism::SpectralMechanism(int64_t hidden_size, int64_t modes)
 }
 
 void SpectralMechanism::to(torch::Device device, torch::Dtype dtype, bool non_blocking) {
-  InnerMechanism::to(device, c10::toComplexType(dtype), non_blocking);
+  AttentionMechanism::to(device, c10::toComplexType(dtype), non_blocking);
 }
 
 void SpectralMechanism::to(torch::Dtype dtype, bool non_blocking) {
-  InnerMechanism::to(c10::toComplexType(dtype), non_blocking);
+  AttentionMechanism::to(c10::toComplexType(dtype), non_blocking);
 }
 
-FourierBlockImpl::FourierBlockImpl(int64_t hidden_size, const FourierModes& modes)
+FourierBlock::FourierBlock(int64_t hidden_size, const FourierModes& modes)
     : SpectralMechanism(hidden_size, static_cast<int64_t>(modes.periods.size())),
       analysis_(table_of(modes)),
       synthesis_(
           synthesis_table(lowest(static_cast<int64_t>(modes.periods.size()), modes.length))) {}
 
-at::Tensor FourierBlockImpl::forward(AttentionProjections& projections, const at::Tensor& x,
-                                     const at::Tensor&) {
+at::Tensor FourierBlock::forward(const AttentionProjections& projections, const at::Tensor& x,
+                                 const at::Tensor&, bool) const {
   const at::Tensor query = spectrum(x, projections.query_layer(), analysis_);
   return projections.out(synthesize(mix_modes(query, weights_), synthesis_, x.size(1)));
 }
 
-FourierCrossAttentionImpl::FourierCrossAttentionImpl(int64_t hidden_size, const FourierModes& query,
-                                                     const FourierModes& key)
+FourierCrossAttention::FourierCrossAttention(int64_t hidden_size, const FourierModes& query,
+                                             const FourierModes& key)
     : SpectralMechanism(hidden_size, static_cast<int64_t>(query.periods.size())),
       query_analysis_(table_of(query)),
       key_analysis_(table_of(key)),
       synthesis_(synthesis_table(query) / static_cast<double>(hidden_size * hidden_size)) {}
 
-at::Tensor FourierCrossAttentionImpl::forward(AttentionProjections& projections,
-                                              const at::Tensor& x, const at::Tensor& memory) {
+at::Tensor FourierCrossAttention::forward(const AttentionProjections& projections,
+                                          const at::Tensor& x, const at::Tensor& memory,
+                                          bool) const {
   const at::Tensor attended =
       attend_modes(spectrum(x, projections.query_layer(), query_analysis_),
                    spectrum(memory, projections.key_layer(), key_analysis_), kHeads);

@@ -12,8 +12,8 @@ namespace {
 /// The decoder's blocks are built for this length whatever decoder_input_size_multiplier is.
 int64_t decoder_length(int64_t h, int64_t input_size) { return input_size / 2 + h; }
 
-/// numpy.random.shuffle of 0 ... count - 1: from the end, swap with a draw from what is not yet
-/// done, rejecting draws beyond the range after masking them to its bits.
+/// numpy.random.shuffle of 0 ... count - 1: from the end, swaps each element with a random one up
+/// to it. Draws are masked to the bits of the range and rejected if outside.
 std::vector<int64_t> shuffled(int64_t count, std::mt19937& generator) {
   std::vector<int64_t> list(static_cast<size_t>(count));
   std::iota(list.begin(), list.end(), 0);
@@ -39,7 +39,7 @@ std::vector<int64_t> draw_modes(int64_t length, int64_t modes, std::mt19937& gen
 
 FourierIndex random_fourier_modes(int64_t h, int64_t input_size, int64_t modes,
                                   uint32_t random_seed) {
-  std::mt19937 generator(random_seed);  // the generator of numpy.random, seeded alike
+  std::mt19937 generator(random_seed);  // the same generator and seeding as numpy.random
   const int64_t decoder = decoder_length(h, input_size);
   FourierIndex index;
   index["enc_self"] = draw_modes(input_size, modes, generator);

@@ -1,5 +1,5 @@
 #pragma once
-// Which frequencies a FEDformer looks at, as neuralforecast chooses them.
+// The frequencies of a FEDformer, chosen as in neuralforecast.
 
 #include <cstdint>
 #include <map>
@@ -11,12 +11,12 @@ namespace flash::models {
 /// A sorted list for each of "enc_self", "dec_self", "dec_cross_q" and "dec_cross_kv".
 using FourierIndex = std::map<std::string, std::vector<int64_t>>;
 
-/// What neuralforecast's FEDformer draws at construction with mode_select "random" after
-/// `numpy.random.seed(random_seed)`; at most `modes` of the len / 2 modes of each block's length.
+/// The frequencies that neuralforecast's FEDformer draws at construction with mode_select "random"
+/// after `numpy.random.seed(random_seed)`: for each block at most `modes` of length / 2.
 FourierIndex random_fourier_modes(int64_t h, int64_t input_size, int64_t modes,
                                   uint32_t random_seed);
 
-/// True where there are no more modes than are taken, so that every draw gives the same.
+/// Whether every draw gives the same frequencies, because all of them are taken.
 bool takes_all_fourier_modes(int64_t h, int64_t input_size, int64_t modes);
 
 }  // namespace flash::models

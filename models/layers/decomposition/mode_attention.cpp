@@ -19,12 +19,12 @@ using torch::autograd::variable_list;
 struct AttentionSizes {
   int64_t batch, heads, queries, keys, width;
 
-  int64_t complex() const { return 2 * width; }  ///< a row of real parts and then imaginary parts
+  int64_t complex() const { return 2 * width; }  ///< a row of real, then imaginary parts
   int64_t row() const { return padded_row(complex()); }
   int64_t scores() const { return queries * keys; }
 };
 
-/// One head's modes of a spectrum [B, 2, n, heads * e]: runs of e numbers.
+/// One head's modes of a spectrum [B, 2, n, heads * e]: runs of e elements.
 template <class T>
 struct HeadModes {
   T* data;
@@ -38,17 +38,17 @@ struct HeadModes {
   T* imaginary(int64_t mode) const { return data + (modes + mode) * step; }
 };
 
-/// A thread's memory. Queries are doubled, rows (r, -i) and then (i, r): their products with rows
-/// (r, i) of keys are the complex products' real parts and then the imaginary parts.
+/// A thread's scratch memory. Each query is stored as two rows, (r, -i) and (i, r): their products
+/// with the rows (r, i) of keys are the real and the imaginary parts of the complex products.
 template <class T>
 struct Scratch {
-  std::vector<T> numbers;
+  std::vector<T> memory;
   T *keys, *keys_transposed, *queries, *products, *scores, *of_keys;
 
   explicit Scratch(const AttentionSizes& s)
-      : numbers(static_cast<size_t>(2 * s.keys * s.row() + s.complex() * padded_row(s.keys) +
-                                    4 * s.queries * s.row() + 2 * s.scores())),
-        keys(numbers.data()),
+      : memory(static_cast<size_t>(2 * s.keys * s.row() + s.complex() * padded_row(s.keys) +
+                                   4 * s.queries * s.row() + 2 * s.scores())),
+        keys(memory.data()),
         keys_transposed(keys + s.keys * s.row()),
         queries(keys_transposed + s.complex() * padded_row(s.keys)),
         products(queries + 2 * s.queries * s.row()),
@@ -106,7 +106,7 @@ void for_units(const AttentionSizes& s, const Call& call) {
   });
 }
 
-/// weights [B, heads, 2, n, m], real and then imaginary parts, are kept.
+/// Writes weights [B, heads, 2, n, m], real and imaginary parts, for the backward.
 template <class T>
 void attend(const AttentionSizes& s, const T* query, const T* key, T* weights, T* result) {
   for_units<T>(s, [&](int64_t unit, Scratch<T>& own) {

@@ -20,20 +20,20 @@ struct MixingSizes {
   int64_t batch, modes, heads, in, out;
 };
 
-/// Modes whose matrices are handled together: in the weights the modes are next to each other, and
-/// so many of them are a cache line.
+/// Modes per task. The modes of a weight are adjacent in memory, and this many fill a cache line.
 constexpr int64_t kModesPerTask = 8;
 
-// A task's matrices in real form: rows of real parts and then imaginary parts, times [2 e, 2 o]
-// with blocks (r, i), (-i, r), are the complex product.
+// A complex product in real form: rows (real parts, imaginary parts) times a matrix [2 e, 2 o] with
+// the blocks (r, i), (-i, r).
 
-/// Of modes [first, first + count) of one head. `transposed`: [2 o, 2 e] instead.
+/// Packs the matrices of modes [first, first + count) of one head in real form: [2 e, 2 o], or
+/// [2 o, 2 e] if `transposed`.
 template <class T>
 void pack(const MixingSizes& s, const T* weights, int64_t first, int64_t count, bool transposed,
           T* packed) {
   const int64_t rows = transposed ? s.out : s.in, columns = transposed ? s.in : s.out;
   const int64_t stride = padded_row(2 * columns), size = 2 * rows * stride;
-  const T sign = transposed ? T(-1) : T(1);  // the blocks off the diagonal change places
+  const T sign = transposed ? T(-1) : T(1);  // transposition swaps the off-diagonal blocks
   for (int64_t e = 0; e < s.in; ++e) {
     for (int64_t o = 0; o < s.out; ++o) {
       const T* const source = weights + 2 * ((e * s.out + o) * s.modes + first);
@@ -48,7 +48,7 @@ void pack(const MixingSizes& s, const T* weights, int64_t first, int64_t count, 
   }
 }
 
-/// The adjoint of the former, not transposed, for packed matrices without padding.
+/// The adjoint of pack with transposed = false, for packed matrices without padding.
 template <class T>
 void unpack(const MixingSizes& s, const T* packed, int64_t first, int64_t count, T* weights) {
   const int64_t stride = 2 * s.out, size = 2 * s.in * stride;
@@ -65,7 +65,7 @@ void unpack(const MixingSizes& s, const T* packed, int64_t first, int64_t count,
   }
 }
 
-/// Runs of `width` numbers of one mode and head: in a spectrum, and as rows of real parts and then
+/// Copies runs of `width` elements of one mode and head between a spectrum and rows of real, then
 /// imaginary parts.
 template <class T>
 struct Runs {
@@ -89,12 +89,13 @@ struct Runs {
   }
 };
 
-/// Calls call(head, first, count, scratch) for each task, with `numbers` of memory for each thread.
+/// Calls call(head, first, count, scratch) for each task; a thread has `elements` of scratch
+/// memory.
 template <class T, class Call>
-void for_tasks(const MixingSizes& s, int64_t numbers, const Call& call) {
+void for_tasks(const MixingSizes& s, int64_t elements, const Call& call) {
   const int64_t groups = (s.modes + kModesPerTask - 1) / kModesPerTask;
   at::parallel_for(0, s.heads * groups, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> scratch(static_cast<size_t>(numbers));
+    std::vector<T> scratch(static_cast<size_t>(elements));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % groups * kModesPerTask;
       call(i / groups, first, std::min(kModesPerTask, s.modes - first), scratch.data());
@@ -102,7 +103,8 @@ void for_tasks(const MixingSizes& s, int64_t numbers, const Call& call) {
   });
 }
 
-/// x times the weights, [.., heads * out], or their transposes, [.., heads * in].
+/// x times the weights -> [.., heads * out], or if `transposed` times their transposes
+/// -> [.., heads * in].
 template <class T>
 void multiply(const MixingSizes& s, const T* x, const T* weights, bool transposed, T* result) {
   const int64_t from = transposed ? s.out : s.in, to = transposed ? s.in : s.out;

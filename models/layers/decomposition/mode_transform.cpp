@@ -18,7 +18,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// One series: T steps of C channels, and n modes.
+/// One series of T steps and C channels, and its n modes.
 struct TransformSizes {
   int64_t times, channels, modes;
   int64_t steps() const { return times / 2 + 1; }  ///< of a folded series
@@ -26,22 +26,22 @@ struct TransformSizes {
   kernels::Folding folding(int64_t folded_row) const { return {times, channels, folded_row}; }
 };
 
-/// In the dtype of x, with padded rows.
+/// `table` in the dtype of x, with padded rows.
 at::Tensor padded_table(const at::Tensor& table, const at::Tensor& x) {
   return at::constant_pad_nd(table.to(x.scalar_type()),
                              {0, padded_row(table.size(2)) - table.size(2)});
 }
 
-/// Calls call(b, scratch) for each series, with `numbers` of memory for each thread.
+/// Calls call(b, scratch) for each series; a thread has `elements` of scratch memory.
 template <class T, class Call>
-void for_series(int64_t batch, int64_t numbers, const Call& call) {
+void for_series(int64_t batch, int64_t elements, const Call& call) {
   at::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> scratch(static_cast<size_t>(numbers));
+    std::vector<T> scratch(static_cast<size_t>(elements));
     for (int64_t b = begin; b < end; ++b) call(b, scratch.data());
   });
 }
 
-/// [B, T, C], or [B, C, T] where `transposed` -> [B, 2, n, C]
+/// [B, T, C], or [B, C, T] if `transposed`, -> [B, 2, n, C]
 at::Tensor to_modes(const at::Tensor& series, const at::Tensor& table, bool transposed) {
   const at::Tensor x = series.contiguous(), rows = padded_table(table, x);
   const TransformSizes s = {x.size(transposed ? 2 : 1), x.size(transposed ? 1 : 2), table.size(1)};
@@ -160,7 +160,7 @@ at::Tensor analysis_table(const FourierModes& modes) {
   auto entries = table.accessor<double, 3>();
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t t = 0; t < table.size(2); ++t) {
-      // Reduced as an integer: exact, however many periods.
+      // Reduced modulo T as an integer, which is exact for any number of periods.
       const int64_t step = modes.periods[static_cast<size_t>(i)] * t % modes.length;
       const double angle =
           2.0 * std::numbers::pi * static_cast<double>(step) / static_cast<double>(modes.length);

@@ -1,7 +1,7 @@
 #pragma once
-// A few modes of a Fourier transform, and the way back, as products with tables of cosines and
-// sines. A cosine is the same at steps t and T - t, a sine the opposite: half a table suffices for
-// the sum and the difference of the two steps.
+// A few modes of a Fourier transform and the inverse transform, as products with tables of cosines
+// and sines. At the steps t and T - t cosines are equal and sines opposite, so half a table
+// suffices for the sum and the difference of the two steps ("folding").
 
 #include <ATen/core/Tensor.h>
 
@@ -10,7 +10,7 @@
 
 namespace flash::models {
 
-/// Frequencies of a series of a certain length, in whole periods.
+/// Frequencies of a series of `length` steps, in periods per series.
 struct FourierModes {
   std::vector<int64_t> periods;  ///< sorted, each in [0, length / 2]
   int64_t length;
@@ -20,9 +20,9 @@ struct FourierModes {
 /// [2, n, T / 2 + 1], float64.
 at::Tensor analysis_table(const FourierModes& modes);
 
-/// The same, times what gives the real series that has a spectrum: frequency 0 and that of half the
-/// length occur once in it, the others twice, and what is imaginary in those two is left out, as
-/// inverse transforms do.
+/// The same, scaled for the inverse transform to a real series: frequency 0 and length / 2 count
+/// once, the others twice. As in other inverse transforms, the imaginary parts of these two are
+/// ignored.
 at::Tensor synthesis_table(const FourierModes& modes);
 
 // float32 or float64; tables are cast. Differentiable once: a second derivative throws

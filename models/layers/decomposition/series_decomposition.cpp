@@ -21,12 +21,12 @@ const T* data_or_null(const at::Tensor& tensor) {
 /// Calls call(offset) for each series of a contiguous [B, T, C].
 template <class Call>
 void for_series(const at::Tensor& series, const Call& call) {
-  const int64_t numbers = series.size(1) * series.size(2);
-  if (numbers == 0) return;
-  constexpr int64_t kNumbersPerTask = 1 << 14;
-  at::parallel_for(0, series.size(0), std::max<int64_t>(1, kNumbersPerTask / numbers),
+  const int64_t elements = series.size(1) * series.size(2);
+  if (elements == 0) return;
+  constexpr int64_t kElementsPerTask = 1 << 14;
+  at::parallel_for(0, series.size(0), std::max<int64_t>(1, kElementsPerTask / elements),
                    [&](int64_t begin, int64_t end) {
-                     for (int64_t b = begin; b < end; ++b) call(b * numbers);
+                     for (int64_t b = begin; b < end; ++b) call(b * elements);
                    });
 }
 

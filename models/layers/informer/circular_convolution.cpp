@@ -22,7 +22,7 @@ at::Tensor side_by_side(const at::Tensor& x) {
   return at::cat({x.narrow(1, 0, steps), x.narrow(1, 1, steps), x.narrow(1, 2, steps)}, 2);
 }
 
-/// [B, T, C] -> [B, T + 2, 3 C], the rows that the convolution multiplies.
+/// [B, T, C] -> [B, T + 2, 3 C], the rows of the convolution's matrix product.
 at::Tensor neighbours(const at::Tensor& x) {
   return side_by_side(
       at::cat({x.narrow(1, x.size(1) - kPadding, kPadding), x, x.narrow(1, 0, kPadding)}, 1));
@@ -57,7 +57,8 @@ class CircularConvolution : public torch::autograd::Function<CircularConvolution
     refuse_second_derivative("Informer's distilling convolution");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1], &g = gradients[0];
-    // Step s of the padded input is neighbour k of row s - k: a convolution back, weights reversed.
+    // Step s of the padded input is neighbour k of row s - k, so its gradient is a convolution with
+    // reversed weights.
     const at::Tensor reversed = weight.flip(2).permute({1, 2, 0}).flatten(1);  // [in, 3 out]
     const bool of_input = context->needs_input_grad(0);
     const at::Tensor of_x = of_input ? at::empty_like(x) : at::Tensor();

@@ -6,9 +6,10 @@
 
 namespace flash::models {
 
-/// x [B, T, in], padded by its last two steps in front and its first two behind; weight [out, in,
-/// 3], bias [out] -> [B, T + 2, out]. T is at least 2. The three neighbours of a step side by side
-/// make it a product; a few samples' are formed at a time, and none is kept. Differentiable once.
+/// x [B, T, in], padded with its last two steps at the start and its first two at the end; weight
+/// [out, in, 3], bias [out] -> [B, T + 2, out]. T is at least 2. The three steps of each window
+/// side by side make it a matrix product; that matrix exists for a few samples at a time and is not
+/// kept. Differentiable once.
 FLASH_API at::Tensor circular_convolution(const at::Tensor& x, const at::Tensor& weight,
                                           const at::Tensor& bias);
 

@@ -15,9 +15,9 @@ void DistillingLayerImpl::reset() {
 
 torch::Tensor DistillingLayerImpl::forward(const torch::Tensor& x) {
   const torch::Tensor convolved = circular_convolution(x, convolution_->weight, convolution_->bias);
-  // Batch norm over batch and time is batch norm over the rows of a matrix.
+  // Batch norm over batch and time equals batch norm over the rows of a matrix.
   const torch::Tensor normalized = norm_(convolved.flatten(0, 1)).view_as(convolved);
-  // ELU never decreases, so it may follow the maximum, and has half as much to do there.
+  // ELU is monotonic, so it may follow the maximum, where it has half as many elements.
   return torch::elu(halve_by_maximum(normalized));
 }
 

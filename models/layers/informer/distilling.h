@@ -1,5 +1,5 @@
 #pragma once
-// The halving of a sequence between Informer's encoder layers (arXiv:2012.07436, equation 5).
+// Distilling: halves the sequence between Informer's encoder layers (arXiv:2012.07436, equation 5).
 
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/batchnorm.h>
@@ -7,8 +7,8 @@
 
 namespace flash::models {
 
-/// max-pool(ELU(batch norm(convolution of width 3))). The circular padding of 2, twice what the
-/// width asks for, is the original's: T steps become floor((T + 1) / 2) + 1.
+/// max-pool(ELU(batch norm(convolution of width 3))). As in the original the circular padding is 2,
+/// twice what a width of 3 needs, so T steps become floor((T + 1) / 2) + 1.
 class DistillingLayerImpl : public torch::nn::Cloneable<DistillingLayerImpl> {
  public:
   explicit DistillingLayerImpl(int64_t hidden_size) : hidden_size_(hidden_size) { reset(); }

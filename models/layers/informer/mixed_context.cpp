@@ -21,7 +21,7 @@ at::Tensor for_each_element(const at::Tensor& positions, int64_t d) {
   return positions.unsqueeze(-1).expand({-1, -1, -1, d});
 }
 
-/// [B, H, L, d] -> [B, L, H d] in the order of memory.
+/// [B, H, L, d] -> [B, L, H d] in the same memory order.
 at::Tensor mixed(const at::Tensor& context) {
   return context.view({context.size(0), context.size(2), context.size(1) * context.size(3)});
 }
@@ -54,7 +54,7 @@ class RunningSum : public torch::autograd::Function<RunningSum> {
     const at::Tensor g = gradients[0].contiguous().view(
         {batch, heads, gradients[0].size(1), gradients[0].size(2) / heads});
     const int64_t length = g.size(2), d = g.size(3);
-    // In the layout that the values have: a time's heads side by side.
+    // In the layout of the values: the heads of a step side by side.
     const at::Tensor of_value = at::empty({batch, length, heads, d}, g.options()).transpose(1, 2);
     const at::Tensor where = positions.contiguous();
     const auto* selected = where.const_data_ptr<int64_t>();
@@ -77,8 +77,8 @@ class RunningSum : public torch::autograd::Function<RunningSum> {
   }
 };
 
-/// [L, H H + 1]: 1 where a row of the mix has the mean of head h in its slot j (column H h + j),
-/// and in the last column, for the bias.
+/// [L, H H + 1]: 1 in column H h + j if slot j of that output row holds the mean of head h, and 1
+/// in the last column, for the bias.
 at::Tensor means_of_rows(int64_t heads, int64_t length, const at::TensorOptions& options) {
   const at::Tensor block = at::arange(length * heads, at::TensorOptions(at::kLong));
   const at::Tensor column = block.div(length, "floor").mul_(heads).add_(block.remainder(heads));
@@ -108,14 +108,15 @@ at::Tensor project_mix_with_mean(const AttentionProjections& projections,
   const at::Tensor &weight = projections.out_layer().weight, &bias = projections.out_layer().bias;
   const int64_t hidden = weight.size(0);
 
-  // What each head's mean gives in each slot of a row, and which of these a row adds up.
+  // The contribution of each head's mean in each slot, and the sum of those in each row.
   const at::Tensor by_slot = weight.view({hidden, heads, d}).permute({1, 0, 2}).flatten(0, 1);
   const at::Tensor parts = at::linear(mean, by_slot).view({batch, heads * heads, hidden});
   const at::Tensor rows = means_of_rows(heads, length, mean.options())
                               .expand({batch, -1, -1})
                               .bmm(at::cat({parts, bias.expand({batch, 1, hidden})}, 1));
 
-  // Block h L + i of a batch, d numbers each, is slot (h L + i) % H of row (h L + i) / H.
+  // A batch element consists of blocks of d elements. Block h L + i is slot (h L + i) % H of row
+  // (h L + i) / H.
   const at::Tensor head = at::arange(heads, positions.options()).view({1, heads, 1});
   const at::Tensor block = positions + head * length;
   const at::Tensor first = at::arange(batch, positions.options()).view({batch, 1, 1}) * length;

@@ -1,6 +1,6 @@
 #pragma once
-// What ProbSparse attention makes of its results: [B, H, L, d] is read as [B, L, H d], without a
-// transposition, and projected. Most rows of a head are alike, or a running sum of the values.
+// The output of ProbSparse attention: [B, H, L, d] is read as [B, L, H d] without a transposition
+// ("mixed") and projected. In most rows of a head it is the mean or a running sum of the values.
 
 #include <ATen/core/Tensor.h>
 
@@ -8,10 +8,10 @@
 
 namespace flash::models {
 
-// attended [B, H, u, d] stands at positions (int64 [B, H, u], no duplicates) of the L rows of its
-// head. All are differentiable in their first two arguments, once.
+// Of the L rows of a head, those at `positions` (int64 [B, H, u], no duplicates) are attended
+// [B, H, u, d]. All functions are differentiable once, in their first two arguments.
 
-/// The other rows are the sum of value [B, H, L, d] up to their own. -> [B, L, H d]
+/// The other rows are the sum of value [B, H, L, d] up to and including that row. -> [B, L, H d]
 at::Tensor mix_with_running_sum(const at::Tensor& attended, const at::Tensor& value,
                                 const at::Tensor& positions);
 
@@ -19,13 +19,13 @@ at::Tensor mix_with_running_sum(const at::Tensor& attended, const at::Tensor& va
 at::Tensor mix_with_mean(const at::Tensor& attended, const at::Tensor& mean,
                          const at::Tensor& positions, int64_t length);
 
-/// out_projection(mix_with_mean(..)) [B, L, D], from what is different alone: W (m + e) is W m,
-/// which takes H products per head, and W e, which takes one per selected query.
+/// out_projection(mix_with_mean(..)) [B, L, D] from the distinct rows only: W (m + e) = W m + W e,
+/// where W m takes H products per head and W e one per selected query.
 at::Tensor project_mix_with_mean(const AttentionProjections& projections,
                                  const at::Tensor& attended, const at::Tensor& mean,
                                  const at::Tensor& positions, int64_t length);
 
-/// Whether the latter takes fewer multiplications than projecting all rows.
+/// Whether project_mix_with_mean takes fewer multiplications than projecting all rows.
 bool is_mostly_mean(const AttentionProjections& projections, int64_t selected, int64_t length);
 
 }  // namespace flash::models

@@ -25,13 +25,13 @@ at::Tensor ProbAttention::attend_at(const at::Tensor& positions, const at::Tenso
                                      : standard_attention(query, key, value, options);
 }
 
-at::Tensor ProbAttention::attend(const AttentionProjections& projections, const at::Tensor& x,
-                                 const at::Tensor& memory, bool) const {
+at::Tensor ProbAttention::forward(const AttentionProjections& projections, const at::Tensor& x,
+                                  const at::Tensor& memory, bool) const {
   const int64_t length = x.size(1), keys = memory.size(1), selected = count(length);
   TORCH_CHECK_VALUE(!causal_ || length == keys,
                     "ProbAttention: expected as many queries as keys under a causal mask, got ",
                     length, " and ", keys);
-  // Drawn even where it makes no difference, so that a seed gives the original's tables.
+  // Drawn even if all queries are selected, so that a seed gives the original's samples.
   const at::Tensor sampled = at::randint(keys, {length, count(keys)}, at::TensorOptions(at::kLong));
   if (selected == length) {
     const at::Tensor attended = attend_at({}, projections.split_heads(projections.query(x)),

@@ -6,30 +6,31 @@
 
 namespace flash::models {
 
-/// Attention of the few queries whose scores differ most; the rest get the mean of the values, or
-/// under `causal` the sum of the values up to their own.
+/// Attention for the few queries whose scores vary most. The other queries get the mean of the
+/// values or, if `causal`, the sum of the values up to their own position.
 ///
-/// How much a query's scores differ is measured on U = factor ceil(ln S) keys, drawn anew for each
-/// query (one table for all batches and heads) from torch's CPU generator, in eval mode too: seed
-/// it to repeat an output. u = factor ceil(ln L) queries of each batch and head are selected; where
-/// that is all of them the result is full attention.
+/// The variation of a query's scores is measured on U = factor * ceil(ln S) random keys. Each query
+/// has its own sample, the same for all batch elements and heads, drawn from torch's CPU generator
+/// in every forward, in eval mode too: seed the generator to reproduce an output. u = factor *
+/// ceil(ln L) queries of each batch element and head are selected; if that is all of them, the
+/// result is full attention.
 ///
-/// Kept from the original: attention weights are never dropped, the mean of the sampled scores is
-/// taken over S instead of U, and [B, H, L, d] is read as [B, L, H d] without a transposition,
-/// which mixes times and heads. Not kept: with one head the original selects the union of what all
-/// samples of the batch select; here every sample has its own.
+/// Reproduced from neuralforecast: attention weights are never dropped, the mean of the sampled
+/// scores is taken over S instead of U, and [B, H, L, d] is read as [B, L, H d] without a
+/// transposition, which mixes times and heads. Not reproduced: with one head, neuralforecast uses
+/// the union of the queries selected by all samples of the batch; here every sample has its own.
 class FLASH_API ProbAttention : public AttentionMechanism {
  public:
   ProbAttention(int64_t factor, bool causal, const ModelConfig& config)
       : factor_(factor), causal_(causal), config_(config) {}
 
-  at::Tensor attend(const AttentionProjections& projections, const at::Tensor& x,
-                    const at::Tensor& memory, bool training) const override;
+  at::Tensor forward(const AttentionProjections& projections, const at::Tensor& x,
+                     const at::Tensor& memory, bool training) const override;
 
  private:
-  /// factor ceil(ln length), at most length.
+  /// factor * ceil(ln(length)), at most length.
   int64_t count(int64_t length) const;
-  /// Attention of queries at `positions`, or of all where that is undefined.
+  /// Attention of the queries at `positions`; undefined `positions` mean all.
   at::Tensor attend_at(const at::Tensor& positions, const at::Tensor& query, const at::Tensor& key,
                        const at::Tensor& value) const;
 

@@ -12,7 +12,7 @@ using torch::autograd::variable_list;
 
 at::Tensor as_rows(const at::Tensor& x) { return x.reshape({-1, x.size(-1)}); }
 
-/// [H, B u]: the row of x, as a matrix of B L rows, that each selected query of a head comes from.
+/// [H, B u]: for each selected query of a head, its row in x as a matrix of B L rows.
 at::Tensor rows_of_x(const at::Tensor& positions, int64_t length) {
   const at::Tensor first = at::arange(positions.size(0), positions.options()).mul_(length);
   return (positions + first.view({-1, 1, 1})).transpose(0, 1).flatten(1);
@@ -57,7 +57,7 @@ class ProjectAndSelect : public torch::autograd::Function<ProjectAndSelect> {
       result[self ? 0 : 1] = sum.view_as(memory);
     }
 
-    // Head by head: a row of x takes part only in the heads that selected it.
+    // One head at a time, because each head selected other rows of x.
     const at::Tensor rows = rows_of_x(positions, x.size(1));                 // [H, B u]
     const at::Tensor of_query = gradients[0].transpose(0, 1).flatten(1, 2);  // [H, B u, d]
     const at::Tensor weight = saved[2].view({rows.size(0), -1, x.size(2)});  // [H, d, D]

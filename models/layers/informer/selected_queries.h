@@ -1,5 +1,5 @@
 #pragma once
-// The projections of attention that only a few of the queries take part in.
+// The projections of attention for a few selected queries.
 
 #include <ATen/core/Tensor.h>
 
@@ -9,8 +9,8 @@
 
 namespace flash::models {
 
-/// Query [B, H, L, d] and key [B, H, S, d] -> the positions of the selected queries, int64 [B, H,
-/// u] without duplicates. Called without a graph.
+/// query [B, H, L, d] and key [B, H, S, d] -> positions of the selected queries, int64 [B, H, u]
+/// without duplicates. Called without recording gradients.
 using Selection = std::function<at::Tensor(const at::Tensor& query, const at::Tensor& key)>;
 
 struct SelectedQueries {
@@ -22,8 +22,8 @@ struct SelectedQueries {
 
 /// Projects x [B, L, D] to queries and memory [B, S, D] to keys and values, and selects queries.
 ///
-/// All queries are computed, since the selection compares them, but none is kept, and the backward
-/// goes through the selected rows of x alone: with u of L queries it takes u / L of the time.
+/// The selection compares all queries, so all are computed, but they are not kept. The backward
+/// uses the selected rows of x only: with u of L queries it takes u / L of the time.
 SelectedQueries project_and_select(const AttentionProjections& projections, const at::Tensor& x,
                                    const at::Tensor& memory, const Selection& select);
 

@@ -15,7 +15,8 @@ void TokenBatchNormImpl::reset() {
 }
 
 torch::Tensor TokenBatchNormImpl::forward(const torch::Tensor& x) {
-  // Statistics over batch and time together are those of a matrix's rows: no transpose needed.
+  // Statistics over batch and time equal those over the rows of a matrix, so no transpose is
+  // needed.
   return norm_(x.flatten(0, 1)).view_as(x);
 }
 
@@ -42,14 +43,13 @@ PatchEncoderLayerImpl::PatchEncoderLayerImpl(const PatchTSTOptions& options) : o
 
 void PatchEncoderLayerImpl::reset() {
   const int64_t hidden = options_.hidden_size();
-  attention_ = register_module("self_attn",
-                               std::make_shared<ResidualAttentionImpl>(ResidualAttentionOptions{
-                                   .hidden_size = hidden,
-                                   .heads = options_.n_heads(),
-                                   .attention_dropout = options_.attn_dropout(),
-                                   .add_previous_scores = options_.res_attention(),
-                                   .config = {.use_flash_attention = options_.use_flash_attention(),
-                                              .flash_block_size = options_.flash_block_size()}}));
+  attention_ =
+      register_module("self_attn", std::make_shared<ResidualAttentionImpl>(ResidualAttentionOptions{
+                                       .hidden_size = hidden,
+                                       .heads = options_.n_heads(),
+                                       .attention_dropout = options_.attn_dropout(),
+                                       .add_previous_scores = options_.res_attention(),
+                                       .config = options_.config()}));
   attention_norm_ = register_module("norm_attn", TokenBatchNorm(hidden));
   feed_forward_ = register_module("ff", PatchFeedForward(options_));
   feed_forward_norm_ = register_module("norm_ffn", TokenBatchNorm(hidden));
@@ -57,10 +57,10 @@ void PatchEncoderLayerImpl::reset() {
 
 torch::Tensor PatchEncoderLayerImpl::forward(torch::Tensor x, ScoreHistory& history) {
   const double dropout = options_.dropout();
-  // Python drops twice what the attention returns. An element survives both with the product of
-  // the probabilities and is scaled by its inverse: that is one dropout.
+  // neuralforecast applies dropout twice to the attention's output. An element survives both with
+  // the product of the probabilities and is scaled by its inverse, which is a single dropout.
   const double twice = 1.0 - (1.0 - dropout) * (1.0 - dropout);
-  // With `batch_normalization` the norm comes first, and the residual adds to its result.
+  // With `batch_normalization` the norm comes first, and the residual connection starts after it.
   const bool norm_first = options_.batch_normalization();
   if (norm_first) x = attention_norm_(x);
   x = dropout_add(attention_->forward(x, history), x, twice, is_training());
@@ -80,7 +80,8 @@ void PatchEncoderImpl::reset() {
 
 torch::Tensor PatchEncoderImpl::forward(torch::Tensor x) {
   ScoreHistory history;
-  // A layer that runs again in the backward must not write where others have read.
+  // With checkpointing, layers do not append to shared memory: a layer that is recomputed in the
+  // backward would overwrite what later layers have read.
   if (!options_.gradient_checkpointing()) history.layers = options_.encoder_layers();
   for (const auto& module : *layers_) {
     const auto layer = std::static_pointer_cast<PatchEncoderLayerImpl>(module);

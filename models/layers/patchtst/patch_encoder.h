@@ -11,8 +11,8 @@
 
 namespace flash::models {
 
-/// Batch norm over the last dimension of [B, T, D]; its parameters are called `1.*`, since Python
-/// wraps it between two transposes.
+/// Batch norm over the last dimension of [B, T, D]. Its parameters are called `1.*`, because
+/// neuralforecast puts it second in a Sequential, between two transposes.
 class TokenBatchNormImpl : public torch::nn::Cloneable<TokenBatchNormImpl> {
  public:
   explicit TokenBatchNormImpl(int64_t features);
@@ -25,8 +25,8 @@ class TokenBatchNormImpl : public torch::nn::Cloneable<TokenBatchNormImpl> {
 };
 TORCH_MODULE(TokenBatchNorm);
 
-/// linear -> activation -> dropout -> linear; Python counts the activation and the dropout in the
-/// parameters' names `0.*` and `3.*`.
+/// linear -> activation -> dropout -> linear. The linear layers are called `0` and `3`, because
+/// neuralforecast's Sequential numbers activation and dropout too.
 class PatchFeedForwardImpl : public torch::nn::Cloneable<PatchFeedForwardImpl> {
  public:
   explicit PatchFeedForwardImpl(const PatchTSTOptions& options);
@@ -45,7 +45,7 @@ class PatchEncoderLayerImpl : public torch::nn::Cloneable<PatchEncoderLayerImpl>
   explicit PatchEncoderLayerImpl(const PatchTSTOptions& options);
   void reset() override;
 
-  /// x [B, T, hidden_size] -> the same shape; `history` as in ResidualAttentionImpl::forward.
+  /// x [B, T, hidden_size] -> the same shape; for `history` see ResidualAttentionImpl::forward.
   torch::Tensor forward(torch::Tensor x, ScoreHistory& history);
 
  private:

@@ -17,7 +17,7 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Sizes of [B, T, parts, H, d], rows before they are split into heads.
+/// Sizes of the packed matrix [B, T, parts, H, d], before it is split into heads.
 struct PackedSizes {
   int64_t batch, time, parts, heads, width;
 
@@ -27,8 +27,8 @@ struct PackedSizes {
   Tensor empty_heads(int64_t columns_per_head, const Tensor& like) const {
     return at::empty({batch, heads, time, columns_per_head}, like.options());
   }
-  /// [B, H, T, columns of before + d]: `before`, and room behind it. In the memory of `before` if
-  /// there is room for that, else in new memory with room for so many layers.
+  /// [B, H, T, columns of before + d], which starts with `before`; the rest is uninitialised. In
+  /// the memory of `before` if that is large enough, otherwise in new memory for `layers` layers.
   Tensor appended(const std::optional<Tensor>& before, int64_t layers, const Tensor& like) const {
     if (!before.has_value()) return empty_heads(layers * width, like).narrow(3, 0, width);
     const int64_t old = before->size(3);
@@ -39,7 +39,7 @@ struct PackedSizes {
     out.narrow(3, 0, old).copy_(*before);
     return out;
   }
-  /// The batch elements of a block.
+  /// Batch elements per block.
   int64_t step() const {
     const int64_t rows = kRowsPerBlock * at::get_num_threads();
     return std::clamp<int64_t>(rows / std::max<int64_t>(1, time), 1, std::max<int64_t>(1, batch));
@@ -51,8 +51,8 @@ struct Unit {
   std::byte bytes[kBytes];
 };
 
-/// Calls call.operator()<Unit>(units per head): a head is so narrow that copying it as numbers, or
-/// as a string of any length, takes several times as long.
+/// Calls call.operator()<Unit>(units per head). Heads are short, so copying single elements or
+/// using memcpy with a variable length takes several times as long.
 template <class Call>
 void with_unit(const Tensor& like, int64_t width, const Call& call) {
   const auto bytes = width * static_cast<int64_t>(like.element_size());
@@ -60,7 +60,7 @@ void with_unit(const Tensor& like, int64_t width, const Call& call) {
   call.template operator()<Unit<4>>(bytes / 4);
 }
 
-/// Some batch elements as rows.
+/// A few batch elements as rows of the packed matrix.
 class Block {
  public:
   Block(const PackedSizes& sizes, int64_t first, const Tensor& memory)
@@ -76,13 +76,13 @@ class Block {
     return rows.narrow(0, first_ * sizes_.time, count_ * sizes_.time);
   }
 
-  /// Writes a part of the rows to the last columns of `heads` [B, H, T, ..].
+  /// Copies one part of the rows to the last columns of `heads` [B, H, T, ..].
   void split(int64_t part, const Tensor& heads) const {
     for_rows(part, heads, []<class U>(const U* packed, U* head, int64_t width) {
       for (int64_t i = 0; i < width; ++i) head[i] = packed[i];
     });
   }
-  /// The other way.
+  /// The reverse of split.
   void merge(int64_t part, const Tensor& heads) const {
     for_rows(part, heads, []<class U>(U* packed, const U* head, int64_t width) {
       for (int64_t i = 0; i < width; ++i) packed[i] = head[i];
@@ -129,8 +129,8 @@ class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
   static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
                                const Tensor& bias, const std::optional<Tensor>& queries,
                                const std::optional<Tensor>& keys, int64_t heads, int64_t layers) {
-    // Below autograd a tensor in another's memory counts its own versions: what a layer has saved
-    // stays as it is when the next one writes behind it.
+    // Below autograd, a view has a version counter of its own. A layer's saved tensors stay valid
+    // when the next layer appends in the same memory, and autograd must not complain.
     const at::AutoDispatchBelowADInplaceOrView guard;
     const PackedSizes sizes = sizes_of(x, weight, heads);
     const variable_list out = {sizes.appended(queries, layers, x), sizes.appended(keys, layers, x),
@@ -266,11 +266,11 @@ Tensor project_heads(const Tensor& x, const Tensor& weight, const Tensor& bias, 
                          .unflatten(-1, {3, heads, -1})
                          .permute({2, 0, 3, 1, 4})  // [3, B, H, T, d]
                          .unbind();
-  const auto behind = [](const Tensor& before, const Tensor& part) {
+  const auto appended = [](const Tensor& before, const Tensor& part) {
     return before.defined() ? at::cat({before, part}, -1) : part;
   };
-  history.queries = behind(history.queries, parts[0]);
-  history.keys = behind(history.keys, parts[1]);
+  history.queries = appended(history.queries, parts[0]);
+  history.keys = appended(history.keys, parts[1]);
   return parts[2];
 }
 

@@ -1,33 +1,32 @@
 #pragma once
-// The ways into and out of residual attention: the layers that make heads of rows and rows of
-// heads.
+// The projections of residual attention, fused with splitting and merging heads.
 
 #include <ATen/core/Tensor.h>
 #include <flash_attention/export.h>
 
 namespace flash::models {
 
-/// What one layer hands to the next. Standard attention hands on its scores, flash attention the
-/// queries and keys that give those scores.
+/// What one layer passes to the next: standard attention its scores, flash attention the queries
+/// and keys whose products are these scores.
 struct ScoreHistory {
   at::Tensor scores;   ///< [B, H, T, T], standard only
   at::Tensor queries;  ///< [B, H, T, layers * d], scaled, flash only
   at::Tensor keys;     ///< [B, H, T, layers * d], flash only
-  int64_t layers = 1;  ///< that will append, and find room in the memory of the first
+  int64_t layers = 1;  ///< number of layers that the first one reserves memory for
 };
 
-// Both are differentiable any number of times. They go through the batch a few elements at a time:
-// between the product and the heads a matrix never leaves the cache. Heads are contiguous, as
-// attention reads them fastest where they are narrow.
+// Both functions are differentiable any number of times. They process a few batch elements at a
+// time, so that the packed matrix stays in the cache between product and heads. Heads are
+// contiguous, because attention reads small heads fastest like that.
 
-/// x weight^T + bias of x [B, T, D], weight [3 H d, D] and bias [3 H d], queries, keys and values
-/// one below the other, split into heads. Appends queries and keys to `history`, which may be
+/// x weight^T + bias, split into heads: x [B, T, D], weight [3 H d, D] and bias [3 H d] for
+/// queries, keys and values, concatenated. Appends queries and keys to `history`, which may be
 /// empty, and returns the values [B, H, T, d].
 FLASH_API at::Tensor project_heads(const at::Tensor& x, const at::Tensor& weight,
                                    const at::Tensor& bias, int64_t heads, ScoreHistory& history);
 
-/// x weight^T + bias of the heads x [B, H, T, d] side by side, weight [D, H d] and bias [D]
-/// -> [B, T, D]
+/// merged(x) weight^T + bias, where x [B, H, T, d] is merged to [B, T, H d]: weight [D, H d], bias
+/// [D] -> [B, T, D]
 FLASH_API at::Tensor merge_heads(const at::Tensor& x, const at::Tensor& weight,
                                  const at::Tensor& bias);
 

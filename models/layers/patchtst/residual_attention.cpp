@@ -10,7 +10,8 @@ namespace flash::models {
 ScoreScaleImpl::ScoreScaleImpl(int64_t head_dim) : head_dim_(head_dim) { reset(); }
 
 void ScoreScaleImpl::reset() {
-  // Rounded to float32 and cast later, as in Python: a float64 model scales by that number, too.
+  // Rounded to float32 and cast later, as in neuralforecast, so that a float64 model uses the same
+  // value.
   const auto scale = static_cast<float>(std::pow(static_cast<double>(head_dim_), -0.5));
   scale_ = register_parameter("scale", torch::tensor(scale), /*requires_grad=*/false);
 }
@@ -31,7 +32,7 @@ void ResidualAttentionImpl::reset() {
 }
 
 torch::Tensor ResidualAttentionImpl::forward(const torch::Tensor& x, ScoreHistory& history) {
-  // One product for query, key and value. The scale goes to the query's weights, which are few.
+  // One product for query, key and value. Scaling the query's weights is cheaper than the queries.
   const bool scaled = options_.add_previous_scores;
   const auto query_part = [&](const torch::Tensor& t) { return scaled ? t * scale_->value() : t; };
   const torch::Tensor weight =
@@ -69,7 +70,7 @@ torch::Tensor ResidualAttentionImpl::standard(const torch::Tensor& x, const torc
   history.scores = scores;
   torch::Tensor weights = scores.softmax(-1);
   if (const double dropout = dropout_now(); dropout > 0.0) {
-    // The mask that `attention` would draw: both ways train alike from one seed.
+    // The mask that `attention` would draw, so that both implementations train alike from one seed.
     const torch::Tensor kept =
         dropout_mask(weights.size(0), weights.size(1), weights.size(2), weights.size(3), dropout);
     const double factor = dropout < 1.0 ? 1.0 / (1.0 - dropout) : 0.0;

@@ -1,5 +1,5 @@
 #pragma once
-// Self-attention that may add up its scores from layer to layer, with or without storing them.
+// Self-attention that can add the scores of the previous layers, with or without storing scores.
 
 #include <flash_attention/models/model_config.h>
 #include <torch/nn/cloneable.h>
@@ -33,21 +33,21 @@ class ScoreScaleImpl : public torch::nn::Cloneable<ScoreScaleImpl> {
 
 /// Multi-head self-attention of PatchTST: S_l = scale * q_l k_l^T + S_{l-1}, softmax(S_l) v_l.
 ///
-/// The sum over layers is one dot product: with the queries of all layers so far side by side (each
-/// scaled) and their keys likewise, S_l = Q K^T. So flash attention gives the residual form
-/// exactly, and what passes between layers is O(T) instead of O(T^2).
+/// The sum over layers is one dot product: S_l = Q K^T, where Q concatenates the scaled queries of
+/// all layers up to l, and K their keys. So flash attention computes the residual form exactly, and
+/// layers pass on O(T) memory instead of O(T^2).
 class ResidualAttentionImpl : public torch::nn::Cloneable<ResidualAttentionImpl> {
  public:
   explicit ResidualAttentionImpl(ResidualAttentionOptions options);
 
   void reset() override;
 
-  /// x [B, T, hidden_size] -> the same shape, without Python's dropout at the end. `history` goes
-  /// from layer to layer.
+  /// x [B, T, hidden_size] -> the same shape, without neuralforecast's dropout at the end. Each
+  /// layer reads `history` and updates it for the next.
   torch::Tensor forward(const torch::Tensor& x, ScoreHistory& history);
 
  private:
-  // weight [3 H d, hidden_size] and bias of query, key and value
+  // weight [3 H d, hidden_size] and bias are those of query, key and value.
   torch::Tensor flash(const torch::Tensor& x, const torch::Tensor& weight,
                       const torch::Tensor& bias, ScoreHistory& history) const;
   torch::Tensor standard(const torch::Tensor& x, const torch::Tensor& weight,

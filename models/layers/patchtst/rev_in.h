@@ -7,16 +7,16 @@
 
 namespace flash::models {
 
-/// What one call of `normalize` took out of its windows; `denormalize` puts it back.
+/// The statistics that `normalize` removes and `denormalize` restores.
 struct WindowStatistics {
   torch::Tensor shift;      ///< [B, 1]
   torch::Tensor deviation;  ///< [B, 1]
 };
 
-/// Takes level and spread out of each window of one series and puts them back into its forecast.
+/// Normalises each window of one series and undoes that on its forecast.
 ///
-/// The deviation is about the mean even where the last value is subtracted. Gradients pass through
-/// the last value, but neither through the mean nor through the deviation.
+/// The deviation is about the mean even if the last value is subtracted. Gradients flow through the
+/// last value, but not through the mean or the deviation.
 class RevINImpl : public torch::nn::Cloneable<RevINImpl> {
  public:
   RevINImpl(bool affine, bool subtract_last);

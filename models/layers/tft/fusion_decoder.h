@@ -1,5 +1,5 @@
 #pragma once
-// TFT from its attention on (arXiv:1912.09363, sections 4.5.2 to 4.5.4).
+// TFT's decoder, from the static enrichment on (arXiv:1912.09363, sections 4.5.2 to 4.5.4).
 
 #include <torch/nn/cloneable.h>
 

@@ -1,12 +1,11 @@
 #pragma once
-// The gated residual networks of TFT as differentiable functions. Each goes through its rows block
-// by block, so that what is between two matrix products never leaves the cache, and keeps for the
-// backward only what the products read: of the gates, norms, activations and dropout masks,
-// nothing.
+// The gated residual networks of TFT as differentiable functions. They process rows in blocks, so
+// that intermediate results stay in the cache between two matrix products, and keep for the
+// backward only the inputs of the products, not gates, norms, activations or dropout masks.
 //
-// All tensors are float32 or float64 of one dtype, rows contiguous. Differentiable once: a second
-// derivative throws c10::NotImplementedError. What dropout draws is one seed of torch's CPU
-// generator per block.
+// All tensors are float32 or float64, of one dtype, with contiguous rows. Differentiable once: a
+// second derivative throws c10::NotImplementedError. Dropout draws one seed per block from torch's
+// CPU generator.
 //
 // Source: Lim et al., "Temporal Fusion Transformers" (arXiv:1912.09363), sections 4.1 and 4.2.
 
@@ -24,8 +23,8 @@ struct GateWeights {
 };
 at::Tensor gated_norm(const at::Tensor& x, const at::Tensor& skip, const GateWeights& gate);
 
-/// What follows the first layer of a gated residual network: activation, W, dropout, gate and norm.
-/// For `selected_variables`, each with a leading dimension of one entry per variable.
+/// The parameters of a gated residual network after its first layer: activation, W, dropout, gate
+/// and norm. For `selected_variables` each has a leading dimension, one entry per variable.
 struct ResidualWeights {
   at::Tensor weight, bias;  ///< [D, D], [D]: neuralforecast's lin_i
   GateWeights gate;
@@ -37,9 +36,9 @@ FLASH_API at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& first
                                     const at::Tensor& shift, const ResidualWeights& weights,
                                     GatedActivation activation, double dropout);
 
-/// What the embedding of a scalar and the layer behind it make of n variables, all [n, D]. A
-/// variable x is embedded as x v + b, so that both the skip connection and the first layer A (x v +
-/// b) + a are linear in the scalar: no product with A per row, and no embedding is ever stored.
+/// The embedding of n scalar variables and the layer after it, all [n, D]. A variable x is embedded
+/// as x v + b, so the skip connection and the first layer A (x v + b) + a are both linear in x. No
+/// row needs a product with A, and embeddings are not stored.
 struct ScalarEmbedding {
   at::Tensor factor, shift;              ///< v and b
   at::Tensor first_factor, first_shift;  ///< A v and A b + a
@@ -51,10 +50,9 @@ FLASH_API at::Tensor selected_variables(const at::Tensor& x, const at::Tensor& s
                                         const ResidualWeights& weights, GatedActivation activation,
                                         double dropout);
 
-/// activation(x first + shift[row % P]) second^T: x [R, n], first [n, D], shift [P, D], second [m,
-/// D]
-/// -> [R, m]. Only x is kept.
-FLASH_API at::Tensor narrow_network(const at::Tensor& x, const at::Tensor& first,
+/// activation(x first + shift[row % P]) second^T: x [R, n], first [n, D], shift [P, D],
+/// second [m, D] -> [R, m]. Keeps only x for the backward.
+FLASH_API at::Tensor scalar_network(const at::Tensor& x, const at::Tensor& first,
                                     const at::Tensor& shift, const at::Tensor& second,
                                     GatedActivation activation);
 

@@ -5,7 +5,7 @@
 namespace flash::models {
 namespace {
 
-/// The n scalars' own parts of a layer [out, n * D] on their embeddings: factors [n, out].
+/// A layer [out, n * D] on the embeddings of n scalars, split by scalar: factors [n, out].
 torch::Tensor scalar_factors(const torch::nn::Linear& layer, const torch::Tensor& vectors) {
   const torch::Tensor parts = layer->weight.view({layer->weight.size(0), vectors.size(0), -1});
   return (parts * vectors).sum(-1).t();
@@ -52,7 +52,7 @@ GatedResidualNetworkImpl::GatedResidualNetworkImpl(GatedResidualNetworkOptions o
 void GatedResidualNetworkImpl::reset() {
   const int64_t hidden = options_.hidden_size;
   const int64_t output = options_.output_size.value_or(hidden);
-  // As in neuralforecast: a width of 1 that is asked for is not normalised, a hidden size of 1 is.
+  // As in neuralforecast: an output_size of 1 is not normalised, a hidden_size of 1 is.
   norm_ = register_module(
       "layer_norm",
       OptionalLayerNorm(options_.output_size == 1 ? std::nullopt : std::optional(output)));
@@ -99,7 +99,7 @@ torch::Tensor GatedResidualNetworkImpl::forward_scalars(const torch::Tensor& x,
                                                         const torch::Tensor& context) {
   const torch::nn::Linear& gate = gate_->linear();
   const torch::Tensor gates =
-      narrow_network(x, scalar_factors(first_, vectors),
+      scalar_network(x, scalar_factors(first_, vectors),
                      shift(scalar_shift(first_, biases), context), gate->weight.mm(second_->weight),
                      options_.activation) +
       torch::addmv(gate->bias, gate->weight, second_->bias);

@@ -1,5 +1,5 @@
 #pragma once
-// The modules around gated_residual.h: they hold the parameters under neuralforecast's names.
+// The modules that hold the parameters of gated_residual.h under neuralforecast's names.
 
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/linear.h>
@@ -15,7 +15,7 @@ namespace flash::models {
 
 inline constexpr double kTftNormEpsilon = 1e-3;
 
-/// One linear layer, `lin`, to twice the width: values and their gates.
+/// One linear layer `lin` to twice the width: values and gates.
 class GatedLinearUnitImpl : public torch::nn::Cloneable<GatedLinearUnitImpl> {
  public:
   GatedLinearUnitImpl(int64_t input_size, int64_t output_size);
@@ -28,13 +28,13 @@ class GatedLinearUnitImpl : public torch::nn::Cloneable<GatedLinearUnitImpl> {
 };
 TORCH_MODULE(GatedLinearUnit);
 
-/// GatedLinearUnit, residual connection and layer norm of one gate outside any network.
+/// Gated linear unit, residual connection and layer norm, outside a gated residual network.
 GateWeights gate_weights(const GatedLinearUnit& gate, const torch::nn::LayerNorm& norm);
 
-/// A layer norm called `ln`, or none at all.
+/// An optional layer norm called `ln`.
 class OptionalLayerNormImpl : public torch::nn::Cloneable<OptionalLayerNormImpl> {
  public:
-  /// Of `features` numbers; absent: the identity.
+  /// Over `features` elements; if absent, the identity.
   explicit OptionalLayerNormImpl(std::optional<int64_t> features);
   void reset() override;
   torch::Tensor forward(const torch::Tensor& x) { return norm_.is_empty() ? x : norm_(x); }
@@ -50,7 +50,7 @@ TORCH_MODULE(OptionalLayerNorm);
 struct GatedResidualNetworkOptions {
   int64_t input_size;
   int64_t hidden_size;
-  std::optional<int64_t> output_size = std::nullopt;  ///< none: hidden_size, and no projection
+  std::optional<int64_t> output_size = std::nullopt;  ///< default: hidden_size, no projection
   bool context = false;
   double dropout = 0.0;
   GatedActivation activation = GatedActivation::kElu;
@@ -66,19 +66,19 @@ class GatedResidualNetworkImpl : public torch::nn::Cloneable<GatedResidualNetwor
   /// r % P of context [P, hidden_size].
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& context = {});
 
-  /// A network with output_size n and without dropout, on n scalars x [R, n] of which each becomes
-  /// x vectors + biases, [n, hidden_size] both -> [R, n]. As it has no dropout, its second layer
-  /// and its gate are one matrix, and so are the embedding and the first layer.
+  /// For a network with output_size n and without dropout: n scalars x [R, n], each embedded as
+  /// x vectors + biases (both [n, hidden_size]) -> [R, n]. Without dropout, second layer and gate
+  /// are one matrix, and so are embedding and first layer.
   torch::Tensor forward_scalars(const torch::Tensor& x, const torch::Tensor& vectors,
                                 const torch::Tensor& biases, const torch::Tensor& context);
 
   ResidualWeights weights() const;
-  /// All but those of the layer on the context, if there is none.
+  /// All parameters, except those of the context's layer if there is no context.
   std::vector<torch::Tensor> trained_parameters(bool context) const;
   const torch::nn::Linear& first() const { return first_; }
 
  private:
-  /// The first layer's bias, with the context's part if there is one.
+  /// The first layer's bias, plus the context's part if there is a context.
   torch::Tensor shift(const torch::Tensor& bias, const torch::Tensor& context);
 
   GatedResidualNetworkOptions options_;

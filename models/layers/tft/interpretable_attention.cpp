@@ -16,7 +16,7 @@ void InterpretableAttentionImpl::reset() {
   const auto linear = [](int64_t in, int64_t out) {
     return torch::nn::Linear(torch::nn::LinearOptions(in, out).bias(false));
   };
-  // Rows: the queries of all heads, their keys, and one set of values.
+  // Rows of the weight: queries of all heads, keys of all heads, and one set of values.
   projections_ =
       register_module("qkv_linears", linear(hidden, (2 * options_.heads + 1) * head_dim_));
   output_ = register_module("out_proj", linear(head_dim_, hidden));
@@ -30,7 +30,7 @@ torch::Tensor InterpretableAttentionImpl::forward(const torch::Tensor& x,
   };
   const auto parts = projections_->weight.split_with_sizes({width, width + head_dim_});
   const torch::Tensor query = split_heads(torch::linear(last, parts[0]));
-  // Split before the heads are: so the gradient is laid out once, as its products read it.
+  // Split before the heads, so that the gradient is laid out once, as its products read it.
   const auto key_and_value = torch::linear(x, parts[1]).split_with_sizes({width, head_dim_}, -1);
   const torch::Tensor key = split_heads(key_and_value[0]), value = split_heads(key_and_value[1]);
 

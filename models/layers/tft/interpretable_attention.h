@@ -1,6 +1,5 @@
 #pragma once
-// Multi-head attention whose heads share their values and are averaged (arXiv:1912.09363, section
-// 4.4).
+// Multi-head attention with shared values and averaged heads (arXiv:1912.09363, section 4.4).
 
 #include <flash_attention/models/model_config.h>
 #include <torch/nn/cloneable.h>
@@ -19,15 +18,15 @@ struct InterpretableAttentionOptions {
   ModelConfig config;
 };
 
-/// The same numbers as neuralforecast's, from less work: only the queries whose results are used.
-/// Its constant buffer `_mask` [1, T, T] is not kept.
+/// The same results as neuralforecast's, but only for the queries whose results are used, and
+/// without its constant buffer `_mask` [1, T, T].
 class InterpretableAttentionImpl : public torch::nn::Cloneable<InterpretableAttentionImpl> {
  public:
   explicit InterpretableAttentionImpl(InterpretableAttentionOptions options);
   void reset() override;
 
-  /// x [T, B, hidden_size] and its last steps [queries, B, hidden_size] -> what those see, in their
-  /// shape. A step attends itself and those before it.
+  /// x [T, B, hidden_size] and its last steps [queries, B, hidden_size] -> their attention output,
+  /// of the same shape. Causal.
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& last);
 
  private:

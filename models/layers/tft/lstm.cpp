@@ -25,7 +25,7 @@ void for_batch(const Tensor& like, int64_t batch, const Call& call) {
   });
 }
 
-/// So many steps that their rows make a block.
+/// Steps whose rows together make a block.
 int64_t steps_at_once(int64_t batch) {
   return std::max<int64_t>(kRowsPerBlock * at::get_num_threads() / std::max<int64_t>(batch, 1), 1);
 }
@@ -118,7 +118,7 @@ class LstmFunction : public torch::autograd::Function<LstmFunction> {
       const int64_t row = first * batch, n = count * batch;
       matrix_product(block, input_weight, x_gradient.narrow(0, row, n));
       matrix_product(block.t(), rows.narrow(0, row, n), input_gradient, ProductResult::kAdd);
-      // The states before these steps: the outputs one step earlier, or the initial one.
+      // The states before these steps: the outputs one step earlier, or the initial state.
       const int64_t initial = first == 0 ? batch : 0;
       if (initial > 0) {
         matrix_product(block.narrow(0, 0, batch).t(), hidden, hidden_gradient, ProductResult::kAdd);

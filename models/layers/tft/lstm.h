@@ -1,9 +1,9 @@
 #pragma once
-// One layer of an LSTM as a differentiable function: the input's products for many steps at a time,
-// and a step's elementwise part in one pass.
+// One layer of an LSTM as a differentiable function. The products of the input are computed for
+// many steps at a time, and the elementwise part of a step in one pass.
 //
-// Source: Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997, with a forget gate, as
-// torch.nn.LSTM computes it (rows of the weights: input, forget, cell, output).
+// Source: Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997, with a forget gate, in
+// torch.nn.LSTM's layout (rows of the weights: input, forget, cell, output).
 
 #include <ATen/core/Tensor.h>
 
@@ -12,10 +12,10 @@ namespace flash::models {
 struct LstmWeights {
   at::Tensor input;   ///< [4 D, E]
   at::Tensor hidden;  ///< [4 D, D]
-  at::Tensor bias;    ///< [4 D], both of torch's added up
+  at::Tensor bias;    ///< [4 D], the sum of torch's two
 };
 
-/// What a sequence leaves behind.
+/// The outputs of all steps and the final state.
 struct LstmOutputs {
   at::Tensor all;           ///< [T, B, D]
   at::Tensor hidden, cell;  ///< [B, D], after the last step

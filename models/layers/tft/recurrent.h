@@ -1,5 +1,5 @@
 #pragma once
-// LSTM and GRU, time first, with the parameter names and the initial weights of torch.nn.LSTM.
+// LSTM and GRU, time first, with the parameter names and initial weights of torch.nn.LSTM and GRU.
 
 #include <torch/nn/cloneable.h>
 
@@ -10,7 +10,7 @@ namespace flash::models {
 
 enum class RecurrentCell { kLstm, kGru };
 
-/// hidden and, for an LSTM, cell: [layers, B, D].
+/// hidden and, for an LSTM, cell, each [layers, B, D].
 struct RecurrentState {
   torch::Tensor hidden, cell;
 };
@@ -21,7 +21,7 @@ class RecurrentImpl : public torch::nn::Cloneable<RecurrentImpl> {
   RecurrentImpl(RecurrentCell cell, int64_t size, int64_t layers);
   void reset() override;
 
-  /// x [T, B, size] -> the last layer's outputs, of the same shape; `state` moves on by T steps.
+  /// x [T, B, size] -> the last layer's outputs, of the same shape. Advances `state` by T steps.
   torch::Tensor forward(const torch::Tensor& x, RecurrentState& state);
 
  private:

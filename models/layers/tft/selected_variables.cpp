@@ -33,7 +33,7 @@ enum Saved {
 
 class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
  public:
-  // One argument each: autograd does not look into a list.
+  // One argument each, because autograd does not look into lists.
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& selection,
                         const Tensor& factor, const Tensor& shift, const Tensor& first_factor,
                         const Tensor& first_shift, const Tensor& weight, const Tensor& bias,
@@ -46,7 +46,7 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
     const int64_t rows = x.size(0), variables = x.size(1), width = in[kFactor].size(1);
     const int64_t most = std::min(rows, kRowsPerBlock * at::get_num_threads());
     const auto options = x.options();
-    // One matrix above the other, so that a block of a variable's rows is contiguous.
+    // Variables are stacked vertically, so that a block of a variable's rows is contiguous.
     const int64_t all = keep ? variables * rows : most;
     const BlockMatrix activated(most, width, options, false), skip(most, width, options, false),
         hidden(all, width, options, keep), gate(all, 2 * width, options, keep),
@@ -117,7 +117,7 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
         const auto column = [&](const Tensor& t) { return t.narrow(0, first, count).select(1, j); };
         Tensor to_x = column(x_gradient), to_selection = column(selection_gradient);
         outer_rows(skipped, column(x), saved[kFactor][j], saved[kShift][j]);
-        // The skip connection's gradient takes its place row by row.
+        // The skip connection's gradient replaces it row by row.
         gated_norm_rows_backward({.gate = part(kGate),
                                   .bias = saved[kGateBias][j],
                                   .skip = skipped,
@@ -162,7 +162,7 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
   }
 };
 
-class NarrowNetwork : public torch::autograd::Function<NarrowNetwork> {
+class ScalarNetwork : public torch::autograd::Function<ScalarNetwork> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& first_weight,
                         const Tensor& shift, const Tensor& second, int64_t activation) {
@@ -182,7 +182,7 @@ class NarrowNetwork : public torch::autograd::Function<NarrowNetwork> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    refuse_second_derivative("narrow_network");
+    refuse_second_derivative("scalar_network");
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &first_weight = saved[1], &shift = saved[2], &second = saved[3];
@@ -230,9 +230,9 @@ Tensor selected_variables(const Tensor& x, const Tensor& selection,
       static_cast<int64_t>(activation), dropout, keep);
 }
 
-Tensor narrow_network(const Tensor& x, const Tensor& first, const Tensor& shift,
+Tensor scalar_network(const Tensor& x, const Tensor& first, const Tensor& shift,
                       const Tensor& second, GatedActivation activation) {
-  return NarrowNetwork::apply(x.contiguous(), first.contiguous(), shift.contiguous(),
+  return ScalarNetwork::apply(x.contiguous(), first.contiguous(), shift.contiguous(),
                               second.contiguous(), static_cast<int64_t>(activation));
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-// What TFT draws from the static variables (arXiv:1912.09363, section 4.3).
+// TFT's contexts from the static variables (arXiv:1912.09363, section 4.3).
 
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/container/modulelist.h>
@@ -11,7 +11,7 @@ namespace flash::models {
 
 /// The contexts of a batch.
 struct StaticContext {
-  torch::Tensor selection, enrichment;  ///< [B, D]; [1, D] where it is the same for all
+  torch::Tensor selection, enrichment;  ///< [B, D], or [1, D] if it is the same for all windows
   RecurrentState state;                 ///< [layers, B, D]
 };
 
@@ -26,8 +26,9 @@ struct StaticEncoderOptions {
   GatedActivation activation;
 };
 
-/// Variable selection, and a gated residual network per context. Those always use ELU, whatever
-/// `activation` says, and the selection has no context: its lin_c is never trained.
+/// Variable selection and one gated residual network per context. As in neuralforecast, the
+/// networks always use ELU, whatever `activation` is, and the selection has no context, so its
+/// lin_c is never trained.
 class StaticEncoderImpl : public torch::nn::Cloneable<StaticEncoderImpl> {
  public:
   explicit StaticEncoderImpl(StaticEncoderOptions options);

@@ -17,7 +17,7 @@ struct TemporalEncoderOptions {
   int64_t rnn_layers;
   double dropout;
   GatedActivation activation;
-  bool recompute;  ///< each selection, and the rest, as in gradient_checkpoint.h
+  bool recompute;  ///< checkpoints each selection and the recurrent part
 };
 
 class TemporalEncoderImpl : public torch::nn::Cloneable<TemporalEncoderImpl> {

@@ -62,8 +62,8 @@ torch::Tensor VariableSelectionImpl::selection(const torch::Tensor& x,
   if (variables_ > 1) {
     return joint_->forward_scalars(x, embedding.vectors, embedding.biases, context).softmax(-1);
   }
-  // The softmax of one number is 1, whatever the number. As in neuralforecast, what it depends on
-  // has gradients, which are zeros.
+  // The softmax of a single element is 1. As in neuralforecast, everything that it depends on gets
+  // gradients of zero.
   torch::Tensor ones = torch::ones_like(x);
   for (const torch::Tensor& parameter : joint_->trained_parameters(context.defined())) {
     ones = WithoutInfluence::apply(ones, parameter);

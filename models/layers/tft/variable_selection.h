@@ -1,6 +1,6 @@
 #pragma once
-// Variable selection of TFT: which of several series matter at a step (arXiv:1912.09363, section
-// 4.2), on scalars, whose embeddings are never formed.
+// TFT's variable selection, which weights several variables at each step (arXiv:1912.09363, section
+// 4.2). The variables are scalars; their embeddings are not materialised.
 
 #include <torch/nn/cloneable.h>
 #include <torch/nn/modules/container/modulelist.h>
@@ -9,12 +9,12 @@
 
 namespace flash::models {
 
-/// The embeddings x v + b of n scalars: v and b [n, D].
+/// The vectors v and b [n, D] of the embeddings x v + b of n scalars.
 struct ScalarVectors {
   torch::Tensor vectors, biases;
 };
 
-/// Those of one group of variables after those of another.
+/// Concatenates groups of variables.
 ScalarVectors join(const std::vector<ScalarVectors>& groups);
 
 /// A weight per variable and row, and the weighted sum of one gated residual network per variable.
@@ -30,7 +30,7 @@ class VariableSelectionImpl : public torch::nn::Cloneable<VariableSelectionImpl>
                         const torch::Tensor& context = {});
 
  private:
-  /// The weights [R, variables] of the variables, with 1 as the sum of each row.
+  /// The weights of the variables, [R, variables]; each row sums to 1.
   torch::Tensor selection(const torch::Tensor& x, const ScalarVectors& embedding,
                           const torch::Tensor& context);
 

@@ -35,7 +35,7 @@ constexpr const char* kExamples =
     "      --input-size 96 --horizon 96 --train-rows 8640 --validation-rows 2880 --test-rows 2880\n"
     "      --season 24\n";
 
-/// A model is made to ask it for its options, so only the class asked for gets them.
+/// Listing the options requires a model of the class, so only the selected class gets its flags.
 void add_model_command(CLI::App& app, const std::string& model_class, bool asked_for,
                        Settings& settings, ModelOptions& options) {
   CLI::App* command = app.add_subcommand(model_class, model_description(model_class));

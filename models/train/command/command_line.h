@@ -7,7 +7,7 @@
 
 namespace flash::models {
 
-/// The settings, or the code to exit with at once: 0 after --help, 2 after printing what is wrong.
+/// The settings, or the exit code: 0 after --help, 2 after printing an error.
 struct CommandLine {
   std::optional<Settings> settings;
   int exit_code = 0;

@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* kOutput = "Output";
 
-/// Adds options to one group of the help.
+/// Adds options to a group of the help text.
 class Group {
  public:
   Group(CLI::App& app, const char* name) : app_(app), name_(name) {}
@@ -82,11 +82,10 @@ void add_data_options(CLI::App& app, Settings& s, const std::string& model_class
                                 "first column of dates without another use, else the first column "
                                 "without one]",
                                 "NAME");
-  CLI::Option* no_time =
-      app.add_flag("--no-time-column", columns.untimed,
-                   "No column says when a row was: the rows are in order of time as they stand")
-          ->group("Data (stored with the model)")
-          ->excludes(time);
+  CLI::Option* no_time = app.add_flag("--no-time-column", columns.untimed,
+                                      "There is no time column: the rows are in order of time")
+                             ->group("Data (stored with the model)")
+                             ->excludes(time);
   add_sort_option(app, s)->group("Data (stored with the model)")->excludes(no_time);
   data.file("--id-column", columns.id_column,
             "The table is long: this column says which series a row belongs to", "NAME");
@@ -140,15 +139,15 @@ void add_size_options(CLI::App& app, Settings& s, const std::string& model_class
   if (native) kinds.insert(kinds.begin(), "native");
   model
       .add("--attention", s.model.attention,
-           native ? "native: the paper's mechanism; flash or standard: exact attention in its "
-                    "place, another model, with memory that grows with the length or its square"
-                  : "flash: memory grows with the length; standard: with its square. The numbers "
+           native ? "native: the paper's mechanism; flash or standard: exact attention instead, "
+                    "which is another model; its memory grows with the length or its square"
+                  : "flash: memory grows with the length; standard: with its square. The results "
                     "are the same")
       ->check(CLI::IsMember(kinds));
   model.count("--block-size", s.model.block_size, "Keys per step of flash attention");
-  app.add_flag("--gradient-checkpointing", s.model.gradient_checkpointing,
-               "Compute each layer again in the backward pass, which takes less memory and more "
-               "time; the numbers stay the same")
+  app.add_flag(
+         "--gradient-checkpointing", s.model.gradient_checkpointing,
+         "Recompute each layer in the backward pass: less memory, more time, the same results")
       ->group("Model");
 }
 
@@ -223,7 +222,7 @@ void add_season_option(CLI::App& app, Settings& s) {
 }
 
 void add_threads_option(CLI::App& app, Settings& s) {
-  constexpr int64_t kMostThreads = 1024;  // the system refuses many thousands by ending the program
+  constexpr int64_t kMostThreads = 1024;  // with many thousands, thread creation aborts the program
   app.add_option("--threads", s.threads, "Threads to compute with [as many as there are cores]")
       ->transform(whole_number(1, kMostThreads))
       ->group(kOutput);

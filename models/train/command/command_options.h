@@ -10,7 +10,7 @@
 namespace flash::models {
 
 void add_csv(CLI::App& app, Settings& settings);
-/// `exogenous` names what the model takes: other options of that kind are refused in words.
+/// `exogenous` lists the kinds of columns that the model has; flags for other kinds are errors.
 void add_data_options(CLI::App& app, Settings& settings, const std::string& model_class,
                       const std::vector<std::string>& exogenous);
 /// Sizes and attention of a new model.

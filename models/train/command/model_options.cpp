@@ -19,7 +19,7 @@ struct Text {
   const char* text;
 };
 
-// Beside each flag what it does; --help adds the default that the model has.
+// The help text of each flag; --help adds the model's default.
 constexpr Text kTexts[] = {
     {"--hidden-size", "Width of the layers"},
     {"--n-head", "Attention heads"},
@@ -62,7 +62,7 @@ constexpr Text kTexts[] = {
     {"--one-rnn-initial-state", "One start for all layers of the recurrent encoder"},
 };
 
-// Given by the data, or (tgt_size) with one value that makes sense here.
+// Determined by the data, or (tgt_size) with only one useful value.
 const std::set<std::string> kNotOffered = {"h", "input_size", "n_series", "tgt_size"};
 
 std::string text_of(const std::string& flag) {
@@ -72,8 +72,8 @@ std::string text_of(const std::string& flag) {
   return "See the model's header";
 }
 
-/// A model with a billion layers would fill the memory before anything could refuse it, and so
-/// would the padding for a stride or a window of a billion rows.
+/// A billion layers would fill the memory before any check could fail, and so would the padding for
+/// a stride or a window of a billion rows.
 CLI::Validator whole_number_of(const std::string& name) {
   if (name.ends_with("layers")) return whole_number(0, 1000);
   if (name == "stride" || name.ends_with("_window")) return whole_number(0, 100'000);

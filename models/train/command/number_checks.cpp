@@ -8,14 +8,14 @@
 namespace flash::models {
 namespace {
 
-/// Between `least` and `most`, or what to tell the user.
+/// An error message unless `text` is a number between `least` and `most`.
 template <class Number>
 std::string check(std::string& text, const char* kind, Number least, Number most) {
   const bool plus = text.starts_with('+') && !text.starts_with("+-");
   Number number{};
   const auto [end, error] = std::from_chars(text.data() + plus, text.data() + text.size(), number);
   const bool is_number = error == std::errc() && end == text.data() + text.size();
-  if (is_number && number >= least && number <= most) {  // NaN is not
+  if (is_number && number >= least && number <= most) {  // false for NaN
     if constexpr (std::is_integral_v<Number>) text = std::to_string(number);
     return "";
   }

@@ -1,5 +1,5 @@
 #pragma once
-// What the user of flash_train asked for.
+// The settings of a run of flash_train.
 
 #include <cstdint>
 #include <string>
@@ -10,8 +10,8 @@
 
 namespace flash::models {
 
-/// What of a table is for what, and what to compare with: stored with a model, as its test error
-/// depends on it.
+/// Roles of the columns, split and baseline. Stored with a model, because its test error depends on
+/// them.
 struct DataSettings {
   PanelColumns columns;
   SplitSettings split;
@@ -22,7 +22,7 @@ struct DataSettings {
 /// The defaults suit daily tables of a few years: a year of history, two weeks ahead.
 struct ModelSettings {
   std::string model_class;
-  std::string options = "{}";  ///< the model's own, a JSON object as make_model takes it
+  std::string options = "{}";  ///< the model's options as a JSON object, for make_model
   int64_t input_size = 365;
   int64_t horizon = 14;
   std::string attention;  ///< "flash", "standard" or, for Autoformer and FEDformer, "native"
@@ -31,17 +31,17 @@ struct ModelSettings {
 };
 
 struct LossSettings {
-  std::string name = "MAE";  ///< of a loss, or of a distribution
+  std::string name = "MAE";  ///< a loss or a distribution
   std::vector<double> level = {80, 90};
   std::vector<double> quantiles;
   double q = 0.5;
   double delta = 1.0;
-  std::string scaler_type = "identity";  ///< of windows
+  std::string scaler_type = "identity";  ///< the window scaler
 };
 
 struct TrainingSettings {
   int64_t epochs = 10;
-  int64_t patience = 0;  ///< epochs without a better one before stopping; 0: never stop
+  int64_t patience = 0;  ///< stop after so many epochs without improvement; 0: never
   int64_t batch_size = 64;
   double learning_rate = 5e-4;
   double decay = 1.0;       ///< factor of the learning rate after each epoch beyond decay_after
@@ -62,7 +62,7 @@ struct Settings {
 
   Command command = Command::kTrain;
   std::string csv;
-  std::string input;  ///< the model or checkpoint to begin with, where the command takes one
+  std::string input;  ///< the model or checkpoint to start from, for commands that have one
   bool season_given = false;
   bool batch_size_given = false;
   DataSettings data;
@@ -70,7 +70,7 @@ struct Settings {
   LossSettings loss;
   TrainingSettings training;
   OutputSettings output;
-  int threads = 0;  ///< 0: torch's default
+  int threads = 0;  ///< 0 for torch's default
 };
 
 }  // namespace flash::models

@@ -1,6 +1,6 @@
 #pragma once
-// Settings as JSON, for the files of models and of interrupted trainings. Reading throws
-// nlohmann::json::exception where an entry is missing or of another type.
+// Settings as JSON, for files of models and of interrupted trainings. Reading throws
+// nlohmann::json::exception if an entry is missing or has the wrong type.
 
 #include <c10/util/Exception.h>
 
@@ -11,7 +11,7 @@
 
 namespace flash::models {
 
-// With defaults, for files from before there were untimed and sorted tables.
+// With defaults for `untimed` and `sort`, which older files lack.
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(PanelColumns, targets, time_column, id_column,
                                                 futr_exog, hist_exog, stat_exog, untimed, sort)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SplitSettings, train_fraction, validation_fraction, train_rows,
@@ -24,10 +24,10 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(TrainingSettings, epochs, patience, batch_siz
                                    decay, decay_after, seed)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(OutputSettings, model, checkpoint, forecast_csv, forecast_png,
                                    report)
-// Not the command, nor what it begins with.
+// Without `command` and `input`.
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Settings, csv, data, model, loss, training, output, threads)
 
-/// JSON for the file at `path`. Throws c10::ValueError where a text is not UTF-8.
+/// JSON for the file at `path`. Throws c10::ValueError if a string is not UTF-8.
 inline std::string to_text(const nlohmann::json& json, const std::string& path) {
   try {
     return json.dump();

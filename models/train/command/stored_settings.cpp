@@ -6,7 +6,7 @@ namespace flash::models {
 namespace {
 
 constexpr int64_t kMostCount = int64_t{1} << 32;  // products of two stay within int64_t
-constexpr int64_t kMostThreads = 1024;  // the system refuses many thousands by ending the program
+constexpr int64_t kMostThreads = 1024;  // with many thousands, thread creation aborts the program
 
 void check_count(const std::string& path, const char* name, int64_t value, int64_t least,
                  int64_t most) {

@@ -1,5 +1,5 @@
 #pragma once
-// Settings that come from a file, in which a number may be anything.
+// Validation of settings that come from a file.
 
 #include <c10/util/Exception.h>
 
@@ -11,10 +11,10 @@
 
 namespace flash::models {
 
-/// `Stored` from what flash_train wrote of it in the file at `path`.
+/// Reads a `Stored` that flash_train wrote to the file at `path`.
 ///
-/// Throws nlohmann::json::exception where an entry is missing or of another type, and
-/// c10::ValueError where it would be taken for another value (2.5 for 2) or is not known.
+/// Throws nlohmann::json::exception if an entry is missing or has the wrong type, and
+/// c10::ValueError if it would be converted to another value (2.5 to 2) or is unknown.
 template <class Stored>
 Stored read_settings(const nlohmann::json& given, const std::string& path) {
   const Stored taken = given.get<Stored>();
@@ -28,11 +28,11 @@ Stored read_settings(const nlohmann::json& given, const std::string& path) {
   return taken;
 }
 
-/// Throws c10::ValueError where a number is none that the command line takes. What belongs to data
-/// and model is checked where those are made.
+/// Throws c10::ValueError if a number is outside the range of its command-line flag. Settings of
+/// data and model are checked when these are built.
 void check_training_settings(const Settings& settings, const std::string& path);
 
-/// The same for the number of windows at a time, which a model is stored with.
+/// The same for the batch size, which is stored with a model.
 void check_batch_size(int64_t batch_size, const std::string& path);
 
 }  // namespace flash::models

@@ -1,7 +1,7 @@
 #pragma once
-// The Adam optimiser (Kingma and Ba, arXiv:1412.6980) as torch.optim.Adam computes it with its
-// defaults, in one pass over memory. torch::optim::Adam takes several, and squares complex
-// gradients instead of their two parts.
+// The Adam optimiser (Kingma and Ba, arXiv:1412.6980) with the results and defaults of
+// torch.optim.Adam, in one pass over memory. torch::optim::Adam needs several passes, and squares
+// complex gradients instead of their two parts.
 
 #include <ATen/core/Tensor.h>
 
@@ -14,11 +14,11 @@ namespace flash::models {
 
 class Adam {
  public:
-  /// Parameters and the names for their state. Contiguous ones.
+  /// Parameters, which must be contiguous, and names for their state.
   explicit Adam(const std::vector<std::pair<std::string, at::Tensor>>& parameters);
 
   void zero_grad();
-  /// Steps along the gradients; parameters without one stay.
+  /// Updates the parameters that have gradients.
   void step(double learning_rate);
 
   /// Moments and step counts; they share memory with the optimiser.
@@ -26,8 +26,8 @@ class Adam {
 
  private:
   std::vector<std::string> names_;
-  std::vector<at::Tensor> parameters_;  // as given
-  std::vector<at::Tensor> values_;      // their memory, as real numbers
+  std::vector<at::Tensor> parameters_;
+  std::vector<at::Tensor> values_;  // the parameters as real tensors, in the same memory
   std::vector<at::Tensor> means_, squares_, steps_;
 };
 

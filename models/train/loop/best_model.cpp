@@ -9,7 +9,7 @@
 namespace flash::models {
 namespace {
 
-/// Why it failed; "" if it did not.
+/// Writes the model and returns the error message; "" on success.
 std::string try_to_save(const std::string& path, const Forecaster& forecaster) {
   try {
     const HoldInterrupts hold;
@@ -61,7 +61,7 @@ std::string BestModel::rescue(const Forecaster& forecaster, const TrainingState&
   if (epoch_ != best || !std::filesystem::exists(on_disk_, ignored)) {
     on_disk_.clear();
     forecaster.load_state(state.best);
-    // Where it belongs, or where there may be room: folders that go away seldom go together.
+    // First where it belongs, then other folders: if one is full or gone, another may not be.
     const std::string name = std::filesystem::path(kept_path_).filename().string();
     const auto temporary = std::filesystem::temp_directory_path(ignored);
     for (const std::string& path : {kept_path_, (temporary / name).string(), name}) {

@@ -1,5 +1,5 @@
 #pragma once
-// The weights of the best epoch, on disk while the training goes on.
+// Keeps the weights of the best epoch on disk during training.
 
 #include <string>
 
@@ -9,32 +9,33 @@
 
 namespace flash::models {
 
-/// The model file that a training leaves behind, whatever becomes of it. Until the training ends it
-/// is a file of its own beside the output, since the output may be an older model that is better.
+/// The model file of a training, which exists however the training ends. Until the end it is a
+/// separate file next to the output, because the output may be an older, better model.
 class BestModel {
  public:
-  /// A training that is `resumed` may find the file of its first part.
+  /// If the training is `resumed`, the file of its first part may exist.
   BestModel(const OutputSettings& output, bool resumed);
 
-  /// After an epoch that is better than all before it: writes the model if one is asked for. A disk
-  /// that is full is no reason to end a training: that is told on stderr.
+  /// Called after an epoch that is better than all before: writes the model if one was requested. A
+  /// full disk does not end the training; it is reported on stderr.
   void keep(const Forecaster& forecaster, int64_t epoch);
 
-  /// At the end, with the best weights in the model: writes the output, and removes the file that
-  /// was in its place.
+  /// Called at the end, with the best weights in the model: writes the output and removes the
+  /// separate file.
   void finish(const Forecaster& forecaster, int64_t best_epoch);
 
-  /// When the training failed: sees to it that the best weights are on disk, if need be in the
-  /// folder for temporary files or in the current one. Says where; "" if there are none.
+  /// Called when the training failed: makes sure that the best weights are on disk, if necessary in
+  /// the folder for temporary files or in the current folder. Returns the path; "" if there are
+  /// none.
   std::string rescue(const Forecaster& forecaster, const TrainingState& state);
 
-  /// Where the last epoch that was kept is; "" if none was.
+  /// Path of the last saved epoch; "" if there is none.
   std::string where() const;
 
  private:
   std::string output_, kept_path_;
-  std::string on_disk_;  // empty if nothing is
-  int64_t epoch_ = 0;    // that it is of; 0: not known
+  std::string on_disk_;  // path of the saved weights; empty if there are none
+  int64_t epoch_ = 0;    // their epoch; 0 if unknown
 };
 
 }  // namespace flash::models

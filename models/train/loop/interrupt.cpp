@@ -9,8 +9,8 @@
 namespace flash::models {
 namespace {
 
-volatile std::sig_atomic_t came = 0;  // how many, up to 2
-volatile std::sig_atomic_t held = 0;  // how many hold them
+volatile std::sig_atomic_t came = 0;  // number of interrupts, at most 2
+volatile std::sig_atomic_t held = 0;  // number of HoldInterrupts objects
 volatile std::sig_atomic_t last = 0;
 
 void end_program(int signal_number) {

@@ -1,20 +1,20 @@
 #pragma once
-// Ctrl-C, `kill` and a closed terminal, answered between two steps of a training.
+// Handling of Ctrl-C, `kill` and a closed terminal between two steps of a training.
 
 namespace flash::models {
 
-/// From now on the first SIGINT, SIGTERM or SIGHUP only sets a flag and says so; a second one ends
-/// the program at once.
+/// From now on the first SIGINT, SIGTERM or SIGHUP sets a flag and prints a message; a second one
+/// ends the program immediately.
 void watch_for_interrupts();
 
-/// Whether one came.
+/// Whether the flag is set.
 bool interrupted();
 
-/// From now on an interrupt ends the program again: nothing is left that it could lose.
+/// From now on an interrupt ends the program again. For when there is nothing left to lose.
 void stop_watching_for_interrupts();
 
-/// While one lives, no interrupt ends the program: what is being written is written to its end, and
-/// a second interrupt counts afterwards.
+/// During its lifetime no interrupt ends the program, so that files are written completely. A
+/// second interrupt takes effect afterwards.
 class HoldInterrupts {
  public:
   HoldInterrupts();

@@ -17,7 +17,7 @@ std::string format(const char* pattern, Values... values) {
 }  // namespace
 
 std::string format_duration(double seconds) {
-  constexpr double kLongest = 100 * 365 * 24 * 3600.0;  // of more than a century nobody keeps count
+  constexpr double kLongest = 100 * 365 * 24 * 3600.0;  // a century; lround must not overflow
   const long whole = std::lround(std::min(seconds, kLongest));
   if (whole < 60) return format("%ld s", whole);
   if (whole < 3600) return format("%ld:%02ld min", whole / 60, whole % 60);
@@ -45,7 +45,7 @@ std::string Progress::time_left(int64_t steps_done) const {
 }
 
 void Progress::step(int64_t epoch, int64_t step, double loss) {
-  constexpr double kSecondsBetweenUpdates = 0.1;  // a terminal must not slow the training down
+  constexpr double kSecondsBetweenUpdates = 0.1;  // so that a slow terminal does not slow training
   if (!in_place_ || seconds() - last_shown_ < kSecondsBetweenUpdates) return;
   last_shown_ = seconds();
   line_open_ = true;

@@ -13,20 +13,20 @@ std::string format_duration(double seconds);
 
 class Progress {
  public:
-  /// `seconds_before` is what a training that goes on has taken already.
+  /// `seconds_before` is the time that a resumed training has taken before.
   Progress(std::ostream& stream, bool in_place, int64_t epochs, int64_t steps_per_epoch,
            double seconds_before = 0.0);
 
-  /// After step `step` (from 1) of epoch `epoch` (from 1), with that step's loss.
+  /// Called after step `step` (from 1) of epoch `epoch` (from 1), with that step's loss.
   void step(int64_t epoch, int64_t step, double loss);
 
-  /// After an epoch's validation.
+  /// Called after an epoch's validation.
   void epoch(int64_t epoch, double train_loss, double validation_loss, bool best);
 
   /// Ends the line of the running epoch, if there is one.
   void end_line();
 
-  /// Seconds of the training.
+  /// Duration of the training in seconds.
   double seconds() const;
 
  private:

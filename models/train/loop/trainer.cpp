@@ -32,7 +32,7 @@ class Stopwatch {
 Trainer::Trainer(Forecaster& forecaster, const WindowDataset& train_windows,
                  const WindowDataset& validation_windows, const TrainingSettings& settings)
     : adam(forecaster.parameters()),
-      // A generator of its own, so that dropout's draws do not change the order of the windows.
+      // A separate generator, so that dropout does not change the order of the windows.
       order_generator(at::detail::createCPUGenerator(settings.seed)),
       forecaster_(forecaster),
       train_windows_(train_windows),
@@ -85,7 +85,7 @@ bool Trainer::finish_epoch(Progress& progress, const std::function<bool()>& inte
   const auto validation =
       validate(forecaster_, validation_windows_, settings_.batch_size, interrupted);
   if (!validation) {
-    generator.set_state(before);  // all of it is done again
+    generator.set_state(before);  // the whole validation will be repeated
     return false;
   }
   TrainingResult& result = state.result;

@@ -17,7 +17,7 @@ namespace flash::models {
 
 struct EpochResult {
   double train_loss;       ///< mean over the epoch's steps, on the standardised scale
-  double validation_loss;  ///< after the epoch; the best epoch is the one with the least
+  double validation_loss;  ///< after the epoch; the best epoch has the smallest
   double validation_mae;
   double validation_mse;
   double learning_rate;
@@ -30,35 +30,35 @@ struct TrainingResult {
   double seconds;
 };
 
-/// Where a training is; together with the weights, the optimiser and the generators, all that it
-/// depends on.
+/// The position in a training. Together with weights, optimiser and generators it is the whole
+/// state.
 struct TrainingState {
-  int64_t epoch = 1;      ///< the running one, from 1
-  int64_t step = 0;       ///< its steps that are done
-  at::Tensor order;       ///< of its windows, int64; undefined before its first step
-  double loss_sum = 0.0;  ///< over the windows of those steps
+  int64_t epoch = 1;      ///< the current epoch, from 1
+  int64_t step = 0;       ///< completed steps of this epoch
+  at::Tensor order;       ///< order of its windows, int64; undefined before its first step
+  double loss_sum = 0.0;  ///< over the windows of the completed steps
   double epoch_seconds = 0.0;
   TrainingResult result{.epochs = {}, .best_epoch = 0, .seconds = 0.0};
   std::map<std::string, at::Tensor> best;  ///< Forecaster::state() of the best epoch
 };
 
-/// Trains with Adam. The order of windows depends on the seed alone, the rest on torch's default
-/// generator too.
+/// Trains with Adam. The order of windows depends on the seed only; dropout depends on torch's
+/// default generator.
 class Trainer {
  public:
   Trainer(Forecaster& forecaster, const WindowDataset& train_windows,
           const WindowDataset& validation_windows, const TrainingSettings& settings);
 
-  /// Runs to the end and leaves the weights of the best epoch in the model, in evaluation mode; or
-  /// stops between two steps once `interrupted` says so and returns false. Another run() goes on
-  /// from there with the same numbers as if it had never stopped. `after_epoch` is called between
-  /// two epochs, and told whether the one before was the best so far. Throws c10::ValueError if the
-  /// loss stops being finite.
+  /// Trains to the end, leaves the weights of the best epoch in the model, in evaluation mode, and
+  /// returns true; or stops between two steps once `interrupted` returns true, and returns false.
+  /// Another run() continues with the same results as without the interruption. `after_epoch` is
+  /// called between two epochs with whether the last one was the best so far. Throws
+  /// c10::ValueError if the loss is not finite.
   bool run(Progress& progress, const std::function<bool()>& interrupted,
            const std::function<void(bool best)>& after_epoch);
 
   int64_t windows() const { return train_windows_.size(); }
-  /// Of the settings, or all windows if they are fewer.
+  /// That of the settings, or the number of windows if that is smaller.
   int64_t batch_size() const;
   int64_t steps_per_epoch() const;
 

@@ -16,7 +16,7 @@
 namespace flash::models {
 namespace {
 
-/// Writes what will be written later under other names, while nothing is lost yet.
+/// Test-writes every output under another name, before there is anything to lose.
 void rehearse_writing(const Settings& settings, const Forecaster& forecaster,
                       const Trainer& trainer, const std::string& data_fingerprint) {
   rehearse(checkpoint_path(settings.output), [&](const std::string& path) {
@@ -26,7 +26,7 @@ void rehearse_writing(const Settings& settings, const Forecaster& forecaster,
            [&](const std::string& path) { save_forecaster(path, forecaster); });
 }
 
-/// What a training works on.
+/// The inputs and outputs of a training.
 struct TrainingParts {
   const Settings& settings;
   Forecaster& forecaster;
@@ -41,7 +41,7 @@ struct TrainingParts {
   }
 };
 
-/// After each epoch. A disk that is full is no reason to end the training.
+/// Called after each epoch. A full disk does not end the training.
 void save_epoch(const TrainingParts& parts, BestModel& best, bool is_best) {
   if (is_best) best.keep(parts.forecaster, parts.trainer.state.result.best_epoch);
   if (parts.settings.output.checkpoint.empty()) return;
@@ -54,7 +54,7 @@ void save_epoch(const TrainingParts& parts, BestModel& best, bool is_best) {
 }
 
 int save_interrupted(const TrainingParts& parts, const BestModel& best) {
-  const HoldInterrupts hold;  // the user should read how to go on
+  const HoldInterrupts hold;  // the user should see how to resume
   const std::string path = checkpoint_path(parts.settings.output);
   parts.save(path);
   std::cerr << "Interrupted in epoch " << parts.trainer.state.epoch << " after step "
@@ -68,7 +68,7 @@ int save_interrupted(const TrainingParts& parts, const BestModel& best) {
 
 void write_results(const TrainingParts& parts, BestModel& best, int64_t memory_before) {
   OutputWriter writer;
-  // First of all: what follows may fail, and what the training found must not depend on it.
+  // First of all, because what follows may fail, and the trained weights must be safe by then.
   writer.write("Model", parts.settings.output.model,
                [&] { best.finish(parts.forecaster, parts.trainer.state.result.best_epoch); });
   stop_watching_for_interrupts();
@@ -81,8 +81,8 @@ void write_results(const TrainingParts& parts, BestModel& best, int64_t memory_b
          writer);
 }
 
-/// From wherever the trainer is to the end, or to an interrupt. What is thrown says where the best
-/// weights are.
+/// Trains from the trainer's current position to the end or to an interrupt. Exceptions say where
+/// the best weights are.
 int train_to_the_end(const TrainingParts& parts, bool resumed) {
   const int64_t memory_before = process_memory().now;
   const TrainingState& state = parts.trainer.state;
@@ -101,27 +101,27 @@ int train_to_the_end(const TrainingParts& parts, bool resumed) {
     const std::string where = best.rescue(parts.forecaster, state);
     if (!where.empty()) error.add_context(where);
     throw;
-  } catch (const std::exception& error) {  // out of memory, say
+  } catch (const std::exception& error) {  // for example out of memory
     progress.end_line();
     const std::string where = best.rescue(parts.forecaster, state);
     TORCH_CHECK(false, error.what(), where.empty() ? where : " (" + where + ")");
   }
 }
 
-/// From `run` where it is not null.
+/// Resumes `run` unless it is null.
 int train(const Settings& settings, const RunFile* run) {
   check_outputs(settings);
   check_season(settings.data.season, settings.model.input_size);
   if (settings.threads > 0) at::set_num_threads(settings.threads);
   std::vector<Series> series = announced(read_panel(settings.csv, settings.data.columns));
-  // Before a model is made of sizes that no table has rows for.
+  // Checked before a model is built whose sizes no table has enough rows for.
   split_panel(series, settings.data.split, settings.model);
   torch::manual_seed(settings.training.seed);
   Forecaster forecaster = make_forecaster(
       settings.data, settings.model, settings.loss, static_cast<int64_t>(series.size()),
       run ? limit_of_file(run->file.tensors) : limit_of_machine());
   forecaster.batch_size = settings.training.batch_size;
-  // Dropout draws the same numbers, whatever making the model has drawn.
+  // Seeded again, so that dropout does not depend on the random numbers of the construction.
   torch::manual_seed(settings.training.seed);
   const PreparedData data = prepare_training(std::move(series), forecaster);
   const WindowDataset train_windows = windows_of(data, data.part(&TimeSplit::train), forecaster);
@@ -134,7 +134,7 @@ int train(const Settings& settings, const RunFile* run) {
   watch_for_interrupts();
   rehearse_writing(settings, forecaster, trainer, data_fingerprint);
 
-  std::cout << (run == nullptr ? "Training " : "Going on with the training of ")
+  std::cout << (run == nullptr ? "Training " : "Resuming the training of ")
             << settings.model.model_class << " on " << train_windows.size() << " windows of "
             << data.series.size() << " series, " << forecaster.parameter_count() << " parameters, "
             << settings.model.attention << " attention, " << at::get_num_threads() << " thread(s)"
@@ -152,7 +152,7 @@ int train(const Settings& settings, const RunFile* run) {
 
 int run_training(const Settings& settings) {
   Settings resolved = settings;
-  // The sums of floating-point numbers, and so the weights, depend on it.
+  // Floating-point sums, and so the weights, depend on the number of threads.
   if (resolved.threads == 0) resolved.threads = at::get_num_threads();
   return train(resolved, nullptr);
 }

@@ -1,5 +1,5 @@
 #pragma once
-// The commands that train.
+// The commands `train` and `resume`.
 
 #include "train/command/settings.h"
 
@@ -8,7 +8,7 @@ namespace flash::models {
 /// Trains from random weights; returns the exit code.
 int run_training(const Settings& settings);
 
-/// Goes on with the training whose checkpoint settings.input names.
+/// Resumes the training from the checkpoint settings.input; returns the exit code.
 int run_resumed_training(const Settings& settings);
 
 }  // namespace flash::models

@@ -16,9 +16,9 @@ struct ErrorSums {
   void add(const torch::Tensor& median, const torch::Tensor& mean, const torch::Tensor& truth,
            const torch::Tensor& series) {
     const torch::Tensor exact = truth.to(torch::kDouble);
-    const torch::Tensor numbers = series.flatten();
-    absolute.index_add_(0, numbers, (median.to(torch::kDouble) - exact).abs().sum(1).flatten());
-    squared.index_add_(0, numbers, (mean.to(torch::kDouble) - exact).square().sum(1).flatten());
+    const torch::Tensor indices = series.flatten();
+    absolute.index_add_(0, indices, (median.to(torch::kDouble) - exact).abs().sum(1).flatten());
+    squared.index_add_(0, indices, (mean.to(torch::kDouble) - exact).square().sum(1).flatten());
   }
 
   Errors mean(const torch::Tensor& counts) const {
@@ -70,7 +70,7 @@ at::Tensor seasonal_naive_forecast(const at::Tensor& past, int64_t horizon, int6
 }
 
 std::vector<at::Tensor> batches(const at::Tensor& indices, int64_t batch_size) {
-  // split() adds the two numbers, which near 2^63 overflows.
+  // split() adds the two numbers, which overflows near 2^63.
   return indices.split(std::clamp<int64_t>(batch_size, 1, std::max<int64_t>(1, indices.size(0))));
 }
 
@@ -81,7 +81,7 @@ std::optional<ValidationErrors> validate(const Forecaster& forecaster, const Win
   const ForecastColumns columns(forecaster.loss->output_names());
   ErrorSums sums(windows.series());
   double loss = 0.0;
-  int64_t numbers = 0;
+  int64_t elements = 0;
   for (const torch::Tensor& indices : batches(torch::arange(windows.size()), batch_size)) {
     if (interrupted()) return std::nullopt;
     const WindowBatch batch = windows.batch(indices);
@@ -89,10 +89,10 @@ std::optional<ValidationErrors> validate(const Forecaster& forecaster, const Win
     loss += judged.loss * static_cast<double>(indices.size(0));
     sums.add(column(judged.forecast, columns.median), column(judged.forecast, columns.mean),
              batch.future, batch.series);
-    numbers += batch.future.numel();
+    elements += batch.future.numel();
   }
   return ValidationErrors{loss / static_cast<double>(windows.size()),
-                          sums.mean(torch::tensor({numbers}))};
+                          sums.mean(torch::tensor({elements}))};
 }
 
 Evaluation evaluate(const Forecaster& forecaster, const WindowDataset& windows,

@@ -1,5 +1,5 @@
 #pragma once
-// Forecast errors, of a model and of the forecasts that need none.
+// Forecast errors of a model and of naive forecasts.
 
 #include <functional>
 #include <optional>
@@ -17,7 +17,7 @@ struct Errors {
   double mse;
 };
 
-/// One series' mean absolute errors in its own units.
+/// Mean absolute errors of one series in its own units.
 struct SeriesErrors {
   std::string name;
   double model;
@@ -25,7 +25,7 @@ struct SeriesErrors {
   double seasonal_naive;
 };
 
-/// How many of the true values were inside of an interval that should hold `level` percent.
+/// The fraction of true values inside an interval that should contain `level` percent of them.
 struct Coverage {
   std::string level;  ///< as in the names of the forecast's columns
   double share;
@@ -33,17 +33,17 @@ struct Coverage {
 
 struct Evaluation {
   int64_t windows;
-  Errors model;           ///< of median (absolute) and mean (squared), where the loss gives both
-  Errors naive;           ///< the last value goes on
-  Errors seasonal_naive;  ///< the last season repeats
+  Errors model;           ///< of median (absolute) and mean (squared), if the loss has both
+  Errors naive;           ///< repeats the last value
+  Errors seasonal_naive;  ///< repeats the last season
   std::vector<Coverage> coverage;
   std::vector<SeriesErrors> series;
 };
 
-/// Which columns of a forecast are what.
+/// The roles of a forecast's columns.
 struct ForecastColumns {
-  /// From Loss::output_names(). Without a median or a mean the other one stands for it, without
-  /// both the first column.
+  /// From Loss::output_names(). A missing median or mean is replaced by the other, or by the first
+  /// column if both are missing.
   explicit ForecastColumns(const std::vector<std::string>& names);
 
   struct Interval {
@@ -59,14 +59,14 @@ struct ForecastColumns {
 /// past [B, L, N] -> the last value, horizon times: [B, horizon, N].
 at::Tensor naive_forecast(const at::Tensor& past, int64_t horizon);
 
-/// past [B, L, N] -> the last `season` values over and over: [B, horizon, N]. Needs season <= L.
+/// past [B, L, N] -> the last `season` values, repeated: [B, horizon, N]. Requires season <= L.
 at::Tensor seasonal_naive_forecast(const at::Tensor& past, int64_t horizon, int64_t season);
 
-/// Indices in order, `batch_size` at a time.
+/// Indices 0, 1, ... in batches of `batch_size`.
 std::vector<at::Tensor> batches(const at::Tensor& indices, int64_t batch_size);
 
-/// Mean loss and errors over all windows, in batches; puts the model into evaluation mode. Nothing
-/// if `interrupted` says so between two batches.
+/// Mean loss and errors over all windows, computed in batches; puts the model into evaluation mode.
+/// nullopt if `interrupted` returns true between two batches.
 struct ValidationErrors {
   double loss;
   Errors errors;
@@ -75,8 +75,8 @@ std::optional<ValidationErrors> validate(
     const Forecaster& forecaster, const WindowDataset& windows, int64_t batch_size,
     const std::function<bool()>& interrupted = [] { return false; });
 
-/// All errors over all windows; puts the model into evaluation mode. Draws the same random numbers
-/// each time, of which Informer needs some even then, and leaves the generator there.
+/// All errors over all windows; puts the model into evaluation mode. Seeds torch's generator,
+/// because Informer draws random numbers in evaluation mode too, and does not restore it.
 Evaluation evaluate(const Forecaster& forecaster, const WindowDataset& windows,
                     const std::vector<Series>& series, int64_t batch_size);
 

@@ -11,14 +11,14 @@
 namespace flash::models {
 namespace {
 
-/// What is collected of one series before it is put together.
+/// The parts of one series' forecasts, before they are concatenated.
 struct Parts {
   std::vector<std::string> labels;
   at::Tensor past;
   std::vector<at::Tensor> truth, forecast, naive, seasonal_naive;
 };
 
-/// Windows of each series `horizon` rows apart, int64.
+/// Indices of windows that are `horizon` rows apart in each series, int64.
 at::Tensor without_overlap(const WindowDataset& windows, int64_t horizon, bool together) {
   std::vector<int64_t> chosen;
   std::vector<int64_t> next(static_cast<size_t>(windows.series()), -1);
@@ -44,7 +44,7 @@ void add_batch(std::vector<Parts>& parts, const Forecaster& forecaster,
       const auto number = static_cast<size_t>(batch.series[b][n].item<int64_t>());
       const ColumnScaler& scaler = forecaster.scalers.at(series[number].name);
       Parts& one = parts[number];
-      // What the table knows is taken from there: scaled to float32 and back it has lost digits.
+      // Known values come from the table, because scaling to float32 and back loses digits.
       const at::Tensor target = series[number].values[0];
       const at::Tensor past = target.slice(0, row - forecaster.settings.input_size, row);
       const auto repeated = [&](auto forecast_of, auto... arguments) {
@@ -61,7 +61,7 @@ void add_batch(std::vector<Parts>& parts, const Forecaster& forecaster,
   }
 }
 
-/// With as many digits as it takes to read the same number again.
+/// The shortest text that parses to the same number.
 void add_number(std::string& text, double value) {
   char digits[32];
   const auto end = std::to_chars(digits, digits + sizeof(digits), value).ptr;

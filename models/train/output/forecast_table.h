@@ -1,5 +1,5 @@
 #pragma once
-// Forecasts in the units of the table, for files and pictures.
+// Forecasts in the units of the table, for CSV files and pictures.
 
 #include <ATen/core/Tensor.h>
 
@@ -13,8 +13,8 @@ namespace flash::models {
 struct SeriesForecast {
   std::string name;
   std::vector<std::string> labels;  ///< time of each row
-  at::Tensor past;                  ///< float64: what the first forecast looked at
-  at::Tensor truth;                 ///< float64 [rows]; undefined where it is not known
+  at::Tensor past;                  ///< float64: the input of the first forecast
+  at::Tensor truth;                 ///< float64 [rows]; undefined if unknown
   at::Tensor forecast;              ///< float64 [rows, columns]
   at::Tensor naive;                 ///< float64 [rows]
   at::Tensor seasonal_naive;        ///< float64 [rows]
@@ -22,11 +22,11 @@ struct SeriesForecast {
 
 struct ForecastTable {
   std::vector<std::string> columns;  ///< Loss::output_names()
-  int64_t horizon;                   ///< rows after which another forecast begins
+  int64_t horizon;                   ///< rows per forecast
   std::vector<SeriesForecast> series;
 };
 
-/// One forecast after the other over the whole of `windows`, without overlap.
+/// Consecutive forecasts without overlap over all of `windows`.
 ForecastTable forecast_windows(const Forecaster& forecaster, const WindowDataset& windows,
                                const std::vector<Series>& series, bool truth_is_known,
                                int64_t batch_size);

@@ -18,7 +18,7 @@ bool replaces_attention(const std::string& model_class) {
   return model_class == "Autoformer" || model_class == "FEDformer";
 }
 
-/// A scaler that changes nothing would only cost copies.
+/// Without the identity scaler, which would only cost copies.
 std::pair<WindowsBatch, WindowScaling> scale(const TemporalNorm& norm, const WindowBatch& batch) {
   if (norm->options.scaler_type() == "identity") return {batch.inputs, WindowScaling{}};
   return norm->transform(batch.inputs);

@@ -1,5 +1,5 @@
 #pragma once
-// A model together with all that leads from a table to its forecasts.
+// A model with everything else that turns a table into forecasts: scalers and loss.
 
 #include <flash_attention/models/forecast_model.h>
 #include <flash_attention/models/losses.h>
@@ -21,15 +21,15 @@ namespace flash::models {
 struct Forecaster {
   std::shared_ptr<ForecastModel> model;
   std::shared_ptr<Loss> loss;
-  TemporalNorm norm{nullptr};  ///< scales each window
+  TemporalNorm norm{nullptr};  ///< the window scaler
   DataSettings data;
-  ModelSettings settings;  ///< options too
+  ModelSettings settings;  ///< including the model's options
   LossSettings loss_settings;
-  /// Of each series by its name, and of the static columns: float64 [1 + F + X] and [S].
+  /// Scalers of each series, by name, and of the static columns: float64 [1 + F + X] and [S].
   std::map<std::string, ColumnScaler> scalers;
   ColumnScaler stat_scaler;
-  /// Windows at a time in a test. Informer draws random numbers for each batch, so that another
-  /// number gives another test error.
+  /// Batch size of a test. Informer draws random numbers per batch, so its test error depends on
+  /// it.
   int64_t batch_size = 64;
 
   /// The scalar to minimise.
@@ -43,24 +43,24 @@ struct Forecaster {
   Judged judge(const WindowBatch& batch) const;
   at::Tensor forecast(const WindowBatch& batch) const;
 
-  /// Into training or evaluation mode.
+  /// Sets training or evaluation mode.
   void train(bool on = true) const;
-  /// Names and tensors of the model, and under "scaler." of the norm (only "revin" has any).
+  /// The tensors of the model, and under "scaler." those of the norm (only "revin" has any).
   std::map<std::string, at::Tensor> state() const;
-  /// Copies what state() gave; names and shapes must fit.
+  /// Restores a result of state(); names and shapes must match.
   void load_state(const std::map<std::string, at::Tensor>& state) const;
-  /// Those of state() that are trained.
+  /// The tensors of state() that are trained.
   std::vector<std::pair<std::string, at::Tensor>> parameters() const;
   int64_t parameter_count() const;
   bool together() const;  ///< whether the model sees all series at once
 };
 
-/// All but model and scalers. Throws c10::ValueError where an option is out of range.
+/// A forecaster without model and scalers. Throws c10::ValueError if an option is out of range.
 Forecaster forecaster_without_model(const DataSettings& data, const ModelSettings& settings,
                                     const LossSettings& loss);
 
-/// A new one with random weights, without scalers. `series` matters to iTransformer alone. Throws
-/// c10::ValueError where an option is out of range or the model beyond `limit`.
+/// A forecaster with random weights and without scalers. Only iTransformer depends on `series`.
+/// Throws c10::ValueError if an option is out of range or the model exceeds `limit`.
 Forecaster make_forecaster(const DataSettings& data, const ModelSettings& settings,
                            const LossSettings& loss, int64_t series,
                            const SizeLimit& limit = limit_of_machine());
@@ -68,20 +68,20 @@ Forecaster make_forecaster(const DataSettings& data, const ModelSettings& settin
 /// "native" for Autoformer and FEDformer, "flash" for the others.
 std::string default_attention(const std::string& model_class);
 
-/// Throws c10::ValueError naming the choices that the class has.
+/// Throws c10::ValueError listing the choices of the class, if it does not have this one.
 void check_attention(const std::string& model_class, const std::string& attention);
 
-/// `model` with its attention as asked, which for "standard" in Autoformer and FEDformer is a model
-/// made anew with the same weights.
+/// `model` with the given attention. For "standard" in Autoformer and FEDformer this is a new model
+/// with the same weights.
 std::shared_ptr<ForecastModel> with_attention(std::shared_ptr<ForecastModel> model,
                                               const std::string& attention);
 
-/// One safetensors file with weights, hyperparameters, loss, scalers and data settings, which
-/// neuralforecast reads too.
+/// Writes weights, hyperparameters, loss, scalers and data settings to one safetensors file, which
+/// neuralforecast can read too.
 void save_forecaster(const std::string& path, const Forecaster& forecaster);
 
 /// `attention` as for check_attention, or empty for that of the training. Throws c10::ValueError if
-/// the file is broken or was not written by save_forecaster, and where another attention would be
+/// the file is broken or was not written by save_forecaster, or if `attention` would make it
 /// another model.
 Forecaster load_forecaster(const std::string& path, const std::string& attention,
                            int64_t block_size);

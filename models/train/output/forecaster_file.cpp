@@ -43,7 +43,7 @@ ColumnScaler to_scaler(const std::string& path, const std::string& name, const J
   return scaler;
 }
 
-/// Which quantile a column of a forecast is, NaN for a mean or a parameter.
+/// The quantile in a column of a forecast; NaN for a mean or a parameter.
 double quantile_of(const std::string& name) {
   if (name == "-median") return 0.5;
   const double sign = name.starts_with("-lo-")   ? -1.0
@@ -52,7 +52,7 @@ double quantile_of(const std::string& name) {
   return std::isnan(sign) ? sign : 0.5 + sign * std::stod(name.substr(4)) / 200.0;
 }
 
-/// The loss as neuralforecast has it in a file: without it, it could not tell what the outputs are.
+/// The loss as neuralforecast stores it, which needs it to interpret the outputs.
 SafetensorsFile neuralforecast_parts(const Forecaster& forecaster) {
   const Loss& loss = *forecaster.loss;
   Json arguments = {{"horizon_weight", nullptr}};

@@ -1,9 +1,9 @@
 #pragma once
-// Cairo, loaded when the first picture is drawn: who draws none need not have it.
+// Cairo, loaded when the first picture is drawn, so that it is required for pictures only.
 
 #include <cairo.h>
 
-// Of the functions, each as FLASH_CAIRO(name) for cairo_name, those that pictures need.
+// The functions that pictures need, each as FLASH_CAIRO(name) for cairo_name.
 #define FLASH_CAIRO_FUNCTIONS(FLASH_CAIRO) \
   FLASH_CAIRO(close_path)                  \
   FLASH_CAIRO(create)                      \
@@ -28,14 +28,14 @@
 
 namespace flash::models {
 
-/// The functions of libcairo.so.2, by their names without `cairo_`.
+/// Functions of libcairo.so.2 by their names without `cairo_`.
 struct LibCairo {
 #define FLASH_CAIRO(name) decltype(&cairo_##name) name;
   FLASH_CAIRO_FUNCTIONS(FLASH_CAIRO)
 #undef FLASH_CAIRO
 };
 
-/// Throws c10::ValueError, with what to install, where the library is not there.
+/// Throws c10::ValueError with the package to install if the library is missing.
 const LibCairo& libcairo();
 
 }  // namespace flash::models

@@ -23,7 +23,7 @@ bool is_device(const std::string& path) {
          !fs::is_directory(path, none);
 }
 
-/// A file by the name that it has in messages.
+/// A file and its description in messages.
 struct NamedFile {
   const char* name;
   std::string path;

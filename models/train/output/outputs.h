@@ -1,5 +1,5 @@
 #pragma once
-// The files that flash_train writes: checked before the work, written one by one after it.
+// The output files of flash_train: checked before the run, written after it.
 
 #include <functional>
 #include <string>
@@ -9,29 +9,29 @@
 
 namespace flash::models {
 
-/// Where a training that is interrupted is written to: --checkpoint, or beside the model, or in the
-/// current folder.
+/// Where an interrupted training is saved: --checkpoint, or next to the model, or in the current
+/// folder.
 std::string checkpoint_path(const OutputSettings& output);
 
-/// Where the best model so far is kept while the training goes on: beside the model, or beside the
-/// checkpoint where no model is asked for.
+/// Where the best model so far is saved during training: next to the model, or next to the
+/// checkpoint if no model was requested.
 std::string best_model_path(const OutputSettings& output);
 
-/// What cannot be written should be known before an hour of training, not after it. Throws
-/// c10::ValueError for a path that cannot be written, is not UTF-8 where a file names it, or would
-/// replace an input or another output.
+/// Checks all outputs before the run, so that an hour of training is not lost. Throws
+/// c10::ValueError for a path that cannot be written, that is not UTF-8 but has to be stored in a
+/// file, or that would replace an input or another output.
 void check_outputs(const Settings& settings);
 
-/// Calls `write` with a name beside `path` and removes that file again: what is to be written later
-/// can be made, and the disk has room for it.
+/// Calls `write` with an unused name next to `path` and removes that file again, to test that the
+/// file can be produced and that the disk has space for it.
 void rehearse(const std::string& path, const std::function<void(const std::string&)>& write);
 
-/// Writes files one after the other. One that fails does not keep the others from being written.
+/// Writes files one at a time; if one fails, the others are still written.
 class OutputWriter {
  public:
   /// Calls `write` unless `path` is empty.
   void write(const char* what, const std::string& path, const std::function<void()>& write);
-  /// Says what was written. Throws c10::ValueError with all that went wrong.
+  /// Prints what was written. Throws c10::ValueError with all errors.
   void finish();
 
  private:

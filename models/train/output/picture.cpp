@@ -44,14 +44,14 @@ constexpr Colour kFrame{0.8, 0.8, 0.8, 1.0};
 constexpr Colour kForecast{0.0, 0.447, 0.698, 1.0};
 constexpr Colour kInterval{0.0, 0.447, 0.698, 0.2};
 
-/// 1, 2 or 5 times a power of ten, near to what is given.
+/// The step between ticks: 1, 2 or 5 times a power of ten, close to `step`.
 double round_step(double step) {
   const double power = std::pow(10.0, std::floor(std::log10(step)));
   const double digit = step / power;
   return power * (digit < 1.5 ? 1.0 : digit < 3.5 ? 2.0 : digit < 7.5 ? 5.0 : 10.0);
 }
 
-/// One panel: time to the right in rows, values upwards.
+/// One panel; x is time in rows, y the value.
 class Panel {
  public:
   Panel(cairo_t* cairo, double top, int64_t first, int64_t last, double low, double high)
@@ -90,7 +90,7 @@ class Panel {
     libcairo().fill(cairo_);
   }
 
-  /// anchor 0: the text begins there, 1: it ends there.
+  /// The text starts at x for anchor 0 and ends there for anchor 1.
   void text(const std::string& words, double at_x, double at_y, double anchor,
             const Colour& with = kInk) {
     cairo_text_extents_t extents;
@@ -126,7 +126,7 @@ void draw_panel(cairo_t* cairo, double top, const SeriesForecast& series,
                 const ForecastTable& table) {
   const ForecastColumns columns(table.columns);
   const int64_t rows = series.forecast.size(0);
-  // Some of the past, so that an end can be seen to go on.
+  // Some of the past, so that one sees how the forecast continues it.
   const int64_t shown =
       std::min(series.past.size(0), std::max<int64_t>(rows / 8, 2 * table.horizon));
   const at::Tensor past = series.past.slice(0, series.past.size(0) - shown);
@@ -138,7 +138,7 @@ void draw_panel(cairo_t* cairo, double top, const SeriesForecast& series,
   }
   const at::Tensor values = at::cat(all);
   double low = values.min().item<double>(), high = values.max().item<double>();
-  // Wide enough for floating point to tell the ends of the axis and its ticks apart.
+  // Wide enough that the axis' ends and ticks are distinct in floating point.
   const double least = 1e-9 * std::max(std::abs(low), std::abs(high));
   const double margin = high > low ? std::max(0.05 * (high - low), least) : std::max(1.0, least);
   low -= margin;
@@ -161,7 +161,7 @@ void draw_panel(cairo_t* cairo, double top, const SeriesForecast& series,
              kWidth - kRight, top + kPanelHeight - 10, 1.0);
 }
 
-/// A file that Cairo writes to. No exception may pass through its code.
+/// A file that Cairo writes to. Exceptions must not propagate through Cairo.
 struct Png {
   AtomicFile file;
   std::exception_ptr problem;

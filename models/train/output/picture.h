@@ -10,8 +10,8 @@ namespace flash::models {
 /// Throws c10::ValueError if this program was built without Cairo.
 void check_pictures();
 
-/// A PNG with a panel for each of the first eight series: past or truth, forecast, and the widest
-/// interval. Throws c10::ValueError if it cannot be written.
+/// Writes a PNG with one panel for each of the first eight series: past or truth, forecast, and the
+/// widest interval. Throws c10::ValueError if it cannot be written.
 void draw_forecast(const std::string& path, const ForecastTable& table);
 
 }  // namespace flash::models

@@ -1,5 +1,5 @@
 #pragma once
-// What a run found out, for people and as JSON for programs.
+// The results of a run, as printed tables and as JSON.
 
 #include <optional>
 #include <ostream>
@@ -11,7 +11,7 @@
 
 namespace flash::models {
 
-/// Resident memory of this process in bytes, from the kernel's own count; 0 where it keeps none.
+/// Resident memory of this process in bytes, from the kernel; 0 if unknown.
 struct ProcessMemory {
   int64_t now;
   int64_t peak;
@@ -25,14 +25,14 @@ struct RunReport {
   int threads;
   int64_t season;
   int64_t parameters;
-  std::optional<TrainingSettings> training_settings;  ///< none where nothing was trained
+  std::optional<TrainingSettings> training_settings;  ///< nullopt if nothing was trained
   std::optional<TrainingResult> training;
   int64_t memory_before_bytes;  ///< resident just before the first step
   int64_t memory_peak_bytes;
   Evaluation test;
 };
 
-/// A table of the test errors.
+/// Prints a table of the test errors.
 void print_report(std::ostream& stream, const RunReport& report);
 
 /// Throws c10::ValueError if the file cannot be written.

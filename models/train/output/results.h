@@ -1,5 +1,5 @@
 #pragma once
-// What all commands do at their beginning and at their end.
+// The first and last steps of every command.
 
 #include <optional>
 
@@ -14,10 +14,10 @@ namespace flash::models {
 /// Throws c10::ValueError.
 void check_season(int64_t season, int64_t input_size);
 
-/// `panel`, after its line about time has been printed.
+/// Prints the line about the panel's times and returns the panel.
 std::vector<Series> announced(std::vector<Series> panel);
 
-/// A model that has been trained or loaded, and what to test it on.
+/// A trained or loaded model, and what to test it on.
 struct Finished {
   const Settings& settings;
   const Forecaster& forecaster;
@@ -27,11 +27,11 @@ struct Finished {
   int64_t memory_before_bytes;
 };
 
-/// Test error, files and the printed table: the same after training and after loading. `writer` may
-/// have written the model.
+/// Computes the test error, writes the files and prints the table, after training or loading.
+/// `writer` may have written the model before.
 void finish(const Finished& finished, OutputWriter& writer);
 
-/// Writes CSV and picture where they are wanted.
+/// Writes CSV file and picture if requested.
 void write_forecasts(const OutputSettings& output, const ForecastTable& table,
                      OutputWriter& writer);
 

@@ -22,7 +22,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-/// JSON has no NaN or infinity and writes null: the loss of an epoch whose validation overflowed.
+/// null stands for NaN and infinity, which JSON lacks: the loss of an epoch that overflowed.
 std::vector<EpochResult> read_epochs(Json epochs) {
   for (Json& epoch : epochs) {
     for (Json& number : epoch) {
@@ -52,8 +52,8 @@ TensorMap under(const TensorMap& all, const std::string& prefix) {
   return some;
 }
 
-/// What a file holds apart from generators, order and best weights: all shapes are those of the
-/// model, and copying into these tensors restores it.
+/// The tensors of weights and optimiser. They share memory with the trainer, so copying into them
+/// restores it.
 TensorMap tensors_in_use(const Forecaster& forecaster, const Trainer& trainer) {
   TensorMap tensors;
   insert(tensors, kModel, forecaster.state());
@@ -68,7 +68,7 @@ std::string describe(const at::Tensor& tensor) {
 }
 
 void check_tensors(const std::string& path, const TensorMap& expected, const TensorMap& given) {
-  constexpr size_t kShown = 8;  // another model differs everywhere
+  constexpr size_t kShown = 8;  // a file of another model differs in every tensor
   std::vector<std::string> problems;
   for (const auto& [name, tensor] : expected) {
     const auto found = given.find(name);
@@ -94,7 +94,7 @@ std::string absolute(const std::string& path) {
   return path.empty() ? path : std::filesystem::absolute(path).string();
 }
 
-/// So that the training can go on from another folder.
+/// Absolute paths, so that the training can be resumed from another folder.
 Settings with_absolute_paths(Settings settings) {
   OutputSettings& output = settings.output;
   for (std::string* path : {&settings.csv, &output.model, &output.checkpoint, &output.forecast_csv,
@@ -162,7 +162,7 @@ void restore_run(const RunFile& run, const Forecaster& forecaster, Trainer& trai
     const Json json = parse_description(run.path, run.file.metadata);
     TORCH_CHECK_VALUE(json.at("data").get<std::string>() == data_fingerprint, run.path,
                       ": expected the data that the training began with, but ", run.settings.csv,
-                      " has other numbers now, or other names or times");
+                      " has other values now, or other names or times");
     json.at("epoch").get_to(state.epoch);
     json.at("step").get_to(state.step);
     json.at("loss_sum").get_to(state.loss_sum);
@@ -175,7 +175,7 @@ void restore_run(const RunFile& run, const Forecaster& forecaster, Trainer& trai
   TORCH_CHECK_VALUE(
       state.epoch == epochs + 1 && state.step >= 0 && state.step <= trainer.steps_per_epoch() &&
           state.result.best_epoch >= 0 && state.result.best_epoch <= epochs,
-      run.path, ": expected a place in the training, got epoch ", state.epoch, ", step ",
+      run.path, ": expected a position in the training, got epoch ", state.epoch, ", step ",
       state.step, " of ", trainer.steps_per_epoch(), ", best epoch ", state.result.best_epoch);
   const TensorMap in_use = tensors_in_use(forecaster, trainer);
   TensorMap expected = in_use;

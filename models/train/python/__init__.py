@@ -1,4 +1,4 @@
-"""flash_train, the program that trains forecasters on tables: `python -m flash_attention.train`."""
+"""flash_train, which trains forecasters on tables, as `python -m flash_attention.train`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run flash_train in this process, and return its exit status.
 
-    Args:
-        arguments: the command line without the program's name; None: that of this process.
+    It makes torch flush denormal numbers, and sets its number of threads to `--threads`.
 
-    It sets torch to flush denormal numbers, and to the number of threads that `--threads` names.
+    Args:
+        arguments: the command line without the program's name; None for that of this process.
 
     Raises:
         ImportError: there is no library for this torch.
     """
-    import flash_attention.models  # noqa: F401  loads what the program links
+    import flash_attention.models  # noqa: F401  loads the libraries that the program links
     from flash_attention import _library
 
     program = ctypes.CDLL(str(_library.path_of("libflash_train.so"))).flash_train_main

@@ -1,5 +1,5 @@
 #pragma once
-// A model with its hyperparameters in one safetensors file, exchangeable with neuralforecast 3.3.
+// A model and its hyperparameters in one safetensors file that neuralforecast 3.3 can read too.
 //
 //     save_model("tft.safetensors", *model);
 //     TFT again = load_model<TFT>("tft.safetensors", {.use_flash_attention = true});
@@ -14,35 +14,35 @@
 
 namespace flash::models {
 
-/// All that neuralforecast's `state_dict()` has, apart from its loss: parameters and buffers, and
-/// the constant masks that our models do without. Parameters shared by several modules are there
-/// under each name.
+/// neuralforecast's `state_dict()` without its losses: parameters, buffers, and the constant masks
+/// that our models don't store. Parameters that several modules share appear under each name.
 FLASH_API TensorMap neuralforecast_state_dict(ForecastModel& model);
 
-/// Writes weights and hyperparameters. `keep` may be the file that the model was loaded from, or be
-/// made up: its metadata is written too, of its `hyper_parameters` those that are no options of the
-/// model (loss, scaler_type, learning_rate, ...), and of its tensors those that neuralforecast's
-/// losses and window scaler own.
+/// Writes weights and hyperparameters. `keep` is usually the file that the model was loaded from.
+/// Its metadata is written too. Of its `hyper_parameters` those are kept that are not options of
+/// the model (loss, scaler_type, learning_rate, ...), and of its tensors those that belong to
+/// neuralforecast's losses and window scaler.
 ///
-/// `neuralforecast.models.<class>.load(path)` reads the file if it says which loss takes the
-/// model's outputs: where outputsize_multiplier is 1 that is MAE by default, otherwise `keep` has
-/// to. A FEDformer's mode lists are an entry of ours, `fourier_index`, in the metadata;
-/// neuralforecast draws its own from random_seed, so lists that were given by hand are ours alone.
-/// Throws c10::ValueError as write_safetensors does, and for a FEDformer in double precision.
+/// `neuralforecast.models.<class>.load(path)` reads the file if it names the loss for the model's
+/// outputs. With an outputsize_multiplier of 1 the default is MAE; otherwise `keep` must name one.
+/// FEDformer's frequencies are stored in the metadata as `fourier_index`, which neuralforecast
+/// ignores: it draws them from random_seed, so it cannot reproduce lists that were given
+/// explicitly. Throws c10::ValueError as write_safetensors does, and for a FEDformer in double
+/// precision.
 FLASH_API void save_model(const std::string& path, ForecastModel& model,
                           const SafetensorsFile& keep = {});
 
-/// A model of the class that the file names, in eval mode. The file is one of `save_model` or of
-/// neuralforecast's `save`, whose FEDformer gets the modes that its random_seed stands for.
-/// `options` is a JSON object like that of make_model: it replaces hyperparameters of the file.
+/// A model of the class that the file names, in eval mode. The file comes from `save_model` or from
+/// neuralforecast's `save`; a FEDformer from the latter gets the frequencies of its random_seed.
+/// `options`, a JSON object like that of make_model, overrides hyperparameters of the file.
 ///
-/// Throws c10::ValueError if the file is broken, holds another kind of model, lacks a
-/// hyperparameter or a tensor, has one that does not fit, or needs something that the model lacks.
+/// Throws c10::ValueError if the file is broken or holds an unsupported model, or if a
+/// hyperparameter or tensor is missing, does not fit, or needs something that the model lacks.
 FLASH_API std::shared_ptr<ForecastModel> load_model(const std::string& path,
                                                     const ModelConfig& config = {},
                                                     const std::string& options = "{}");
 
-/// As above, from a file already read.
+/// As above, from a file that has been read.
 FLASH_API std::shared_ptr<ForecastModel> load_model(const SafetensorsFile& file,
                                                     const ModelConfig& config = {},
                                                     const std::string& options = "{}");
@@ -50,7 +50,8 @@ FLASH_API std::shared_ptr<ForecastModel> load_model(const SafetensorsFile& file,
 /// For load_model below: throws c10::ValueError.
 [[noreturn]] FLASH_API void refuse_class(const std::string& loaded);
 
-/// load_model of a known class, `Model` being TFT, Informer, ...; c10::ValueError for another one.
+/// load_model where the class is known: `Model` is TFT, Informer, ... Throws c10::ValueError if the
+/// file holds another one.
 template <class Model, class File>
 Model load_model(const File& file, const ModelConfig& config = {},
                  const std::string& options = "{}") {

@@ -1,11 +1,11 @@
 #pragma once
-// What the six models have in common.
+// The interface of the six models.
 
 #include <flash_attention/export.h>
 #include <flash_attention/models/windows_batch.h>
 
+#include <cstdint>
 #include <map>
-#include <memory>
 #include <string>
 
 namespace torch::nn {
@@ -25,20 +25,20 @@ class FLASH_API ForecastModel {
   /// neuralforecast's raw output: [B, h, outputs], or [B, h, outputs * N] for iTransformer. Throws
   /// c10::ValueError on a missing, unexpected or misshapen tensor.
   virtual at::Tensor forward(const WindowsBatch& windows) = 0;
-  /// A batch of nothing but the series.
+  /// A batch with the series only.
   at::Tensor forward(const at::Tensor& insample_y) {
     return forward(WindowsBatch{.insample_y = insample_y});
   }
 
   /// neuralforecast's name of the class: "TFT", "Informer", ...
   virtual std::string model_class() const = 0;
-  /// Shows every option that neuralforecast has, under its name.
+  /// Visits every option that neuralforecast has too, under its name.
   virtual void visit_options(OptionVisitor& visitor) = 0;
-  /// Numbers per step and series: as many as the loss needs.
+  /// Outputs per step and series, as many as the loss needs.
   virtual int64_t outputsize_multiplier() const = 0;
 
-  /// Parameters that neuralforecast's state_dict() has under several names: each further name and
-  /// the one under which named_parameters() has it.
+  /// Parameters that neuralforecast's state_dict() lists under several names. Maps each additional
+  /// name to the one in named_parameters().
   virtual std::map<std::string, std::string> tied_parameters() const { return {}; }
 
   virtual torch::nn::Module& module() = 0;

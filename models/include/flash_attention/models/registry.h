@@ -1,5 +1,5 @@
 #pragma once
-// Any of the six models by its name, from options given as text.
+// A model by the name of its class, from options in JSON.
 
 #include <flash_attention/export.h>
 #include <flash_attention/models/forecast_model.h>
@@ -14,11 +14,11 @@ namespace flash::models {
 /// "Autoformer", "FEDformer", "Informer", "PatchTST", "TFT", "iTransformer".
 FLASH_API const std::vector<std::string>& model_classes();
 
-/// A model from neuralforecast's keyword arguments as a JSON object. Those that are not given have
-/// their defaults; `h` and `input_size` (and iTransformer's `n_series`) have none.
+/// A model from neuralforecast's keyword arguments, given as a JSON object. `h` and `input_size`
+/// (and iTransformer's `n_series`) are required; the others have defaults.
 ///
-/// Throws c10::ValueError naming the class or the option if one is unknown, missing, of a wrong
-/// type or out of range.
+/// Throws c10::ValueError naming the class or option that is unknown, missing, of the wrong type or
+/// out of range.
 FLASH_API std::shared_ptr<ForecastModel> make_model(const std::string& model_class,
                                                     const std::string& options,
                                                     int64_t outputsize_multiplier = 1,

@@ -1,4 +1,4 @@
-#include "layers/common/narrow_linear.h"
+#include "layers/common/skinny_linear.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -15,12 +15,12 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// narrow [R, k] times wide [k, D] -> [R, D]
-at::Tensor widened(const at::Tensor& narrow, const at::Tensor& wide) {
-  const at::Tensor x = narrow.contiguous(), factor = wide.contiguous();
+/// skinny [R, k] times wide [k, D] -> [R, D]
+at::Tensor widened(const at::Tensor& skinny, const at::Tensor& wide) {
+  const at::Tensor x = skinny.contiguous(), factor = wide.contiguous();
   const int64_t rows = x.size(0), k = x.size(1), columns = wide.size(1);
   at::Tensor out = at::empty({rows, columns}, x.options());
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "narrow_linear", [&] {
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "skinny_linear", [&] {
     const auto* const left = x.const_data_ptr<scalar_t>();
     const auto* const right = factor.const_data_ptr<scalar_t>();
     auto* const result = out.mutable_data_ptr<scalar_t>();
@@ -33,14 +33,14 @@ at::Tensor widened(const at::Tensor& narrow, const at::Tensor& wide) {
   return out;
 }
 
-/// The transpose of narrow [R, k] times wide [R, D] -> [k, D]. Each block of rows is summed alone,
-/// so that the sum does not depend on the number of threads.
-at::Tensor summed(const at::Tensor& narrow, const at::Tensor& wide) {
-  const at::Tensor x = narrow.contiguous(), factor = wide.contiguous();
+/// skinny^T wide: skinny [R, k], wide [R, D] -> [k, D]. Each block of rows has a sum of its own, so
+/// that the result does not depend on the number of threads.
+at::Tensor summed(const at::Tensor& skinny, const at::Tensor& wide) {
+  const at::Tensor x = skinny.contiguous(), factor = wide.contiguous();
   const int64_t rows = x.size(0), k = x.size(1), columns = wide.size(1);
   const int64_t blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
   at::Tensor sums = at::empty({blocks, k, columns}, x.options());
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "narrow_linear_backward", [&] {
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "skinny_linear_backward", [&] {
     const auto* const left = x.const_data_ptr<scalar_t>();
     const auto* const right = factor.const_data_ptr<scalar_t>();
     auto* const result = sums.mutable_data_ptr<scalar_t>();
@@ -57,7 +57,7 @@ at::Tensor summed(const at::Tensor& narrow, const at::Tensor& wide) {
   return sums.sum(0);
 }
 
-class NarrowLinear : public torch::autograd::Function<NarrowLinear> {
+class SkinnyLinear : public torch::autograd::Function<SkinnyLinear> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
                             const at::Tensor& weight) {
@@ -69,7 +69,7 @@ class NarrowLinear : public torch::autograd::Function<NarrowLinear> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    refuse_second_derivative("narrow_linear");
+    refuse_second_derivative("skinny_linear");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
     const at::Tensor rows = x.reshape({-1, x.size(-1)});
@@ -86,8 +86,8 @@ class NarrowLinear : public torch::autograd::Function<NarrowLinear> {
 
 }  // namespace
 
-at::Tensor narrow_linear(const at::Tensor& x, const at::Tensor& weight) {
-  return NarrowLinear::apply(x, weight);
+at::Tensor skinny_linear(const at::Tensor& x, const at::Tensor& weight) {
+  return SkinnyLinear::apply(x, weight);
 }
 
 }  // namespace flash::models
