@@ -32,7 +32,7 @@ std::vector<EpochResult> read_epochs(Json epochs) {
   return epochs.get<std::vector<EpochResult>>();
 }
 
-constexpr const char* kMetadataKey = "flash_train_run";
+constexpr const char* kRunMetadataKey = "flash_train_run";
 constexpr const char* kModel = "model/";
 constexpr const char* kBest = "best/";
 constexpr const char* kAdam = "adam/";
@@ -109,18 +109,18 @@ auto with_json_errors(const std::string& path, const Function& function) {
   try {
     return function();
   } catch (const Json::exception& error) {
-    TORCH_CHECK_VALUE(false, path, ": expected ", kMetadataKey,
+    TORCH_CHECK_VALUE(false, path, ": expected ", kRunMetadataKey,
                       " metadata as flash_train writes it, got: ", excerpt(error.what()));
   }
 }
 
 Json parse_description(const std::string& path, const Metadata& metadata) {
-  const auto text = metadata.find(kMetadataKey);
+  const auto text = metadata.find(kRunMetadataKey);
   TORCH_CHECK_VALUE(text != metadata.end(), path,
-                    ": expected the checkpoint of a training, got a file without ", kMetadataKey,
+                    ": expected the checkpoint of a training, got a file without ", kRunMetadataKey,
                     " in its metadata");
   return parse_json_object(
-      text->second, path + ": expected " + kMetadataKey + " in its metadata as a JSON object");
+      text->second, path + ": expected " + kRunMetadataKey + " in its metadata as a JSON object");
 }
 
 }  // namespace
@@ -142,7 +142,7 @@ void save_run(const std::string& path, const Settings& settings, const Forecaste
                             {"epochs", state.result.epochs},
                             {"best_epoch", state.result.best_epoch},
                             {"seconds", state.result.seconds}};
-  write_safetensors(path, tensors, {{kMetadataKey, to_text(description, path)}});
+  write_safetensors(path, tensors, {{kRunMetadataKey, to_text(description, path)}});
 }
 
 RunFile read_run(const std::string& path) {
