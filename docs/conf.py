@@ -18,7 +18,7 @@ release = version = re.search(
 copyright = "the flash_attention authors, Apache License 2.0"
 
 root_doc = "docs/index"
-include_patterns = ["README.md", "C*.md", "csrc/README.md", "docs/**"]
+include_patterns = ["README.md", "C*.md", "csrc/*.md", "docs/**"]
 exclude_patterns = [".*", "build*", "out", "docs/requirements*.txt"]
 
 extensions = [

@@ -19,15 +19,15 @@ using tests::largest_difference;
 using tests::message_of;
 using tests::tolerance;
 
-constexpr int64_t kHeads = 4, kKeyHeads = 2, kWidth = 8, kValueWidth = 6;
+constexpr int64_t kCacheHeads = 4, kCacheKeyHeads = 2, kCacheWidth = 8, kCacheValueWidth = 6;
 
 struct Rows {
   Tensor query, key, value;
 
   Rows(int64_t batch, int64_t positions, at::ScalarType dtype = at::kDouble)
-      : query(at::randn({batch, kHeads, positions, kWidth}, dtype)),
-        key(at::randn({batch, kKeyHeads, positions, kWidth}, dtype)),
-        value(at::randn({batch, 1, positions, kValueWidth}, dtype)) {}
+      : query(at::randn({batch, kCacheHeads, positions, kCacheWidth}, dtype)),
+        key(at::randn({batch, kCacheKeyHeads, positions, kCacheWidth}, dtype)),
+        value(at::randn({batch, 1, positions, kCacheValueWidth}, dtype)) {}
 
   Rows(const Tensor& q, const Tensor& k, const Tensor& v) : query(q), key(k), value(v) {}
 
@@ -42,7 +42,7 @@ struct Rows {
 };
 
 KeyValueCache cache_of(int64_t batch, int64_t capacity, at::ScalarType dtype = at::kDouble) {
-  return {batch, kKeyHeads, capacity, kWidth, kValueWidth, /*value_heads=*/1, dtype};
+  return {batch, kCacheKeyHeads, capacity, kCacheWidth, kCacheValueWidth, /*value_heads=*/1, dtype};
 }
 
 Tensor counts_of(std::vector<int64_t> counts) { return at::tensor(counts, at::kLong); }
@@ -96,7 +96,7 @@ TEST(KeyValueCache, CountsSayWhichQueriesAreTheLastPositions) {
       KeyValueCache cache = cache_of(3, 64);
       cache.append(all.key, all.value, counts_of(appended));
       EXPECT_TRUE(at::equal(cache.lengths(), counts_of(appended)));
-      const Tensor query = at::randn({3, kHeads, 3, kWidth}, at::kDouble);
+      const Tensor query = at::randn({3, kCacheHeads, 3, kCacheWidth}, at::kDouble);
       const Tensor found = cache.attention(query, {}, counts_of(asked));
       for (int64_t b = 0; b < 3; ++b) {
         const auto n = static_cast<size_t>(b);
@@ -185,7 +185,7 @@ TEST(KeyValueCache, RefusedArgumentsChangeNothing) {
               }),
               HasSubstr("got -1 to 1"));
   EXPECT_THAT(message([&] {
-                cache.attention(at::randn({2, kHeads, 9, kWidth}, at::kDouble));
+                cache.attention(at::randn({2, kCacheHeads, 9, kCacheWidth}, at::kDouble));
               }),
               HasSubstr("queries of positions in the cache, got 9"));
   EXPECT_THAT(message([&] { cache.truncate(-1); }), HasSubstr("got -1"));
