@@ -17,7 +17,7 @@
 # make clean   removes what the above made
 #
 # Each sets up what it needs; what is done is not done again. PYTHON=... names the Python to make
-# .venv from, JOBS=... the number of compilers at once (each needs up to 2 GB) and of tests, CASES=... the
+# .venv from, JOBS=... the number of compilers at once (each needs up to 3 GB) and of tests, CASES=... the
 # number of calls that `make stress` generates, FUZZ_SECONDS=... the time for each of its three parsers,
 # FAULTS=... words of the faults that `make mutants` plants, TORCH=... the torch that .venv gets,
 # BENCH=... options of bench/run.py, DEMO=... those of bench/demo.py: DEMO="--data table.csv --columns a,b".
