@@ -39,7 +39,7 @@ namespace {
 using StandardOperator =
     Operator<at::Tensor, Types<const at::Tensor&, const at::Tensor&, const at::Tensor&>,
              ScoreOptionArguments, Types<>>;
-constexpr auto* kKernel = StandardOperator::kernel<standard_attention>;
+constexpr StandardOperator::Signature* kKernel = StandardOperator::kernel<standard_attention>;
 
 }  // namespace
 }  // namespace flash
