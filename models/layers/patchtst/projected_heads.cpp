@@ -61,9 +61,9 @@ void with_unit(const Tensor& like, int64_t width, const Call& call) {
 }
 
 /// A few batch elements as rows of the packed matrix.
-class Block {
+class HeadBlock {
  public:
-  Block(const PackedSizes& sizes, int64_t first, const Tensor& memory)
+  HeadBlock(const PackedSizes& sizes, int64_t first, const Tensor& memory)
       : sizes_(sizes),
         first_(first),
         count_(std::min(sizes.step(), sizes.batch - first)),
@@ -119,7 +119,7 @@ template <class Call>
 void for_blocks_of(const PackedSizes& sizes, const Tensor& like, const Call& call) {
   const int64_t step = sizes.step();
   const Tensor memory = at::empty({step * sizes.time, sizes.columns()}, like.options());
-  for (int64_t first = 0; first < sizes.batch; first += step) call(Block(sizes, first, memory));
+  for (int64_t first = 0; first < sizes.batch; first += step) call(HeadBlock(sizes, first, memory));
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of x, weight and bias
@@ -136,7 +136,7 @@ class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
     const variable_list out = {sizes.appended(queries, layers, x), sizes.appended(keys, layers, x),
                                sizes.empty_heads(sizes.width, x)};
     const Tensor rows = x.flatten(0, 1);
-    for_blocks_of(sizes, x, [&](const Block& block) {
+    for_blocks_of(sizes, x, [&](const HeadBlock& block) {
       linear_into(block.of(rows), {weight, bias}, block.packed());
       for (int64_t part = 0; part < 3; ++part) block.split(part, out[part]);
     });
@@ -172,7 +172,7 @@ class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
                                gradients[2].contiguous()};
     const Tensor of_x = at::empty_like(x), of_rows = of_x.flatten(0, 1), rows = x.flatten(0, 1);
     LinearGradients of_layer(layer);
-    for_blocks_of(sizes, x, [&](const Block& block) {
+    for_blocks_of(sizes, x, [&](const HeadBlock& block) {
       for (int64_t part = 0; part < 3; ++part) block.merge(part, of_heads[part]);
       of_layer.add(block.packed(), block.of(rows));
       matrix_product(block.packed(), layer.weight, block.of(of_rows));
@@ -199,7 +199,7 @@ class MergeHeads : public torch::autograd::Function<MergeHeads> {
     const PackedSizes sizes = sizes_of(x);
     const Tensor out = at::empty({sizes.batch, sizes.time, weight.size(0)}, x.options());
     const Tensor rows = out.flatten(0, 1);
-    for_blocks_of(sizes, x, [&](const Block& block) {
+    for_blocks_of(sizes, x, [&](const HeadBlock& block) {
       block.merge(0, x);
       linear_into(block.packed(), {weight, bias}, block.of(rows));
     });
@@ -228,7 +228,7 @@ class MergeHeads : public torch::autograd::Function<MergeHeads> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Tensor of_x = sizes.empty_heads(sizes.width, x);
     LinearGradients of_layer(layer);
-    for_blocks_of(sizes, x, [&](const Block& block) {
+    for_blocks_of(sizes, x, [&](const HeadBlock& block) {
       block.merge(0, x);
       of_layer.add(block.of(gradient), block.packed());
       matrix_product(block.of(gradient), layer.weight, block.packed());
