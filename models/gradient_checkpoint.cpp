@@ -105,7 +105,7 @@ Tensors spread(at::TensorList present, const std::vector<bool>& defined) {
 }
 
 /// What the backward needs besides the saved tensors.
-struct CheckpointRecipe : torch::CustomClassHolder {
+struct BlockRecipe : torch::CustomClassHolder {
   BlockOfSeveral block;
   Tensors parameters;  // the module's own: unpacking a saved non-leaf gives another tensor
   Tensors buffers;
@@ -136,7 +136,7 @@ class Recomputed : public torch::autograd::Function<Recomputed> {
  public:
   /// `tensors`: the defined inputs, then the parameters.
   static variable_list forward(AutogradContext* context, at::TensorList tensors,
-                               const c10::intrusive_ptr<CheckpointRecipe>& recipe) {
+                               const c10::intrusive_ptr<BlockRecipe>& recipe) {
     context->set_materialize_grads(false);
     context->saved_data["recipe"] = c10::IValue::make_capsule(recipe);
     const size_t inputs = tensors.size() - recipe->parameters.size();
@@ -149,7 +149,7 @@ class Recomputed : public torch::autograd::Function<Recomputed> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& output_gradients) {
-    const auto recipe = c10::static_intrusive_pointer_cast<CheckpointRecipe>(
+    const auto recipe = c10::static_intrusive_pointer_cast<BlockRecipe>(
         context->saved_data.at("recipe").toCapsule());
     const variable_list saved = context->get_saved_variables();
     const size_t inputs = saved.size() - recipe->parameters.size();
@@ -171,8 +171,8 @@ class Recomputed : public torch::autograd::Function<Recomputed> {
   }
 
  private:
-  static variable_list recompute(const CheckpointRecipe& recipe, const Tensors& sources,
-                                 size_t inputs, const variable_list& output_gradients) {
+  static variable_list recompute(const BlockRecipe& recipe, const Tensors& sources, size_t inputs,
+                                 const variable_list& output_gradients) {
     const at::AutoGradMode with_gradients(true);
     const GeneratorGuard same_numbers(recipe.generator_state);
     const AutocastGuard same_precision(recipe.autocast);
@@ -225,7 +225,7 @@ Tensors checkpoint(BlockOfSeveral block, const Tensors& inputs, Tensors paramete
   if (!at::GradMode::is_enabled() || (parameters.empty() && !needs_gradient(inputs))) {
     return block(inputs);
   }
-  auto recipe = c10::make_intrusive<CheckpointRecipe>();
+  auto recipe = c10::make_intrusive<BlockRecipe>();
   recipe->defined_inputs = which_are_defined(inputs);
   variable_list tensors = only_defined(inputs);
   tensors.insert(tensors.end(), parameters.begin(), parameters.end());

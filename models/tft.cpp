@@ -15,13 +15,13 @@
 namespace flash::models {
 namespace {
 
-int64_t column_count(const std::vector<std::string>& names) {
+int64_t number_of(const std::vector<std::string>& names) {
   return static_cast<int64_t>(names.size());
 }
 
 /// At least one, see tft.h.
 int64_t future_variables(const TFTOptions& options) {
-  return std::max<int64_t>(column_count(options.futr_exog_list()), 1);
+  return std::max<int64_t>(number_of(options.futr_exog_list()), 1);
 }
 
 RecurrentCell cell(const TFTOptions& options) {
@@ -58,9 +58,9 @@ void check_windows(const TFTOptions& options, const WindowsBatch& windows) {
                     ", 1], got none");
   Checks("TFT").series(y, options.input_size(), /*series=*/1);
   const int64_t batch = y.size(0), past = options.input_size();
-  const int64_t futures = column_count(options.futr_exog_list());
-  const int64_t histories = column_count(options.hist_exog_list());
-  const int64_t statics = column_count(options.stat_exog_list());
+  const int64_t futures = number_of(options.futr_exog_list());
+  const int64_t histories = number_of(options.hist_exog_list());
+  const int64_t statics = number_of(options.stat_exog_list());
   check_input("futr_exog", "futr_exog_list", windows.futr_exog, futures,
               {batch, past + options.h(), futures});
   check_input("hist_exog", "hist_exog_list", windows.hist_exog, histories,
@@ -76,9 +76,9 @@ class TFTEmbeddingImpl : public torch::nn::Cloneable<TFTEmbeddingImpl> {
   explicit TFTEmbeddingImpl(const TFTOptions& options) : options_(options) { reset(); }
 
   void reset() override {
-    add("stat_exog", column_count(options_.stat_exog_list()));
+    add("stat_exog", number_of(options_.stat_exog_list()));
     add("futr_exog", future_variables(options_));
-    add("hist_exog", column_count(options_.hist_exog_list()));
+    add("hist_exog", number_of(options_.hist_exog_list()));
     add("tgt", options_.tgt_size());
   }
 
@@ -117,7 +117,7 @@ TFTImpl::TFTImpl(TFTOptions options_) : ForecastModelBase(std::move(options_)) {
 void TFTImpl::reset() {
   const GatedActivation activation = gated_activation(options.grn_activation());
   const int64_t hidden = options.hidden_size(), layers = options.n_rnn_layers();
-  const int64_t statics = column_count(options.stat_exog_list());
+  const int64_t statics = number_of(options.stat_exog_list());
   embedding_ = register_module("embedding", std::make_shared<TFTEmbeddingImpl>(options));
   static_encoder_ = nullptr;
   if (statics > 0) {
@@ -135,7 +135,7 @@ void TFTImpl::reset() {
   temporal_encoder_ = register_module(
       "temporal_encoder",
       std::make_shared<TemporalEncoderImpl>(TemporalEncoderOptions{
-          .past_variables = column_count(options.hist_exog_list()) + futures + options.tgt_size(),
+          .past_variables = number_of(options.hist_exog_list()) + futures + options.tgt_size(),
           .future_variables = futures,
           .hidden_size = hidden,
           .cell = cell(options),

@@ -23,40 +23,34 @@ using Json = nlohmann::json;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 constexpr uint64_t kLengthBytes = 8;               // a little-endian uint64 before the header
 
-template <class... Parts>
-[[noreturn]] void fail(const std::string& path, const Parts&... parts) {
-  TORCH_CHECK_VALUE(false, "safetensors file ", path, ": ", parts...);
-  std::abort();  // unreachable, but the macro is not known to throw
-}
-
 /// A sparse file can claim gigabytes that are not on the disk.
 void check_memory(const std::string& path, uint64_t data_bytes) {
   const double available = available_memory();
   if (static_cast<double>(data_bytes) > available) {
-    fail(path, "expected at most ", in_gigabytes(available),
-         ", which this machine has available, got tensors of ",
-         in_gigabytes(static_cast<double>(data_bytes)));
+    fail_file(path, "expected at most ", in_gigabytes(available),
+              ", which this machine has available, got tensors of ",
+              in_gigabytes(static_cast<double>(data_bytes)));
   }
 }
 
 std::string read_header(const std::string& path, std::ifstream& stream, uint64_t file_bytes) {
   std::array<unsigned char, kLengthBytes> raw{};
   if (file_bytes < kLengthBytes || !stream.read(reinterpret_cast<char*>(raw.data()), raw.size())) {
-    fail(path, "expected at least ", kLengthBytes, " bytes, got ", file_bytes);
+    fail_file(path, "expected at least ", kLengthBytes, " bytes, got ", file_bytes);
   }
   uint64_t length = 0;
   for (size_t i = raw.size(); i-- > 0;) length = (length << 8) | raw[i];
   if (length > kMaxHeaderBytes) {
-    fail(path, "expected a header of at most ", kMaxHeaderBytes, " bytes, got ", length,
-         "; this is not a safetensors file");
+    fail_file(path, "expected a header of at most ", kMaxHeaderBytes, " bytes, got ", length,
+              "; this is not a safetensors file");
   }
   if (length > file_bytes - kLengthBytes) {
-    fail(path, "expected a header of ", length, " bytes, got ", file_bytes - kLengthBytes,
-         "; the file is truncated or damaged");
+    fail_file(path, "expected a header of ", length, " bytes, got ", file_bytes - kLengthBytes,
+              "; the file is truncated or damaged");
   }
   std::string text(length, '\0');
   if (!stream.read(text.data(), static_cast<std::streamsize>(length))) {
-    fail(path, "could not read the header");
+    fail_file(path, "could not read the header");
   }
   return text;
 }
@@ -64,7 +58,7 @@ std::string read_header(const std::string& path, std::ifstream& stream, uint64_t
 const char* dtype_name(const std::string& path, const std::string& tensor, at::ScalarType type) {
   const char* name = safetensors_dtype_name(type);
   if (name == nullptr)
-    fail(path, "tensor ", tensor, ": dtype ", type, " cannot be stored in the format");
+    fail_file(path, "tensor ", tensor, ": dtype ", type, " cannot be stored in the format");
   return name;
 }
 
@@ -76,7 +70,7 @@ std::pair<std::string, std::vector<at::Tensor>> make_header(const std::string& p
   std::vector<std::pair<std::string, at::Tensor>> ordered;
   for (const auto& [name, tensor] : tensors) {
     if (name == "__metadata__" || !tensor.defined() || !tensor.device().is_cpu()) {
-      fail(path, "tensor ", name, ": expected a defined CPU tensor under another name");
+      fail_file(path, "tensor ", name, ": expected a defined CPU tensor under another name");
     }
     ordered.emplace_back(name, tensor.detach().contiguous().resolve_conj().resolve_neg());
   }
@@ -99,7 +93,7 @@ std::pair<std::string, std::vector<at::Tensor>> make_header(const std::string& p
   try {
     text = header.dump();
   } catch (const Json::exception& error) {
-    fail(path, "expected names and metadata in UTF-8: ", error.what());
+    fail_file(path, "expected names and metadata in UTF-8: ", error.what());
   }
   text.resize((text.size() + kLengthBytes - 1) / kLengthBytes * kLengthBytes, ' ');
   return {text, data};
@@ -110,9 +104,9 @@ std::pair<std::string, std::vector<at::Tensor>> make_header(const std::string& p
 SafetensorsFile read_safetensors(const std::string& path) {
   std::error_code error;
   const uint64_t file_bytes = std::filesystem::file_size(path, error);  // of a regular file only
-  if (error) fail(path, "cannot be read: ", error.message());
+  if (error) fail_file(path, "cannot be read: ", error.message());
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) fail(path, "cannot be read: ", std::strerror(errno));
+  if (!stream) fail_file(path, "cannot be read: ", std::strerror(errno));
   const std::string text = read_header(path, stream, file_bytes);
   const uint64_t data_bytes = file_bytes - kLengthBytes - text.size();
   SafetensorsHeader header = parse_safetensors_header(path, text, data_bytes);
@@ -122,7 +116,7 @@ SafetensorsFile read_safetensors(const std::string& path) {
     at::Tensor tensor = at::empty(entry.shape, at::TensorOptions(entry.type));
     const auto bytes = static_cast<std::streamsize>(entry.end - entry.begin);
     if (bytes > 0 && !stream.read(static_cast<char*>(tensor.mutable_data_ptr()), bytes)) {
-      fail(path, "tensor ", excerpt(entry.name), ": could not read ", bytes, " bytes");
+      fail_file(path, "tensor ", excerpt(entry.name), ": could not read ", bytes, " bytes");
     }
     file.tensors.emplace(entry.name, tensor);
   }

@@ -42,15 +42,9 @@ constexpr std::array kDtypes{
 };
 
 template <class... Parts>
-[[noreturn]] void fail_header(const std::string& path, const Parts&... parts) {
-  TORCH_CHECK_VALUE(false, "safetensors file ", path, ": ", parts...);
-  std::abort();  // unreachable, but the macro is not known to throw
-}
-
-template <class... Parts>
 [[noreturn]] void fail_at(const std::string& path, const std::string& tensor,
                           const Parts&... parts) {
-  fail_header(path, "tensor ", excerpt(tensor), ": ", parts...);
+  fail_file(path, "tensor ", excerpt(tensor), ": ", parts...);
 }
 
 c10::ScalarType parse_dtype(const std::string& path, const std::string& tensor, const Json& value) {
@@ -123,12 +117,12 @@ Entry parse_entry(const std::string& path, const std::string& name, const Json& 
 
 std::map<std::string, std::string> parse_metadata(const std::string& path, const Json& value) {
   if (!value.is_object())
-    fail_header(path, "expected __metadata__ as an object, got ", json_excerpt(value));
+    fail_file(path, "expected __metadata__ as an object, got ", json_excerpt(value));
   std::map<std::string, std::string> metadata;
   for (const auto& [key, text] : value.items()) {
     if (!text.is_string()) {
-      fail_header(path, "__metadata__ ", excerpt(key), ": expected a string, got ",
-                  json_excerpt(text));
+      fail_file(path, "__metadata__ ", excerpt(key), ": expected a string, got ",
+                json_excerpt(text));
     }
     metadata[key] = text.get<std::string>();
   }
@@ -153,7 +147,7 @@ void check_coverage(const std::string& path, std::vector<Entry>& entries, uint64
     expected = entry.end;
   }
   if (expected != data_bytes) {
-    fail_header(path, "expected ", expected, " bytes of data, got ", data_bytes);
+    fail_file(path, "expected ", expected, " bytes of data, got ", data_bytes);
   }
 }
 

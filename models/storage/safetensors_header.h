@@ -2,8 +2,10 @@
 // The header of a safetensors file: JSON that locates each tensor in the bytes after it.
 
 #include <c10/core/ScalarType.h>
+#include <c10/util/Exception.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <map>
 #include <string>
 #include <string_view>
@@ -22,6 +24,13 @@ struct SafetensorsHeader {
   std::vector<SafetensorsEntry> entries;  ///< in the order of the file
   std::map<std::string, std::string> metadata;
 };
+
+/// Throws c10::ValueError for the file at `path`.
+template <class... Parts>
+[[noreturn]] void fail_file(const std::string& path, const Parts&... parts) {
+  TORCH_CHECK_VALUE(false, "safetensors file ", path, ": ", parts...);
+  std::abort();  // unreachable, but the macro is not known to throw
+}
 
 /// Parses the header `text`, after which the file has `data_bytes` bytes.
 ///

@@ -79,7 +79,7 @@ TEST_P(ProbAttentionOf, EqualsTheFormulaWithGradients) {
     // In self-attention, x and memory are the same tensor.
     const torch::Tensor answers = s.causal ? asks : given.clone().requires_grad_();
     torch::manual_seed(2);
-    const torch::Tensor out = ours ? attention.attend(projections, asks, answers, true)
+    const torch::Tensor out = ours ? attention.forward(projections, asks, answers, true)
                                    : written_out(projections, s, asks, answers);
     (out * weight).sum().backward();
     results[ours] = {out.detach(), asks.grad(), answers.grad()};

@@ -92,6 +92,6 @@ def test_positional_arguments_come_first_and_in_one_order(name: str) -> None:
         for option, parameter in parameters(name).items()
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     ]
-    order = ["h", "input_size", "n_series", "tgt_size", "stat_exog_list", "hist_exog_list"]
-    order.append("futr_exog_list")
-    assert positional[: len(order)] == [option for option in order if option in positional]
+    order = ("h", "input_size", "n_series", "tgt_size", "stat_exog_list", "hist_exog_list")
+    expected = [option for option in (*order, "futr_exog_list") if option in positional]
+    assert positional[: len(expected)] == expected

@@ -32,7 +32,7 @@ class DecompositionTransformer;
 /// Options of `Autoformer`.
 ///
 ///     Autoformer model(AutoformerOptions(/*h=*/96, /*input_size=*/336).dropout(0.1));
-struct AutoformerOptions : ForecastOptions<AutoformerOptions> {
+struct FLASH_API AutoformerOptions : ForecastOptions<AutoformerOptions> {
   static constexpr const char* kModelClass = "Autoformer";
 
   using ForecastOptions::ForecastOptions;

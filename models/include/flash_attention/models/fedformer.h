@@ -44,7 +44,7 @@ using FourierIndex = std::map<std::string, std::vector<int64_t>>;
 /// Options of `FEDformer`.
 ///
 ///     FEDformer model(FEDformerOptions(/*h=*/96, /*input_size=*/336).mode_select("low"));
-struct FEDformerOptions : ForecastOptions<FEDformerOptions> {
+struct FLASH_API FEDformerOptions : ForecastOptions<FEDformerOptions> {
   static constexpr const char* kModelClass = "FEDformer";
 
   using ForecastOptions::ForecastOptions;

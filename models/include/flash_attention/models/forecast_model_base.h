@@ -12,6 +12,7 @@
 namespace flash::models {
 
 /// Implements ForecastModel except `forward`. Compiled into the library for the six models only.
+/// Its template arguments must be FLASH_API, too, or the library would not export its members.
 template <class Derived, class ModelOptions>
 class FLASH_API ForecastModelBase : public torch::nn::Cloneable<Derived>, public ForecastModel {
  public:

@@ -23,7 +23,7 @@ namespace flash::models {
 /// Options of `Informer`.
 ///
 ///     Informer model(InformerOptions(/*h=*/96, /*input_size=*/336).use_flash_attention(true));
-struct InformerOptions : ForecastOptions<InformerOptions> {
+struct FLASH_API InformerOptions : ForecastOptions<InformerOptions> {
   static constexpr const char* kModelClass = "Informer";
 
   using ForecastOptions::ForecastOptions;

@@ -23,7 +23,7 @@ namespace flash::models {
 /// Options of `ITransformer`.
 ///
 ///     ITransformer model(ITransformerOptions(/*h=*/96, /*input_size=*/96, /*n_series=*/7));
-struct ITransformerOptions : ForecastOptions<ITransformerOptions> {
+struct FLASH_API ITransformerOptions : ForecastOptions<ITransformerOptions> {
   static constexpr const char* kModelClass = "iTransformer";
 
   ITransformerOptions(int64_t h, int64_t input_size, int64_t n_series)

@@ -24,7 +24,7 @@ namespace flash::models {
 /// Options of `PatchTST`.
 ///
 ///     PatchTST model(PatchTSTOptions(/*h=*/96, /*input_size=*/336).use_flash_attention(true));
-struct PatchTSTOptions : ForecastOptions<PatchTSTOptions> {
+struct FLASH_API PatchTSTOptions : ForecastOptions<PatchTSTOptions> {
   static constexpr const char* kModelClass = "PatchTST";
 
   using ForecastOptions::ForecastOptions;

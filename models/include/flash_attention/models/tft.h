@@ -29,7 +29,7 @@ namespace flash::models {
 /// Options of `TFT`.
 ///
 ///     TFT model(TFTOptions(/*h=*/24, /*input_size=*/96).futr_exog_list({"hour", "holiday"}));
-struct TFTOptions : ForecastOptions<TFTOptions> {
+struct FLASH_API TFTOptions : ForecastOptions<TFTOptions> {
   static constexpr const char* kModelClass = "TFT";
 
   using ForecastOptions::ForecastOptions;
