@@ -30,6 +30,8 @@ import json, resource, sys
 import torch
 from flash_attention import models
 
+pytestmark = pytest.mark.once
+
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 outcomes = []
 for call in json.load(sys.stdin):

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from forecaster_runs import error_of, executable, run, small, write_waves
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from forecaster_runs import day, error_of, run, small, train, write_waves
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:
@@ -144,7 +146,6 @@ def test_multivariate_series_need_the_same_times(tmp_path: Path):
     assert process.returncode == 0, process.stderr
 
 
-@pytest.mark.once
 def test_multivariate_series_need_the_same_time_in_every_row(tmp_path: Path):
     path = write_places(tmp_path / "table.csv", [day(row + (row >= 40)) for row in range(160)])
     assert f"got {day(41)} in row 41 of south and {day(40)} in that of north" in error_of(
