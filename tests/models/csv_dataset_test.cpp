@@ -315,7 +315,7 @@ TEST(Windows, CanContainAllSeries) {
         WindowDataset(store, {{0, 8}, {0, 7}}, true,
                       {.input_size = 3, .horizon = 2, .together = true});
       },
-      ThrowsMessage<c10::ValueError>(HasSubstr("expected series of the same rows")));
+      ThrowsMessage<c10::ValueError>(HasSubstr("expected series with the same rows")));
 }
 
 TEST(Windows, CarryExogenousColumns) {

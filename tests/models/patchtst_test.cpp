@@ -98,10 +98,9 @@ TEST(PatchTSTModel, RejectsExogenousColumns) {
     model->forward({.insample_y = torch::zeros({2, 24, 1}), .futr_exog = torch::zeros({2, 28, 3})});
     FAIL() << "expected an error";
   } catch (const c10::ValueError& error) {
-    EXPECT_EQ(
-        std::string(error.what_without_backtrace()),
-        "PatchTST: expected no futr_exog, got a tensor [2, 28, 3]; the model sees nothing but "
-        "the series: take TFT for exogenous columns of every kind");
+    EXPECT_EQ(std::string(error.what_without_backtrace()),
+              "PatchTST: expected no futr_exog, got a tensor [2, 28, 3]; the model uses only the "
+              "series; use TFT for exogenous columns of every kind");
   }
 }
 

@@ -57,9 +57,10 @@ TEST(Registry, RejectsUnknownClassesAndOptions) {
             "TFT, iTransformer, got \"NHITS\"");
   EXPECT_THAT(registry_refusal("PatchTST", R"({"h": 4, "input_size": 24, "n_head": 2})"),
               StartsWith("PatchTST: expected options among activation, attn_dropout, "));
-  EXPECT_EQ(registry_refusal("TFT", "{\"h\": "),
-            "TFT: expected the options as a JSON object, got \"{\\\"h\\\": \", which is no JSON at "
-            "byte 7");
+  EXPECT_EQ(
+      registry_refusal("TFT", "{\"h\": "),
+      "TFT: expected the options as a JSON object, got \"{\\\"h\\\": \", which is not JSON at "
+      "byte 7");
   EXPECT_EQ(registry_refusal("TFT", "[1]"), "TFT: expected the options as a JSON object, got [1]");
 }
 
