@@ -18,6 +18,8 @@ from forecaster_runs import run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.once
+
 # All cases of a group together take about 3 s, most of it to import torch.
 SECONDS = 120
 # Memory limit beyond importing torch: enough to parse a JSON header of a few megabytes.
@@ -29,9 +31,6 @@ CHILD = """
 import json, resource, sys
 import torch
 from flash_attention import models
-
-pytestmark = pytest.mark.once
-
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 outcomes = []
 for call in json.load(sys.stdin):
