@@ -1,10 +1,10 @@
 // Measures the fused multiply-add throughput of one core, the peak that `bench/run.py` reports.
 //
-// Compiled once per instruction set with its flags and its name as FLASH_PEAK_ISA; bench/attention/peak.py
-// loads it after checking that the CPU supports it. Each step is one multiply-add on each of
-// kChains independent registers. A multiply-add takes four cycles and a core starts up to two per
-// cycle, so eight chains would suffice; twelve chains and two constants fit the sixteen registers
-// of AVX2.
+// Compiled once per instruction set with its flags and its name as FLASH_PEAK_ISA;
+// bench/attention/peak.py loads it after checking that the CPU supports it. Each step is one
+// multiply-add on each of kChains independent registers. A multiply-add takes four cycles and a
+// core starts up to two per cycle, so eight chains would suffice; twelve chains and two constants
+// fit the sixteen registers of AVX2.
 
 #include <immintrin.h>
 

@@ -110,7 +110,9 @@ FORECASTERS = [
         "models/layers/decomposition/fourier_modes.cpp",
         "std::max(input_size, decoder_length(h, input_size))",
         "input_size",
-        by=("models_test:FEDformerCheckpoint.WithoutFrequenciesAndSeedIsAcceptedIfAllFrequenciesAreUsed",),
+        by=(
+            "models_test:FEDformerCheckpoint.WithoutFrequenciesAndSeedIsAcceptedIfAllFrequenciesAreUsed",
+        ),
     ),
     Fault(
         "Informer's longest sequence is one step too long for its table of positions",

@@ -169,8 +169,8 @@ ARGUMENTS = [
     ("PatchTST(h=2, input_size=16, output_size=2**62)", TOO_LARGE),
     ("TFT(h=2, input_size=16, n_rnn_layers=10**9)", TOO_LARGE),
     ("FEDformer(h=2, input_size=2**32)", TOO_LARGE),
-    ("Informer(h=2, input_size=16, dropout=float('nan'))", "which is no JSON"),
-    ("Informer(h=2, input_size=16, dropout=float('inf'))", "which is no JSON"),
+    ("Informer(h=2, input_size=16, dropout=float('nan'))", "which is not JSON"),
+    ("Informer(h=2, input_size=16, dropout=float('inf'))", "which is not JSON"),
     (
         "Autoformer(h=2, input_size=16, decoder_input_size_multiplier=1e300)",
         "expected decoder_input_size_multiplier to leave the decoder between 1 and input_size - 1",
