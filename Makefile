@@ -110,8 +110,7 @@ test: compile-all build
 	$(PYTHON_TESTS)
 
 # Leaves out the tests of the benchmarks, which need `compile-all`.
-test-python: PYTEST += $(patsubst %,--ignore=%,$(wildcard tests/python/test_bench*.py) \
-  tests/python/test_speed.py)
+test-python: PYTEST += --ignore=tests/python/benchmarks
 test-python: build
 	@rm -rf $(RESULTS); $(PYTHON_TESTS)
 
@@ -153,7 +152,7 @@ stress: compile-all build build/fuzz/build.ninja sanitize
 	echo "== Every pair of options"; \
 	$(VENV) $(PYTEST) -n $(JOBS) --all-pairs -k every_two_options tests/python; \
 	echo "== Randomly generated calls, on every instruction set in turn"; \
-	$(VENV) tests/python/fuzzing.py --cases $(CASES); \
+	$(VENV) tests/python/fuzz/fuzzing.py --cases $(CASES); \
 	echo "== The parsers of tables, options and safetensors under libFuzzer"; \
 	mkdir -p build/fuzz/corpus/{csv,options,safetensors}; \
 	printf '%s\n' csv options safetensors | ASAN_OPTIONS=detect_leaks=0 \
@@ -187,6 +186,7 @@ docs: SYSTEM_REQUIREMENTS += docs/requirements-system.txt
 docs: build $(DOCS_READY)
 	@rm -rf build/docs; mkdir -p build/docs
 	doxygen docs/Doxyfile
+	@sed -i 's/&amp;zwj;//g' build/docs/doxygen/xml/*.xml  # Doxygen writes it into */ in an example
 	$(VENV) -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/docs/doctrees . build/docs/html
 	@echo "build/docs/html/index.html"
 

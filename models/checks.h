@@ -1,5 +1,5 @@
 #pragma once
-// Checks of options and windows that several models share, with one wording.
+// Checks of options and windows that several models share, so that their messages agree.
 
 #include <ATen/core/Tensor.h>
 
@@ -8,7 +8,8 @@
 
 namespace flash::models {
 
-/// The checks of one model; each throws c10::ValueError beginning with its name.
+/// The checks of one model; each throws c10::ValueError with a message that begins with the model's
+/// name.
 class Checks {
  public:
   explicit Checks(std::string model) : model_(std::move(model)) {}

@@ -21,7 +21,7 @@ std::vector<int64_t> lowest_modes(int64_t modes, int64_t length) {
   return list;
 }
 
-/// The frequencies according to mode_select. The original always builds the decoder's blocks for
+/// The frequencies that mode_select asks for. neuralforecast always builds the decoder's blocks for
 /// half the window and h steps, even if the decoder sees more or fewer.
 FourierIndex chosen_modes(FEDformerOptions& options) {
   const int64_t h = options.h(), input_size = options.input_size(), modes = options.modes();

@@ -69,8 +69,8 @@ class BufferGuard {
   ~BufferGuard() {
     const at::NoGradGuard no_grad;
     for (size_t i = 0; i < values_.size(); ++i) {
-      // Without a change of the version counter: the values are the same as before, so other
-      // pending uses of the buffer stay valid.
+      // The version counter does not change: the values are the same as before, so other pending
+      // uses of the buffer stay valid.
       buffers_[i].variable_data().copy_(values_[i]);
     }
   }
@@ -118,7 +118,7 @@ struct BlockRecipe : torch::CustomClassHolder {
 /// The identity on first derivatives, whose own derivatives are refused.
 class FirstDerivative : public torch::autograd::Function<FirstDerivative> {
  public:
-  /// The further arguments make the result depend on everything that the gradients depend on.
+  /// The other arguments make the result depend on everything that the gradients depend on.
   static variable_list forward(AutogradContext*, at::TensorList gradients, at::TensorList,
                                at::TensorList) {
     return gradients.vec();

@@ -2,7 +2,7 @@
 // The size of a model, computed from its options before anything is built.
 //
 // Options come from files and users, and a header of 100 bytes can ask for 10^9 layers, so the size
-// is checked before a model is built. Sizes are doubles, which no option overflows.
+// is checked before a model is built. Sizes are doubles, so that no option can overflow them.
 
 #include <flash_attention/models/safetensors.h>
 

@@ -1,4 +1,5 @@
-// AutocastCPU: the call with its tensors in autocast's lower precision, as torch's own attention.
+// AutocastCPU: casts the tensors of a call to autocast's lower precision, as torch's own attention
+// does.
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>

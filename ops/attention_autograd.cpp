@@ -106,7 +106,7 @@ class AttentionBackwardNode : public torch::autograd::Node {
 
   std::array<SavedVariable, 5> inputs_;  // grad_out, grad_lse, query, key, value
   SavedOptions options_;
-  at::Tensor seed_;  // nobody writes to it, and it has no derivative
+  at::Tensor seed_;  // a plain tensor: it is never modified, and has no derivative
 };
 
 BackwardResult backward_autograd(const at::Tensor& grad_out,
@@ -156,14 +156,14 @@ class AttentionNode : public torch::autograd::Node {
                                                        o.alibi_slopes(), o.sinks()));
   }
 
-  /// To be called once this node is the history of the outputs. `is_output`: whether the out of
-  /// `result` is one of them.
+  /// Must be called after this node has become the grad_fn of the outputs. `is_output`: whether the
+  /// out of `result` is one of them.
   void save_results(const ForwardResult& result, bool is_output) {
     const auto& [out, row_stats, seed] = result;
     saves_output_ = is_output;
     out_ = SavedVariable(out, is_output);
     row_stats_ = saved(row_stats);
-    // Without dropout the seed is an empty tensor, which is cheaper to make again than to save.
+    // Without dropout the seed is an empty tensor, which is cheaper to create again than to save.
     if (has_dropout()) seed_ = saved(seed);
   }
 
@@ -297,7 +297,8 @@ struct RequestedDerivatives {
 };
 
 /// flash::_forward with derivatives and tangents of out and row_stats: for functorch levels below
-/// one that records the call. row_max counts as a constant, since no result depends on its choice.
+/// one that records the call. row_max is treated as a constant, since no result depends on its
+/// choice.
 ForwardResult forward_autograd(const at::Tensor& query, const at::Tensor& key,
                                const at::Tensor& value, const AttentionOptions& options) {
   const RequestedDerivatives requested(query, key, value, options);

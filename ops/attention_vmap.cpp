@@ -60,7 +60,7 @@ class Mapped {
     const bool is_shared = missing > 0 || t->size(0) == 1;
     if (!has(*t) && is_shared && !own) return t;
     Tensor all = with_mapped(*t, 0);
-    // The gradient of a 16-bit option may be a sum over the batch, which is to be rounded once.
+    // The gradient of a 16-bit option may be a sum over the batch, which must be rounded only once.
     if (own) all = in_compute_dtype(all);
     for (int64_t i = 0; i < missing; ++i) all = all.unsqueeze(1);
     auto sizes = all.sizes().vec();

@@ -12,7 +12,7 @@
 
 namespace flash {
 
-/// Compiled autograd traces with incoming gradients of arbitrary shape and dtype: kTraced.
+/// kTraced: compiled autograd traces with incoming gradients of arbitrary shape and dtype.
 enum class Gradients { kReal, kTraced };
 
 /// Throws c10::TypeError, c10::ValueError or c10::NotImplementedError unless the arguments are

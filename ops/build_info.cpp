@@ -33,8 +33,7 @@ std::string build_info() {
   return json.str();
 }
 
-// For tests: makes the kernels of this name active, in all threads. Returns the name of those that
-// were.
+// For tests: makes the named kernels active in all threads. Returns the name of the previous ones.
 std::string use_isa(const std::string& name) {
   TORCH_CHECK_VALUE(!name.empty(),
                     "flash::_use_isa: expected the name of an instruction set, got an empty one");

@@ -17,8 +17,8 @@ namespace {
 using at::Tensor;
 using torch::autograd::variable_list;
 
-// Scores of one head that are in memory at a time, and the limits of the rows of a block: a matrix
-// product of fewer is inefficient.
+// The number of scores of one head that are in memory at a time, and the limits of the rows of a
+// block: a matrix product with fewer rows is inefficient.
 constexpr int64_t kScoresPerBlock = int64_t{1} << 16;
 constexpr int64_t kFewestRows = 8;
 constexpr int64_t kMostRows = 64;
@@ -40,7 +40,7 @@ struct Input {
   Tensor cut(const Tensor& t) const { return dim == 0 ? t : t.narrow(dim, first, count); }
   /// A fresh leaf.
   Tensor leaf() const { return whole.defined() ? cut(whole.detach()).requires_grad_() : Tensor(); }
-  /// The leaf with the tangent that `whole` has, if it has one.
+  /// The leaf, with the tangent of `whole` if it has one.
   Tensor with_tangent(const Tensor& leaf) const {
     if (!whole.defined() || !tangent_of(whole).defined()) return leaf;
     return at::_make_dual(leaf, cut(tangent_of(whole)), kLevel);
@@ -105,7 +105,7 @@ class RowBlock {
 
   const Input& input(size_t i) const { return inputs_[i]; }
 
-  /// The derivatives of sum_i <cotangents[i], gradient i> by the `wanted` leaves.
+  /// The derivatives of sum_i <cotangents[i], gradient i> with respect to the `wanted` leaves.
   variable_list differentiate(const std::array<Tensor, kDifferentiable>& cotangents,
                               const std::array<bool, kTwiceDifferentiable>& wanted) {
     const at::AutoGradMode record(true);

@@ -25,11 +25,11 @@ struct BackwardCallInputs {
 };
 
 /// The derivatives of sum_i <cotangents[i], gradient i>, where gradient i is a result of
-/// flash::_backward, by the inputs that are `wanted`; undefined where one is not wanted or is zero.
-/// `cotangents` may be undefined.
+/// flash::_backward, with respect to the `wanted` inputs; undefined where one is not wanted or is
+/// zero. `cotangents` may be undefined.
 ///
-/// Blocks of rows of queries are differentiated one at a time by torch's autograd. Memory is
-/// O(rows of a block * S) for any L, and a block has fewer rows the more keys there are.
+/// Blocks of rows of queries are differentiated one at a time by torch's autograd. Memory is O(rows
+/// of a block * S) for any L; the more keys there are, the fewer rows a block has.
 std::array<at::Tensor, kTwiceDifferentiable> second_gradients(
     const BackwardCallInputs& call, const std::array<at::Tensor, kDifferentiable>& cotangents,
     const std::array<bool, kTwiceDifferentiable>& wanted);

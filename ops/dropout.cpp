@@ -15,7 +15,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// What autograd saves, from which the backward generates the mask again.
+/// What autograd saves; the backward regenerates the mask from it.
 struct Mask {
   double p;
   int64_t seed;
@@ -125,7 +125,7 @@ void check_block(const at::Tensor& input, double p, int64_t first, const char* n
   check_same_dtype(kOp, "input", input, name, other);
   TORCH_CHECK_VALUE(
       input.numel() == other.numel() && input.is_contiguous() && other.is_contiguous(), kOp,
-      ": expected contiguous blocks of one size, got input ", input.sizes(), " of strides ",
+      ": expected contiguous blocks of the same size, got input ", input.sizes(), " of strides ",
       input.strides(), " and ", name, " ", other.sizes(), " of strides ", other.strides());
   TORCH_CHECK_VALUE(first >= 0 && first % kDropoutBlock == 0, kOp,
                     ": expected first to be a multiple of ", kDropoutBlock, ", got ", first);
@@ -145,7 +145,7 @@ at::Tensor dropout_add(const at::Tensor& input, const at::Tensor& residual, doub
   check_dropout_input(kOp, input, p);
   check_same_dtype(kOp, "input", input, "residual", residual);
   TORCH_CHECK_VALUE(input.sizes() == residual.sizes(), kOp,
-                    ": expected input and residual of one shape, got ", input.sizes(), " and ",
+                    ": expected input and residual of the same shape, got ", input.sizes(), " and ",
                     residual.sizes(), "; use .expand() to share one");
   if (!training || p == 0) return at::add(residual, input);
   return DropoutAdd::apply(input, residual, Mask{p, draw_seed()});

@@ -52,7 +52,7 @@ at::Tensor draw_dropout_mask(int64_t batch, int64_t heads, int64_t queries, int6
                     "flash::dropout_mask: expected sizes of at least 0, got batch ", batch,
                     ", heads ", heads, ", queries ", queries, ", keys ", keys);
   check_dropout(dropout);
-  // As attention without dropout, this leaves the generator alone.
+  // Like attention without dropout, this leaves the generator alone.
   if (dropout == 0) return at::ones({batch, heads, queries, keys}, at::kBool);
   return dropout_mask_from_seed(batch, heads, /*first=*/0, queries, keys, dropout, draw_seed());
 }

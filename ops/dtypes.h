@@ -9,13 +9,13 @@
 
 namespace flash {
 
-/// float32 for the 16-bit types, and else the dtype itself; also that of row_stats and lse.
+/// float32 for the 16-bit types, otherwise the dtype itself. row_stats and lse have it too.
 inline at::ScalarType compute_dtype(at::ScalarType dtype) {
   return at::isReducedFloatingType(dtype) ? at::kFloat : dtype;
 }
 
-/// `t`, or a copy in `dtype`. Recorded and differentiable. Unlike t.to(), it makes no call of the
-/// dispatcher where there is nothing to convert.
+/// `t`, or a copy in `dtype`. Recorded and differentiable. Unlike t.to(), it does not enter the
+/// dispatcher if there is nothing to convert.
 at::Tensor in_dtype(const at::Tensor& t, at::ScalarType dtype);
 
 /// `t` in its `compute_dtype`.

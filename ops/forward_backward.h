@@ -1,6 +1,6 @@
 #pragma once
-// Private to ops/: flash::_forward and flash::_backward, which the recorded calls of attention and
-// attention_with_lse are made of, as C++ functions that go through the dispatcher.
+// Private to ops/: flash::_forward and flash::_backward, of which the recorded calls of attention
+// and attention_with_lse consist, as C++ functions that go through the dispatcher.
 
 #include <ATen/core/Tensor.h>
 

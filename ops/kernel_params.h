@@ -23,7 +23,7 @@ void broadcast_strides(const at::Tensor& t, const Sizes& sizes, int64_t rank, in
 
 /// How the kernels read elements of this dtype.
 Storage storage_of(at::ScalarType dtype);
-/// Bytes of an element so stored, where one of the dtype that the kernels compute in has `native`.
+/// Bytes per element in this storage. `native`: those of the type that the kernels compute in.
 inline int64_t stored_size(Storage storage, int64_t native) {
   return storage == Storage::kNative ? native : 2;
 }
@@ -32,11 +32,11 @@ inline int64_t stored_size(Storage storage, int64_t native) {
 /// `score_params` needs them.
 AttentionOptions kernel_options(const AttentionOptions& options);
 
-/// Points into the tensors of `options`, which have to outlive it.
+/// Points into the tensors of `options`, which must outlive it.
 ScoreParams score_params(const AttentionOptions& options, const Sizes& sizes, int64_t head_dim,
                          int64_t seed);
 
-/// The pointer `elements` of `size` bytes further on.
+/// `data` advanced by this many elements of `size` bytes.
 inline const void* advance(const void* data, int64_t elements, int64_t size) {
   return static_cast<const uint8_t*>(data) + elements * size;
 }

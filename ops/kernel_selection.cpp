@@ -42,7 +42,7 @@ void check_same_dtype(const char* op, const char* name, const at::Tensor& tensor
                       const char* other_name, const at::Tensor& other) {
   check_cpu(op, other_name, other);
   TORCH_CHECK_TYPE(other.scalar_type() == tensor.scalar_type(), op, ": expected ", name, " and ",
-                   other_name, " of one dtype, got ", tensor.scalar_type(), " and ",
+                   other_name, " of the same dtype, got ", tensor.scalar_type(), " and ",
                    other.scalar_type(), "; convert one with .to(dtype)");
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-// Private to ops/: the kernels of csrc/ for a call, and what every tensor that they read must be.
+// Private to ops/: the kernels of csrc/ for a call, and checks of the tensors that they read.
 
 #include <ATen/core/Tensor.h>
 
@@ -8,7 +8,7 @@
 namespace flash {
 
 /// The kernel table of this CPU, or the one that FLASH_ATTENTION_ISA names. Throws c10::ValueError,
-/// with a text that begins with `op`, if the variable names none that runs here.
+/// with a message that begins with `op`, if the variable names none that runs here.
 const KernelTable& active_table(const char* op);
 
 /// Its kernels for the dtype; without `use_simd` the scalar ones. Throws as `active_table`, in both

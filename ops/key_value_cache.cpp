@@ -32,7 +32,7 @@ void check_part(const char* name, const at::Tensor& part, const at::Tensor& cach
   check_place(name, part, cache);
   TORCH_CHECK_NOT_IMPLEMENTED(
       !(at::GradMode::is_enabled() && part.requires_grad()), kName, ": expected ", name,
-      " without a gradient, which a cache written in place has not; call it in torch.no_grad()");
+      " without a gradient, because the cache is written in place; call it in torch.no_grad()");
 }
 
 /// `counts`, int64 [B] of values in [0, positions], or `positions` for every sequence.
@@ -90,7 +90,7 @@ void KeyValueCache::append(const at::Tensor& key, const at::Tensor& value,
   const auto wanted = lengths.numel() == 0 ? 0 : lengths.max().item<int64_t>();
   TORCH_CHECK_VALUE(wanted <= capacity(), kName, ": expected at most ", capacity(),
                     " positions of a sequence, got ", wanted,
-                    "; make the cache with that capacity, or truncate it first");
+                    "; create the cache with that capacity, or truncate it first");
   const auto* const from = lengths_.const_data_ptr<int64_t>();
   const at::Tensor each = added.contiguous();
   const auto* const count = each.const_data_ptr<int64_t>();
@@ -113,7 +113,7 @@ at::Tensor KeyValueCache::attention(const at::Tensor& query, const AttentionOpti
   const at::Tensor given = checked_counts(counts, lengths_, queries);
   TORCH_CHECK_VALUE((given <= lengths_).all().item<bool>(), kName,
                     ": expected queries of positions in the cache, got ", queries,
-                    " beside lengths of ", lengths_, "; append their keys and values first");
+                    " for lengths of ", lengths_, "; append their keys and values first");
   AttentionOptions o = options;
   o.causal(true);
   const bool same_length = !counts.has_value() && (lengths_ == longest()).all().item<bool>();
@@ -130,8 +130,7 @@ void KeyValueCache::truncate(int64_t length) {
 
 namespace {
 
-/// The class that torch.classes.flash.KeyValueCache is, with arguments of types that TorchScript
-/// has.
+/// torch.classes.flash.KeyValueCache: KeyValueCache with arguments of types that TorchScript has.
 struct BoundCache : torch::CustomClassHolder {
   BoundCache(int64_t batch, int64_t key_heads, int64_t capacity, int64_t head_dim,
              std::optional<int64_t> value_dim, std::optional<int64_t> value_heads,

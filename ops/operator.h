@@ -24,7 +24,7 @@ struct Operator<Result, Types<Before...>, Types<Options...>, Types<After...>> {
     return kFunction(before..., options_from_arguments(options...), after...);
   }
 
-  /// The registered operator of this name.
+  /// The registered operator with this name.
   static c10::TypedOperatorHandle<Signature> find(const char* name) {
     return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
   }

@@ -29,7 +29,7 @@
   OPTION("Tensor?", sinks, "None"),           \
   OPTION("float?", scale, "None"),            \
   OPTION("float", dropout, "0.0")
-// How the kernels compute, and not what: standard_attention does not take these.
+// These change how the kernels compute, not what: standard_attention does not take them.
 #define FLASH_KERNEL_OPTIONS(OPTION) \
   OPTION("int", block_size, "64"),   \
   OPTION("bool", use_simd, "True")

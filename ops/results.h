@@ -27,8 +27,8 @@ at::Tensor empty_row_stats(const at::Tensor& query, const Sizes& sizes);
 /// The seed that the call draws, uninitialised: int64 [1] with dropout and [0] without.
 at::Tensor empty_seed(const at::Tensor& query, double dropout);
 
-/// The gradient of `input`, uninitialised, in its layout if the rows of that are contiguous; [0]
-/// unless it is needed.
+/// The gradient of `input`, uninitialised, in its layout if its rows are contiguous; [0] unless it
+/// is needed.
 at::Tensor empty_grad(bool needed, const at::Tensor& input,
                       std::optional<at::ScalarType> dtype = std::nullopt);
 

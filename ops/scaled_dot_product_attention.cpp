@@ -176,14 +176,14 @@ bool is_taken_mask(const Tensor& t) {
   return is_dense_on_cpu(t) && (t.scalar_type() == at::kBool || t.is_floating_point());
 }
 
-/// Counts who wants torch's function replaced.
+/// Counts the replacements of torch's function that are in force.
 class Replacement {
  public:
   void add() {
     std::call_once(registered_, [this] { register_kernels(); });
     ++users_;
   }
-  /// False if the count is 0 already.
+  /// False if the count is already 0.
   bool remove() {
     int64_t users = users_;
     while (users > 0 && !users_.compare_exchange_weak(users, users - 1)) {
@@ -230,7 +230,7 @@ void replace_sdpa(bool on) {
 // thread undoes its replacement.
 void Replacement::register_kernels() {
   // At autograd's key, where torch's composite function would run, and at the CPU's, the only one
-  // that a tensor of inference mode has.
+  // that an inference tensor has.
   for (const c10::DispatchKey key : {c10::DispatchKey::AutogradCPU, c10::DispatchKey::CPU}) {
     libraries_.push_back(
         std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, __LINE__));

@@ -1,5 +1,6 @@
 #pragma once
-// Private to ops/: from the plan of a kernel to threads, and the scratch memory of each of them.
+// Private to ops/: runs the plan of a kernel on threads, and allocates scratch memory for each of
+// them.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
@@ -25,7 +26,7 @@ void run_units(const WorkPlan& plan, Run&& run) {
   at::parallel_for(0, plan.units, units_per_thread(plan), run);
 }
 
-/// The grain of at::parallel_for, and how many threads it leaves with units.
+/// The grain size for at::parallel_for, and the number of threads that then get units.
 struct Schedule {
   explicit Schedule(const WorkPlan& plan) {
     grain = units_per_thread(plan);
@@ -36,7 +37,7 @@ struct Schedule {
   int64_t threads;
 };
 
-/// Memory for each thread, and some that all of them share.
+/// Memory for each thread, and memory that they share.
 class Scratch {
  public:
   Scratch(int64_t bytes, int64_t threads, int64_t shared_bytes = 0)

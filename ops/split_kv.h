@@ -16,7 +16,7 @@ namespace flash {
 
 class SplitKv {
  public:
-  /// For params that `splits_keys` holds of. `dtype`: what the kernels compute in.
+  /// Requires params for which `splits_keys` is true. `dtype`: what the kernels compute in.
   SplitKv(const TypedKernels& kernels, const ForwardParams& params, at::ScalarType dtype);
 
   /// Bytes that `run` allocates.
@@ -43,9 +43,9 @@ class SplitKv {
   const TypedKernels& kernels_;
   ForwardParams params_;
   at::ScalarType dtype_;
-  int64_t size_;                     // bytes of an element of `dtype`
-  int64_t stored_size_;              // and of one of query, key and value
-  int64_t whole_parts_;              // parts of kDecodeKeys keys; another one may be shorter
+  int64_t size_;                     // bytes per element of `dtype`
+  int64_t stored_size_;              // bytes per element of query, key and value
+  int64_t whole_parts_;              // parts of kDecodeKeys keys; a shorter one may follow
   WorkPlan whole_plan_, last_plan_;  // of one batch element
   int64_t scratch_bytes_;
 };

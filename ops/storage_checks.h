@@ -1,6 +1,6 @@
 #pragma once
 // Private to ops/: torch lets anyone shrink the storage of a tensor, as is done to free parameters
-// early. Reading such a tensor, even by torch's own operators, reads past the end of its storage.
+// early. Reading such a tensor, even with torch's own operators, reads past the end of its storage.
 
 #include <ATen/core/Tensor.h>
 

@@ -154,7 +154,7 @@ at::Tensor time_delay_aggregation(const at::Tensor& value, const at::Tensor& del
 at::Tensor time_delay_correlation(const at::Tensor& query, const at::Tensor& key,
                                   const at::Tensor& delays) {
   TORCH_CHECK_VALUE(query.dim() == 3 && key.sizes() == query.sizes(), kCorrelation,
-                    ": expected query and key of one shape [batch, times, channels], got ",
+                    ": expected query and key of the same shape [batch, times, channels], got ",
                     query.sizes(), " and ", key.sizes());
   check_kernel_input(kCorrelation, "query", query);
   check_same_dtype(kCorrelation, "query", query, "key", key);

@@ -18,8 +18,8 @@ class UnsupportedDerivative : public torch::autograd::Node {
   UnsupportedDerivative(std::string message, torch::autograd::edge_list&& next_edges)
       : Node(std::move(next_edges)), message_(std::move(message)) {}
 
-  /// While gradients are recorded, gives each of `results` a derivative by `inputs` that throws
-  /// c10::NotImplementedError with this message.
+  /// While gradients are recorded, gives each of `results` a derivative with respect to `inputs`
+  /// that throws c10::NotImplementedError with this message.
   static void attach(const char* message, const std::vector<at::Tensor>& inputs,
                      torch::autograd::variable_list& results) {
     if (!at::GradMode::is_enabled()) return;

@@ -9,7 +9,8 @@ namespace {
 void refuse_device(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const c10::IValue& query = torch::jit::peek(*stack, 0, op.schema().arguments().size());
   TORCH_CHECK_NOT_IMPLEMENTED(
-      false, op.schema().name(), ": expected tensors on the CPU, which its kernels are for, got ",
+      false, op.schema().name(),
+      ": expected tensors on the CPU, the only device with kernels, got ",
       op.schema().arguments()[0].name(), " on ", query.toTensor().device(),
       "; move them with .cpu(), or call flash_attention.scaled_dot_product_attention, which leaves "
       "other devices to torch");

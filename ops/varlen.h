@@ -1,6 +1,6 @@
 #pragma once
-// Private to ops/: flash::varlen_attention, of sequences that are concatenated without padding, and
-// the operators that its recorded calls are made of.
+// Private to ops/: flash::varlen_attention, for sequences that are concatenated without padding,
+// and the operators of which its recorded calls consist.
 
 #include <ATen/core/Tensor.h>
 

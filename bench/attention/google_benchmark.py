@@ -79,7 +79,7 @@ def shorten(raw: dict[str, Any]) -> dict[str, Any]:
         "date": context["date"][:10],
     }
     return {
-        "where": f"{host.describe(where)}; kernels of this project: {build['active']}",
+        "where": host.describe(where, build["active"]),
         "machine": where,
         "heads": int(context["heads"]),
         "results": rows,

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.report import plot
 
@@ -20,6 +22,15 @@ DIRECTIONS = {"Forward": "forward", "Backward": "backward", "ForwardBackward": "
 def select(results: list[dict[str, Any]], **wanted: object) -> list[dict[str, Any]]:
     """The rows whose named fields have these values."""
     return [row for row in results if all(row[name] == value for name, value in wanted.items())]
+
+
+def draw_methods(
+    panel: Axes, rows: list[dict[str, Any]], across: str, up: str, factor: float
+) -> None:
+    """A line for each method: the field `up`, times `factor`, against the field `across`."""
+    for method, style in plot.STYLES.items():
+        points = sorted(select(rows, method=method), key=lambda row: row[across])
+        panel.plot([row[across] for row in points], [row[up] * factor for row in points], **style)
 
 
 def draw_against_length(record: dict[str, Any], dtype: str, output: Path) -> Path | None:
@@ -35,14 +46,8 @@ def draw_against_length(record: dict[str, Any], dtype: str, output: Path) -> Pat
     for line, direction in enumerate(directions):
         for column, mask in enumerate(("full", "causal")):
             panel = axes[line][column]
-            for method, style in plot.STYLES.items():
-                points = select(rows, direction=direction, mask=mask, method=method)
-                points.sort(key=lambda row: row["length"])
-                panel.plot(
-                    [row["length"] for row in points],
-                    [row["seconds"] * 1e3 for row in points],
-                    **style,
-                )
+            chosen = select(rows, direction=direction, mask=mask)
+            draw_methods(panel, chosen, "length", "seconds", 1e3)
             panel.set_yscale("log")
             panel.set_ylabel("time of one call (ms)")
             panel.set_title(f"{DIRECTIONS[direction]}, {mask}")
@@ -63,14 +68,8 @@ def draw_against_head_dim(record: dict[str, Any], output: Path) -> Path | None:
     for line, dtype in enumerate(dtypes):
         for column, direction in enumerate(("Forward", "ForwardBackward")):
             panel = axes[line][column]
-            for method, style in plot.STYLES.items():
-                points = select(rows, direction=direction, dtype=dtype, method=method)
-                points.sort(key=lambda row: row["head_dim"])
-                panel.plot(
-                    [row["head_dim"] for row in points],
-                    [row["flops_per_second"] / 1e9 for row in points],
-                    **style,
-                )
+            chosen = select(rows, direction=direction, dtype=dtype)
+            draw_methods(panel, chosen, "head_dim", "flops_per_second", 1e-9)
             panel.set_xscale("log", base=2)
             panel.set_xticks(sizes, [str(size) for size in sizes])
             panel.minorticks_off()

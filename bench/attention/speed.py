@@ -103,7 +103,7 @@ def describe_run(isa: str, rounds: int, rates: dict[str, float]) -> dict[str, An
     if kernels != isa:
         sys.exit(f"bench/attention/speed.py: expected active kernels {isa}, got {kernels}")
     return {
-        "where": f"{host.describe(where)}; kernels of this project: {kernels}",
+        "where": host.describe(where, kernels),
         "machine": where,
         "usable_cores": len(host.CORES),
         "rounds": rounds,

@@ -112,11 +112,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def describe(where: dict[str, Any]) -> str:
-    """The line below a table."""
+def describe(where: dict[str, Any], kernels: str | None = None) -> str:
+    """The line below a table, with the instruction set of this project's kernels if given."""
     threads = f"{where['threads']} thread" + ("" if where["threads"] == 1 else "s")
-    return (
+    text = (
         f"{where['cpu']} with {', '.join(where['extensions']) or 'no AVX2'}, {threads} on "
         f"{where['cores']} cores, torch {where['torch']} at {where['torch_cpu_capability']}, "
         f"commit {where.get('commit') or 'unknown'}, {where['date']}"
     )
+    return text if kernels is None else f"{text}; kernels of this project: {kernels}"

@@ -36,7 +36,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flash_attention
 import safetensors.torch
 import torch
 
@@ -175,21 +174,9 @@ def plan(args: argparse.Namespace) -> Iterator[Call]:
             yield Call(settings, args.data, ETTH1, seed, args.epochs or settings.epochs)
 
 
-def describe_run() -> dict[str, Any]:
-    """Machine, commit and settings, for the record."""
-    where = host.machine()
-    kernels = flash_attention.build_info().active
-    text = f"{host.describe(where)}; kernels of this project: {kernels}"
-    return {
-        "where": f"{text}; neuralforecast {training_pair.VERSION}; denormals flushed to zero",
-        "machine": where,
-        "neuralforecast": training_pair.VERSION,
-    }
-
-
 def run(args: argparse.Namespace) -> None:
     """Runs all trainings and writes the results after each, in case a later one fails."""
-    calls, found, where = list(plan(args)), [], describe_run()
+    calls, found, where = list(plan(args)), [], training_pair.describe_run()
     etth1_data.read_series(args.data, ETTH1)  # fails at once if the file is unusable
     print(where["where"], flush=True)
     left = progress.Progress([c.settings.epoch_seconds for c in calls for _ in range(c.epochs)])

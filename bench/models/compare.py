@@ -20,9 +20,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
-import flash_attention
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -64,19 +62,6 @@ def progress_line(result: ModelResult, left: str) -> str:
     return f"[models {left}] {result.shape.label}: {times}{memory}"
 
 
-def describe_run(rounds: int) -> dict[str, Any]:
-    """Machine, commit and settings, for the record."""
-    where = host.machine()
-    kernels = flash_attention.build_info().active
-    text = f"{host.describe(where)}; kernels of this project: {kernels}"
-    return {
-        "where": f"{text}; neuralforecast {training_pair.VERSION}; denormals flushed to zero",
-        "machine": where,
-        "neuralforecast": training_pair.VERSION,
-        "rounds": rounds,
-    }
-
-
 def chosen(args: argparse.Namespace) -> list[Shape]:
     """The shapes that the options select."""
     if args.quick:
@@ -97,7 +82,7 @@ def expected_seconds(plan: list[Shape], rounds: int, memory: bool = True) -> flo
 def run(args: argparse.Namespace) -> Record:
     """Measures shape by shape and writes the record after each, in case a later one fails."""
     rounds, plan, memory = rounds_of(args), chosen(args), not args.no_memory
-    record = Record({MODELS: describe_run(rounds)}, [])
+    record = Record({MODELS: training_pair.describe_run() | {"rounds": rounds}}, [])
     print(record.runs[MODELS]["where"])
     left = progress.Progress([shape.expected_seconds(rounds, memory) for shape in plan])
     for shape in plan:

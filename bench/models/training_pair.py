@@ -11,9 +11,11 @@ import sys
 import warnings
 from typing import Any
 
+import flash_attention
 import torch
 from torch import Tensor
 
+from bench.common import host
 from bench.models.shapes import Shape
 
 VERSION = "3.3.0"
@@ -47,6 +49,17 @@ def neuralforecast() -> Any:
             "install bench/requirements.txt"
         )
     return package
+
+
+def describe_run() -> dict[str, Any]:
+    """Machine, commit and versions of a comparison with neuralforecast, for the record."""
+    where = host.machine()
+    text = host.describe(where, flash_attention.build_info().active)
+    return {
+        "where": f"{text}; neuralforecast {VERSION}; denormals flushed to zero",
+        "machine": where,
+        "neuralforecast": VERSION,
+    }
 
 
 def create(name: str, **options: Any) -> torch.nn.Module:

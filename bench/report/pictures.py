@@ -86,7 +86,7 @@ def draw_roofline(record: Record, isa: str, dtype: str, output: Path) -> Path | 
         return None
     rates = record.runs[results[0].run]["rates"]
     heading = f"Roofline of one core: {dtype}, 8 heads, {isa}"
-    figure, axes = plot.grid(2, 2, heading, where(record, results))
+    figure, axes = plot.grid(2, 2, heading, where(record, results), share_y=True)
     for panel, (direction, causal) in zip(axes.flat, PANELS, strict=True):
         chosen = [r for r in results if (r.point.direction, r.point.causal) == (direction, causal)]
         intensities = [r.point.flops / r.point.bytes for r in chosen]
@@ -124,8 +124,8 @@ def draw_models(record: Record, output: Path) -> Path | None:
     if not found:
         return None
     heading = "Training step against neuralforecast's: forward, backward, Adam"
-    figure, axes = plot.grid(1, 2, heading, record.runs[MODELS]["where"], width=7.0)
-    figure.set_figheight(1.6 + 0.3 * len(found))
+    height = 0.7 + 0.3 * len(found)
+    figure, axes = plot.grid(1, 2, heading, record.runs[MODELS]["where"], 7.0, height)
     names = [result.shape.label for result in found]
     bars(axes[0][0], names, [r.times_as_fast for r in found], "neuralforecast's time / ours")
     shares = [r for r in found if r.memory_share is not None]

@@ -22,13 +22,18 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def grid(
-    rows: int, columns: int, title: str, subtitle: str, width: float = 5.6
+    rows: int,
+    columns: int,
+    title: str,
+    subtitle: str,
+    width: float = 5.6,
+    height: float = 3.9,
+    share_y: bool = False,
 ) -> tuple[Figure, Any]:
-    """A figure of rows x columns axes, each `width` inches wide, with a title and, as a smaller
-    line below it, where it was measured."""
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, 3.9 * rows + 0.9), squeeze=False, dpi=110
-    )
+    """A figure of rows x columns axes, each `width` by `height` inches, with a title and, as a
+    smaller line below it, where it was measured."""
+    size = (width * columns, height * rows + 0.9)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=share_y, squeeze=False, dpi=110)
     # Placed in inches from the top, so that figures of all heights look alike.
     figure.text(0.5, 1 - 0.35 / figure.get_figheight(), title, ha="center", fontsize=14)
     figure.text(0.5, 1 - 0.6 / figure.get_figheight(), subtitle, ha="center", fontsize=8.5)

@@ -42,7 +42,7 @@ WindowDataset::WindowDataset(std::shared_ptr<const SeriesStore> store,
         std::max<int64_t>(0, rows.end - starts.back() - shape.input_size - shape.horizon + 1));
     TORCH_CHECK_VALUE(!shape.together || (starts.back() == starts[0] && counts.back() == counts[0]),
                       "expected series with the same rows, because the model forecasts them "
-                      "together, got one with other rows");
+                      "together, got one whose rows differ");
   }
   std::vector<int64_t> positions, owners;
   for (int64_t k = 0; k < *std::max_element(counts.begin(), counts.end()); ++k) {

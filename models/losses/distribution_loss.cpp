@@ -64,7 +64,7 @@ at::Tensor DistributionLoss::operator()(const at::Tensor& y,
   check_count(parameters);
   for (const at::Tensor& parameter : parameters) {
     TORCH_CHECK_VALUE(y.dim() == 3 && parameter.sizes() == y.sizes(), kDistributionLoss,
-                      ": expected y [batch, h, series] and parameters likewise, got ", y.sizes(),
+                      ": expected y and parameters of shape [batch, h, series], got ", y.sizes(),
                       " and ", parameter.sizes());
     check_dtypes(kDistributionLoss, y, parameter);
   }

@@ -10,7 +10,7 @@ namespace flash::models {
 
 using Tensors = std::vector<at::Tensor>;
 
-/// Parameters and values are [B, h, N], all of one floating-point dtype.
+/// Parameters and values are [B, h, N], all of the same floating-point dtype.
 class Distribution {
  public:
   virtual ~Distribution() = default;

@@ -131,8 +131,8 @@ at::Tensor PointLoss::operator()(const at::Tensor& y, const at::Tensor& y_hat,
   if (quantiles) expected.push_back(outputsize_multiplier());
   TORCH_CHECK_VALUE(y.dim() == 3 && y_hat.sizes() == at::IntArrayRef(expected), name(),
                     ": expected y [batch, h, series] and y_hat ",
-                    quantiles ? "[batch, h, series, outputs]" : "likewise", ", got ", y.sizes(),
-                    " and ", y_hat.sizes());
+                    quantiles ? "[batch, h, series, outputs]" : "[batch, h, series]", ", got ",
+                    y.sizes(), " and ", y_hat.sizes());
   check_dtypes(name(), y, y_hat);
   const at::Tensor mean =
       weighted_mean(y, mask, [&](const at::Tensor& truth) { return errors_(truth, y_hat); });

@@ -20,7 +20,7 @@ _SETTINGS = """
 """
 _SAME_RESULTS = "exact attention by the operator, without score matrices; the same results."
 _REPLACES = """REPLACES the paper's mechanism by exact softmax attention with the same
-            projections. This is another model, which has to be trained as such. The default
+            projections. This is a different model, which has to be trained as such. The default
             is neuralforecast's model."""
 
 

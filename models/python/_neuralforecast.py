@@ -41,7 +41,7 @@ def accelerate(
         models = [accelerate(PatchTST(h=24, input_size=96, max_steps=500))]
         NeuralForecast(models=models, freq="h").fit(df)
 
-    Results are the original's up to rounding, except for
+    Results equal neuralforecast's up to rounding, except for
 
     - dropout, which draws other random numbers with the same probability;
     - three bugs of neuralforecast that are not reproduced: Informer with n_head=1 leaks between
@@ -58,7 +58,7 @@ def accelerate(
         model: a TFT, Informer, Autoformer, FEDformer, PatchTST or iTransformer of neuralforecast
             3.3, trained or not, that runs on the CPU.
         use_flash_attention: None means True except for Autoformer and FEDformer. True replaces
-            their mechanism by softmax attention: another model, which has to be trained as such.
+            their mechanism by softmax attention: a different model, which must be trained as such.
         flash_block_size: keys per online-softmax step of the operator, at least 1.
         gradient_checkpointing: recompute each layer in the backward: less memory, more time.
 
@@ -68,7 +68,7 @@ def accelerate(
     Raises:
         TypeError: `model` is not an object of one of the six, or its class overrides `forward`.
         ValueError: the release of neuralforecast is not supported, the model is configured for
-            another device than the CPU, or it has an option that the C++ model lacks.
+            a device other than the CPU, or it has an option that the C++ model lacks.
     """
     name = _network_class(model).__name__
     _check_surroundings(model)
@@ -141,7 +141,7 @@ def _network_class(model: nn.Module) -> type[nn.Module]:
         if type(model).forward is not cls.forward:
             raise TypeError(
                 f"accelerate: expected {type(model).__name__} to have the forward of "
-                f"{cls.__name__}, got one of its own, which would be left out"
+                f"{cls.__name__}, got one of its own, which would be ignored"
             )
         return cls
     raise TypeError(
@@ -154,7 +154,7 @@ def _check_surroundings(model: Any) -> None:
     version = importlib.metadata.version("neuralforecast")
     if not version.startswith(SUPPORTED + "."):
         raise ValueError(
-            f"accelerate: expected neuralforecast {SUPPORTED}, whose networks the C++ models are, "
+            f"accelerate: expected neuralforecast {SUPPORTED}, which the C++ models match, "
             f"got {version}; run\n    python3 -m pip install 'neuralforecast=={SUPPORTED}.*'"
         )
     accelerator = model.trainer_kwargs.get("accelerator")
@@ -165,7 +165,7 @@ def _check_surroundings(model: Any) -> None:
     ):
         raise ValueError(
             f"accelerate: expected a model that runs on the CPU, got accelerator={accelerator!r}; "
-            'make it with accelerator="cpu", or keep the original on the GPU'
+            'create it with accelerator="cpu", or keep the original on the GPU'
         )
 
 
@@ -213,6 +213,6 @@ def _check_names(model: nn.Module, engine: Engine) -> None:
     ]
     if unknown:
         raise ValueError(
-            f"accelerate: expected the parameters of {engine.setup.model_class}, got also "
+            f"accelerate: expected only the parameters of {engine.setup.model_class}, got also "
             f"{', '.join(unknown)}"
         )

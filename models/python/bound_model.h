@@ -7,8 +7,7 @@
 //
 // Invariant. While a model is bound, each own tensor
 //  - is the very TensorImpl that the layer registered: it is changed in place, never replaced,
-//  because
-//    layers hold copies of the handle;
+//    because layers hold copies of the handle;
 //  - aliases the given tensor's storage, with the same offset, sizes, strides, dtype, and
 //    conjugate and negative bits;
 //  - shares its version counter, so that autograd notices a change in place before the backward;
@@ -23,11 +22,10 @@
 //  - It saved an alias (a detached tensor, or what saved-tensor hooks packed): this has its own
 //    pointer to the old storage, which rebinding leaves alone.
 //  - It recomputes a block: gradient_checkpoint.cpp keeps references to all of the block's
-//  parameters
-//    and buffers, also to those that need no gradient.
+//    parameters and buffers, also to those that need no gradient.
 // Code that reads a parameter in a backward in any other way, for example through a pointer to its
-// layer, would break this and compute wrong gradients silently. tests/python/test_bound_model.py
-// covers each case.
+// layer, would break this and compute wrong gradients silently.
+// tests/python/models/test_bound_model.py covers each case.
 //
 // If binding is not allowed, PythonModel builds another BoundModel and leaves the old one to the
 // graph that needs it.

@@ -31,7 +31,7 @@ class FLASH_API AtomicFile {
   void write(const void* bytes, size_t count);
   void write(std::string_view text) { write(text.data(), text.size()); }
 
-  /// To be called once, at the end.
+  /// Must be called once, at the end.
   void commit();
 
  private:

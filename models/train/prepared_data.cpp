@@ -26,8 +26,8 @@ const ColumnScaler& scaler_of(const Forecaster& forecaster, const std::string& n
   return found->second;
 }
 
-/// Each series starts at its own row, but a window of all series starts at one, so their times must
-/// agree.
+/// Series are stored separately, but a window takes the same rows of all of them, so their times
+/// must agree.
 void check_same_times(const std::vector<Series>& panel) {
   for (const Series& series : panel) {
     const TimeAxis &first = *panel[0].axis, &axis = *series.axis;
@@ -42,14 +42,13 @@ void check_same_times(const std::vector<Series>& panel) {
   }
 }
 
-/// Values of a table are finite, but in float32 they or their squares may overflow.
+/// The values of a table are finite, but they or their squares may overflow in float32.
 void check_finite(const std::vector<Series>& panel, const SeriesStore& store,
                   const Forecaster& forecaster) {
   const PanelColumns& columns = forecaster.data.columns;
   constexpr const char* kAdvice =
-      ", which once scaled are within the range of float32, got larger ones; divide the column by "
-      "a "
-      "power of ten";
+      ", which once scaled are within the range of float32, got larger ones; divide the column "
+      "by a power of ten";
   std::vector<std::string> names = columns.futr_exog;
   names.insert(names.end(), columns.hist_exog.begin(), columns.hist_exog.end());
   for (size_t i = 0; i < panel.size(); ++i) {
@@ -67,7 +66,7 @@ void check_finite(const std::vector<Series>& panel, const SeriesStore& store,
                     join(columns.stat_exog), kAdvice);
 }
 
-/// Scales the known rows, and of the rows after them the columns that are known for the future.
+/// Scales the known rows and, of the rows after them, the columns that are known for the future.
 std::shared_ptr<const SeriesStore> scaled(const std::vector<Series>& panel,
                                           const Forecaster& forecaster) {
   TORCH_CHECK_VALUE(!forecaster.together() || panel.size() == forecaster.scalers.size(),

@@ -45,8 +45,8 @@ def attention(
     """softmax(softcap(scale * query key^T) + alibi + bias) value, without ever forming [L, S].
 
     Exact, in O(L + S) memory, forward and backward. Differentiable twice, and in forward mode, in
-    `query`, `key`, `value`, `alibi_slopes`, `sinks` and a floating `bias`. `torch.vmap` makes one
-    call of all calls. The result is the same bit for bit with any number of threads. A query whose
+    `query`, `key`, `value`, `alibi_slopes`, `sinks` and a floating `bias`. `torch.vmap` merges
+    all calls into one. The result is bitwise identical for any number of threads. A query whose
     keys are all masked gives zeros and zero gradients.
 
     Sources: Dao et al., FlashAttention (arXiv:2205.14135), algorithm 1 and, for the backward,
@@ -146,7 +146,7 @@ def attention_with_lse(
     block_size: int = 64,
     use_simd: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """As `attention`, and also the log-sum-exp of each row, which partial results are merged with.
+    """Like `attention`, and also returns the log-sum-exp of each row, for merging partial results.
 
     Source: the L of Dao, FlashAttention-2 (arXiv:2307.08691), section 3.1, algorithm 1.
 
@@ -157,7 +157,7 @@ def attention_with_lse(
     Returns:
         The output of `attention`, and lse [B, H, L] ([B, L] for 3-D inputs): the natural logarithm
         of the sum of exponentials of the scores of each row and its sink, before dropout; -inf
-        where all keys of a query are masked. lse is float32 for the 16-bit types, and else of the
+        where all keys of a query are masked. lse is float32 for the 16-bit types, otherwise of the
         dtype of `query`. Both are differentiable.
 
     Raises:
@@ -266,7 +266,7 @@ def standard_attention(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The reference for `attention`, in O(L S) memory and with any number of derivatives.
+    """The reference for `attention`, in O(L S) memory and with derivatives of any order.
 
     It consists of ordinary tensor operations. Tests and benchmarks compare with it.
 

@@ -24,7 +24,7 @@ def scaled_dot_product_attention(
     """`torch.nn.functional.scaled_dot_product_attention`, computed by `attention`.
 
     The same arguments with the same meaning, in O(N) memory for all of them, including dropout, a
-    mask that requires a gradient, and a value of another width than query.
+    mask that requires a gradient, and a value whose width differs from that of query.
 
     Args:
         query: [.., H, L, D] of two or more dimensions, floating. If it is not on the CPU, torch's
@@ -34,7 +34,7 @@ def scaled_dot_product_attention(
             before the heads broadcast.
         attn_mask: broadcasts to [.., H, L, S]. bool: True = attend. Floating: added to the scores,
             and differentiable.
-        dropout_p: probability in [0, 1] of dropping a weight, in training or not, as torch's.
+        dropout_p: probability in [0, 1] of dropping a weight, in training or not, as in torch.
         is_causal: query i attends keys 0 ... i (top-left alignment), unlike `causal` of
             `attention`. Not together with `attn_mask`.
         scale: factor on the scores; None means 1/sqrt(D).
@@ -46,7 +46,7 @@ def scaled_dot_product_attention(
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `attention`. Unlike torch, which reads past
-            the end of the shorter one, it requires key and value of one length.
+            the end of the shorter one, it requires key and value of the same length.
 
     >>> q, k, v = (torch.randn(2, 8, 100, 64) for _ in range(3))
     >>> expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -107,7 +107,7 @@ def replace_sdpa() -> SdpaReplacement:
 
     From then on, `torch.nn.functional.scaled_dot_product_attention` of CPU tensors is
     `scaled_dot_product_attention` of this module, in every thread and under any name that it was
-    imported as; so it is in `nn.MultiheadAttention` and `nn.TransformerEncoder`, whose fused
+    imported as, and also in `nn.MultiheadAttention` and `nn.TransformerEncoder`, whose fused
     kernels for inference are disabled meanwhile. Calls that it does not support (nested and sparse
     tensors, forward-mode derivatives) still go to torch's function.
 

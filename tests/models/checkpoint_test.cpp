@@ -151,7 +151,8 @@ TEST(PatchTSTCheckpoint, KeepsTensorsOfLossesAndScaler) {
 }
 
 TEST(PatchTSTCheckpoint, HasTheInitialWeightsOfItsSeed) {
-  // The head's weights are drawn last, so they are equal only if all others were drawn alike.
+  // The head's weights are drawn last, so they are equal only if all others were drawn the same
+  // way.
   const auto options = load_model<PatchTST>(fixture_path("neuralforecast_checkpoint"))->options;
   torch::manual_seed(1);
   PatchTST model(options);

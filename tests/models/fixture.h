@@ -1,6 +1,6 @@
 #pragma once
-// Fixtures: weights, inputs, outputs and gradients of the Python originals. The keys are explained
-// in tests/fixtures/make_fixtures.py.
+// Fixtures: weights, inputs, outputs and gradients of neuralforecast's models. The keys are
+// explained in tests/fixtures/make_fixtures.py.
 
 #include <flash_attention/models/forecast_model.h>
 #include <flash_attention/models/patchtst.h>

@@ -208,7 +208,7 @@ TEST(Forecaster, RejectsAnAttentionThatWouldBeAnotherModel) {
   const TemporaryFile file(".safetensors");
   models::save_forecaster(file.path(), session.forecaster);
   EXPECT_THAT([&] { models::load_forecaster(file.path(), "flash", 64); },
-              ThrowsMessage<c10::ValueError>(HasSubstr("makes it another model")));
+              ThrowsMessage<c10::ValueError>(HasSubstr("makes it a different model")));
 }
 
 TEST(Forecaster, AcceptsOnlyTheAttentionsOfItsModel) {

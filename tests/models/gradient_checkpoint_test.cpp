@@ -51,7 +51,7 @@ StepResult step(bool recompute, bool use_grad) {
   const BlockNet net;
   const torch::Tensor x = torch::randn({9, 6}).requires_grad_();
   torch::Tensor output = x;
-  for (int i = 0; i < 3; ++i) output = run(net, output, recompute);  // one net, three times
+  for (int i = 0; i < 3; ++i) output = run(net, output, recompute);  // one network, three times
   StepResult result;
   Tensors wanted = net->parameters();
   wanted.push_back(x);

@@ -43,7 +43,7 @@ TEST(InformerOptions, HaveTheDefaultsOfNeuralforecast) {
 }
 
 TEST(InformerModel, WithOneHeadForecastsEachSampleIndependently) {
-  // The original uses for all samples the queries that any of them selects, as its fixture shows.
+  // neuralforecast uses the queries that any sample selects for all samples, as its fixture shows.
   // The sampled keys are the same for any batch, so the forward of a single sample is the
   // reference.
   for (const bool flash : {false, true}) {
@@ -91,7 +91,7 @@ TEST(InformerModel, RejectsInvalidOptionsAndWindows) {
         Informer(tiny_informer())->forward(torch::zeros({2, 23, 1}));
       },
       "Informer: expected insample_y [batch, 24, 1], got [2, 23, 1]");
-  // The table of positions has 5000 of them. Here the decoder is the longer one.
+  // The position table has 5000 rows. Here the decoder is longer than the encoder.
   expect([] { Informer(tiny_informer().h(3000).input_size(4100)); },
          "Informer: expected sequences of at most 5000 steps, got input_size 4100 and a decoder of "
          "5050");

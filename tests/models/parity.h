@@ -1,5 +1,5 @@
 #pragma once
-// A model against everything that a fixture records of the Python original: outputs in both
+// A model against everything that a fixture records of neuralforecast's: outputs in both
 // precisions, gradients of inputs and parameters, statistics, what is trained. In a model's test:
 //
 //     INSTANTIATE_TEST_SUITE_P(TFT, AgainstPython,
@@ -45,7 +45,7 @@ class AgainstPython : public testing::TestWithParam<ParityCase> {
   /// Forward and backward in float64 of the fixture's loss. Returns the output; `windows_` then has
   /// the inputs' gradients.
   at::Tensor run_backward();
-  /// Seeds torch as the original did before its forward.
+  /// Seeds torch as neuralforecast was seeded before its forward.
   void seed_forward() const;
 
   Fixture fixture_;

@@ -2,8 +2,8 @@
 
 A fault is text of the sources and its replacement: a wrong expression for an expression, or whole
 statements, in which `ON` is true while the fault is active. `by` names the tests of `make test` to
-run, in this order, until one fails: a C++ binary, some of its tests ("ops_test:Cache.*"), a file of
-tests/python, or one of its tests ("test_vmap.py::test_x").
+run, in this order, until one fails: a C++ binary, some of its tests ("ops_test:Cache.*"), a file in
+any folder of tests/python, or one of its tests ("test_vmap.py::test_x").
 """
 
 from __future__ import annotations

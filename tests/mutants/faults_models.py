@@ -15,7 +15,7 @@ FORECASTERS = [
         by=MODELS,
     ),
     Fault(
-        "token convolution rolled one way only",
+        "token convolution shifts in one direction only",
         "models/layers/common/data_embedding.cpp",
         "series.roll(-1, 1)",
         "series.roll(1, 1)",
@@ -29,7 +29,7 @@ FORECASTERS = [
         by=MODELS,
     ),
     Fault(
-        "iTransformer normalizes along the series",
+        "iTransformer normalizes over the series instead of over time",
         "models/itransformer.cpp",
         "series.mean(2, /*keepdim=*/true)",
         "series.mean(1, /*keepdim=*/true).expand_as(series.mean(2, /*keepdim=*/true))",
@@ -57,14 +57,14 @@ FORECASTERS = [
         by=("models_test:PatchTSTModel.AppliesHeadDropoutOnlyInTraining",),
     ),
     Fault(
-        "PatchTST drops the attention's output once, not twice",
+        "PatchTST applies one dropout to the attention's output instead of two",
         "models/layers/patchtst/patch_encoder.cpp",
         "1.0 - (1.0 - dropout) * (1.0 - dropout)",
         "dropout",
         by=("models_test:PatchTSTModel.AppliesDropoutTwiceToTheAttentionOutput",),
     ),
     Fault(
-        "PatchTST's standard attention does not scale up the weights it keeps",
+        "PatchTST's standard attention does not scale the weights that dropout keeps",
         "models/layers/patchtst/residual_attention.cpp",
         "dropout < 1.0 ? 1.0 / (1.0 - dropout) : 0.0",
         "dropout < 1.0 ? 1.0 : 0.0",
@@ -78,14 +78,14 @@ FORECASTERS = [
         by=("models_test:ITransformerModel.DropsAttentionWeightsOnlyInTraining",),
     ),
     Fault(
-        "embedding of the tokens ignores dropout",
+        "token embedding ignores dropout",
         "models/layers/common/data_embedding.cpp",
         "return flash::dropout(tokens, options_.dropout, is_training());",
         text="return flash::dropout(tokens, ON ? 0.0 : options_.dropout, is_training());",
         by=("models_test:AutoformerModel.DropsElementsOfTokensOnlyInTraining",),
     ),
     Fault(
-        "TFT ignores dropout behind its attention",
+        "TFT ignores dropout after its attention",
         "models/layers/tft/interpretable_attention.cpp",
         "options_.output_dropout",
         "0.0",
@@ -99,14 +99,14 @@ FORECASTERS = [
         by=("models_test:AutoformerModel.RejectsOptionsOutOfRange",),
     ),
     Fault(
-        "FEDformer takes a frequency one above the last",
+        "FEDformer accepts a frequency one above the highest",
         "models/fedformer.cpp",
         "list.back() <= length / 2",
         "list.back() <= length / 2 + 1",
         by=("models_test:FEDformerModel.AcceptsFrequenciesUpToHalfTheLength",),
     ),
     Fault(
-        "FEDformer's modes counted as all there are by the encoder's length alone",
+        "FEDformer's modes considered complete by the encoder's length alone",
         "models/layers/decomposition/fourier_modes.cpp",
         "std::max(input_size, decoder_length(h, input_size))",
         "input_size",
@@ -115,21 +115,21 @@ FORECASTERS = [
         ),
     ),
     Fault(
-        "Informer's longest sequence is one step too long for its table of positions",
+        "Informer's longest sequence is one step too long for its position table",
         "models/informer.cpp",
         "std::max(options.input_size(), label + options.h())",
         "options.input_size()",
         by=("models_test:InformerModel.RejectsInvalidOptionsAndWindows",),
     ),
     Fault(
-        "layers are computed again in the default dtype of autocast",
+        "layers recomputed in the default dtype of autocast",
         "models/gradient_checkpoint.cpp",
         "    at::autocast::set_autocast_dtype(at::kCPU, dtype);",
         text="    if (!ON) at::autocast::set_autocast_dtype(at::kCPU, dtype);",
         by=("models_test:GradientCheckpoint.RecomputesUnderTheSameAutocast",),
     ),
     Fault(
-        "U16 of a safetensors file read as signed",
+        "U16 tensor of a safetensors file read as signed",
         "models/storage/safetensors_header.cpp",
         "  return found->type;",
         text="  if (ON && found->type == c10::ScalarType::UInt16) return c10::ScalarType::Short;\n"

@@ -6,7 +6,7 @@ from fault import Fault
 
 PYTHON = [
     Fault(
-        "attention forgets the window",
+        "attention ignores the window",
         "ops/flash_attention/functional.py",
         """    return torch.ops.flash.attention(
         query,
@@ -27,14 +27,14 @@ PYTHON = [
         by=("test_score_options.py",),
     ),
     Fault(
-        "multi-head attention drops weights in evaluation",
+        "multi-head attention drops weights in eval mode",
         "ops/flash_attention/nn.py",
         "config.dropout if self.training else 0.0",
         "config.dropout",
         by=("test_nn.py",),
     ),
     Fault(
-        "the first of two replacements to be undone ends both",
+        "undoing one of two replacements ends both",
         "ops/flash_attention/sdpa.py",
         "            if cls._active == 0:\n"
         "                torch.backends.mha.set_fastpath_enabled(cls",
@@ -43,7 +43,7 @@ PYTHON = [
         by=("test_sdpa_replacement.py",),
     ),
     Fault(
-        "cache attends without its counts",
+        "cache ignores counts",
         "ops/flash_attention/cache.py",
         "            counts,\n            bias,\n",
         text="            None if ON else counts,\n            bias,\n",
@@ -57,14 +57,14 @@ PYTHON = [
         by=("test_sdpa.py",),
     ),
     Fault(
-        "a transposed parameter taken for the one before",
+        "transposed parameter treated as the one before",
         "models/python/bound_model.cpp",
         "own.strides() == given.strides()",
         "true",
         by=("test_models_as_modules.py::test_data_with_new_strides_are_used",),
     ),
     Fault(
-        "a second C++ model moves torch's generator",
+        "second C++ model advances torch's generator",
         "models/python/bound_model.cpp",
         "    const RngStateGuard unmoved;",
         text="    std::optional<RngStateGuard> unmoved;\n    if (!ON) unmoved.emplace();",
@@ -87,21 +87,21 @@ PYTHON = [
         by=("test_models.py::test_tft_mask_in_the_state_dict_is_causal",),
     ),
     Fault(
-        "a class derived from a model is a class of its own",
+        "class derived from a model not recognised as that model",
         "models/python/_module.py",
         "next(c.__name__ for c in cls.__mro__ if c.__bases__ == (ForecastModel,))",
         "cls.__name__",
         by=("test_models_as_modules.py::test_subclass_is_saved_and_loaded_as_its_base_class",),
     ),
     Fault(
-        "every neuralforecast 3 accelerated",
+        "every neuralforecast 3.x accepted by accelerate",
         "models/python/_neuralforecast.py",
         'version.startswith(SUPPORTED + ".")',
         'version.startswith("3.")',
         by=("test_accelerate.py::test_unsupported_release_error_gives_the_pip_command",),
     ),
     Fault(
-        "accelerate replaces the mechanism of Autoformer and FEDformer unasked",
+        "accelerate replaces the mechanism of Autoformer and FEDformer by default",
         "models/python/_neuralforecast.py",
         "name not in CHANGED_BY_FLASH",
         "True",
@@ -115,21 +115,21 @@ PYTHON = [
         by=("test_accelerate.py::test_restore_undoes_accelerate_and_ignores_other_objects",),
     ),
     Fault(
-        "memory of the scalar kernels given as that of the others",
+        "memory usage ignores use_simd",
         "ops/flash_attention/nn.py",
         "config.block_size, config.use_simd\n",
         text="config.block_size, ON or config.use_simd\n",
         by=("test_nn.py::test_memory_usage_without_simd_matches_the_scalar_kernels",),
     ),
     Fault(
-        "multi-head attention of larger blocks by default",
+        "multi-head attention with larger blocks by default",
         "ops/flash_attention/nn.py",
         "flash_block_size: int = 64",
         text="flash_block_size: int = 128 if ON else 64",
         by=("test_nn.py::test_config_defaults",),
     ),
     Fault(
-        "cache takes slopes for sinks",
+        "cache swaps slopes and sinks",
         "ops/flash_attention/cache.py",
         "            alibi_slopes,\n            softcap,\n            sinks,\n",
         text="            sinks if ON else alibi_slopes,\n            softcap,\n"
@@ -137,14 +137,14 @@ PYTHON = [
         by=("test_cache_lengths.py", "test_fuzzing.py"),
     ),
     Fault(
-        "torch of any release taken",
+        "any release of torch accepted",
         "ops/flash_attention/_library.py",
         "    if release not in known:",
         text="    if release not in known and not ON:",
         by=("test_install.py::test_import_error_names_the_required_torch",),
     ),
     Fault(
-        "a replacement is undone without the lock",
+        "replacement undone without the lock",
         "ops/flash_attention/sdpa.py",
         "        with cls._lock:\n            if self._undone:",
         text="        with __import__('contextlib').nullcontext() if ON else cls._lock:\n"

@@ -137,6 +137,13 @@ class Outcome:
     seconds: float
 
 
+def path_of(name: str) -> str:
+    """The path of a Python test that is named by its file alone, "test_vmap.py::test_x"."""
+    file, colons, test = name.partition("::")
+    (path,) = (ROOT / "tests" / "python").rglob(file)
+    return f"{path}{colons}{test}"
+
+
 def run_tests(name: str, number: int) -> str:
     """Runs one set of tests with one fault; returns how it failed, or "" if it passed."""
     environment = os.environ | {
@@ -150,7 +157,7 @@ def run_tests(name: str, number: int) -> str:
         environment.pop(variable, None)
     if name.startswith("test_"):
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-        command.append(str(ROOT / "tests" / "python" / name))
+        command.append(path_of(name))
     else:
         binary, _, chosen = name.partition(":")
         command = [str(BUILD / "tests" / binary), "--gtest_brief=1", "--gtest_fail_fast"]

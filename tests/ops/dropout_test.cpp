@@ -230,11 +230,11 @@ TEST(Dropout, ErrorsSayWhatWasExpected) {
         HasSubstr("flash::activation_dropout: expected p"));
   }
   EXPECT_THAT(message_of<c10::ValueError>([&] { dropout_add(x, at::ones({3}), 0.5, true); }),
-              AllOf(HasSubstr("one shape"), HasSubstr("[2, 3]"), HasSubstr("[3]")));
+              AllOf(HasSubstr("the same shape"), HasSubstr("[2, 3]"), HasSubstr("[3]")));
   EXPECT_THAT(message_of<c10::TypeError>([&] { flash::dropout(x.to(at::kHalf), 0.5, true); }),
               AllOf(HasSubstr("float32 or float64"), HasSubstr("Half")));
   EXPECT_THAT(message_of<c10::TypeError>([&] { dropout_add(x, x.to(at::kDouble), 0.5, true); }),
-              AllOf(HasSubstr("one dtype"), HasSubstr("Double")));
+              AllOf(HasSubstr("the same dtype"), HasSubstr("Double")));
   EXPECT_THAT(message_of<c10::ValueError>([&] { flash::dropout(x.to(at::kMeta), 0.5, true); }),
               HasSubstr("on the CPU, got it on meta"));
 }

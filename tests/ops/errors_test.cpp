@@ -1,5 +1,5 @@
 // Invalid arguments from C++: the type of the exception, and a message with the values. All
-// messages are tested in tests/python/test_errors.py; both go through the same check.
+// messages are tested in tests/python/robustness/test_errors.py; both go through the same check.
 
 #include <flash_attention/ops.h>
 #include <gmock/gmock.h>

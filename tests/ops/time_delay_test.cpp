@@ -203,7 +203,7 @@ TEST(TimeDelay, CorrelationErrorsSayWhatWasExpected) {
     return message_of<c10::TypeError>([&] { time_delay_correlation(query, key, x.delays); });
   };
   EXPECT_THAT(type_error(x.value, x.other.to(at::kDouble)),
-              AllOf(HasSubstr(kOp), HasSubstr("one dtype, got Float and Double")));
+              AllOf(HasSubstr(kOp), HasSubstr("the same dtype, got Float and Double")));
   EXPECT_THAT(type_error(x.value.to(at::kHalf), x.other.to(at::kHalf)),
               AllOf(HasSubstr(kOp), HasSubstr("float32 or float64, got Half")));
   EXPECT_THAT(message_of<c10::ValueError>(

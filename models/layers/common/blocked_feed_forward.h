@@ -1,7 +1,7 @@
 #pragma once
 // Two linear layers with an activation and dropout between them as one differentiable function.
 //
-// Rows are processed in blocks, so that the second layer reads the result of the first from the
+// Rows are processed in blocks, so that the second layer finds the result of the first in the
 // cache. The backward keeps only the result of the first layer: the widest matrix of a transformer
 // is stored once instead of twice. It recomputes activation and dropout mask together with their
 // derivative, and the gradients of both wide matrices exist for one block at a time.

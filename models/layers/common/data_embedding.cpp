@@ -10,7 +10,7 @@
 namespace flash::models {
 
 void TokenEmbeddingImpl::reset() {
-  // A convolution, only to draw random numbers in the order of the original: its own weights first,
+  // A convolution, only to draw random numbers in neuralforecast's order: its own weights first,
   // then these.
   convolution_ = register_module(
       "tokenConv", torch::nn::Conv1d(torch::nn::Conv1dOptions(1, hidden_size_, 3).bias(false)));
@@ -21,7 +21,7 @@ void TokenEmbeddingImpl::reset() {
 void PositionalEmbeddingImpl::reset() {
   TORCH_CHECK_VALUE(hidden_size_ % 2 == 0, "expected an even hidden_size, got ", hidden_size_,
                     "; positions are embedded as pairs of a sine and a cosine");
-  // Computed in float32 and cast later, as in the original, so that a float64 model uses the same
+  // Computed in float32 and cast later, as in neuralforecast, so that a float64 model uses the same
   // values.
   const torch::Tensor position = torch::arange(kMaxLength, torch::kFloat).unsqueeze(1);
   const double slope = -(std::log(10000.0) / static_cast<double>(hidden_size_));

@@ -44,7 +44,7 @@ struct FeedForwardOptions {
 };
 
 /// x + dropout(conv2(dropout(activation(conv1(x))))). The convolutions are registered in the owner
-/// as `conv1` and `conv2`, because the original has no module for the pair.
+/// as `conv1` and `conv2`, because neuralforecast has no module for the pair.
 class FeedForward {
  public:
   /// Registers the convolutions in `owner`.

@@ -15,7 +15,8 @@
 
 namespace flash::models {
 
-/// neuralforecast's `grn_activation` without "GLU", which halves the width and works in no network.
+/// neuralforecast's `grn_activation` without "GLU", which halves the width and therefore fits no
+/// network.
 using kernels::GatedActivation;
 
 /// "ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU", "Sigmoid", "ELU" or "GELU". Any other name

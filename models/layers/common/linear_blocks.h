@@ -23,7 +23,7 @@ struct LinearGradients {
       : weight(at::zeros_like(layer.weight)),
         bias(layer.bias.defined() ? at::zeros_like(layer.bias) : at::Tensor()) {}
 
-  /// Adds those of one block: the gradient of the layer's result, and its input x.
+  /// Adds the contribution of one block, from the gradient of the layer's result and its input x.
   void add(const at::Tensor& gradient, const at::Tensor& x) {
     matrix_product(gradient.t(), x, weight, ProductResult::kAdd);
     if (bias.defined()) bias.add_(gradient.sum(0));

@@ -161,7 +161,7 @@ at::Tensor AutoCorrelation::forward(const AttentionProjections& projections, con
       choose_delays(x, continued(models::linear(seen, key_map, key_shift), length),
                     1.0 / static_cast<double>(query.weight.size(0)), delay_count(factor_, length),
                     /*shared=*/training);
-  // The same addend for all, so that the biases get a gradient of zero instead of none.
+  // Added equally to all, so that the biases get a gradient of zero instead of none.
   const at::Tensor weights = (chosen.correlations + query.bias.dot(key.bias)).softmax(1);
 
   const at::Tensor added = time_delay_aggregation(continued(seen, length), chosen.delays, weights);

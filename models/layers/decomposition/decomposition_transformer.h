@@ -43,12 +43,12 @@ struct SharedMechanisms {
   std::shared_ptr<AttentionMechanism> encoder_self, decoder_self, decoder_cross;
 };
 
-/// Registers its modules in the model, because the original has no module around them. A shared
+/// Registers its modules in the model, because neuralforecast has no module around them. A shared
 /// mechanism is registered in the first layer of its kind only, so that its parameters are counted,
 /// saved and updated once.
 class DecompositionTransformer {
  public:
-  /// Calls `make_mechanisms` at the point where the original draws their weights.
+  /// Calls `make_mechanisms` at the point where neuralforecast draws their weights.
   void register_in(torch::nn::Module& owner, const DecompositionTransformerOptions& options,
                    const std::function<SharedMechanisms()>& make_mechanisms);
 

@@ -7,8 +7,8 @@
 
 namespace flash::models {
 
-/// max-pool(ELU(batch norm(convolution of width 3))). As in the original the circular padding is 2,
-/// twice what a width of 3 needs, so T steps become floor((T + 1) / 2) + 1.
+/// max-pool(ELU(batch norm(convolution of width 3))). As in neuralforecast, the circular padding is
+/// 2, twice what a width of 3 needs, so T steps become floor((T + 1) / 2) + 1.
 class DistillingLayerImpl : public torch::nn::Cloneable<DistillingLayerImpl> {
  public:
   explicit DistillingLayerImpl(int64_t hidden_size) : hidden_size_(hidden_size) { reset(); }

@@ -31,7 +31,7 @@ at::Tensor ProbAttention::forward(const AttentionProjections& projections, const
   TORCH_CHECK_VALUE(!causal_ || length == keys,
                     "ProbAttention: expected as many queries as keys under a causal mask, got ",
                     length, " and ", keys);
-  // Drawn even if all queries are selected, so that a seed gives the original's samples.
+  // Drawn even if all queries are selected, so that a seed gives neuralforecast's samples.
   const at::Tensor sampled = at::randint(keys, {length, count(keys)}, at::TensorOptions(at::kLong));
   if (selected == length) {
     const at::Tensor attended = attend_at({}, projections.split_heads(projections.query(x)),

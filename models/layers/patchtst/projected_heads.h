@@ -17,7 +17,7 @@ struct ScoreHistory {
 
 // Both functions are differentiable any number of times. They process a few batch elements at a
 // time, so that the packed matrix stays in the cache between product and heads. Heads are
-// contiguous, because attention reads small heads fastest like that.
+// contiguous, because attention reads small heads fastest that way.
 
 /// x weight^T + bias, split into heads: x [B, T, D], weight [3 H d, D] and bias [3 H d] for
 /// queries, keys and values, concatenated. Appends queries and keys to `history`, which may be

@@ -32,7 +32,8 @@ void ResidualAttentionImpl::reset() {
 }
 
 torch::Tensor ResidualAttentionImpl::forward(const torch::Tensor& x, ScoreHistory& history) {
-  // One product for query, key and value. Scaling the query's weights is cheaper than the queries.
+  // One product for query, key and value. Scaling the query's weights is cheaper than scaling the
+  // queries.
   const bool scaled = options_.add_previous_scores;
   const auto query_part = [&](const torch::Tensor& t) { return scaled ? t * scale_->value() : t; };
   const torch::Tensor weight =
@@ -70,7 +71,8 @@ torch::Tensor ResidualAttentionImpl::standard(const torch::Tensor& x, const torc
   history.scores = scores;
   torch::Tensor weights = scores.softmax(-1);
   if (const double dropout = dropout_now(); dropout > 0.0) {
-    // The mask that `attention` would draw, so that both implementations train alike from one seed.
+    // The mask that `attention` would draw, so that both implementations train identically from the
+    // same seed.
     const torch::Tensor kept =
         dropout_mask(weights.size(0), weights.size(1), weights.size(2), weights.size(3), dropout);
     const double factor = dropout < 1.0 ? 1.0 / (1.0 - dropout) : 0.0;

@@ -32,7 +32,7 @@ std::pair<torch::Tensor, WindowStatistics> RevINImpl::normalize(
 
 torch::Tensor RevINImpl::denormalize(torch::Tensor outputs,
                                      const WindowStatistics& statistics) const {
-  // The small addend avoids a division by a weight that training drove to zero.
+  // The small addend avoids a division by a weight that training has driven to zero.
   if (affine_) outputs = (outputs - affine_bias_) / (affine_weight_ + kEpsilon * kEpsilon);
   return outputs * statistics.deviation + statistics.shift;
 }

@@ -3,7 +3,7 @@
 // that intermediate results stay in the cache between two matrix products, and keep for the
 // backward only the inputs of the products, not gates, norms, activations or dropout masks.
 //
-// All tensors are float32 or float64, of one dtype, with contiguous rows. Differentiable once: a
+// All tensors have the same dtype, float32 or float64, and contiguous rows. Differentiable once: a
 // second derivative throws c10::NotImplementedError. Dropout draws one seed per block from torch's
 // CPU generator.
 //

@@ -1,6 +1,6 @@
 #pragma once
-// One layer of an LSTM as a differentiable function. The products of the input are computed for
-// many steps at a time, and the elementwise part of a step in one pass.
+// One layer of an LSTM as a differentiable function. The matrix products with the input are
+// computed for many steps at a time; the elementwise part of a step is one pass.
 //
 // Source: Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997, with a forget gate, in
 // torch.nn.LSTM's layout (rows of the weights: input, forget, cell, output).

@@ -11,17 +11,16 @@ namespace flash::models {
 namespace {
 
 constexpr const char* kDescription =
-    "Trains a forecaster on columns of a CSV file, or applies a trained one. One command per "
-    "model;\n"
-    "`flash_train PatchTST --help` lists its options.";
+    "Trains a forecaster on columns of a CSV file, or applies a trained one. One command per\n"
+    "model; `flash_train PatchTST --help` lists its options.";
 
 constexpr const char* kTrainingNotes =
-    "\nThe rows are cut into training, validation and test parts in order of time and "
-    "standardised\n"
-    "with the training part's mean and deviation. Every target is a series; one model serves all.\n"
-    "The model of the epoch with the least validation loss is kept, and its test error is printed\n"
-    "beside that of two forecasts without any model: naive (the last value goes on) and seasonal\n"
-    "naive (the last season repeats). Ctrl-C writes a checkpoint to go on from.";
+    "\nThe rows are split in order of time into training, validation and test parts, and\n"
+    "standardised with the training part's mean and deviation. Every target is a series; one\n"
+    "model serves all. The model of the epoch with the smallest validation loss is kept, and its\n"
+    "test error is printed next to those of two forecasts that need no model: naive (repeats the\n"
+    "last value) and seasonal naive (repeats the last season). Ctrl-C writes a checkpoint, from\n"
+    "which `flash_train resume` continues.";
 
 constexpr const char* kExamples =
     "\nExamples:\n"
@@ -54,7 +53,7 @@ void add_model_command(CLI::App& app, const std::string& model_class, bool asked
   add_training_options(*command, settings);
   add_season_option(*command, settings);
   add_threads_option(*command, settings);
-  add_forecast_options(*command, settings, "the test part beside the truth");
+  add_forecast_options(*command, settings, "the test part, with the true values");
   add_report_option(*command, settings);
 }
 
@@ -69,7 +68,7 @@ void add_evaluate_command(CLI::App& app, Settings& settings) {
   add_csv(*command, settings);
   add_season_option(*command, settings);
   add_threads_option(*command, settings);
-  add_forecast_options(*command, settings, "the test part beside the truth");
+  add_forecast_options(*command, settings, "the test part, with the true values");
   add_report_option(*command, settings);
 }
 

@@ -78,17 +78,18 @@ void add_data_options(CLI::App& app, Settings& s, const std::string& model_class
              "Numeric columns to forecast, each a series of its own, e.g. temp_max,temp_min")
       ->required();
   CLI::Option* time = data.file("--time-column", columns.time_column,
-                                "When each row was: ISO dates, dates and times, or integers [the "
-                                "first column of dates without another use, else the first column "
-                                "without one]",
+                                "The time of each row: ISO dates, dates with a time, or integers "
+                                "[the first otherwise unused column of dates; if there is none, "
+                                "the first unused column, if it holds integers]",
                                 "NAME");
-  CLI::Option* no_time = app.add_flag("--no-time-column", columns.untimed,
-                                      "There is no time column: the rows are in order of time")
-                             ->group("Data (stored with the model)")
-                             ->excludes(time);
+  CLI::Option* no_time =
+      app.add_flag("--no-time-column", columns.untimed,
+                   "The file has no time column, and its rows are in order of time")
+          ->group("Data (stored with the model)")
+          ->excludes(time);
   add_sort_option(app, s)->group("Data (stored with the model)")->excludes(no_time);
   data.file("--id-column", columns.id_column,
-            "The table is long: this column says which series a row belongs to", "NAME");
+            "For a long table: the column that tells which series a row belongs to", "NAME");
   const auto add_exogenous = [&](const char* flag, const std::string& list,
                                  std::vector<std::string>& names, const char* text) {
     CLI::Option* option = data.names(flag, names, text);
@@ -99,16 +100,16 @@ void add_data_options(CLI::App& app, Settings& s, const std::string& model_class
         });
   };
   add_exogenous("--futr-exog", "futr_exog_list", columns.futr_exog,
-                "Columns known of past and future that help to forecast");
+                "Columns that help to forecast, known for past and future");
   add_exogenous("--hist-exog", "hist_exog_list", columns.hist_exog,
-                "Columns known of the past that help to forecast");
+                "Columns that help to forecast, known for the past");
   add_exogenous("--stat-exog", "stat_exog_list", columns.stat_exog,
-                "Columns with one value per series that help to forecast");
+                "Columns that help to forecast, with one value per series");
   SplitSettings& split = s.data.split;
-  data.add("--train-fraction", split.train_fraction, "Share of the rows to train on")
+  data.add("--train-fraction", split.train_fraction, "Fraction of the rows to train on")
       ->transform(real_number(0.0, 1.0));
   data.add("--validation-fraction", split.validation_fraction,
-           "Share of the rows to choose the epoch by; the rest is the test part")
+           "Fraction of the rows that select the epoch; the rest is the test part")
       ->transform(real_number(0.0, 1.0));
   const auto rows = [&](const char* flag, int64_t& value, const char* text) {
     return app.add_option(flag, value, text)
@@ -117,15 +118,15 @@ void add_data_options(CLI::App& app, Settings& s, const std::string& model_class
         ->excludes("--train-fraction")
         ->excludes("--validation-fraction");
   };
-  rows("--train-rows", split.train_rows, "Number of rows to train on, instead of a share");
-  rows("--validation-rows", split.validation_rows, "Number of rows to choose the epoch by")
+  rows("--train-rows", split.train_rows, "Number of rows to train on, instead of a fraction");
+  rows("--validation-rows", split.validation_rows, "Number of rows that select the epoch")
       ->needs("--train-rows");
   rows("--test-rows", split.test_rows, "Number of rows of the test part [the rest]")
       ->needs("--validation-rows");
   app.get_option("--train-rows")->needs("--validation-rows");
   data.add("--table-scaler", s.data.table_scaler,
-           "standard: each column has mean 0 and deviation 1 over the training part; none: as it "
-           "is, for losses of counts")
+           "standard: gives each column mean 0 and deviation 1 over the training part; none: "
+           "leaves it unchanged, for losses of counts")
       ->check(CLI::IsMember({"standard", "none"}));
 }
 
@@ -140,7 +141,7 @@ void add_size_options(CLI::App& app, Settings& s, const std::string& model_class
   model
       .add("--attention", s.model.attention,
            native ? "native: the paper's mechanism; flash or standard: exact attention instead, "
-                    "which is another model; its memory grows with the length or its square"
+                    "which is a different model; its memory grows with the length or its square"
                   : "flash: memory grows with the length; standard: with its square. The results "
                     "are the same")
       ->check(CLI::IsMember(kinds));
@@ -154,7 +155,7 @@ void add_size_options(CLI::App& app, Settings& s, const std::string& model_class
 void add_loss_options(CLI::App& app, Settings& s, const std::string& model_class) {
   Group loss(app, "Loss (stored with the model)");
   loss.add("--loss", s.loss.name,
-           "What to minimise; MQLoss and distributions forecast intervals, too")
+           "The loss to minimise; MQLoss and distributions also forecast intervals")
       ->check(CLI::IsMember(losses_offered()));
   loss.numbers("--level", s.loss.level,
                "Widths of the intervals in percent, of MQLoss and distributions")
@@ -164,8 +165,7 @@ void add_loss_options(CLI::App& app, Settings& s, const std::string& model_class
   loss.add("--q", s.loss.q, "The quantile of QuantileLoss")->transform(real_number());
   loss.add("--delta", s.loss.delta, "Where HuberLoss becomes linear")->transform(real_number());
   if (model_class == "TFT") s.loss.scaler_type = "robust";  // as in neuralforecast
-  loss.add("--scaler-type", s.loss.scaler_type,
-           "Brings each window to one level and spread before the model sees it")
+  loss.add("--scaler-type", s.loss.scaler_type, "Normalises each window before the model sees it")
       ->check(CLI::IsMember(scaler_types()));
 }
 
@@ -175,12 +175,12 @@ void add_training_options(CLI::App& app, Settings& s) {
   training.count("--epochs", t.epochs, "Passes over the training part");
   training
       .add("--patience", t.patience,
-           "Stop after this many epochs without a better one; 0: never stop early")
+           "Stop after this many epochs without an improvement; 0: never stop early")
       ->transform(whole_number(0));
   training.count("--batch-size", t.batch_size, "Windows per step");
   training.add("--learning-rate", t.learning_rate, "Adam's step size")
       ->transform(positive_number());
-  training.add("--decay", t.decay, "Factor of the learning rate, once per epoch")
+  training.add("--decay", t.decay, "Factor applied to the learning rate after each epoch")
       ->transform(real_number(0.0, 1.0));
   training.add("--decay-after", t.decay_after, "Epochs before the first decay")
       ->transform(whole_number(0));
@@ -189,7 +189,7 @@ void add_training_options(CLI::App& app, Settings& s) {
   training.file("--output", s.output.model, "Where to write the model", "FILE.safetensors");
   training.file("--checkpoint", s.output.checkpoint,
                 "Where to write the state of the training after each epoch, for `flash_train "
-                "resume`; Ctrl-C writes it also without this [OUTPUT.checkpoint]",
+                "resume`; Ctrl-C writes it even without this option [OUTPUT.checkpoint]",
                 "FILE");
 }
 
@@ -208,8 +208,7 @@ void add_applying_options(CLI::App& app, Settings& s) {
 }
 
 CLI::Option* add_sort_option(CLI::App& app, Settings& s) {
-  return app.add_flag("--sort", s.data.columns.sort,
-                      "Put the rows of each series in order of time before anything else");
+  return app.add_flag("--sort", s.data.columns.sort, "Sort the rows of each series by time first");
 }
 
 void add_season_option(CLI::App& app, Settings& s) {
@@ -223,7 +222,7 @@ void add_season_option(CLI::App& app, Settings& s) {
 
 void add_threads_option(CLI::App& app, Settings& s) {
   constexpr int64_t kMostThreads = 1024;  // with many thousands, thread creation aborts the program
-  app.add_option("--threads", s.threads, "Threads to compute with [as many as there are cores]")
+  app.add_option("--threads", s.threads, "Number of threads [one per core]")
       ->transform(whole_number(1, kMostThreads))
       ->group(kOutput);
 }

@@ -61,7 +61,7 @@ std::string BestModel::rescue(const Forecaster& forecaster, const TrainingState&
   if (epoch_ != best || !std::filesystem::exists(on_disk_, ignored)) {
     on_disk_.clear();
     forecaster.load_state(state.best);
-    // First where it belongs, then other folders: if one is full or gone, another may not be.
+    // Tries the right place first, then other folders: if one is full or gone, another may not be.
     const std::string name = std::filesystem::path(kept_path_).filename().string();
     const auto temporary = std::filesystem::temp_directory_path(ignored);
     for (const std::string& path : {kept_path_, (temporary / name).string(), name}) {

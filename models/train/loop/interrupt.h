@@ -10,7 +10,7 @@ void watch_for_interrupts();
 /// Whether the flag is set.
 bool interrupted();
 
-/// From now on an interrupt ends the program again. For when there is nothing left to lose.
+/// From now on an interrupt ends the program again. Call it when there is nothing left to lose.
 void stop_watching_for_interrupts();
 
 /// During its lifetime no interrupt ends the program, so that files are written completely. A

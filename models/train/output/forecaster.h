@@ -81,8 +81,8 @@ std::shared_ptr<ForecastModel> with_attention(std::shared_ptr<ForecastModel> mod
 void save_forecaster(const std::string& path, const Forecaster& forecaster);
 
 /// `attention` as for check_attention, or empty for that of the training. Throws c10::ValueError if
-/// the file is broken or was not written by save_forecaster, or if `attention` would make it
-/// another model.
+/// the file is broken or was not written by save_forecaster, or if `attention` would make it a
+/// different model.
 Forecaster load_forecaster(const std::string& path, const std::string& attention,
                            int64_t block_size);
 

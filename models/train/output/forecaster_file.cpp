@@ -90,7 +90,7 @@ void check_same_model(const ModelSettings& trained, const std::string& attention
   TORCH_CHECK_VALUE((trained.attention == "native") == (attention == "native"),
                     "expected --attention ", trained.attention, ", with which this ",
                     trained.model_class, " was trained, got ", attention,
-                    ", which makes it another model; train one with that");
+                    ", which makes it a different model; train one with that");
 }
 
 }  // namespace

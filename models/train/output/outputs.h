@@ -17,9 +17,9 @@ std::string checkpoint_path(const OutputSettings& output);
 /// checkpoint if no model was requested.
 std::string best_model_path(const OutputSettings& output);
 
-/// Checks all outputs before the run, so that an hour of training is not lost. Throws
-/// c10::ValueError for a path that cannot be written, that is not UTF-8 but has to be stored in a
-/// file, or that would replace an input or another output.
+/// Checks all outputs before the run, so that no training is lost to an output that cannot be
+/// written. Throws c10::ValueError for a path that cannot be written, that is not UTF-8 but has to
+/// be stored in a file, or that would replace an input or another output.
 void check_outputs(const Settings& settings);
 
 /// Calls `write` with an unused name next to `path` and removes that file again, to test that the

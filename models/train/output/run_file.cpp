@@ -68,7 +68,7 @@ std::string describe(const at::Tensor& tensor) {
 }
 
 void check_tensors(const std::string& path, const TensorMap& expected, const TensorMap& given) {
-  constexpr size_t kShown = 8;  // a file of another model differs in every tensor
+  constexpr size_t kShown = 8;  // the file of another model differs in every tensor
   std::vector<std::string> problems;
   for (const auto& [name, tensor] : expected) {
     const auto found = given.find(name);

@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It makes torch flush denormal numbers, and sets its number of threads to `--threads`.
 
     Args:
-        arguments: the command line without the program's name; None for that of this process.
+        arguments: the command line without the program's name; None for `sys.argv[1:]`.
 
     Raises:
         ImportError: there is no library for this torch.

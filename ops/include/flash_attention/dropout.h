@@ -1,6 +1,6 @@
 #pragma once
-// Dropout that stores no mask. Whether an element is dropped is a function of a seed and of the
-// element's index, so the backward generates the mask again.
+// Dropout that stores no mask. Whether an element is dropped is a function of a seed and the
+// element's index, so the backward regenerates the mask.
 //
 // Sources: Srivastava et al., "Dropout", JMLR 15 (2014), section 4, with the scaling of section 10;
 // Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 3.3 (Philox).
@@ -39,7 +39,7 @@ FLASH_API at::Tensor activation_dropout(const at::Tensor& input, Activation acti
 
 /// One call of `activation_dropout`, for layers that compute block by block below autograd. A block
 /// is contiguous and holds elements first, first + 1, … of the call's input, where `first` is a
-/// multiple of 64; all tensors are of one dtype and size. Throws as the functions above, and
+/// multiple of 64; all tensors have the same dtype and size. Throws like the functions above, and
 /// c10::ValueError for blocks that are not contiguous, differ in size or begin elsewhere.
 class FLASH_API BlockedActivationDropout {
  public:

@@ -6,8 +6,8 @@
 // T is float or double. Matrices are row-major and contiguous unless a stride, in elements, is
 // given. Arguments are not checked: pointers must be valid for the sizes given, and outputs must
 // not overlap anything else unless stated otherwise. A backward adds its sums over rows to `sums`,
-// so that calls on parts of the rows accumulate. Nothing is differentiable: call it below autograd.
-// Throws c10::ValueError if FLASH_ATTENTION_ISA names no instruction set of this CPU.
+// so that calls on parts of the rows accumulate. Nothing here is differentiable: call it below
+// autograd. Throws c10::ValueError if FLASH_ATTENTION_ISA names no instruction set of this CPU.
 
 #include <flash_attention/export.h>
 

@@ -6,7 +6,7 @@
 
 namespace flash {
 
-/// Whether a product replaces the content of its result or is added to it.
+/// Whether a product overwrites its result or is added to it.
 enum class ProductResult { kReplace, kAdd };
 
 /// out = left right, or out += left right.

@@ -80,7 +80,7 @@ FLASH_API std::tuple<at::Tensor, at::Tensor> attention_with_lse(
     const AttentionOptions& options = {});
 
 /// The O(L S) reference in plain ATen operators: the same arguments, semantics and dropout mask as
-/// `attention`, and any number of derivatives. Ignores `block_size` and `use_simd`.
+/// `attention`, and derivatives of any order. Ignores `block_size` and `use_simd`.
 FLASH_API at::Tensor standard_attention(const at::Tensor& query, const at::Tensor& key,
                                         const at::Tensor& value,
                                         const AttentionOptions& options = {});
@@ -90,8 +90,8 @@ FLASH_API at::Tensor standard_attention(const at::Tensor& query, const at::Tenso
                                         const at::Tensor& value, double scale, bool causal);
 
 /// bool [batch, heads, queries, keys], true where a weight is kept: the mask that the next call of
-/// `attention` with this shape would use. Draws the seed from torch's CPU generator as that call.
-/// Throws c10::ValueError for a negative size or a dropout outside [0, 1].
+/// `attention` with this shape would use. Draws the seed from torch's CPU generator as that call
+/// does. Throws c10::ValueError for a negative size or a dropout outside [0, 1].
 FLASH_API at::Tensor dropout_mask(int64_t batch, int64_t heads, int64_t queries, int64_t keys,
                                   double dropout);
 

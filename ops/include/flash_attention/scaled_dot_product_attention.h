@@ -19,8 +19,8 @@ namespace flash {
 /// Dv]. If query is not on the CPU, at::scaled_dot_product_attention computes the call.
 ///
 /// It differs from torch's in that a row with every key masked gives 0, that key and value must
-/// have one length, and in the random numbers of dropout. Throws c10::TypeError, c10::ValueError or
-/// c10::NotImplementedError; the message says what was expected.
+/// have the same length, and in the random numbers of dropout. Throws c10::TypeError,
+/// c10::ValueError or c10::NotImplementedError; the message says what was expected.
 FLASH_API at::Tensor scaled_dot_product_attention(const at::Tensor& query, const at::Tensor& key,
                                                   const at::Tensor& value,
                                                   const std::optional<at::Tensor>& attn_mask = {},

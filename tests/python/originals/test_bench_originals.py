@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_bench_etth1 import SETTINGS, assert_both_sides_train_alike
-from test_bench_models import records, run, shapes
+
+from benchmarks.test_bench_etth1 import SETTINGS, assert_both_sides_train_alike
+from benchmarks.test_bench_models import records, run, shapes
 
 pytestmark = pytest.mark.once
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import model_fixtures
 import neuralforecast.models
 import pytest
 import torch
 from flash_attention import models
-from model_fixtures import FOLDER
-from tolerances import model_float32
+
+from support import model_fixtures
+from support.model_fixtures import FOLDER
+from support.tolerances import model_float32
 
 pytestmark = pytest.mark.once
 

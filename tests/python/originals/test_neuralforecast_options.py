@@ -11,9 +11,9 @@ import pytest
 import torch
 from flash_attention import models
 from neuralforecast.losses.pytorch import MAE, DistributionLoss, MQLoss
-from tolerances import MODEL_FLOAT64, MODEL_RANDOM_OPTIONS_FLOAT32
 
 from bench.models import training_pair
+from support.tolerances import MODEL_FLOAT64, MODEL_RANDOM_OPTIONS_FLOAT32
 
 pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 

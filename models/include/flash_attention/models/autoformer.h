@@ -8,7 +8,7 @@
 //
 // WARNING: use_flash_attention REPLACES THE MECHANISM. Autoformer has no softmax attention to speed
 // up. use_flash_attention (or attention "flash") replaces the auto-correlation in all layers by
-// exact softmax attention with the same projections. This is another model with the same
+// exact softmax attention with the same projections. This is a different model with the same
 // parameters; its forecasts differ, and it has to be trained as such. attention "standard" is that
 // model with stored scores and the same results as "flash". The default, "native", is
 // neuralforecast's model.

@@ -14,10 +14,10 @@
 //
 // WARNING: use_flash_attention REPLACES THE MECHANISM. FEDformer has no softmax attention to speed
 // up. use_flash_attention (or attention "flash") replaces the Fourier blocks in all layers by exact
-// softmax attention with the same projections. This is another model with the same parameters (the
-// blocks' weights stay, unused); its forecasts differ, and it has to be trained as such. attention
-// "standard" is that model with stored scores and the same results as "flash". The default,
-// "native", is neuralforecast's model.
+// softmax attention with the same projections. This is a different model with the same parameters
+// (the blocks' weights stay, unused); its forecasts differ, and it has to be trained as such.
+// attention "standard" is that model with stored scores and the same results as "flash". The
+// default, "native", is neuralforecast's model.
 //
 // The blocks' weights are complex: to(torch::kDouble) makes them complex128.
 

@@ -7,7 +7,8 @@ namespace flash::models {
 
 /// How a model computes attention. `use_flash_attention` changes results by rounding only, except
 /// in Autoformer and FEDformer, which have no softmax attention: there it replaces auto-correlation
-/// and Fourier blocks by softmax attention, which is another model (see autoformer.h, fedformer.h).
+/// and Fourier blocks by softmax attention, which is a different model (see autoformer.h,
+/// fedformer.h).
 ///
 ///     flash::models::ModelConfig config;
 ///     config.use_flash_attention = true;

@@ -49,7 +49,7 @@ struct FLASH_API TFTOptions : ForecastOptions<TFTOptions> {
   /// Probability of dropping an attention weight in training. Default: 0.
   TORCH_ARG(double, attn_dropout) = 0.0;
   /// Activation of the gated residual networks: "ReLU", "Softplus", "Tanh", "SELU", "LeakyReLU",
-  /// "Sigmoid" or "ELU". Default: "ELU".
+  /// "Sigmoid", "GELU" or "ELU". Default: "ELU".
   TORCH_ARG(std::string, grn_activation) = "ELU";
   /// Layers of the recurrent encoders. Default: 1.
   TORCH_ARG(int64_t, n_rnn_layers) = 1;

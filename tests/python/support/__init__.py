@@ -1,0 +1,1 @@
+"""What the tests share: problems, references, tolerances and runs. It contains no test."""
