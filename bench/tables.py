@@ -31,7 +31,7 @@ from bench.models import targets as model_targets
 from bench.report import provenance, records, run_tables, verdict
 from bench.report.records import MODELS, Record
 
-# The savings that docs/guide.md promises at each of its lengths.
+# The design goal of docs/benchmarks.md at each of these lengths, its `guide` column.
 GUIDE_SAVINGS = {128: 16, 512: 64, 1024: 128, 2048: 256, 4096: 512}
 BLOCK_SIZES = (32, 64, 128, 256)
 

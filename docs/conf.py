@@ -38,9 +38,10 @@ myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 maximum_signature_line_length = 100
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 default_role = "code"
 napoleon_numpy_docstring = False
+napoleon_use_param = False  # arguments that share a description stay together
 
 breathe_projects = {"flash_attention": str(ROOT / "build/docs/doxygen/xml")}
 breathe_default_project = "flash_attention"
@@ -65,6 +66,12 @@ def as_restructured_text(app, what, name, obj, options, lines: list[str]) -> Non
     text = re.sub(r"(`[^`\n]+`)(?=\w)", r"\1\\ ", text)
     # A list of arguments over several lines.
     text = re.sub(r"(?m)^( *\w+(?:, \w+)+,)\n +((?:\w+, )*\w+: )", r"\1 \2", text)
+    # An example, indented below a colon.
+    text = re.sub(r"(?m)^( *)(\S.*):\n\n(?=\1 +\w)", r"\1\2::\n\n", text)
+    # Results and properties have no `type: ` in front.
+    text = re.sub(r"(?m)^(Returns:\n +)", r"\1: ", text)
+    if what == "property":
+        text = ": " + text
     lines[:] = text.split("\n")
 
 

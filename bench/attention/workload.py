@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-# The lengths of the tables in docs/guide.md.
+# The lengths of the tables in docs/benchmarks.md.
 GUIDE_LENGTHS = (128, 512, 1024, 2048, 4096)
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.attention.result import Result
@@ -98,7 +98,7 @@ def draw_roofline(record: Record, isa: str, dtype: str, output: Path) -> Path | 
         panel.set_xscale("log", base=2)
         panel.set_yscale("log", base=2)
         for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_formatter(ScalarFormatter())
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.set_xlabel("FLOPs per byte of inputs and outputs")
         panel.set_ylabel("GFLOP/s")
         panel.set_title(title(direction, causal))

@@ -1,4 +1,4 @@
-"""The tables of a record: all points, block sizes, and the lengths at D 64 of docs/guide.md."""
+"""The tables of a record: all points, block sizes, and the lengths at D 64."""
 
 from __future__ import annotations
 
