@@ -88,6 +88,7 @@ def test_gradcheck_of_lse_only() -> None:
     assert torch.autograd.gradcheck(lambda *x: call(*x)[1], inputs)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "spec",
     [
@@ -113,6 +114,9 @@ def test_standard_attention_has_second_derivatives(spec: Spec) -> None:
     assert torch.autograd.gradgradcheck(call, inputs)
 
 
+# Second derivatives are made of torch's operators and of the backward that test_gradcheck runs on
+# each instruction set; test_second_derivatives.py compares their values on each.
+@pytest.mark.once
 @pytest.mark.parametrize("with_lse", [False, True], ids=["out", "out-and-lse"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 def test_gradgradcheck(spec: Spec, with_lse: bool) -> None:
@@ -121,6 +125,7 @@ def test_gradgradcheck(spec: Spec, with_lse: bool) -> None:
     assert torch.autograd.gradgradcheck(call, inputs)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("spec", COMBINED.values(), ids=COMBINED.keys())
 def test_forward_mode(spec: Spec) -> None:
     """Forward mode through the outputs and through the gradients."""
