@@ -41,7 +41,8 @@ def changed_while_training(
 
     By then the files of the first epoch are written. Returns the exit status and stderr.
     """
-    words = [str(executable()), *(str(word) for word in command)]
+    # Under nohup, the program would inherit that hangups are ignored.
+    words = ["env", "--default-signal=HUP", str(executable()), *(str(word) for word in command)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     shown = process.stderr.readline() + process.stderr.readline()
     change(process)
