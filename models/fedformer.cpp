@@ -131,7 +131,7 @@ void visit_options(FEDformerOptions& options, OptionVisitor& visitor) {
   visitor.visit_size("decoder_layers", options.decoder_layers());
   visitor.visit_size("MovingAvg_window", options.MovingAvg_window());
   visitor.visit("random_seed", options.random_seed());
-  visitor.visit_ours("fourier_index", options.fourier_index());
+  visitor.visit_extension("fourier_index", options.fourier_index());
 }
 
 }  // namespace flash::models

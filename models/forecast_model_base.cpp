@@ -28,7 +28,7 @@ class RangeChecker : public OptionVisitor {
   void visit_probability(const char* name, double& value) override {
     check_.probability(name, value);
   }
-  void visit_ours(const char*, std::map<std::string, std::vector<int64_t>>&) override {}
+  void visit_extension(const char*, std::map<std::string, std::vector<int64_t>>&) override {}
 
  private:
   const Checks& check_;
@@ -45,7 +45,7 @@ class OptionPrinter : public OptionVisitor {
   void visit(const char* name, std::vector<std::string>& value) override {
     begin(name) << value.size();
   }
-  void visit_ours(const char*, std::map<std::string, std::vector<int64_t>>&) override {}
+  void visit_extension(const char*, std::map<std::string, std::vector<int64_t>>&) override {}
 
  private:
   std::ostream& begin(const char* name) {

@@ -10,7 +10,7 @@ inline constexpr const char* kScalerPrefix = "scaler.";
 
 /// Whether a tensor belongs to neuralforecast's losses, window scaler or hyperparameters instead of
 /// the network.
-inline bool is_around_the_network(const std::string& name) {
+inline bool is_outside_the_network(const std::string& name) {
   return name.starts_with(kScalerPrefix) || name.starts_with("loss.") ||
          name.starts_with("valid_loss.") || name.starts_with("__hparams__.");
 }

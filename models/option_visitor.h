@@ -28,7 +28,8 @@ class OptionVisitor {
   /// In [0, 1].
   virtual void visit_probability(const char* name, double& value) { visit(name, value); }
   /// An option that neuralforecast lacks; empty if not given.
-  virtual void visit_ours(const char* name, std::map<std::string, std::vector<int64_t>>& value) = 0;
+  virtual void visit_extension(const char* name,
+                               std::map<std::string, std::vector<int64_t>>& value) = 0;
 };
 
 // Defined in the model's source file. Visits every option that the model shares with

@@ -28,7 +28,7 @@ std::string join(const std::vector<std::string>& names) {
   constexpr size_t kShown = 30;
   std::string text;
   for (size_t i = 0; i < std::min(names.size(), kShown); ++i) {
-    text += (i == 0 ? "" : ", ") + shown(names[i]);
+    text += (i == 0 ? "" : ", ") + printable(names[i]);
   }
   if (names.size() > kShown) text += " and " + std::to_string(names.size() - kShown) + " more";
   return text;
@@ -52,7 +52,7 @@ bool is_utf8(const std::string& text) {
   return true;
 }
 
-std::string shown(std::string_view text) {
+std::string printable(std::string_view text) {
   constexpr size_t kShown = 60;
   size_t length = std::min(text.size(), kShown);
   // Not inside a multi-byte character.
@@ -74,7 +74,7 @@ std::string shown(std::string_view text) {
 }
 
 std::string shown_column(const std::string& name) {
-  return name.empty() ? "without a name" : shown(name);
+  return name.empty() ? "without a name" : printable(name);
 }
 
 CsvReader::CsvReader(const std::string& path)

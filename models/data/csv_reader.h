@@ -21,7 +21,7 @@ std::string quoted(const std::string& field);
 
 /// Text from a file, for messages: truncated to 60 bytes, with bytes that are neither printable
 /// ASCII nor UTF-8 written as \x1B.
-std::string shown(std::string_view text);
+std::string printable(std::string_view text);
 
 /// The same for the name of a column, which may be empty.
 std::string shown_column(const std::string& name);

@@ -23,11 +23,11 @@ struct Header {
 
   size_t find(const std::string& name) const {
     const auto count = std::count(names.begin(), names.end(), name);
-    TORCH_CHECK_VALUE(count == 1, path, ", line ", line, ": expected one column ", shown(name),
+    TORCH_CHECK_VALUE(count == 1, path, ", line ", line, ": expected one column ", printable(name),
                       ", got ", count == 0 ? "none" : std::to_string(count).c_str(),
                       "; the file has the columns ", join(names));
     TORCH_CHECK_VALUE(is_utf8(name), path, ", line ", line,
-                      ": expected names of columns in UTF-8, got ", shown(name), kConvert);
+                      ": expected names of columns in UTF-8, got ", printable(name), kConvert);
     return static_cast<size_t>(std::find(names.begin(), names.end(), name) - names.begin());
   }
 };
@@ -60,7 +60,7 @@ std::vector<size_t> find_columns(const Header& header, const std::vector<std::st
   std::vector<size_t> positions;
   for (const std::string& name : wanted) {
     TORCH_CHECK_VALUE(std::count(wanted.begin(), wanted.end(), name) == 1, header.path,
-                      ": expected each column to be requested once, got ", shown(name),
+                      ": expected each column to be requested once, got ", printable(name),
                       " twice in ", join(wanted));
     positions.push_back(header.find(name));
   }
@@ -75,7 +75,7 @@ double parse_number(const Place& place, const std::string& field, bool may_be_em
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   TORCH_CHECK_VALUE(
       error == std::errc() && end == text.data() + text.size() && std::isfinite(value), place,
-      ": expected a finite number, got \"", shown(field), "\"",
+      ": expected a finite number, got \"", printable(field), "\"",
       text.empty() ? "; fill missing values or drop the row first" : "");
   return value;
 }
@@ -100,17 +100,18 @@ size_t find_time_column(const Header& header, const std::string& name,
     if (time && time->kind != Timestamp::Kind::kInteger) return i;
   }
   TORCH_CHECK_VALUE(parse_timestamp(trim(row[unused[0]])), (Place{header, line, unused[0]}),
-                    ": expected ", kTimestampForms, ", got \"", shown(row[unused[0]]), "\"",
+                    ": expected ", kTimestampForms, ", got \"", printable(row[unused[0]]), "\"",
                     kAdvice);
   return unused[0];
 }
 
 void add_time(CsvTimes& rows, const std::string& field, const Place& place) {
   const auto time = parse_timestamp(trim(field));
-  TORCH_CHECK_VALUE(time, place, ": expected ", kTimestampForms, ", got \"", shown(field), "\"");
+  TORCH_CHECK_VALUE(time, place, ": expected ", kTimestampForms, ", got \"", printable(field),
+                    "\"");
   TORCH_CHECK_VALUE(rows.times.empty() || rows.times[0].kind == time->kind, place,
-                    ": expected times of one kind, got \"", shown(field), "\" and, in line ",
-                    rows.lines[0], ", \"", shown(rows.labels[0]), "\"");
+                    ": expected times of one kind, got \"", printable(field), "\" and, in line ",
+                    rows.lines[0], ", \"", printable(rows.labels[0]), "\"");
   rows.times.push_back(*time);
   rows.labels.emplace_back(trim(field));
 }
@@ -118,7 +119,7 @@ void add_time(CsvTimes& rows, const std::string& field, const Place& place) {
 std::string parse_id(const std::string& field, const Place& place) {
   std::string id(trim(field));
   TORCH_CHECK_VALUE(!id.empty(), place, ": expected the name of a series, got an empty field");
-  TORCH_CHECK_VALUE(is_utf8(id), place, ": expected text in UTF-8, got \"", shown(id), "\"",
+  TORCH_CHECK_VALUE(is_utf8(id), place, ": expected text in UTF-8, got \"", printable(id), "\"",
                     kConvert);
   return id;
 }

@@ -37,9 +37,9 @@ at::Tensor constant_of(const at::Tensor& values, const std::string& series,
                        const std::vector<std::string>& names) {
   for (int64_t i = 0; i < count(names); ++i) {
     TORCH_CHECK_VALUE(values[i].eq(values[i][0]).all().item<bool>(), "expected one value of ",
-                      shown(names[static_cast<size_t>(i)]), ", a static column, in all rows of ",
-                      series, ", got ", values[i].min().item<double>(), " to ",
-                      values[i].max().item<double>());
+                      printable(names[static_cast<size_t>(i)]),
+                      ", a static column, in all rows of ", series, ", got ",
+                      values[i].min().item<double>(), " to ", values[i].max().item<double>());
   }
   return values.select(1, 0).clone();
 }
@@ -87,7 +87,7 @@ void add_series(std::vector<Series>& panel, const std::string& path, const Panel
 std::vector<Series> make_series(const std::string& path, const PanelColumns& columns, bool open) {
   TORCH_CHECK_VALUE(columns.id_column.empty() || columns.targets.size() == 1, path,
                     ": expected one target in a table with the id column ",
-                    shown(columns.id_column), ", got ", join(columns.targets));
+                    printable(columns.id_column), ", got ", join(columns.targets));
   const CsvTable table = read_columns(path, columns, open);
   std::vector<Series> panel;
   for (SeriesRows& rows :

@@ -15,7 +15,7 @@ namespace {
 using Axes = std::vector<std::shared_ptr<const TimeAxis>>;
 
 void check_order(const std::string& path, const TimeAxis& axis, const std::string& series) {
-  const std::string of = series.empty() ? "" : " of " + shown(series);
+  const std::string of = series.empty() ? "" : " of " + printable(series);
   for (size_t i = 1; i < axis.times.size(); ++i) {
     const int64_t before = axis.times[i - 1].value, now = axis.times[i].value;
     if (now > before) continue;

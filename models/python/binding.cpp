@@ -80,7 +80,7 @@ std::tuple<std::string, std::string, int64_t, TensorsByName, Texts, TensorsByNam
     for (const std::string& name : own.names) weights.insert(name, own.tensor.detach());
   }
   for (const auto& [name, tensor] : file.tensors) {
-    if (is_around_the_network(name)) others.insert(name, tensor);
+    if (is_outside_the_network(name)) others.insert(name, tensor);
   }
   for (const auto& [key, text] : file.metadata) metadata.insert(key, text);
   return {model->model_class(),

@@ -100,12 +100,12 @@ RngStateGuard::~RngStateGuard() {
   generator.set_state(state_);
 }
 
-BoundModel::BoundModel(const Recipe& recipe) {
+BoundModel::BoundModel(const ModelArguments& arguments) {
   // A model that is built under no_grad or inference_mode must be trainable, too.
   const c10::InferenceMode no_inference(false);
   const at::AutoGradMode with_gradients(true);
-  model_ =
-      make_model(recipe.model_class, recipe.options, recipe.outputsize_multiplier, recipe.config);
+  model_ = make_model(arguments.model_class, arguments.options, arguments.outputsize_multiplier,
+                      arguments.config);
   tensors_ = named_tensors(*model_);
   edges_.resize(tensors_.size());
   for (const NamedTensor& own : tensors_) handles_.push_back(own.tensor.use_count());
@@ -154,8 +154,8 @@ bool BoundModel::bind(const std::vector<at::Tensor>& given, bool training) {
   return true;
 }
 
-PythonModel::PythonModel(Recipe recipe)
-    : recipe_(std::move(recipe)), bound_(std::make_shared<BoundModel>(recipe_)) {}
+PythonModel::PythonModel(ModelArguments arguments)
+    : arguments_(std::move(arguments)), bound_(std::make_shared<BoundModel>(arguments_)) {}
 
 std::vector<NamedTensor> PythonModel::tensors() {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -171,7 +171,7 @@ BoundModel::Use PythonModel::bind(const std::vector<at::Tensor>& given, bool tra
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!bound_->bind(given, training)) {
     const RngStateGuard unmoved;
-    auto other = std::make_shared<BoundModel>(recipe_);
+    auto other = std::make_shared<BoundModel>(arguments_);
     other->bind(given, training);
     bound_ = std::move(other);
   }
@@ -181,7 +181,7 @@ BoundModel::Use PythonModel::bind(const std::vector<at::Tensor>& given, bool tra
 at::Tensor PythonModel::forward(const std::vector<at::Tensor>& given, bool training,
                                 const WindowsBatch& windows) {
   const BoundModel::Use use = bind(given, training);
-  check_windows(recipe_.model_class, windows, given);
+  check_windows(arguments_.model_class, windows, given);
   at::Tensor output = use.model().forward(windows);
   // A layer that is recomputed in the backward needs the model, even if Python has released it.
   if (output.requires_grad()) output.register_hook([bound = use.bound()](const at::Tensor&) {});

@@ -79,7 +79,7 @@ class RngStateGuard {
 };
 
 /// The arguments of make_model.
-struct Recipe {
+struct ModelArguments {
   std::string model_class;
   std::string options;
   int64_t outputsize_multiplier;
@@ -89,7 +89,7 @@ struct Recipe {
 /// A C++ model, and the binding of its tensors.
 class BoundModel {
  public:
-  explicit BoundModel(const Recipe& recipe);
+  explicit BoundModel(const ModelArguments& arguments);
 
   ForecastModel& model() { return *model_; }
   const std::vector<NamedTensor>& tensors() const { return tensors_; }
@@ -130,7 +130,7 @@ class BoundModel {
 /// while a backward with the old ones is pending.
 class PythonModel {
  public:
-  explicit PythonModel(Recipe recipe);
+  explicit PythonModel(ModelArguments arguments);
 
   /// Parameters and buffers: the initial ones before the first forward, then the bound ones.
   std::vector<NamedTensor> tensors();
@@ -146,7 +146,7 @@ class PythonModel {
  private:
   BoundModel::Use bind(const std::vector<at::Tensor>& given, bool training);
 
-  const Recipe recipe_;
+  const ModelArguments arguments_;
   std::mutex mutex_;
   std::shared_ptr<BoundModel> bound_;
 };

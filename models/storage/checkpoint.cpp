@@ -166,13 +166,13 @@ void save_model(const std::string& path, ForecastModel& model, const Safetensors
         " in double, for which safetensors has no name; call to(torch::kFloat) first");
   }
   for (const auto& [name, tensor] : keep.tensors) {
-    if (is_around_the_network(name)) tensors.emplace(name, tensor);
+    if (is_outside_the_network(name)) tensors.emplace(name, tensor);
   }
   // A shared parameter is stored once; the header lists its other names.
   Json shared = Json::object();
   const Json kept_shared = parse_metadata(keep.metadata, kSharedTensors);
   for (const auto& [name, others] : kept_shared.items()) {
-    if (is_around_the_network(name)) shared[name] = others;
+    if (is_outside_the_network(name)) shared[name] = others;
   }
   for (const auto& [alias, owner] : model.tied_parameters()) {
     shared[owner].push_back(alias);

@@ -109,8 +109,8 @@ void JsonOptionReader::visit(const char* name, std::vector<std::string>& value) 
   value = given->get<std::vector<std::string>>();
 }
 
-void JsonOptionReader::visit_ours(const char* name,
-                                  std::map<std::string, std::vector<int64_t>>& value) {
+void JsonOptionReader::visit_extension(const char* name,
+                                       std::map<std::string, std::vector<int64_t>>& value) {
   const Json* given = find(name);
   if (given == nullptr || given->is_null()) return;
   bool good = given->is_object();
@@ -135,8 +135,8 @@ void JsonOptionWriter::visit(const char* name, std::vector<std::string>& value) 
   options[name] = value.empty() ? Json(nullptr) : Json(value);
 }
 
-void JsonOptionWriter::visit_ours(const char* name,
-                                  std::map<std::string, std::vector<int64_t>>& value) {
+void JsonOptionWriter::visit_extension(const char* name,
+                                       std::map<std::string, std::vector<int64_t>>& value) {
   if (!value.empty()) ours[name] = value;
 }
 

@@ -32,7 +32,8 @@ class JsonOptionReader : public OptionVisitor {
   void visit(const char* name, bool& value) override;
   void visit(const char* name, std::string& value) override;
   void visit(const char* name, std::vector<std::string>& value) override;
-  void visit_ours(const char* name, std::map<std::string, std::vector<int64_t>>& value) override;
+  void visit_extension(const char* name,
+                       std::map<std::string, std::vector<int64_t>>& value) override;
 
   const std::string& context() const { return context_; }
   /// The names of the options visited so far.
@@ -59,7 +60,8 @@ class JsonOptionWriter : public OptionVisitor {
   void visit(const char* name, bool& value) override { options[name] = value; }
   void visit(const char* name, std::string& value) override { options[name] = value; }
   void visit(const char* name, std::vector<std::string>& value) override;
-  void visit_ours(const char* name, std::map<std::string, std::vector<int64_t>>& value) override;
+  void visit_extension(const char* name,
+                       std::map<std::string, std::vector<int64_t>>& value) override;
 
   nlohmann::json options = nlohmann::json::object();
   nlohmann::json ours = nlohmann::json::object();

@@ -13,7 +13,7 @@ namespace {
 
 /// neuralforecast also stores TFT's causal mask, which the network here does not need.
 bool is_no_weight(const std::string& name) {
-  return is_around_the_network(name) || name == "temporal_fusion_decoder.attention._mask";
+  return is_outside_the_network(name) || name == "temporal_fusion_decoder.attention._mask";
 }
 
 /// `tensors` with each parameter under its name in the module. Other names that come with different

@@ -21,7 +21,7 @@ const ColumnScaler& scaler_of(const Forecaster& forecaster, const std::string& n
     std::vector<std::string> known;
     for (const auto& entry : forecaster.scalers) known.push_back(entry.first);
     TORCH_CHECK_VALUE(false, "expected series that the model was trained on (", join(known),
-                      "), got ", shown(name));
+                      "), got ", printable(name));
   }
   return found->second;
 }
@@ -36,8 +36,8 @@ void check_same_times(const std::vector<Series>& panel) {
       TORCH_CHECK_VALUE(axis.times[i].value == first.times[i].value,
                         "expected series with the same times, because the model forecasts them "
                         "together, got ",
-                        axis.labels[i], " in row ", i + 1, " of ", shown(series.name), " and ",
-                        first.labels[i], " in that of ", shown(panel[0].name));
+                        axis.labels[i], " in row ", i + 1, " of ", printable(series.name), " and ",
+                        first.labels[i], " in that of ", printable(panel[0].name));
     }
   }
 }
@@ -59,7 +59,7 @@ void check_finite(const std::vector<Series>& panel, const SeriesStore& store,
     for (int64_t row = 0; row < good.size(0); ++row) {
       TORCH_CHECK_VALUE(good[row].item<bool>(), "expected numbers in the ",
                         row == 0 ? "target of " : names[static_cast<size_t>(row) - 1] + " of ",
-                        shown(panel[i].name), kAdvice);
+                        printable(panel[i].name), kAdvice);
     }
   }
   TORCH_CHECK_VALUE(store.stat.isfinite().all().item<bool>(), "expected numbers in ",

@@ -15,7 +15,7 @@ namespace flash {
 namespace {
 
 template <class Stored>
-Stored of_bits(uint32_t bits) {
+Stored from_bits(uint32_t bits) {
   return {static_cast<uint16_t>(bits)};
 }
 
@@ -33,9 +33,9 @@ TYPED_TEST_SUITE(StorageOf, Formats);
 
 TYPED_TEST(StorageOf, EveryValueRoundTrips) {
   for (uint32_t bits = 0; bits < 1 << 16; ++bits) {
-    const float x = to_float(of_bits<TypeParam>(bits));
+    const float x = to_float(from_bits<TypeParam>(bits));
     if (std::isnan(x)) {
-      EXPECT_TRUE(std::isnan(to_float(of_bits<TypeParam>(rounded<TypeParam>(x)))));
+      EXPECT_TRUE(std::isnan(to_float(from_bits<TypeParam>(rounded<TypeParam>(x)))));
     } else {
       ASSERT_EQ(rounded<TypeParam>(x), bits) << x;
     }
@@ -44,9 +44,9 @@ TYPED_TEST(StorageOf, EveryValueRoundTrips) {
 
 TYPED_TEST(StorageOf, RoundsToNearestTiesToEven) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for (uint32_t bits = 0; to_float(of_bits<TypeParam>(bits + 1)) < kInfinity; ++bits) {
-    const double low = to_float(of_bits<TypeParam>(bits));
-    const double high = to_float(of_bits<TypeParam>(bits + 1));
+  for (uint32_t bits = 0; to_float(from_bits<TypeParam>(bits + 1)) < kInfinity; ++bits) {
+    const double low = to_float(from_bits<TypeParam>(bits));
+    const double high = to_float(from_bits<TypeParam>(bits + 1));
     const auto middle = static_cast<float>((low + high) / 2);
     if (middle != (low + high) / 2) continue;  // not representable: a denormal float32
     for (const float sign : {1.0f, -1.0f}) {
@@ -59,11 +59,11 @@ TYPED_TEST(StorageOf, RoundsToNearestTiesToEven) {
 }
 
 TEST(Storage, OverflowGivesInfinity) {
-  EXPECT_EQ(to_float(of_bits<Half>(rounded<Half>(65519.0f))), 65504.0f);
-  EXPECT_TRUE(std::isinf(to_float(of_bits<Half>(rounded<Half>(65520.0f)))));
-  EXPECT_TRUE(std::isinf(to_float(of_bits<Half>(rounded<Half>(1e30f)))));
+  EXPECT_EQ(to_float(from_bits<Half>(rounded<Half>(65519.0f))), 65504.0f);
+  EXPECT_TRUE(std::isinf(to_float(from_bits<Half>(rounded<Half>(65520.0f)))));
+  EXPECT_TRUE(std::isinf(to_float(from_bits<Half>(rounded<Half>(1e30f)))));
   const float most = std::numeric_limits<float>::max();
-  EXPECT_TRUE(std::isinf(to_float(of_bits<BFloat16>(rounded<BFloat16>(most)))));
+  EXPECT_TRUE(std::isinf(to_float(from_bits<BFloat16>(rounded<BFloat16>(most)))));
 }
 
 TEST(Storage, EveryIsaConvertsIdentically) {

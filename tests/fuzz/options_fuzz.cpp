@@ -35,7 +35,7 @@ void visit_options(Options& options, Visitor& visitor) {
   visitor.visit("revin", options.revin);
   visitor.visit("activation", options.activation);
   visitor.visit("futr_exog_list", options.futr_exog_list);
-  visitor.visit_ours("fourier_index", options.fourier_index);
+  visitor.visit_extension("fourier_index", options.fourier_index);
 }
 
 Options read(const std::string& text) {

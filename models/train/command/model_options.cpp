@@ -63,7 +63,7 @@ constexpr Text kTexts[] = {
 };
 
 // Determined by the data, or (tgt_size) with only one useful value.
-const std::set<std::string> kNotOffered = {"h", "input_size", "n_series", "tgt_size"};
+const std::set<std::string> kExcludedOptions = {"h", "input_size", "n_series", "tgt_size"};
 
 std::string text_of(const std::string& flag) {
   for (const Text& entry : kTexts) {
@@ -95,12 +95,12 @@ class FlagAdder : public OptionVisitor {
   void visit(const char* name, std::vector<std::string>&) override {
     options_.exogenous.emplace_back(name);
   }
-  void visit_ours(const char*, std::map<std::string, std::vector<int64_t>>&) override {}
+  void visit_extension(const char*, std::map<std::string, std::vector<int64_t>>&) override {}
 
  private:
   template <class Value>
   void add(const std::string& name, const Value&, const std::string& shown) {
-    if (kNotOffered.contains(name)) return;
+    if (kExcludedOptions.contains(name)) return;
     const std::string flag = flag_of(name);
     CLI::Option* option = app_.add_option_function<Value>(
                                   flag,

@@ -89,7 +89,7 @@ void check_outputs(const Settings& settings) {
     for (const auto& files : {inputs, outputs}) {
       for (const NamedFile& file : files) {
         TORCH_CHECK_VALUE(is_utf8(file.path), "expected a path in UTF-8 as ", file.name,
-                          ", as checkpoint and report name it, got ", shown(file.path));
+                          ", as checkpoint and report name it, got ", printable(file.path));
       }
     }
   }

@@ -153,7 +153,7 @@ void draw_panel(cairo_t* cairo, double top, const SeriesForecast& series,
     }
     panel.line(part.select(1, columns.median), begin, kForecast, 1.8);
   }
-  panel.text(models::shown(series.name), kLeft, top + 22, 0.0);
+  panel.text(models::printable(series.name), kLeft, top + 22, 0.0);
   std::string legend = "forecast";
   if (!columns.intervals.empty()) legend += ", interval of " + columns.intervals[0].level + " %";
   panel.text(legend, kWidth - kRight, top + 22, 1.0, kForecast);

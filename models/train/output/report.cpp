@@ -66,8 +66,8 @@ void print_series(std::ostream& stream, const RunReport& report) {
   print(stream, "  %-21s %12s %8s %15s\n", "", report.model.model_class.c_str(), "naive",
         "seasonal naive");
   for (size_t i = 0; i < std::min(series.size(), kShown); ++i) {
-    print(stream, "  %-21s %12.4g %8.4g %15.4g\n", shown(series[i].name).c_str(), series[i].model,
-          series[i].naive, series[i].seasonal_naive);
+    print(stream, "  %-21s %12.4g %8.4g %15.4g\n", printable(series[i].name).c_str(),
+          series[i].model, series[i].naive, series[i].seasonal_naive);
   }
   if (series.size() > kShown) {
     print(stream, "  and %zu more, all of them in --report\n", series.size() - kShown);
