@@ -33,7 +33,7 @@ from bench.report import pictures, records, repeats, run_tables, verdict
 from bench.report.records import Record
 from bench.report.verdict import MISSED, Line
 
-ISAS = ("avx2", "avx512")
+ISAS = ("avx2", "avx512", "amx")
 PARTS = ("attention", "models")
 
 

@@ -11,18 +11,24 @@
 namespace flash {
 
 #if defined(__x86_64__)
+extern const KernelTable kAmxKernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx2Kernels;
+extern const KernelTable kEmulatedAmxKernels;
 #endif
 extern const KernelTable kScalarKernels;
 
 const std::vector<const KernelTable*>& all_kernels() {
   static const std::vector<const KernelTable*> tables = {
 #if defined(__x86_64__)
+    &kAmxKernels,
     &kAvx512Kernels,
     &kAvx2Kernels,
 #endif
     &kScalarKernels,
+#if defined(__x86_64__)
+    &kEmulatedAmxKernels,
+#endif
   };
   return tables;
 }
@@ -41,11 +47,13 @@ std::string known_names() {
   return names;
 }
 
-// torch's names for "no vector kernels" and "at most AVX2". Any other value sets no limit here.
+// torch's names for "no vector kernels", "at most AVX2" and "at most AVX-512". Any other value sets
+// no limit here.
 bool allowed_by_aten(const KernelTable& table, std::string_view capability) {
   const std::string_view name = table.name;
   if (capability == "default") return name == "scalar";
   if (capability == "avx2") return name == "scalar" || name == "avx2";
+  if (capability == "avx512") return name != "amx";
   return true;
 }
 

@@ -14,7 +14,8 @@ namespace flash {
 /// Marks the functions that libflash_kernels.so exports.
 #define FLASH_KERNELS_API __attribute__((visibility("default")))
 
-/// Every table compiled in, best first. The scalar table is last and always supported.
+/// Every table compiled in, best first. The scalar table is always supported; what comes after it is
+/// for tests and never chosen unless named.
 FLASH_KERNELS_API const std::vector<const KernelTable*>& all_kernels();
 
 /// The table that FLASH_ATTENTION_ISA names, or else the best one that the CPU supports and

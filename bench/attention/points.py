@@ -50,8 +50,12 @@ PRODUCTS = {"forward": 2, "recorded": 2, "backward": 5, "training": 7}
 # gradient of the output and three gradients. Forward + backward counts each once.
 TENSORS = {"forward": 4, "recorded": 4, "backward": 8, "training": 8}
 SIZES = {"float32": 4, "float64": 8, "bfloat16": 2}
-# The dtype in which a dtype's multiply-adds are computed.
-COMPUTED = {"float32": "float32", "float64": "float64", "bfloat16": "float32"}
+
+def computed(dtype: str, isa: str) -> str:
+    """The dtype of the operands of a dtype's multiply-adds."""
+    return "float32" if dtype == "bfloat16" and isa != "amx" else dtype
+
+
 DIRECTIONS = {
     "forward": "forward",
     "recorded": "forward with autograd",
@@ -190,7 +194,9 @@ def own_shape(length: int, head_dim: int, heads: int, batch: int, dtype: str) ->
 
 
 def plan(isa: str, full: bool = False) -> list[Point]:
-    """All points, in the order in which they are measured."""
+    """All points, in the order in which they are measured. AMX differs in bfloat16 only."""
+    if isa == "amx":
+        return list(bfloat16())
     points = [*overhead(), *grid("float32", LENGTHS), *forecast()]
     if full:
         points += grid("float64", LENGTHS)

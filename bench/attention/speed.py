@@ -39,13 +39,14 @@ class Machine:
 
     def __init__(self, build: Path, isa: str) -> None:
         library = peak.load(build)
-        computed = set(points.COMPUTED.values())
-        self.fma = {dtype: peak.fma(library, dtype, isa) for dtype in sorted(computed)}
+        dtypes = {points.computed(p.dtype, isa) for p in points.plan(isa, full=True)}
+        self.isa = isa
+        self.fma = {dtype: peak.fma(library, dtype, isa) for dtype in sorted(dtypes)}
         self.product = peak.product()
 
     def probes(self, point: Point) -> dict[str, peak.Probe]:
         """The probes at the end of each round at `point`."""
-        found = {FMA: self.fma[points.COMPUTED[point.dtype]]}
+        found = {FMA: self.fma[points.computed(point.dtype, self.isa)]}
         if expected_time.samples_product(point):
             found[PRODUCT] = self.product
         return found
@@ -146,7 +147,7 @@ def rounds_of(args: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--isa", choices=["avx2", "avx512"], required=True)
+    parser.add_argument("--isa", choices=["avx2", "avx512", "amx"], required=True)
     parser.add_argument("--json", type=Path, required=True, help="where the results go")
     parser.add_argument(
         "--later", type=float, default=0.0, help="expected seconds of later processes"

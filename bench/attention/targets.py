@@ -19,14 +19,15 @@ GRID_MEANS: dict[tuple[str, str], dict[str, float]] = {
     ("float32", "backward"): {"avx2": 1.70, "avx512": 1.80},
     ("float64", "forward"): {"avx2": 1.6},
     ("float64", "backward"): {"avx2": 1.6},
-    ("bfloat16", "forward"): {"avx2": 1.6, "avx512": 1.6},
-    ("bfloat16", "backward"): {"avx2": 1.3, "avx512": 1.3},
+    ("bfloat16", "forward"): {"avx2": 1.6, "avx512": 1.6, "amx": 1.6},
+    ("bfloat16", "backward"): {"avx2": 1.3, "avx512": 1.3, "amx": 1.3},
 }
 # (dtype, direction) -> lower bound of every point of the grid.
 GRID_WORST = {
     ("float32", "forward"): 1.0,
     ("float32", "backward"): 1.0,
     ("bfloat16", "forward"): 1.1,
+    ("bfloat16", "backward"): 1.0,
 }
 DECODE_OF_COPY = 90.0
 WINDOW_OVER_FULL = 15.0

@@ -29,7 +29,14 @@ AVX512_ENVIRONMENT = {
     "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
     "FLASH_ATTENTION_ISA": "avx512",
 }
-ENVIRONMENTS = {"avx2": AVX2_ENVIRONMENT, "avx512": AVX512_ENVIRONMENT, "native": {}}
+# AMX is the best that any library uses, so nothing is restricted.
+AMX_ENVIRONMENT = {"FLASH_ATTENTION_ISA": "amx"}
+ENVIRONMENTS = {
+    "avx2": AVX2_ENVIRONMENT,
+    "avx512": AVX512_ENVIRONMENT,
+    "amx": AMX_ENVIRONMENT,
+    "native": {},
+}
 
 # The cores that this process was allowed to use when it started.
 CORES = sorted(os.sched_getaffinity(0))
@@ -39,8 +46,8 @@ SOURCES = ("csrc", "ops", "models", "cmake", "CMakeLists.txt")
 
 
 def environment(isa: str) -> dict[str, str]:
-    """Environment of a child process: all libraries at "avx2" or "avx512", or "native", each at
-    its best.
+    """Environment of a child process: all libraries at "avx2", "avx512" or "amx", or "native",
+    each at its best.
 
     A library chooses its instruction set once, when it is loaded, so each choice needs a process.
     """

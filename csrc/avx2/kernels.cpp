@@ -4,7 +4,7 @@
 #include <cpuid.h>
 
 #include "csrc/avx2/vec.h"
-#include "csrc/generic/table.h"
+#include "csrc/generic/tile_table.h"
 
 namespace flash {
 
@@ -16,19 +16,29 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 
+bool supports_avx2() {
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && has_f16c();
+}
+
 }  // namespace
 
 extern const KernelTable kAvx2Kernels;
 constinit const KernelTable kAvx2Kernels = {"avx2",
                                             "x86-64 AVX2, FMA and F16C",
-                                            [] {
-                                              return __builtin_cpu_supports("avx2") != 0 &&
-                                                     __builtin_cpu_supports("fma") != 0 &&
-                                                     has_f16c();
-                                            },
+                                            supports_avx2,
                                             typed_kernels<Vec<float>>(),
                                             typed_kernels<Vec<double>>(),
                                             &kLayerKernels<Vec<float>>,
                                             &kLayerKernels<Vec<double>>};
+
+extern const KernelTable kEmulatedAmxKernels;
+constinit const KernelTable kEmulatedAmxKernels = {
+    "amx-emulated",
+    "for tests: amx with its tiles emulated, AVX2 otherwise",
+    supports_avx2,
+    typed_kernels_with_tiles<Vec<float>, kEmulatedTileKernels>(),
+    typed_kernels<Vec<double>>(),
+    &kLayerKernels<Vec<float>>,
+    &kLayerKernels<Vec<double>>};
 
 }  // namespace flash

@@ -105,6 +105,29 @@ struct Vec<float> : Avx2Tiles {
                      _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 
+  // Words of two bfloat16, the first in the lower half, for tile_product.h. No arithmetic touches
+  // their bits.
+  static Reg load_words(const BFloat16* p) {
+    return _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static void store_words(uint32_t* p, Reg x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_castps_si256(x));
+  }
+  /// Words of even[i] and odd[i].
+  static Reg load_pairs(const BFloat16* even, const BFloat16* odd) {
+    const auto load = [](const BFloat16* p) __attribute__((always_inline)) {
+      return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    };
+    return _mm256_castsi256_ps(_mm256_or_si256(load(even), _mm256_slli_epi32(load(odd), 16)));
+  }
+  /// Words of two floats, rounded to nearest and halves away from zero.
+  static Reg pair(Reg even, Reg odd) {
+    const __m256i half = _mm256_set1_epi32(0x8000);
+    const __m256i low = _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(even), half), 16);
+    const __m256i high = _mm256_add_epi32(_mm256_castps_si256(odd), half);
+    return _mm256_castsi256_ps(_mm256_blend_epi16(low, high, 0xAA));
+  }
+
   static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
@@ -118,7 +141,11 @@ struct Vec<float> : Avx2Tiles {
   /// The maximum; `b` where either is NaN.
   static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
   static Reg abs(Reg x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
-  /// `a < b ? x : y`; the comparison is false if either is NaN.
+  /// Whether `a < b` in any lane; the comparison is false if either is NaN.
+  static bool any_less(Reg a, Reg b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) != 0;
+  }
+  /// `a < b ? x : y`.
   static Reg if_less(Reg a, Reg b, Reg x, Reg y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
   }

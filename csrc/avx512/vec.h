@@ -86,6 +86,23 @@ struct Vec<float> : Avx512Tiles {
                         _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 
+  static Reg load_words(const BFloat16* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
+  static void store_words(uint32_t* p, Reg x) { _mm512_storeu_si512(p, _mm512_castps_si512(x)); }
+  static Reg load_pairs(const BFloat16* even, const BFloat16* odd) {
+    const auto load = [](const BFloat16* p) __attribute__((always_inline)) {
+      return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    };
+    return _mm512_castsi512_ps(_mm512_or_si512(load(even), _mm512_slli_epi32(load(odd), 16)));
+  }
+  static Reg pair(Reg even, Reg odd) {
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
+    const __m512i high = _mm512_add_epi32(_mm512_castps_si512(odd), half);
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
+    return _mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(low, high, upper, 0xF8));  // low | (high & upper)
+  }
+
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
@@ -98,6 +115,7 @@ struct Vec<float> : Avx512Tiles {
   }
   static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
   static Reg abs(Reg x) { return _mm512_abs_ps(x); }
+  static bool any_less(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
   static Reg if_less(Reg a, Reg b, Reg x, Reg y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
   }

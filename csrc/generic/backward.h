@@ -25,6 +25,60 @@
 namespace flash {
 namespace {
 
+/// The statistics of the rows of a tile, one element per lane.
+template <class T>
+struct RowStatistics {
+  T* row_max;      ///< 0 if it is -inf
+  T* inverse_sum;  ///< 0 if the sum is 0
+  T* delta;        ///< rowsum(dO o O) - dlse
+};
+
+// The output of a row that attends no key is constant, so NaN in its dO must not propagate.
+template <class V>
+[[gnu::noinline]] void zero_empty_rows(const ScoreStage<V>& stage, int64_t count,
+                                       typename V::Scalar* delta) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (!stage.attends_any(i)) delta[i] = 0;
+  }
+}
+
+/// Reads the statistics of `count` rows from `row` on, and stores the gradients of their sinks.
+/// `rows.delta` must hold rowsum(dO o O). Returns whether all of them are finite but for delta.
+template <class V>
+bool read_statistics(const BackwardParams& p, const ScoreStage<V>& stage, int64_t row,
+                     int64_t count, int64_t lanes, bool zeroes_empty,
+                     RowStatistics<typename V::Scalar> rows) {
+  using T = typename V::Scalar;
+  using Reg = typename V::Reg;
+  if (zeroes_empty) zero_empty_rows(stage, count, rows.delta);
+  const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
+  bool finite = true;
+  for (int64_t lane = 0; lane < lanes; lane += V::kWidth) {
+    const typename V::Mask mask = V::first(max_of(0, min_of(count - lane, V::kWidth)));
+    const auto read = [&](const void* of_rows) {
+      return V::load(static_cast<const T*>(of_rows) + row + lane, mask);
+    };
+    const Reg max = read(p.row_max), sum = read(p.row_sum);
+    Reg delta = V::load(rows.delta + lane);
+    if (p.grad_lse != nullptr) delta = V::sub(delta, read(p.grad_lse));
+    const Reg base = V::if_equal(max, minus_inf, V::zero(), max);
+    const Reg inverse = V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
+    finite &= is_zero<V>(V::fma(base, V::zero(), V::mul(inverse, V::zero())));
+    V::store(rows.row_max + lane, base);
+    V::store(rows.inverse_sum + lane, inverse);
+    V::store(rows.delta + lane, delta);
+    if (p.grad_sink_rows != nullptr) {
+      // The sink acts as a key with dP = 0.
+      Reg weight[1] = {V::sub(V::broadcast(stage.sink()), base)};
+      exp<V>(weight);
+      const Reg grad = V::mul(V::mul(weight[0], inverse), V::sub(V::zero(), delta));
+      V::store(static_cast<T*>(p.grad_sink_rows) + row + lane,
+               V::if_equal(sum, V::zero(), V::zero(), grad), mask);
+    }
+  }
+  return finite;
+}
+
 /// Adds to dQ, dK, dV and dbias what a block of queries of one (batch, head) contributes.
 template <class V>
 class BackwardBlock {
@@ -116,52 +170,21 @@ class BackwardBlock {
                                scratch_.queries + shape.head_dim * at);
     pack_transposed<V, kLanes>(grad_out.data, grad_out.stride, count, shape.value_dim,
                                static_cast<T>(keep), scratch_.grad_out + shape.value_dim * at);
-    const int64_t row = row_index(first);
-    const T* saved_max = static_cast<const T*>(p_.row_max) + row;
-    const T* saved_sum = static_cast<const T*>(p_.row_sum) + row;
-    const T* grad_lse = p_.grad_lse == nullptr ? nullptr : static_cast<const T*>(p_.grad_lse) + row;
     stages_[t].start(p_.score, shape, batch_, head_, first, count, scratch_.bias);
-    const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
     for (int64_t lane = 0; lane < kLanes; lane += V::kWidth) {
       const int64_t rows = max_of(0, min_of(count - lane, V::kWidth));
-      const typename V::Mask mask = V::first(rows);
-      const auto read = [&](const T* p) { return V::load(p + lane, mask); };
-      const Reg max = read(saved_max), sum = read(saved_sum);
-      // rowsum(dO o O) - dlse, summed in the order of dP, so that dS is exactly 0 for a row that
-      // attends a single key.
+      // rowsum(dO o O), summed in the order of dP, so that dS is exactly 0 for a row that attends a
+      // single key.
       const RowView<T> out = read_rows<V>(p_.out, p_.out_storage, batch_, head_, first + lane, rows,
                                           shape.value_dim, scratch_.value_rows);
       Reg delta = row_dots<V>(out.data, out.stride, rows, shape.value_dim,
                               {scratch_.grad_out + shape.value_dim * at + lane, kLanes});
       if (keep != 1) delta = V::mul(delta, V::broadcast(static_cast<T>(keep > 0 ? 1 / keep : 0)));
-      if (!grad_out_is_finite_) delta = zero_empty_rows(delta, stages_[t], lane, rows);
-      if (grad_lse != nullptr) delta = V::sub(delta, read(grad_lse));
-      const Reg base = V::if_equal(max, minus_inf, V::zero(), max);
-      const Reg inverse = V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
-      statistics_are_finite_ &= is_zero<V>(V::fma(base, V::zero(), V::mul(inverse, V::zero())));
-      V::store(scratch_.row_max + at + lane, base);
-      V::store(scratch_.inverse_sum + at + lane, inverse);
       V::store(scratch_.delta + at + lane, delta);
-      if (p_.grad_sink_rows != nullptr) {
-        // The sink acts as a key with dP = 0.
-        Reg weight[1] = {V::sub(V::broadcast(stages_[t].sink()), base)};
-        exp<V>(weight);
-        const Reg grad = V::mul(V::mul(weight[0], inverse), V::sub(V::zero(), delta));
-        V::store(static_cast<T*>(p_.grad_sink_rows) + row + lane,
-                 V::if_equal(sum, V::zero(), V::zero(), grad), mask);
-      }
     }
-  }
-
-  // The output of a row that attends no key is constant, so NaN in its dO must not propagate.
-  [[gnu::noinline]] static Reg zero_empty_rows(Reg delta, const ScoreStage<V>& stage, int64_t lane,
-                                               int64_t rows) {
-    T each[V::kWidth];
-    V::store(each, delta);
-    for (int64_t i = 0; i < rows; ++i) {
-      if (!stage.attends_any(lane + i)) each[i] = T(0);
-    }
-    return V::load(each);
+    statistics_are_finite_ &= read_statistics<V>(
+        p_, stages_[t], row_index(first), count, kLanes, !grad_out_is_finite_,
+        {scratch_.row_max + at, scratch_.inverse_sum + at, scratch_.delta + at});
   }
 
   template <int kVecs>

@@ -66,14 +66,14 @@ inline bool may_attend(const BackwardParams& p, Range queries, Range keys) {
          (right < 0 || saturated_sum(last, right) >= keys.begin);
 }
 
+/// Calls run_block(batch, head, queries, keys) for the blocks of units unit_begin … unit_end - 1.
 /// Step 0 pairs each query chunk with its own key chunk, so it reaches every row once and clears
 /// it.
-template <class V>
-void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t unit_end,
-              void* memory) {
+template <class V, class RunBlock>
+void backward_units(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t unit_end,
+                    RunBlock&& run_block) {
   using T = typename V::Scalar;
   const Partition parts = partition<V>(p);
-  const BackwardScratch<V> scratch(p, memory);
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
     const Range batches = parts.batches(unit);
     const Range heads = parts.heads(unit);
@@ -93,11 +93,21 @@ void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t
         for (int64_t query = queries.begin; query < queries.end; query += block_queries) {
           const Range block = {query, min_of(query + block_queries, queries.end)};
           if (!every_block && !may_attend(p, block, keys)) continue;
-          BackwardBlock<V>(p, scratch, batch, head, block).run(keys);
+          run_block(batch, head, block, keys);
         }
       }
     }
   }
+}
+
+template <class V>
+void backward(const BackwardParams& p, int64_t step, int64_t unit_begin, int64_t unit_end,
+              void* memory) {
+  const BackwardScratch<V> scratch(p, memory);
+  backward_units<V>(p, step, unit_begin, unit_end,
+                    [&](int64_t batch, int64_t head, Range queries, Range keys) {
+                      BackwardBlock<V>(p, scratch, batch, head, queries).run(keys);
+                    });
 }
 
 }  // namespace

@@ -12,12 +12,19 @@ namespace {
 /// Tiles of queries in a block.
 constexpr int64_t kBlockTiles = 4;
 
+/// Queries of a block, and the elements from one row of P or dS to the next.
 template <class V>
-struct BackwardScratch {
-  using T = typename V::Scalar;
+struct BackwardBlockSize {
   static constexpr int64_t kQueries = kBlockTiles * QueryTiles<V>::kMaxLanes;
   // Padded: with a power of two as the stride, rows of P and dS would share cache sets.
   static constexpr int64_t kStride = kQueries + 16;
+};
+
+template <class V>
+struct BackwardScratch {
+  using T = typename V::Scalar;
+  static constexpr int64_t kQueries = BackwardBlockSize<V>::kQueries;
+  static constexpr int64_t kStride = BackwardBlockSize<V>::kStride;
   static constexpr int64_t kMaxKeys = 128;
 
   int64_t block;

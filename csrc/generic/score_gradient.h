@@ -45,9 +45,27 @@ template <class V, int kVecs, bool kMasked>
   }
 }
 
-/// dS = P o (dP - delta), formed as each register block of dP^T = V dO^T is complete. `grad_out` is
-/// dO^T, [value_dim][lanes]. With kMasked, dS is 0 where the weight is 0. With kDropout, the sign
-/// of a weight says that it is dropped: its dP is 0, and P becomes the weight after dropout.
+/// dS = P (dP - delta) of a register of weights. With kMasked, dS is 0 where the weight is 0. With
+/// kDropout, the sign of a weight says that it is dropped: its dP is 0, and P becomes the weight
+/// after dropout.
+template <class V, bool kMasked, bool kDropout>
+[[gnu::always_inline]] inline typename V::Reg score_gradient(typename V::Reg grad,
+                                                             typename V::Reg delta,
+                                                             typename V::Reg keep,
+                                                             typename V::Scalar* weight) {
+  typename V::Reg w = V::load(weight);
+  if constexpr (kDropout) {
+    const typename V::Reg signed_weight = w;
+    grad = V::if_positive(signed_weight, grad);
+    w = V::abs(w);
+    V::store(weight, V::if_positive(signed_weight, V::mul(w, keep)));
+  }
+  const typename V::Reg ds = V::mul(w, V::sub(grad, delta));
+  return kMasked ? V::if_equal(w, V::zero(), V::zero(), ds) : ds;
+}
+
+/// dS of a tile, formed as each register block of dP^T = V dO^T is complete. `grad_out` is dO^T,
+/// [value_dim][lanes].
 template <class V, int kVecs, bool kMasked, bool kDropout>
 [[gnu::noinline]] void score_gradients(RowView<typename V::Scalar> values, int64_t keys,
                                        int64_t value_dim, Right<typename V::Scalar> grad_out,
@@ -66,18 +84,10 @@ template <class V, int kVecs, bool kMasked, bool kDropout>
                              const Reg delta = V::load(row_delta + v * W);
 #pragma GCC unroll 16
                              for (int r = 0; r < kRows; ++r) {
-                               T* weight = weights + (j + r) * kStride + v * W;
-                               Reg w = V::load(weight);
-                               Reg grad = tile[r][v];
-                               if constexpr (kDropout) {
-                                 const Reg signed_weight = w;
-                                 grad = V::if_positive(signed_weight, grad);
-                                 w = V::abs(w);
-                                 V::store(weight, V::if_positive(signed_weight, V::mul(w, keep)));
-                               }
-                               Reg ds = V::mul(w, V::sub(grad, delta));
-                               if constexpr (kMasked) ds = V::if_equal(w, V::zero(), V::zero(), ds);
-                               V::store(grad_scores + (j + r) * kStride + v * W, ds);
+                               V::store(grad_scores + (j + r) * kStride + v * W,
+                                        score_gradient<V, kMasked, kDropout>(
+                                            tile[r][v], delta, keep,
+                                            weights + (j + r) * kStride + v * W));
                              }
                            }
                          });

@@ -16,7 +16,13 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from support import model_fixtures, reference  # noqa: E402
-from support.instruction_sets import SUPPORTED, TESTED, active, kernels  # noqa: E402
+from support.instruction_sets import (  # noqa: E402
+    SUPPORTED,
+    TESTED,
+    TESTED_WITH_TILES,
+    active,
+    kernels,
+)
 from support.pairwise import pairwise_specs  # noqa: E402
 from support.problems import variant_pairs  # noqa: E402
 
@@ -44,7 +50,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             specs |= variant_pairs()
         metafunc.parametrize("pairwise_spec", specs.values(), ids=specs.keys())
     if metafunc.definition.get_closest_marker("once") is None:
-        metafunc.parametrize("isa", TESTED, indirect=True)
+        tiles = metafunc.definition.get_closest_marker("tiles") is not None
+        metafunc.parametrize("isa", TESTED_WITH_TILES if tiles else TESTED, indirect=True)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ from support.measuring import threads
 from support.problems import DTYPES_16BIT, Spec, dtype_name, make_problem, single_variants
 from support.tolerances import CLOSE
 
+pytestmark = pytest.mark.tiles
+
 every_16bit_dtype = pytest.mark.parametrize("dtype", DTYPES_16BIT, ids=dtype_name)
 
 

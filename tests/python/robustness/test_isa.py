@@ -34,9 +34,11 @@ CASES: dict[str, dict[str, str]] = {
     "scalar": {"FLASH_ATTENTION_ISA": "scalar"},
     "avx2": {"FLASH_ATTENTION_ISA": "avx2"},
     "avx512": {"FLASH_ATTENTION_ISA": "avx512"},
+    "amx": {"FLASH_ATTENTION_ISA": "amx"},
     "unknown": {"FLASH_ATTENTION_ISA": "avx3"},
     "aten-default": {"ATEN_CPU_CAPABILITY": "default"},
     "aten-avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "aten-avx512": {"ATEN_CPU_CAPABILITY": "avx512"},
     "ours-over-atens": {"ATEN_CPU_CAPABILITY": "default", "FLASH_ATTENTION_ISA": "avx2"},
 }
 
@@ -88,11 +90,20 @@ def test_avx2_can_be_requested(reports: dict[str, dict[str, object]], case: str)
 
 
 @pytest.mark.once
-def test_avx512_can_be_requested(reports: dict[str, dict[str, object]]) -> None:
-    if SUPPORTED_BY_NAME["avx512"]:
-        assert reports["avx512"]["active"] == "avx512"
+@pytest.mark.parametrize("isa", ["avx512", "amx"])
+def test_isa_can_be_requested_where_supported(
+    reports: dict[str, dict[str, object]], isa: str
+) -> None:
+    if SUPPORTED_BY_NAME[isa]:
+        assert reports[isa]["active"] == isa
     else:
-        assert reports["avx512"]["error"] == "ValueError"
+        assert reports[isa]["error"] == "ValueError"
+
+
+@pytest.mark.once
+def test_atens_capability_can_forbid_amx(reports: dict[str, dict[str, object]]) -> None:
+    best = next(n for n, supported in SUPPORTED_BY_NAME.items() if supported and n != "amx")
+    assert reports["aten-avx512"]["active"] == best
 
 
 @pytest.mark.once

@@ -10,8 +10,17 @@ import flash_attention
 import torch
 from torch import Tensor
 
+from support.instruction_sets import WITH_TILES, active
 from support.problems import DTYPES_16BIT, Problem, compute_dtype
-from support.reference import NAMES, ErrorSize, Result, definition, differentiate, rounding_model
+from support.reference import (
+    NAMES,
+    ErrorSize,
+    Result,
+    definition,
+    differentiate,
+    operand_rounding,
+    rounding_model,
+)
 from support.tolerances import (
     ABSOLUTE_16BIT,
     CLOSE,
@@ -21,6 +30,8 @@ from support.tolerances import (
     FLOAT32_UNDERFLOW,
     FLOAT64_ABSOLUTE,
     MIN_COUNT_FOR_RMS,
+    TILE_ROUNDING_UNITS_LARGEST,
+    TILE_SIZE_ROUNDED,
     UNIT_ROUNDOFF,
 )
 
@@ -77,6 +88,8 @@ def assert_rounded(actual: Tensor, exact: Tensor) -> None:
     expected = exact.double()
     size = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
     single = CLOSE[torch.float32] * size + ABSOLUTE_16BIT[actual.dtype]
+    if actual.dtype == torch.bfloat16 and active() in WITH_TILES:
+        single += TILE_SIZE_ROUNDED * size
     allowed = UNIT_ROUNDOFF[actual.dtype] * (expected.abs() + single) + single
     excess = differences(actual, expected) - allowed
     assert (excess <= 0).all(), (
@@ -108,6 +121,9 @@ class Checker:
         single = FLOAT32_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[torch.float32]
         absolute = self.slack * single * self.rounding[name].largest
         absolute = max(absolute, FLOAT32_UNDERFLOW) + ABSOLUTE_16BIT[dtype]
+        if dtype == torch.bfloat16 and active() in WITH_TILES:
+            operands = operand_rounding(self.problem).get(name, 0.0)
+            absolute += self.slack * TILE_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[dtype] * operands
         # Just below a power of two, a value may round by half the spacing above it.
         allowed = UNIT_ROUNDOFF[dtype] * (expected.abs() + absolute) + absolute
         excess = differences(actual, expected) - allowed

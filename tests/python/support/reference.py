@@ -297,6 +297,40 @@ class ErrorSize:
 
 
 @memoized
+def operand_rounding(problem: Problem) -> dict[str, float]:
+    """The largest expected error of a result, in units of the rounding of weights and score gradients.
+
+    Matrix tiles round both to bfloat16, where they become operands of a product. Each rounding is
+    independent, so the errors add in quadrature, as in `rounding_model`. Everything else is float32.
+    """
+    inputs, options = float64_inputs(problem), problem.options
+    parts = scores_of(inputs, options)
+    query, key = with_heads(inputs["query"]), with_heads(inputs["key"])
+    every_key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
+    weights = torch.softmax(with_sink(parts.final, inputs.get("sinks")), -1).nan_to_num(0.0)
+    weights = weights[..., : parts.final.size(-1)]
+    keep = dropout_keep(problem)
+    kept = torch.ones((), dtype=torch.float64)
+    if keep is not None:
+        kept = (
+            keep.double() / (1.0 - options["dropout"]) if options["dropout"] < 1.0 else 0.0 * kept
+        )
+    grad_out = with_heads(problem.grad_out.double())
+    dropped = weights * kept
+    delta = (grad_out * (dropped @ parts.value)).sum(-1, keepdim=True)
+    delta = delta - problem.grad_lse.double().view(*weights.shape[:3], 1)
+    slope = ((grad_out @ parts.value.mT) * kept - delta) * (1.0 - parts.tangent**2)
+    dscore = (parts.scale * weights * slope) ** 2
+    squares = {
+        "out": dropped**2 @ parts.value**2,
+        "dq": dscore @ every_key**2,
+        "dk": group_sum(dscore.mT @ query**2, key),
+        "dv": group_sum((dropped**2).mT @ grad_out**2, inputs["value"]),
+    }
+    return {n: math.sqrt(x.max().item()) if x.numel() else 0.0 for n, x in squares.items()}
+
+
+@memoized
 def rounding_model(problem: Problem) -> dict[str, ErrorSize]:
     """Expected error of each result, in units of one rounding, to first order.
 

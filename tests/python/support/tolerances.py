@@ -43,6 +43,15 @@ UNIT_ROUNDOFF = {
 # spaced by 2^-24.
 ABSOLUTE_16BIT = {torch.bfloat16: 0.0, torch.float16: 2.0**-25}
 
+# On matrix tiles, bfloat16 weights and score gradients are rounded once more, each by at most
+# UNIT_ROUNDOFF: the largest error, in units of reference.operand_rounding. Half a unit is the root
+# mean square of one rounding, and six times that is exceeded once in 10^9 results.
+TILE_ROUNDING_UNITS_LARGEST = 3.0
+
+# The same relative to the largest result, for comparisons without a model: a result is a sum of
+# weights, and so its error no more than theirs; gradients are sums of differences that cancel.
+TILE_SIZE_ROUNDED = 2.0**-6
+
 # A float32 weight below 2^-126 of the largest in its row may be 0, and with it its contribution:
 # the weight times values, scales and gradients, a product of up to 10^8.
 FLOAT32_UNDERFLOW = 1e-30

@@ -1,0 +1,32 @@
+#pragma once
+// TileKernels, instantiated on the vectors and tile registers of one instruction set.
+
+#include "csrc/denormals.h"
+#include "csrc/generic/tile_backward.h"
+#include "csrc/generic/tile_forward.h"
+#include "csrc/tile_kernels.h"
+
+namespace flash {
+namespace {
+
+template <class V, class M>
+constexpr TileKernels tile_kernels() {
+  TileKernels k{};
+  k.forward_plan = tile_forward_plan;
+  k.forward_scratch_bytes = tile_forward_scratch_bytes;
+  k.forward = [](const ForwardParams& p, int64_t begin, int64_t end, void* scratch) {
+    const FlushDenormals flush;
+    tile_forward<V, M>(p, begin, end, scratch);
+  };
+  k.backward_plan = tile_backward_plan<V>;
+  k.backward_scratch_bytes = tile_backward_scratch_bytes<V>;
+  k.backward = [](const BackwardParams& p, int64_t step, int64_t begin, int64_t end,
+                  void* scratch) {
+    const FlushDenormals flush;
+    tile_backward<V, M>(p, step, begin, end, scratch);
+  };
+  return k;
+}
+
+}  // namespace
+}  // namespace flash
