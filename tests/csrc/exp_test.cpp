@@ -2,8 +2,8 @@
 
 #include <string>
 
-#include "csrc/dispatch.h"
 #include "tests/csrc/exp_check.h"
+#include "tests/csrc/isa.h"
 
 namespace flash {
 namespace {
@@ -30,8 +30,7 @@ const Case kCases[] = {
 };
 
 TEST(Exp2, StaysWithinItsUlpBoundOnEveryIsa) {
-  for (const KernelTable* table : all_kernels()) {
-    if (!table->supported()) continue;
+  for (const KernelTable* table : testing::supported_kernels()) {
     int checked = 0;
     for (const Case& c : kCases) {
       if (std::string(c.isa) != table->name) continue;
@@ -49,8 +48,7 @@ TEST(Exp2, StaysWithinItsUlpBoundOnEveryIsa) {
 
 // Takes a minute per instruction set; `make stress` runs it.
 TEST(Exp2, DISABLED_StaysWithinItsUlpBoundForEveryFloat) {
-  for (const KernelTable* table : all_kernels()) {
-    if (!table->supported()) continue;
+  for (const KernelTable* table : testing::supported_kernels()) {
     for (const Case& c : kCases) {
       if (std::string(c.isa) != table->name || c.check_every_float == nullptr) continue;
       SCOPED_TRACE(c.isa);

@@ -45,10 +45,6 @@ inline double largest_difference(const std::vector<double>& a, const std::vector
   return worst;
 }
 
-// On matrix tiles, weights and score gradients are rounded to bfloat16. The error is 2^-9 of each
-// term in the root mean square, and up to 8 times that of a sum; gradients are sums of differences.
-inline constexpr double kTileRounding = 0x1p-5;
-
 /// Compares one tensor, which the kernel has rounded to `storage`.
 template <class T>
 void expect_close(const char* name, const std::vector<double>& got,
@@ -91,10 +87,11 @@ void expect_close(const Answer& got, const Answer& expected, const Options& opti
   expect_close<T>("dq", got.dq, expected.dq, product_units, kNative);
   expect_close<T>("dk", got.dk, expected.dk, product_units, kNative);
   expect_close<T>("dv", got.dv, expected.dv, product_units, kNative);
-  expect_close<T>("dbias", got.dbias, expected.dbias, kUnits,
+  expect_close<T>("dbias", got.dbias, expected.dbias, product_units,
                   adds_to_grad_bias(options) ? kNative : options.storage);
-  expect_close<T>("dslopes", got.dslopes, expected.dslopes, kSlopeUnits, kNative);
-  expect_close<T>("dsinks", got.dsinks, expected.dsinks, kUnits, kNative);
+  expect_close<T>("dslopes", got.dslopes, expected.dslopes, kSlopeUnits / kUnits * product_units,
+                  kNative);
+  expect_close<T>("dsinks", got.dsinks, expected.dsinks, product_units, kNative);
 }
 
 }  // namespace flash::testing

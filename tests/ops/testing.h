@@ -2,9 +2,11 @@
 // Shared by the tests of the operator's C++ interface.
 
 #include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "message_of.h"
@@ -35,6 +37,16 @@ struct Inputs {
 
 inline double tolerance(at::ScalarType dtype) {
   return dtype == at::kDouble ? kOperatorFloat64 : kOperatorFloat32;
+}
+
+/// kTileRounding for bfloat16 where the active instruction set has matrix tiles, else 0.
+inline double tile_rounding(at::ScalarType dtype) {
+  const auto info = c10::Dispatcher::singleton()
+                        .findSchemaOrThrow("flash::_build_info", "")
+                        .typed<std::string()>()
+                        .call();
+  const std::string isa = nlohmann::json::parse(info)["active"];
+  return dtype == at::kBFloat16 && isa.starts_with("amx") ? kTileRounding : 0;
 }
 
 /// Largest absolute difference; NaN if either tensor has a NaN.
