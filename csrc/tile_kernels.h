@@ -12,6 +12,7 @@ namespace flash {
 /// The members of TypedKernels with the same names, for calls that csrc/generic/tile_table.h
 /// selects.
 struct TileKernels {
+  bool (*supported)();  // may only be called on a CPU that supports the vectors
   WorkPlan (*forward_plan)(const ForwardParams&);
   int64_t (*forward_scratch_bytes)(const ForwardParams&);
   void (*forward)(const ForwardParams&, int64_t unit_begin, int64_t unit_end, void* scratch);

@@ -5,12 +5,27 @@
 // the instructions without a compiler flag; GCC 12's own intrinsics lack the memory clobbers that
 // keep the stores to a buffer before the load of a tile from it.
 
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cstdint>
 
 namespace flash {
 namespace {
 
 struct AmxTiles {
+  /// Whether the CPU has tiles of bfloat16 and the kernel lets this process use them. Linux grants
+  /// the permission on request (arch_prctl(2), ARCH_REQ_XCOMP_PERM), for all threads and children.
+  static bool supported() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+    if ((edx & kBFloat16) == 0 || (edx & kTile) == 0) return false;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }
+
   /// Configures all tiles for its lifetime and releases them afterwards, so that the operating
   /// system need not save them. Never kept across calls: another library may configure the tiles of
   /// this thread in between.

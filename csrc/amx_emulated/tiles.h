@@ -14,6 +14,8 @@ namespace {
 
 class EmulatedTiles {
  public:
+  static bool supported() { return true; }
+
   class Session {
    public:
     Session() = default;

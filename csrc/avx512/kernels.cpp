@@ -1,7 +1,6 @@
 // Compiled with -mavx512f -mavx512dq. As in avx2/kernels.cpp, no code of this file may run before
 // dispatch.cpp has checked the CPU.
 
-#include "csrc/amx/supported.h"
 #include "csrc/avx512/vec.h"
 #include "csrc/generic/tile_table.h"
 
@@ -18,7 +17,7 @@ extern const KernelTable kAmxKernels;
 constinit const KernelTable kAmxKernels = {
     "amx",
     "x86-64 AMX tiles for bfloat16, AVX-512 F and DQ otherwise",
-    [] { return supports_avx512() && supports_amx(); },
+    [] { return supports_avx512() && kAmxTileKernels.supported(); },
     typed_kernels_with_tiles<Vec<float>, kAmxTileKernels>(),
     typed_kernels<Vec<double>>(),
     &kLayerKernels<Vec<float>>,

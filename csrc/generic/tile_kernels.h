@@ -12,6 +12,7 @@ namespace {
 template <class V, class M>
 constexpr TileKernels tile_kernels() {
   TileKernels k{};
+  k.supported = M::supported;
   k.forward_plan = tile_forward_plan;
   k.forward_scratch_bytes = tile_forward_scratch_bytes;
   k.forward = [](const ForwardParams& p, int64_t begin, int64_t end, void* scratch) {

@@ -372,8 +372,8 @@ def build_info() -> BuildInfo:
     Raises:
         ValueError: FLASH_ATTENTION_ISA names kernels that do not exist or do not run on this CPU.
 
-    >>> [isa.name for isa in build_info().isa][-1]
-    'scalar'
+    >>> "scalar" in [isa.name for isa in build_info().isa]
+    True
     """
     info = json.loads(torch.ops.flash._build_info())
     return BuildInfo(

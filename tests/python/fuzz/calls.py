@@ -150,7 +150,9 @@ def assert_sum(name: str, actual: Tensor, checkers: list[Checker], dtype: torch.
     expected = torch.stack([checker.reference[name] for checker in checkers]).sum(0)
     unit = FLOAT32_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[compute_dtype(dtype)]
     units = sum(checker.rounding[name].largest for checker in checkers)
-    allowed = FUZZ_SLACK * (unit * units + FLOAT64_ABSOLUTE) + output_rounding(dtype, expected)
+    tiles = sum(checker.tile_error(name) for checker in checkers)
+    allowed = FUZZ_SLACK * (unit * units + FLOAT64_ABSOLUTE + tiles)
+    allowed = allowed + output_rounding(dtype, expected)
     excess = (actual.double() - expected).abs() - allowed
     assert excess.max().item() <= 0, f"{name}: {excess.max().item():.3g} above the tolerance"
 

@@ -147,7 +147,8 @@ def main() -> None:
         for kind, times in sorted(kinds.items())
     )
     print(
-        f"{args.cases} cases on {', '.join(TESTED_WITH_TILES)} in {time.monotonic() - begin:.0f} s: "
+        f"{args.cases} cases on {', '.join(TESTED_WITH_TILES)} "
+        f"in {time.monotonic() - begin:.0f} s: "
         f"{counts}; {len(failures)} failures"
     )
     if failures:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from support.checks import run
+from support.instruction_sets import WITH_TILES, active
 from support.problems import DTYPES_16BIT, Problem, compute_dtype
 from support.reference import (
     NAMES,
@@ -32,6 +33,7 @@ from support.tolerances import (
     CLOSE,
     FLOAT32_UNDERFLOW,
     FUZZ_NON_FINITE_TIMES_CLOSE,
+    TILE_SIZE_ROUNDED,
     UNIT_ROUNDOFF,
 )
 
@@ -188,6 +190,8 @@ def error_message(name: str, actual: Tensor, expected: Expected, dtype: torch.dt
     allowed = FUZZ_NON_FINITE_TIMES_CLOSE * CLOSE[compute_dtype(dtype)] * size
     if is_rounded:
         allowed = allowed + UNIT_ROUNDOFF[dtype] * truth.abs() + ABSOLUTE_16BIT[dtype]
+    if dtype == torch.bfloat16 and is_rounded and active() in WITH_TILES:
+        allowed = allowed + TILE_SIZE_ROUNDED * size
     excess = (
         ((found - truth).abs() - allowed).masked_fill(found == truth, -1.0).nan_to_num(math.inf)
     )

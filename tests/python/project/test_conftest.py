@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.instruction_sets import TESTED
+from support.instruction_sets import SUPPORTED, TESTED
 
 pytestmark = pytest.mark.once
 

@@ -169,7 +169,7 @@ def test_version_matches_the_project() -> None:
 def test_build_info_names_torch_and_the_kernels() -> None:
     info = flash_attention.build_info()
     assert info.torch_version.split("+")[0] == torch.__version__.split("+")[0]
-    assert info.isa[-1].name == "scalar"
+    assert {"scalar", "amx-emulated"} <= {isa.name for isa in info.isa}
     assert info.active in [isa.name for isa in info.isa if isa.supported]
     assert info.active == os.environ.get("FLASH_ATTENTION_ISA", info.active)
     assert all(isa.description for isa in info.isa)

@@ -116,14 +116,19 @@ class Checker:
     def rounding(self) -> dict[str, ErrorSize]:
         return rounding_model(self.problem)
 
+    def tile_error(self, name: str) -> float:
+        """The largest error of result `name` from rounding operands to bfloat16 on matrix tiles."""
+        if self.problem.dtype != torch.bfloat16 or active() not in WITH_TILES:
+            return 0.0
+        units = operand_rounding(self.problem).get(name, 0.0)
+        return TILE_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[torch.bfloat16] * units
+
     def rounding_error_message(self, name: str, actual: Tensor) -> str | None:
         expected, dtype = self.reference[name], actual.dtype
         single = FLOAT32_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[torch.float32]
         absolute = self.slack * single * self.rounding[name].largest
         absolute = max(absolute, FLOAT32_UNDERFLOW) + ABSOLUTE_16BIT[dtype]
-        if dtype == torch.bfloat16 and active() in WITH_TILES:
-            operands = operand_rounding(self.problem).get(name, 0.0)
-            absolute += self.slack * TILE_ROUNDING_UNITS_LARGEST * UNIT_ROUNDOFF[dtype] * operands
+        absolute += self.slack * self.tile_error(name)
         # Just below a power of two, a value may round by half the spacing above it.
         allowed = UNIT_ROUNDOFF[dtype] * (expected.abs() + absolute) + absolute
         excess = differences(actual, expected) - allowed

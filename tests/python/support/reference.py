@@ -298,17 +298,19 @@ class ErrorSize:
 
 @memoized
 def operand_rounding(problem: Problem) -> dict[str, float]:
-    """The largest expected error of a result, in units of the rounding of weights and score gradients.
+    """The largest expected error of a result, in units of the rounding of an operand.
 
-    Matrix tiles round both to bfloat16, where they become operands of a product. Each rounding is
-    independent, so the errors add in quadrature, as in `rounding_model`. Everything else is float32.
+    Matrix tiles round weights and score gradients to bfloat16, where they become operands of a
+    product. Each rounding is independent, so the errors add in quadrature, as in `rounding_model`.
+    All else is float32. The backward subtracts dO . O from every gradient of a row, with the error
+    of the row's output.
     """
     inputs, options = float64_inputs(problem), problem.options
     parts = scores_of(inputs, options)
     query, key = with_heads(inputs["query"]), with_heads(inputs["key"])
     every_key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
-    weights = torch.softmax(with_sink(parts.final, inputs.get("sinks")), -1).nan_to_num(0.0)
-    weights = weights[..., : parts.final.size(-1)]
+    every_weight = torch.softmax(with_sink(parts.final, inputs.get("sinks")), -1).nan_to_num(0.0)
+    weights = every_weight[..., : parts.final.size(-1)]
     keep = dropout_keep(problem)
     kept = torch.ones((), dtype=torch.float64)
     if keep is not None:
@@ -319,14 +321,30 @@ def operand_rounding(problem: Problem) -> dict[str, float]:
     dropped = weights * kept
     delta = (grad_out * (dropped @ parts.value)).sum(-1, keepdim=True)
     delta = delta - problem.grad_lse.double().view(*weights.shape[:3], 1)
-    slope = ((grad_out @ parts.value.mT) * kept - delta) * (1.0 - parts.tangent**2)
-    dscore = (parts.scale * weights * slope) ** 2
+    grad_weights = grad_out @ parts.value.mT
+    delta_error = (dropped**2 * grad_weights**2).sum(-1, keepdim=True)
+    passed = parts.scale * weights * (1.0 - parts.tangent**2)
+    dproduct = (passed * (grad_weights * kept - delta)) ** 2
+    dproduct_error = dproduct + passed**2 * delta_error
     squares = {
         "out": dropped**2 @ parts.value**2,
-        "dq": dscore @ every_key**2,
-        "dk": group_sum(dscore.mT @ query**2, key),
+        "dq": dproduct @ every_key**2 + (passed @ every_key) ** 2 * delta_error,
+        "dk": group_sum(dproduct_error.mT @ query**2, key),
         "dv": group_sum((dropped**2).mT @ grad_out**2, inputs["value"]),
     }
+    if "bias" in problem.differentiable:
+        # A row's error is common to all of its keys, and so to the sum over them.
+        one_for_all_keys = inputs["bias"].dim() == 0 or inputs["bias"].size(-1) == 1
+        row = weights.sum(-1, keepdim=True) if one_for_all_keys else weights
+        target = row**2 * delta_error
+        target = target.squeeze(1) if problem.inputs["query"].dim() == 3 else target
+        squares["dbias"] = target.sum_to_size(inputs["bias"].shape)
+    if "alibi_slopes" in problem.differentiable:
+        row = (weights * parts.distance).sum(-1) ** 2 * delta_error.squeeze(-1)
+        squares["dslopes"] = row.sum(-1).sum_to_size(inputs["alibi_slopes"].shape)
+    if "sinks" in problem.differentiable:
+        row = every_weight[..., -1:] ** 2 * delta_error
+        squares["dsinks"] = row.sum((2, 3)).sum_to_size(inputs["sinks"].shape)
     return {n: math.sqrt(x.max().item()) if x.numel() else 0.0 for n, x in squares.items()}
 
 
