@@ -31,9 +31,9 @@ inline constexpr double kGuideFloat64 = 1e-10;
 // the float64 reference more tightly). float64: the same units, 5e8 times smaller.
 inline constexpr double kOperatorFloat32 = 2e-5;
 
-// bfloat16 on matrix tiles rounds weights and score gradients to bfloat16 once more, each by at most
-// 2^-9 of itself. Relative to the largest element of a tensor; the largest error over all shapes and
-// options of the tests of the kernels is 2^-7.3.
+// bfloat16 on matrix tiles rounds weights and score gradients to bfloat16 once more, each by at
+// most 2^-9 of itself. Relative to the largest element of a tensor; the largest error over all
+// shapes and options of the tests of the kernels is 2^-7.3.
 inline constexpr double kTileRounding = 0x1p-6;
 inline constexpr double kOperatorFloat64 = 1e-12;
 
