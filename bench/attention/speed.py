@@ -100,7 +100,7 @@ def measure_point(point: Point, isa: str, machine: Machine, rounds: int) -> Resu
 
 def progress_line(result: Result, left: str) -> str:
     """Console line of a finished point: time, share of the limit, and times of the others."""
-    ratios = ", ".join(f"{name} {q[1]:.2f}x" for name, q in result.ratio.items())
+    ratios = ", ".join(f"{n} {q[1]:.2f}x" for n, q in result.ratio.items() if n != result.limit)
     time = formatting.seconds_text(result.seconds[result.subject])
     share = f"{result.percent_of_limit:.0f}% of {LIMIT_NAMES[result.limit]}"
     return f"[{result.isa} {left}] {result.point.label}: {time}, {share}; {ratios}"
