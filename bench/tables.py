@@ -28,7 +28,7 @@ from bench import run
 from bench.attention import comparison, targets, workload
 from bench.common import formatting, host, timing
 from bench.models import targets as model_targets
-from bench.report import provenance, records, run_tables, verdict
+from bench.report import limit_tables, provenance, records, run_tables, verdict
 from bench.report.records import MODELS, Record
 
 # The design goal of docs/benchmarks.md at each of these lengths, its `guide` column.
@@ -174,11 +174,23 @@ def recorded_models(record: Record) -> Recorded:
     return text, {MODELS: record.runs[MODELS]}
 
 
+def recorded_peak(record: Record) -> Recorded:
+    """Shares of the peak of a core."""
+    return limit_tables.peak_table(record), record.runs_of(limit_tables.peak_results(record))
+
+
+def recorded_decode(record: Record) -> Recorded:
+    """Shares of the bandwidth of a copy."""
+    return limit_tables.decode_table(record), record.runs_of(limit_tables.decode_results(record))
+
+
 # Made from a record of `bench/run.py`.
 RECORDED: dict[str, Callable[[Record], Recorded]] = {
     "targets": recorded_targets,
     "speed": lambda record: recorded_speed(record, "avx2"),
     "speed-native": lambda record: recorded_speed(record, "avx512"),
+    "peak": recorded_peak,
+    "decode": recorded_decode,
     "models": recorded_models,
 }
 

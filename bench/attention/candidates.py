@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.attention import workload
-from bench.attention.points import Point, has_standard
+from bench.attention.points import Point, has_standard, narrow_width
 
 Call = Callable[[], object]
 Attention = Callable[..., Tensor]
@@ -84,7 +84,7 @@ def with_option(point: Point) -> tuple[tuple[Tensor, ...], dict, dict, tuple[Ten
             mask = torch.rand(length, length) < 0.9
             flash["bias"] = other["attn_mask"] = mask.logical_or(torch.eye(length).bool())
         case "value width":
-            value = leaf(batch, heads, length, width // 2)
+            value = leaf(batch, heads, length, narrow_width(width))
         case "3-D":
             query, key, value = (leaf(heads, length, width) for _ in range(3))
         case "grouped heads":
@@ -150,11 +150,9 @@ def threads(point: Point) -> dict[str, Call]:
 def window(point: Point) -> dict[str, Call]:
     """Flash with a window, the subject, and with all keys."""
     inputs = plain_inputs(point)
-    width = int(point.option.removeprefix("window "))
     attention = torch.ops.flash.attention
-    sides = {"window": (width // 2, width - width // 2 - 1)}
     return {
-        "window": step(attention, inputs, point.direction, sides),
+        "window": step(attention, inputs, point.direction, {"window": point.sides}),
         "full": step(attention, inputs, point.direction),
     }
 
@@ -167,17 +165,17 @@ def decode(point: Point) -> dict[str, Call]:
     source = torch.ones_like(key)
     target = torch.empty_like(source)
 
-    def on_two_threads(call: Call) -> Call:
+    def threaded(call: Call) -> Call:
         def run() -> object:
-            torch.set_num_threads(2)
+            torch.set_num_threads(point.threads)
             return call()
 
         return run
 
     return {
-        "flash": on_two_threads(lambda: torch.ops.flash.attention(query, key, value)),
-        "torch": on_two_threads(lambda: F.scaled_dot_product_attention(query, key, value)),
-        "copy": on_two_threads(lambda: target.copy_(source)),
+        "flash": threaded(lambda: torch.ops.flash.attention(query, key, value)),
+        "torch": threaded(lambda: F.scaled_dot_product_attention(query, key, value)),
+        "copy": threaded(lambda: target.copy_(source)),
     }
 
 

@@ -8,7 +8,7 @@ has the calls.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.attention import workload
 
@@ -25,7 +25,10 @@ BFLOAT16_BACKWARD_LENGTHS = BFLOAT16_LENGTHS[:-1]
 BLOCK_LENGTHS = (512, 1024, 4096)
 # One query of 8 heads against a long KV cache: one decoding step of a language model.
 DECODE_KEYS = 32768
+DECODE_DTYPES = ("float32", "bfloat16")
 DECODE_HEAD_DIMS = (64, 128)
+# The option of a decode point that is measured on one thread instead of two.
+ONE_THREAD = "one thread"
 WINDOW_LENGTH = 4096
 WINDOW = 128
 # (heads, length) at D 64: two long heads, eight shorter ones, and one head split between threads.
@@ -43,17 +46,28 @@ OPTIONS = (
     "strided heads",
 )
 
-# Matrix products that attention needs: scores and output in the forward; in the backward, scores
-# again and four gradients.
-PRODUCTS = {"forward": 2, "recorded": 2, "backward": 5, "training": 7}
-# Tensors read or written, all of one size: query, key, value and output; in the backward also the
-# gradient of the output and three gradients. Forward + backward counts each once.
-TENSORS = {"forward": 4, "recorded": 4, "backward": 8, "training": 8}
+# Matrix products that attention needs, as many over head_dim and as many over the width of a value:
+# scores, and output in the forward; scores again, dQ and dK, and dP and dV in the backward.
+PRODUCTS = {"forward": (1, 1), "recorded": (1, 1), "backward": (3, 2), "training": (4, 3)}
+# How often tensors of the sizes of query, key, value and output are read or written: in the
+# backward also the gradient of the output and three gradients. Forward + backward counts each once.
+PASSES = {"forward": 1, "recorded": 1, "backward": 2, "training": 2}
 SIZES = {"float32": 4, "float64": 8, "bfloat16": 2}
+
+
+def on_tiles(dtype: str, isa: str) -> bool:
+    """Whether the products of a dtype run on matrix tiles."""
+    return dtype == "bfloat16" and isa == "amx"
+
 
 def computed(dtype: str, isa: str) -> str:
     """The dtype of the operands of a dtype's multiply-adds."""
-    return "float32" if dtype == "bfloat16" and isa != "amx" else dtype
+    return "float32" if dtype == "bfloat16" and not on_tiles(dtype, isa) else dtype
+
+
+def narrow_width(head_dim: int) -> int:
+    """The width of a value with the option "value width"."""
+    return head_dim // 2
 
 
 DIRECTIONS = {
@@ -96,17 +110,45 @@ class Point:
         return 1 if self.group == "decode" else self.length
 
     @property
+    def threads(self) -> int:
+        """The threads of the subject."""
+        both = self.group in ("threads", "decode") and self.option != ONE_THREAD
+        return 2 if both else 1
+
+    @property
+    def value_dim(self) -> int:
+        """The width of the subject's values, which is the plain call in "option/plain"."""
+        narrow = self.group == "option/torch" and self.option == "value width"
+        return narrow_width(self.head_dim) if narrow else self.head_dim
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """How many keys a query attends before and after its own position."""
+        if self.group == "window":
+            width = int(self.option.removeprefix("window "))
+            return width // 2, width - width // 2 - 1
+        return self.length, 0 if self.causal else self.length
+
+    @property
+    def pairs(self) -> int:
+        """The pairs of a query and a key of one head that the subject attends."""
+        beyond = (max(0, self.length - 1 - side) for side in self.sides)
+        masked = sum(count * (count + 1) // 2 for count in beyond)
+        return self.queries * self.length - masked
+
+    @property
     def flops(self) -> float:
-        """A multiply-add is two; causal counts half, as in the FlashAttention papers."""
-        scores = self.queries * self.length
-        product = 2.0 * self.batch * self.heads * scores * self.head_dim
-        return PRODUCTS[self.direction] * product * (0.5 if self.causal else 1.0)
+        """Of the products, over attended pairs only; a multiply-add is two."""
+        over_head_dim, over_value_dim = PRODUCTS[self.direction]
+        widths = over_head_dim * self.head_dim + over_value_dim * self.value_dim
+        return 2.0 * self.batch * self.heads * self.pairs * widths
 
     @property
     def bytes(self) -> int:
         """Inputs and outputs, each once: the least memory traffic."""
-        tensor = self.batch * self.heads * self.length * self.head_dim * SIZES[self.dtype]
-        return TENSORS[self.direction] * tensor
+        rows = self.batch * self.heads * (self.queries + self.length)
+        size = SIZES[self.dtype]
+        return PASSES[self.direction] * rows * (self.head_dim + self.value_dim) * size
 
     @property
     def label(self) -> str:
@@ -134,10 +176,12 @@ def bfloat16() -> Iterator[Point]:
 
 
 def decode() -> Iterator[Point]:
-    """One query over many keys, on two threads, against a copy of as many bytes."""
-    for dtype in ("float32", "bfloat16"):
-        for head_dim in DECODE_HEAD_DIMS:
-            yield Point("decode", "forward", DECODE_KEYS, head_dim, dtype=dtype)
+    """One query over many keys, on two threads and on one, against a copy of as many bytes."""
+    for option in ("", ONE_THREAD):
+        for dtype in DECODE_DTYPES:
+            for head_dim in DECODE_HEAD_DIMS:
+                point = Point("decode", "forward", DECODE_KEYS, head_dim, dtype=dtype)
+                yield replace(point, option=option)
 
 
 def window() -> Iterator[Point]:
@@ -227,7 +271,7 @@ def quick_plan() -> list[Point]:
         Point("block size", "forward", 128, 64),
         Point("window", "forward", 512, 16, option="window 32"),
         Point("threads", "forward", 128, 64, heads=2),
-        Point("decode", "forward", 4096, 16),
+        *(Point("decode", "forward", 4096, 16, option=option) for option in ("", ONE_THREAD)),
     ]
 
 

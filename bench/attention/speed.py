@@ -1,8 +1,9 @@
 """Measures the points of `points.py` at one instruction set; `bench/run.py` runs this.
 
 The environment must already restrict torch, MKL and this project to that instruction set, which
-they choose once, when they are loaded. Each round calls every candidate in turn and then probes the
-core: its rate of multiply-adds at that moment, and of MKL's matrix product.
+they choose once, when they are loaded. Each round calls every candidate in turn and probes the
+core: its rate of multiply-adds right before and right after the subject, because the clock of a CPU
+moves, and that of MKL's matrix product.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.attention import candidates, expected_time, peak, points
 from bench.attention.points import Point
-from bench.attention.result import Result
+from bench.attention.result import LIMIT_NAMES, Quartiles, Result
 from bench.common import formatting, host, progress, timing
 from bench.common.formatting import rounded
 from bench.report import run_tables
 from bench.report.records import Record
 
 FMA = "peak: fma"
+FMA_AFTER = "peak: fma after"
 PRODUCT = "peak: product"
-TWO_CORES = ("threads", "decode")
 # Overhead is microseconds per call, so more rounds cost nothing. Block sizes have no target, and
 # half of the rounds show their effect.
 ROUNDS_FACTOR = {"overhead": 4.0, "block size": 0.5}
@@ -45,70 +46,83 @@ class Machine:
         self.product = peak.product()
 
     def probes(self, point: Point) -> dict[str, peak.Probe]:
-        """The probes at the end of each round at `point`."""
+        """The probes of each round at `point`."""
         found = {FMA: self.fma[points.computed(point.dtype, self.isa)]}
         if expected_time.samples_product(point):
             found[PRODUCT] = self.product
         return found
 
-    def rates(self, rounds: int) -> dict[str, float]:
+    def rates(self, rounds: int) -> dict[str, Quartiles]:
         """FLOP/s or bytes per second of every probe."""
         probes = {f"fma {dtype}": probe for dtype, probe in self.fma.items()}
         probes |= {f"product {dtype}": peak.product(dtype) for dtype in self.fma}
         probes["copy"] = peak.copy()
         times = timing.interleaved({name: p.call for name, p in probes.items()}, rounds)
-        return {name: p.rate(statistics.median(times[name])) for name, p in probes.items()}
+        return {name: rate_quartiles(p, times[name]) for name, p in probes.items()}
+
+
+def rate_quartiles(probe: peak.Probe, times: list[float]) -> Quartiles:
+    """Of the rates of the rounds."""
+    low, median, high = statistics.quantiles(map(probe.rate, times), n=4)
+    return low, median, high
 
 
 def measure_point(point: Point, isa: str, machine: Machine, rounds: int) -> Result:
     """Times the candidates of one point in turns."""
     probes = machine.probes(point)
-    host.pin(2 if point.group in TWO_CORES else 1)
+    host.pin(point.threads)
     torch.manual_seed(0)
     with torch.set_grad_enabled(point.direction != "forward"):
         calls = candidates.calls(point)
-        names = list(calls)
-        calls |= {name: probe.call for name, probe in probes.items()}
+        subject, *others = calls
+        fma = probes[FMA]
+        first = {FMA: fma.call, subject: calls[subject], FMA_AFTER: fma.call}
+        last = {name: probe.call for name, probe in probes.items() if name != FMA}
         factor = ROUNDS_FACTOR.get(point.group, 1.0)
-        times = timing.interleaved(calls, max(3, round(rounds * factor)))
+        times = timing.interleaved(first | calls | last, max(3, round(rounds * factor)))
     host.pin(1)
-    subject, *others = names
-    medians = {name: statistics.median(samples) for name, samples in times.items()}
-    rates = {name: probe.rate(medians[name]) for name, probe in probes.items()}
-    # The subject's rate over that of the multiply-adds; a sample of the latter is one whole probe.
-    peak_share = timing.quartiles_of_ratio(times[FMA], times[subject])
-    work = point.flops / probes[FMA].amount
+    peak_times = [statistics.mean(pair) for pair in zip(times[FMA], times[FMA_AFTER], strict=True)]
+    low, median, high = rate_quartiles(fma, peak_times)
+    # A sample of the peak is one whole probe, on one core.
+    work = point.flops / (point.threads * fma.amount)
+    share = tuple(work * x for x in timing.quartiles_of_ratio(peak_times, times[subject]))
     return Result(
         isa=isa,
         point=point,
-        seconds={name: medians[name] for name in names},
+        seconds={name: statistics.median(times[name]) for name in calls},
         ratio={n: timing.quartiles_of_ratio(times[n], times[subject]) for n in others},
-        fma=rates[FMA],
-        product=rates.get(PRODUCT),
-        share=tuple(work * ratio for ratio in peak_share),
+        fma=median,
+        fma_quartiles=(low, high),
+        product=rate_quartiles(probes[PRODUCT], times[PRODUCT])[1] if PRODUCT in probes else None,
+        share=None if "copy" in calls else share,
     )
 
 
 def progress_line(result: Result, left: str) -> str:
-    """Console line of a finished point."""
-    ratios = ", ".join(f"{name} {q[1]:.2f}x" for name, q in result.ratio.items())
+    """Console line of a finished point: time, share of the limit, and times of the others."""
+    ratios = ", ".join(f"{n} {q[1]:.2f}x" for n, q in result.ratio.items() if n != result.limit)
     time = formatting.seconds_text(result.seconds[result.subject])
-    share = f", {result.percent_of_peak():.0f}% of peak" if result.product is not None else ""
-    return f"[{result.isa} {left}] {result.point.label}: {time}{share}; {ratios}"
+    share = f"{result.percent_of_limit:.0f}% of {LIMIT_NAMES[result.limit]}"
+    return f"[{result.isa} {left}] {result.point.label}: {time}, {share}; {ratios}"
 
 
-def describe_run(isa: str, rounds: int, rates: dict[str, float]) -> dict[str, Any]:
-    """Machine, commit and settings, for the record."""
-    where = host.machine()
+def check_kernels(isa: str) -> None:
+    """Exits unless the kernels of `isa` are active. For AMX this also asks for the tiles."""
     kernels = flash_attention.build_info().active
     if kernels != isa:
         sys.exit(f"bench/attention/speed.py: expected active kernels {isa}, got {kernels}")
+
+
+def describe_run(isa: str, rounds: int, rates: dict[str, Quartiles]) -> dict[str, Any]:
+    """Machine, commit and settings, for the record."""
+    where = host.machine()
     return {
-        "where": host.describe(where, kernels),
+        "where": host.describe(where, isa),
         "machine": where,
         "usable_cores": len(host.CORES),
         "rounds": rounds,
-        "rates": {name: rounded(rate) for name, rate in rates.items()},
+        "rates": {name: rounded(median) for name, (_, median, _) in rates.items()},
+        "rate_quartiles": {n: [rounded(low), rounded(high)] for n, (low, _, high) in rates.items()},
     }
 
 
@@ -119,7 +133,7 @@ def chosen(args: argparse.Namespace, isa: str) -> list[Point]:
     plan = points.quick_plan() if args.quick else points.plan(isa, args.full)
     if args.group:
         plan = [p for p in plan if p.tag.startswith(args.group)]
-    return [p for p in plan if p.group not in TWO_CORES or len(host.CORES) > 1]
+    return [p for p in plan if p.threads <= len(host.CORES)]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -155,10 +169,11 @@ def main() -> int:
     args = parser.parse_args()
     rounds = rounds_of(args)
     host.pin(1)
+    check_kernels(args.isa)
     machine = Machine(args.build, args.isa)
     run = describe_run(args.isa, rounds, machine.rates(rounds))
     print(run["where"])
-    print(run_tables.rates_text(run["rates"]), flush=True)
+    print(run_tables.rates_text(run), flush=True)
     plan = chosen(args, args.isa)
     seconds = [expected_time.expected_seconds([point], rounds) for point in plan]
     left = progress.Progress(seconds, args.later)

@@ -7,8 +7,10 @@ both on one thread at one instruction set.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from bench.attention import points, workload
+from bench.attention.points import Point
 from bench.attention.result import Result
 from bench.report.records import Record
 from bench.report.verdict import Figure, Line, mean_figure, with_repeats
@@ -31,8 +33,14 @@ GRID_WORST = {
 }
 DECODE_OF_COPY = 90.0
 WINDOW_OVER_FULL = 15.0
-LONG = 1024
-LONG_PERCENT_OF_PEAK = 80.0
+FORWARD_OF_PEAK = 80.0
+AT_LEAST_1024 = range(1024, max(points.LENGTHS) + 1)
+# (causal, lengths) -> lower bound of the share of the peak, in both directions.
+OF_PEAK = {
+    (False, range(128, 129)): 80.0,
+    (False, range(512, max(points.LENGTHS) + 1)): 90.0,
+    (True, AT_LEAST_1024): 85.0,
+}
 FORECAST_MEAN = 2.0
 TWO_THREADS = 1.8
 OVERHEAD = 1.0
@@ -91,26 +99,56 @@ def grid_lines(record: Record, isa: str) -> Iterator[Line]:
             yield Line(isa, group, text, figure, least, note=note)
 
 
-def peak_lines(record: Record, isa: str) -> Iterator[Line]:
-    """Long sequences at D 64, against the multiply-adds that the core can do."""
-    found = [
-        result
-        for result in record.of(isa, "grid")
-        if result.point.direction == "forward"
-        and result.point.dtype == "float32"
-        and result.point.head_dim == 64
-        and result.point.length >= LONG
-        and not result.point.causal
-    ]
-    what = f"forward, D 64, L >= {LONG}: lowest share of the peak"
-    figure, note = None, ""
-    if found:
-        lowest = min(found, key=Result.percent_of_peak)
-        note = f"at {place(lowest)}"
-        share = lowest.share
-        quartiles = None if share is None else (100 * share[0], 100 * share[2])
-        figure = Figure(lowest.percent_of_peak(), quartiles)
-    yield Line(isa, "grid float32", what, figure, LONG_PERCENT_OF_PEAK, unit="%", note=note)
+@dataclass(frozen=True)
+class ShareTarget:
+    """A lower bound, in percent, of the share of the peak in float32."""
+
+    direction: str
+    head_dim: int
+    causal: bool
+    lengths: range
+    wanted: float
+
+    @property
+    def what(self) -> str:
+        causal = ", causal" if self.causal else ""
+        which = "lowest share of the peak"
+        length = f"L >= {self.lengths.start}"
+        if len(self.lengths) == 1:
+            which, length = "share of the peak", f"L {self.lengths.start}"
+        return f"{self.direction}{causal}, D {self.head_dim}, {length}: {which}"
+
+    def judges(self, point: Point) -> bool:
+        return (
+            (point.group, point.dtype) == ("grid", "float32")
+            and (point.direction, point.head_dim) == (self.direction, self.head_dim)
+            and point.causal == self.causal
+            and point.length in self.lengths
+        )
+
+
+def share_targets() -> Iterator[ShareTarget]:
+    """Of short and of long sequences."""
+    yield ShareTarget("forward", 64, False, AT_LEAST_1024, FORWARD_OF_PEAK)
+    for direction in ("forward", "backward"):
+        for head_dim in (64, 128):
+            for (causal, lengths), wanted in OF_PEAK.items():
+                yield ShareTarget(direction, head_dim, causal, lengths, wanted)
+
+
+def share_lines(record: Record, isa: str) -> Iterator[Line]:
+    """Against the multiply-adds that the core did in the same rounds."""
+    for target in share_targets():
+        found = [result for result in record.of(isa, "grid") if target.judges(result.point)]
+        figure, note = None, ""
+        if found:
+            lowest = min(found, key=lambda result: result.percent_of_limit)
+            note = f"at {place(lowest)}"
+            share = lowest.share_of_limit
+            quartiles = None if share is None else (100 * share[0], 100 * share[2])
+            figure = Figure(lowest.percent_of_limit, quartiles)
+        what, wanted = target.what, target.wanted
+        yield Line(isa, "grid float32", what, figure, wanted, unit="%", note=note)
 
 
 def standard_lines(record: Record, isa: str) -> Iterator[Line]:
@@ -165,15 +203,14 @@ def thread_lines(record: Record, isa: str) -> Iterator[Line]:
 def decode_lines(record: Record, isa: str) -> Iterator[Line]:
     """One query over a long KV cache, as a share of the bandwidth of a copy."""
     note = "one core" if record.usable_cores(isa) < 2 else ""
-    for head_dim in points.DECODE_HEAD_DIMS:
-        found = [
-            r
-            for r in record.of(isa, "decode")
-            if r.point.head_dim == head_dim and r.point.dtype == "float32"
-        ]
-        what = f"decode, {points.DECODE_KEYS} keys, D {head_dim}, two threads: share of a copy"
+    wanted = [p for p in points.decode() if p.threads == 2]
+    for point in wanted:
+        found = [r for r in record.of(isa, "decode") if r.point == point]
+        dtype = "" if point.dtype == "float32" else f"{point.dtype}, "
+        shape = f"{dtype}{point.length} keys, D {point.head_dim}"
+        what = f"decode, {shape}, two threads: share of a copy"
         figure = ratio(found, "copy", 100.0)
-        yield Line(isa, "decode float32", what, figure, DECODE_OF_COPY, unit="%", note=note)
+        yield Line(isa, point.tag, what, figure, DECODE_OF_COPY, unit="%", note=note)
 
 
 def window_lines(record: Record, isa: str) -> Iterator[Line]:
@@ -199,7 +236,7 @@ def option_lines(record: Record, isa: str) -> Iterator[Line]:
 
 PARTS: tuple[Callable[[Record, str], Iterator[Line]], ...] = (
     grid_lines,
-    peak_lines,
+    share_lines,
     standard_lines,
     forecast_lines,
     thread_lines,
@@ -211,6 +248,12 @@ PARTS: tuple[Callable[[Record, str], Iterator[Line]], ...] = (
 
 
 def lines(record: Record, group: str = "") -> list[Line]:
-    """Every target of `group`, a prefix of `Point.tag`, instruction set by instruction set."""
-    found = (line for isa in record.isas for part in PARTS for line in part(record, isa))
-    return with_repeats((x for x in found if x.group.startswith(group)), record.repeats)
+    """Every target of `group`, a prefix of `Point.tag`, instruction set by instruction set.
+
+    Only of groups that are measured at the instruction set.
+    """
+    found = []
+    for isa in record.isas:
+        groups = {point.tag for point in points.plan(isa) if point.tag.startswith(group)}
+        found += [x for part in PARTS for x in part(record, isa) if x.group in groups]
+    return with_repeats(found, record.repeats)

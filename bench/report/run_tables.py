@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.attention import points
 from bench.attention.result import Result
 from bench.common import formatting
@@ -28,10 +30,30 @@ def shape(result: Result) -> str:
     return f"{point.batch} x {point.heads} x {point.length} x {point.head_dim}"
 
 
+def limit(result: Result) -> str:
+    """The rate of the limit: median, and quartiles where the record has them."""
+    if result.limit == "copy":
+        return f"copy {result.point.bytes / result.seconds['copy'] / 1e9:.1f} GB/s"
+    text = f"{result.limit} {result.fma / 1e9:.1f}"
+    if result.fma_quartiles is not None:
+        low, high = (x / 1e9 for x in result.fma_quartiles)
+        text += f" ({low:.1f}-{high:.1f})"
+    cores = f" x {result.point.threads}" if result.point.threads > 1 else ""
+    return f"{text}{cores} GFLOP/s"
+
+
+def share_quartiles(result: Result) -> str:
+    """Of the share of the limit, in percent."""
+    if result.share_of_limit is None:
+        return "-"
+    low, _, high = result.share_of_limit
+    return f"{100 * low:.0f}-{100 * high:.0f}"
+
+
 def points_table(results: list[Result]) -> str:
-    """One row per point and rival: ratio with quartiles, and shares of the peak."""
+    """One row per point and rival: ratio and share of the limit, with quartiles."""
     header = ["group", "what", "dtype", "B x H x L x D", "rival", "time", "rival's time", "ratio"]
-    header += ["quartiles", "GFLOP/s", "% of peak", "% of torch.mm"]
+    header += ["quartiles", "GFLOP/s", "limit", "% of limit", "quartiles", "% of torch.mm"]
     cells = []
     for result in results:
         for rival, (low, median, high) in result.ratio.items():
@@ -50,7 +72,9 @@ def points_table(results: list[Result]) -> str:
                     f"{median:.2f}",
                     f"{low:.2f}-{high:.2f}",
                     f"{result.rate() / 1e9:.1f}",
-                    f"{result.percent_of_peak():.0f}",
+                    limit(result),
+                    f"{result.percent_of_limit:.0f}",
+                    share_quartiles(result),
                     product,
                 ]
             )
@@ -94,7 +118,7 @@ def speed_table(record: Record, isa: str) -> str:
                 str(point.length),
                 what(result),
                 formatting.seconds_text(result.seconds["flash"]),
-                f"{result.percent_of_peak():.0f}",
+                f"{result.percent_of_limit:.0f}",
                 formatting.seconds_text(result.seconds["torch"]),
                 "-" if standard is None else formatting.seconds_text(standard),
                 f"{result.times_as_fast('torch'):.2f}x",
@@ -104,12 +128,19 @@ def speed_table(record: Record, isa: str) -> str:
     return formatting.table(header, cells, left=2)
 
 
-def rates_text(rates: dict[str, float]) -> str:
-    """Rates of the core on its own, as text."""
-    units = {"copy": "GB/s"}
-    return "; ".join(
-        f"{name} {rate / 1e9:.1f} {units.get(name, 'GFLOP/s')}" for name, rate in rates.items()
-    )
+def rates_text(run: dict[str, Any]) -> str:
+    """Rates of the core on its own, with quartiles where the record has them."""
+    spread = run.get("rate_quartiles", {})
+
+    def text(name: str, rate: float) -> str:
+        unit = "GB/s" if name == "copy" else "GFLOP/s"
+        quartiles = ""
+        if name in spread:
+            low, high = spread[name]
+            quartiles = f" ({low / 1e9:.1f}-{high / 1e9:.1f})"
+        return f"{name} {rate / 1e9:.1f}{quartiles} {unit}"
+
+    return "; ".join(text(name, rate) for name, rate in run["rates"].items())
 
 
 def page(record: Record, lines: list[Line]) -> str:
@@ -128,7 +159,7 @@ def page(record: Record, lines: list[Line]) -> str:
         runs = record.runs_of(results)
         parts += [f"## {ISA_NAMES[isa]}", *provenance.of_runs(runs)]
         for run in runs.values():
-            rates = rates_text(run["rates"])
+            rates = rates_text(run)
             parts.append(f"Median of {run['rounds']} rounds. The core on its own: {rates}.")
         blocks = record.of(isa, "block size")
         if others := [result for result in results if result not in blocks]:

@@ -5,8 +5,10 @@ No test judges speed, which needs an idle machine.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +18,10 @@ import torch
 from bench import run
 from bench.attention import candidates, expected_time, peak, points, speed, targets
 from bench.attention.points import Point
+from bench.attention.result import Result
 from bench.common import host, progress, timing
 from bench.report import records
+from benchmarks.made_up_records import result_of
 
 BENCH = Path(__file__).resolve().parents[3] / "bench"
 
@@ -29,10 +33,30 @@ pytestmark = pytest.mark.once
 def test_flops_of_a_point() -> None:
     full = Point("grid", "forward", 128, 64, heads=8)
     assert full.flops == 4 * 128 * 128 * 64 * 8
-    assert Point("grid", "forward", 128, 64, causal=True).flops == full.flops / 2
     assert Point("grid", "backward", 128, 64).flops == 2.5 * full.flops
     assert Point("grid", "training", 128, 64).flops == 3.5 * full.flops
     assert Point("grid", "forward", 128, 64, batch=3).flops == 3 * full.flops
+    narrow = Point("option/torch", "backward", 128, 64, option="value width")
+    assert narrow.flops == 2 * 128 * 128 * 8 * (3 * 64 + 2 * 32)
+    # The subject is the plain call.
+    assert replace(narrow, group="option/plain").flops == 2.5 * full.flops
+    assert Point("decode", "forward", 128, 64).flops == full.flops / 128
+
+
+@pytest.mark.parametrize("length", [1, 5, 64])
+@pytest.mark.parametrize("option", ["", "causal", "window 4", "window 5", "window 100"])
+def test_flops_count_attended_pairs_only(length: int, option: str) -> None:
+    group = "window" if option.startswith("window") else "grid"
+    point = Point(group, "forward", length, 16, causal=option == "causal", option=option)
+    place = torch.arange(length)
+    distance = place - place[:, None]  # from each query to each key
+    before, after = point.sides
+    attended = (distance >= -before) & (distance <= after)
+    assert point.pairs == attended.sum()
+    assert point.flops == 4 * 16 * 8 * point.pairs
+    if option in ("", "causal"):
+        masked = torch.ones(length, length).triu(1).bool() if point.causal else torch.tensor(False)
+        assert torch.equal(attended, ~masked.expand(length, length))
 
 
 def test_bytes_of_a_point_count_inputs_and_outputs() -> None:
@@ -41,16 +65,21 @@ def test_bytes_of_a_point_count_inputs_and_outputs() -> None:
     assert forward.bytes == 4 * query.nbytes
     assert Point("grid", "backward", 128, 64, batch=2).bytes == 8 * query.nbytes
     assert Point("grid", "forward", 128, 64, batch=2, dtype="float64").bytes == 8 * query.nbytes
+    key, one = torch.empty(8, 4096, 64), torch.empty(8, 1, 64)
+    assert Point("decode", "forward", 4096, 64).bytes == 2 * (key.nbytes + one.nbytes)
 
 
 def test_plan_has_the_whole_grid_without_duplicates() -> None:
     for isa in run.ISAS:
         plan = points.plan(isa)
         assert len(plan) == len(set(plan))
+    for isa in ("avx2", "avx512"):
+        plan = points.plan(isa)
         single = [p for p in plan if p.group == "grid" and p.dtype == "float32"]
         assert len(single) == 4 * 6 * 2 * 2
         standard = [p.length for p in plan if points.has_standard(p) and not p.causal]
         assert standard == [128, 512, 1024, 2048, 4096]
+    assert {p.tag for p in points.plan("amx")} == {"grid bfloat16"}
     longest = {full: max(p.length for p in points.plan("avx2", full) if p.dtype == "float64")
                for full in (False, True)}  # fmt: skip
     assert longest == {False: 2048, True: 4096}
@@ -58,6 +87,13 @@ def test_plan_has_the_whole_grid_without_duplicates() -> None:
 
 def test_quick_plan_has_every_group() -> None:
     assert {p.group for p in points.quick_plan()} == {p.group for p in points.plan("avx2")}
+
+
+def test_decode_is_measured_on_one_thread_and_on_two() -> None:
+    for plan in (points.plan("avx2"), points.quick_plan()):
+        assert {p.threads for p in plan if p.group == "decode"} == {1, 2}
+        assert {p.threads for p in plan if p.group == "threads"} == {2}
+        assert {p.threads for p in plan if p.group not in ("decode", "threads")} == {1}
 
 
 def test_time_left_falls_to_zero_at_the_last_point() -> None:
@@ -119,23 +155,64 @@ def test_block_sizes_agree() -> None:
 # --- measuring a point ----------------------------------------------------------------------------
 
 
-def test_result_has_medians_and_quartiles_of_paired_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = Point("grid", "forward", 64, 16)
+def measured(
+    monkeypatch: pytest.MonkeyPatch, point: Point, times: dict[str, list[float]]
+) -> tuple[Result, list[str]]:
+    """What `measure_point` makes of these times, if the probe is half of the point's operations;
+    and the order of the calls."""
     fma = peak.Probe(lambda: None, amount=point.flops / 2)
     machine = SimpleNamespace(probes=lambda _: {speed.FMA: fma})
-    times = {
-        "flash": [1.0, 2.0, 4.0],
-        "torch": [2.0, 6.0, 16.0],
-        speed.FMA: [0.25, 1.0, 3.0],
-    }
-    monkeypatch.setattr(timing, "interleaved", lambda calls, rounds: times)
+    order: list[str] = []
+
+    def interleaved(calls: dict[str, object], rounds: int) -> dict[str, list[float]]:
+        order.extend(calls)
+        return times
+
+    monkeypatch.setattr(timing, "interleaved", interleaved)
     monkeypatch.setattr(host, "pin", lambda threads: None)
-    found = speed.measure_point(point, "avx2", machine, rounds=3)
+    return speed.measure_point(point, "avx2", machine, rounds=3), order
+
+
+# Per round; their means are 0.25, 1 and 3.
+PEAK_TIMES = {speed.FMA: [0.125, 0.5, 4.0], speed.FMA_AFTER: [0.375, 1.5, 2.0]}
+
+
+def test_result_has_medians_and_quartiles_of_paired_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = Point("grid", "forward", 64, 16)
+    times = {"flash": [1.0, 2.0, 4.0], "torch": [2.0, 6.0, 16.0]}
+    found, order = measured(monkeypatch, point, times | PEAK_TIMES)
+    assert order == [speed.FMA, "flash", speed.FMA_AFTER, "torch"]
     assert found.seconds == {"flash": 2.0, "torch": 6.0}
     assert found.ratio == {"torch": (2.0, 3.0, 4.0)}
-    assert found.fma == fma.amount
-    assert found.percent_of_peak() == 100
+    amount = point.flops / 2
+    assert found.fma == amount
+    assert found.fma_quartiles == (amount / 3, amount / 0.25)
     assert found.share == (2 * 0.25, 2 * 0.5, 2 * 0.75)
+    assert found.percent_of_limit == 100
+    line = speed.progress_line(found, "1/2, 3 s left")
+    assert line.endswith(": 2 s, 100% of the FMA peak; torch 3.00x")
+
+
+def test_share_of_two_threads_is_of_the_peak_of_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"two threads": [1.0, 2.0, 4.0], "one thread": [2.0, 4.0, 8.0]}
+    found, _ = measured(monkeypatch, Point("threads", "forward", 64, 16), times | PEAK_TIMES)
+    assert found.share == (0.25, 0.5, 0.75)
+
+
+def test_limit_of_decode_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"flash": [1.0, 2.0, 4.0], "torch": [2.0, 6.0, 16.0], "copy": [0.5, 1.5, 4.0]}
+    found, _ = measured(monkeypatch, Point("decode", "forward", 64, 16), times | PEAK_TIMES)
+    assert found.limit == "copy"
+    assert found.share is None
+    assert found.share_of_limit == (0.5, 0.75, 1.0)
+    assert found.percent_of_limit == 75
+    assert speed.progress_line(found, "").endswith(": 2 s, 75% of a copy's bandwidth; torch 3.00x")
+
+
+def test_limit_of_bfloat16_is_the_peak_of_tiles_where_there_are_any() -> None:
+    assert result_of(Point("grid", "forward", 64, 16, dtype="bfloat16"), "amx").limit == "tiles"
+    assert result_of(Point("grid", "forward", 64, 16, dtype="bfloat16"), "avx512").limit == "fma"
+    assert result_of(Point("grid", "forward", 64, 16), "avx512").limit == "fma"
 
 
 # --- from end to end ------------------------------------------------------------------------------
@@ -156,15 +233,20 @@ def test_quick_run_from_end_to_end(tmp_path: Path) -> None:
         assert f"kernels of this project: {isa}" in about["where"]
         assert about["machine"]["torch_cpu_capability"].lower() == isa
         assert all(rate > 0 for rate in about["rates"].values())
+        assert about["rate_quartiles"].keys() == about["rates"].keys()
         done_here = record.of(isa)
-        expected = [
-            p for p in points.quick_plan() if p.group != "threads" or about["usable_cores"] > 1
-        ]
+        expected = [p for p in points.quick_plan() if p.threads <= about["usable_cores"]]
         assert [result.point for result in done_here] == expected
         assert f"[{isa} {len(expected)}/{len(expected)}, " in done.stdout
     for result in record.results:
         assert all(seconds > 0 for seconds in result.seconds.values())
         assert all(low <= high for low, _, high in result.ratio.values())
+        low, high = result.fma_quartiles
+        assert low <= result.fma <= high
+        assert result.percent_of_limit > 0
+    shares = re.findall(r"\d% of (.*?); ", done.stdout)
+    assert len(shares) == len(record.results)
+    assert {"the FMA peak", "a copy's bandwidth"} <= set(shares)
     for line in targets.lines(record):
         assert line.what in done.stdout
     assert "targets reached" in done.stdout
