@@ -18,7 +18,9 @@ BackwardResult call_backward(const at::Tensor& grad_out, const std::optional<at:
                              const at::Tensor& value, const ForwardResult& saved,
                              const AttentionOptions& options, const Needed& needed) {
   static const auto op = BackwardOperator::find("flash::_backward");
-  const auto& [out, row_stats, seed] = saved;
+  // Clang captures structured bindings only from version 16 on.
+  const at::Tensor &out = std::get<0>(saved), &row_stats = std::get<1>(saved),
+                   &seed = std::get<2>(saved);
   return call_with_options(options, [&](const auto&... each) {
     return op.call(grad_out, grad_lse, query, key, value, out, row_stats, seed, each..., needed);
   });
