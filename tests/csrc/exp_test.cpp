@@ -2,8 +2,8 @@
 
 #include <string>
 
-#include "csrc/dispatch.h"
 #include "tests/csrc/exp_check.h"
+#include "tests/csrc/isa.h"
 
 namespace flash {
 namespace {
@@ -26,12 +26,14 @@ const Case kCases[] = {
     {"avx2", "double", avx2_exp_double, 1.6},
     {"avx512", "float", avx512_exp_float, 3.1, avx512_exp_of_every_float},
     {"avx512", "double", avx512_exp_double, 2.3},
+#elif defined(__aarch64__)
+    {"neon", "float", neon_exp_float, 2.1, neon_exp_of_every_float},
+    {"neon", "double", neon_exp_double, 1.6},
 #endif
 };
 
 TEST(Exp2, StaysWithinItsUlpBoundOnEveryIsa) {
-  for (const KernelTable* table : all_kernels()) {
-    if (!table->supported()) continue;
+  for (const KernelTable* table : testing::supported_kernels()) {
     int checked = 0;
     for (const Case& c : kCases) {
       if (std::string(c.isa) != table->name) continue;
@@ -49,8 +51,7 @@ TEST(Exp2, StaysWithinItsUlpBoundOnEveryIsa) {
 
 // Takes a minute per instruction set; `make stress` runs it.
 TEST(Exp2, DISABLED_StaysWithinItsUlpBoundForEveryFloat) {
-  for (const KernelTable* table : all_kernels()) {
-    if (!table->supported()) continue;
+  for (const KernelTable* table : testing::supported_kernels()) {
     for (const Case& c : kCases) {
       if (std::string(c.isa) != table->name || c.check_every_float == nullptr) continue;
       SCOPED_TRACE(c.isa);

@@ -8,7 +8,7 @@
 #include <limits>
 #include <string>
 
-#include "csrc/dispatch.h"
+#include "tests/csrc/isa.h"
 #include "tests/csrc/storage_check.h"
 
 namespace flash {
@@ -79,10 +79,12 @@ TEST(Storage, EveryIsaConvertsIdentically) {
     {"avx2", avx2_half},
     {"avx512", avx512_bfloat16},
     {"avx512", avx512_half},
+#elif defined(__aarch64__)
+    {"neon", neon_bfloat16},
+    {"neon", neon_half},
 #endif
   };
-  for (const KernelTable* table : all_kernels()) {
-    if (!table->supported()) continue;
+  for (const KernelTable* table : testing::supported_kernels()) {
     int checked = 0;
     for (const Case& c : cases) {
       if (std::string(c.isa) != table->name) continue;
