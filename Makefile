@@ -2,6 +2,7 @@
 # make build           sets up .venv, builds, and installs the package into .venv
 # make test            all tests, C++ and Python, on every instruction set of this CPU; ten minutes
 # make test-kernels    only the C++ tests of the kernels
+# make test-aarch64    the same, cross-compiled for aarch64 and run in an emulator
 # make test-originals  the models against neuralforecast's own, in an environment that has them
 # make compatibility   the Python tests with each release of torch that requirements.txt allows, one
 #                      after the other: the newer ones are CUDA builds of 5 GB on PyPI; an hour each
@@ -76,7 +77,7 @@ ORIGINALS_READY := .venv-neuralforecast/.ready
 ORIGINALS_PACKAGE_READY := .venv-neuralforecast/.package-ready
 
 .PHONY: demo build bench docs wheel sdist clean system compile compile-all
-.PHONY: test test-python test-kernels test-originals compatibility stress sanitize mutants
+.PHONY: test test-python test-kernels test-aarch64 test-originals compatibility stress sanitize mutants
 .PHONY: lint types tidy format
 
 demo: build
@@ -137,6 +138,13 @@ test-originals: build $(ORIGINALS_PACKAGE_READY)
 test-kernels: $(BUILD)/build.ninja
 	@cmake --build $(BUILD) -j $(JOBS) --target csrc_test
 	$(EMULATOR) $(BUILD)/tests/csrc_test --gtest_brief=1 $(if $(ISA),--gtest_filter='*/$(ISA)')
+
+# CTest knows the emulator from the toolchain.
+test-aarch64: SYSTEM_REQUIREMENTS += cmake/aarch64/requirements-system.txt
+test-aarch64: build/aarch64/build.ninja
+	@cmake --build build/aarch64 -j $(JOBS) --target csrc_test
+	GTEST_BRIEF=1 $(if $(ISA),GTEST_FILTER='*/$(ISA)') \
+	  ctest --test-dir build/aarch64 --output-on-failure --no-tests=error --timeout 7200
 
 # libtorch keeps memory until exit on purpose, which LeakSanitizer would report.
 sanitize: build/sanitized/build.ninja
@@ -256,6 +264,10 @@ build/fuzz/build.ninja: $(VENV_READY) | build
 	cmake -S tests/fuzz -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DCMAKE_CXX_COMPILER=clang++-14 \
 	  -DFLASH_MODELS_LIBRARY=$(CURDIR)/build/models/libflash_models.so $(WITH_TORCH)
+	@touch $@
+
+build/aarch64/build.ninja: | system
+	cmake --preset aarch64
 	@touch $@
 
 build/tidy/build.ninja: $(VENV_READY)

@@ -16,7 +16,17 @@ class FlushDenormals {
  public:
   FlushDenormals(const FlushDenormals&) = delete;
   FlushDenormals& operator=(const FlushDenormals&) = delete;
-#if defined(__SSE2__)
+#if defined(__aarch64__)
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    constexpr uint64_t kFlushToZero = uint64_t{1} << 24;  // with exceptions masked by zeros
+    asm volatile("msr fpcr, %0" : : "r"(kFlushToZero) : "memory");
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_) : "memory"); }
+
+ private:
+  uint64_t saved_;
+#elif defined(__SSE2__)
   FlushDenormals() : saved_(_mm_getcsr()) {
     constexpr uint32_t kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040, kMaskExceptions = 0x1F80;
     _mm_setcsr(kFlushToZero | kDenormalsAreZero | kMaskExceptions);

@@ -14,6 +14,10 @@ namespace flash {
 extern const KernelTable kAmxKernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx2Kernels;
+#elif defined(__aarch64__)
+extern const KernelTable kNeonKernels;
+#endif
+#if defined(__x86_64__) || defined(__aarch64__)
 extern const KernelTable kEmulatedAmxKernels;
 #endif
 extern const KernelTable kScalarKernels;
@@ -24,9 +28,11 @@ const std::vector<const KernelTable*>& all_kernels() {
     &kAmxKernels,
     &kAvx512Kernels,
     &kAvx2Kernels,
+#elif defined(__aarch64__)
+    &kNeonKernels,
 #endif
     &kScalarKernels,
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__)
     &kEmulatedAmxKernels,
 #endif
   };
@@ -47,12 +53,12 @@ std::string known_names() {
   return names;
 }
 
-// torch's names for "no vector kernels", "at most AVX2" and "at most AVX-512". Any other value sets
-// no limit here.
+// torch's names for "the baseline of the architecture", which on aarch64 has NEON, "at most AVX2"
+// and "at most AVX-512". Any other value sets no limit here.
 bool allowed_by_aten(const KernelTable& table, std::string_view capability) {
   const std::string_view name = table.name;
-  if (capability == "default") return name == "scalar";
-  if (capability == "avx2") return name == "scalar" || name == "avx2";
+  if (capability == "default") return name == "scalar" || name == "neon";
+  if (capability == "avx2") return name != "amx" && name != "avx512";
   if (capability == "avx512") return name != "amx";
   return true;
 }

@@ -21,7 +21,7 @@ namespace {
 /// Throws unless a tensor of these sizes, 0 counted as 1, fits into an address space, so that
 /// nothing that is computed from them overflows.
 void check_addressable(at::IntArrayRef sizes, at::ScalarType dtype) {
-  constexpr double kAddressable = 1LL << 47;  // bytes that a process on x86-64 can address
+  constexpr double kAddressable = 1LL << 47;  // bytes of an address space on x86-64, the smallest
   double bytes = static_cast<double>(at::elementSize(dtype));
   for (const int64_t size : sizes) bytes *= static_cast<double>(std::max<int64_t>(size, 1));
   TORCH_CHECK_VALUE(bytes <= kAddressable,

@@ -22,11 +22,14 @@ ExpReport avx2_exp_float();
 ExpReport avx2_exp_double();
 ExpReport avx512_exp_float();
 ExpReport avx512_exp_double();
+ExpReport neon_exp_float();
+ExpReport neon_exp_double();
 
 /// The worst error in ulp over all 1.1e9 floats from -0 down to the last normal result.
 double scalar_exp_of_every_float();
 double avx2_exp_of_every_float();
 double avx512_exp_of_every_float();
+double neon_exp_of_every_float();
 
 namespace {
 

@@ -26,6 +26,9 @@ const Case kCases[] = {
     {"avx2", "double", avx2_exp_double, 1.6},
     {"avx512", "float", avx512_exp_float, 3.1, avx512_exp_of_every_float},
     {"avx512", "double", avx512_exp_double, 2.3},
+#elif defined(__aarch64__)
+    {"neon", "float", neon_exp_float, 2.1, neon_exp_of_every_float},
+    {"neon", "double", neon_exp_double, 1.6},
 #endif
 };
 

@@ -11,7 +11,7 @@
 #include "tests/csrc/run.h"
 
 // As in csrc/denormals.h. On other architectures, the kernels use the mode of the caller.
-#if defined(__SSE2__)
+#if defined(__SSE2__) || defined(__aarch64__)
 
 namespace flash {
 namespace {

@@ -21,6 +21,8 @@ StorageReport avx2_bfloat16();
 StorageReport avx2_half();
 StorageReport avx512_bfloat16();
 StorageReport avx512_half();
+StorageReport neon_bfloat16();
+StorageReport neon_half();
 
 namespace {
 

@@ -79,6 +79,9 @@ TEST(Storage, EveryIsaConvertsIdentically) {
     {"avx2", avx2_half},
     {"avx512", avx512_bfloat16},
     {"avx512", avx512_half},
+#elif defined(__aarch64__)
+    {"neon", neon_bfloat16},
+    {"neon", neon_half},
 #endif
   };
   for (const KernelTable* table : testing::supported_kernels()) {

@@ -24,6 +24,8 @@ TanhReport avx2_tanh_float();
 TanhReport avx2_tanh_double();
 TanhReport avx512_tanh_float();
 TanhReport avx512_tanh_double();
+TanhReport neon_tanh_float();
+TanhReport neon_tanh_double();
 
 namespace {
 

@@ -22,6 +22,8 @@ const Case kCases[] = {
 #if defined(__x86_64__)
     {"avx2", "float", avx2_tanh_float, 2.3},     {"avx2", "double", avx2_tanh_double, 2.3},
     {"avx512", "float", avx512_tanh_float, 2.3}, {"avx512", "double", avx512_tanh_double, 2.3},
+#elif defined(__aarch64__)
+    {"neon", "float", neon_tanh_float, 2.3},     {"neon", "double", neon_tanh_double, 2.3},
 #endif
 };
 

@@ -13,11 +13,10 @@ enum class ProductResult { kReplace, kAdd };
 ///
 /// left [m, k] of any strides; right [k, n] with contiguous rows or columns, so that either may be
 /// a transposed matrix; out [m, n] with contiguous rows, sharing no memory with the others. One
-/// dtype, float32 or float64. The AVX2 and AVX-512 kernels compute it, or ATen on other CPUs. Some
-/// tens of rows suffice for full speed, 95% and more of the peak if the matrices fit the
-/// second-level cache; a `right` with contiguous columns takes some hundreds. Not differentiable:
-/// call it below autograd. Throws c10::TypeError or c10::ValueError; the message says what was
-/// expected.
+/// dtype, float32 or float64. Where the scalar kernels are active, ATen computes it. Some tens of
+/// rows suffice for full speed, 95% and more of the peak if the matrices fit the second-level
+/// cache; a `right` with contiguous columns takes some hundreds. Not differentiable: call it below
+/// autograd. Throws c10::TypeError or c10::ValueError; the message says what was expected.
 FLASH_API void matrix_product(const at::Tensor& left, const at::Tensor& right,
                               const at::Tensor& out,
                               ProductResult result = ProductResult::kReplace);

@@ -16,7 +16,7 @@ TORCH = re.compile(r"(torch|ATen|c10|caffe2)/")
 ISA_FOLDERS = sorted(p.parent.name for p in (ROOT / "csrc").glob("*/kernels.cpp"))
 
 # Folders with kernels of their own that use the vectors of another, and its flags.
-BUILT_ON = {"avx512": ("amx",), "avx2": ("amx_emulated",)}
+BUILT_ON = {"avx512": ("amx",), "avx2": ("amx_emulated",), "neon": ("amx_emulated",)}
 # Measures tiles by themselves.
 PARTS_ALONE = {Path("bench/attention/tile_peak.cpp")}
 
@@ -121,4 +121,4 @@ def test_models_leave_the_choice_of_instructions_to_the_kernels() -> None:
 
 
 def test_every_instruction_set_is_covered() -> None:
-    assert {"avx2", "scalar"} <= set(ISA_FOLDERS)
+    assert {"avx2", "neon", "scalar"} <= set(ISA_FOLDERS)
