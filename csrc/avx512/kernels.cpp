@@ -17,7 +17,7 @@ bool supports_avx512() {
 extern const KernelTable kAmxKernels;
 constinit const KernelTable kAmxKernels = {
     "amx",
-    "x86-64 AMX tiles for bfloat16 (float32 if asked for), AVX-512 F and DQ otherwise",
+    "x86-64 AMX tiles for bfloat16, AVX-512 F and DQ otherwise",
     [] { return supports_avx512() && supports_amx(); },
     typed_kernels_with_tiles<Vec<float>, kAmxTileKernels>(),
     typed_kernels<Vec<double>>(),
