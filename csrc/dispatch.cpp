@@ -84,15 +84,25 @@ const KernelTable& choose_kernels(const char* flash_attention_isa,
 
 namespace {
 
+const std::string& asked_isa() {
+  static const std::string isa = [] {
+    const char* value = std::getenv("FLASH_ATTENTION_ISA");
+    return std::string(value == nullptr ? "" : value);
+  }();
+  return isa;
+}
+
 std::atomic<const KernelTable*>& active() {
   static std::atomic<const KernelTable*> table =
-      &choose_kernels(std::getenv("FLASH_ATTENTION_ISA"), std::getenv("ATEN_CPU_CAPABILITY"));
+      &choose_kernels(asked_isa().c_str(), std::getenv("ATEN_CPU_CAPABILITY"));
   return table;
 }
 
 }  // namespace
 
 const KernelTable& active_kernels() { return *active().load(std::memory_order_acquire); }
+
+bool kernels_are_asked_for() { return !asked_isa().empty(); }
 
 const KernelTable& use_kernels(const char* name) {
   return *active().exchange(&choose_kernels(name, nullptr), std::memory_order_acq_rel);

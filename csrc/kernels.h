@@ -58,6 +58,7 @@ struct KernelTable {
   TypedKernels f64;
   const LayerKernels<float>* layers_f32;
   const LayerKernels<double>* layers_f64;
+  bool has_tiles = false;  ///< whether it computes on matrix tiles what tile_table.h says
 };
 
 }  // namespace flash

@@ -11,6 +11,11 @@ namespace flash {
 /// they load and round to as they store.
 enum class Storage { kNative, kBFloat16, kHalf };
 
+/// In how many bfloat16 parts matrix tiles may take the elements of float tensors, which are then
+/// multiplied as sums of their parts: 0 (not at all), 2 (three products, a relative error of some
+/// 2^-17) or 3 (six products, an error as in float). Instruction sets without tiles ignore it.
+using FloatParts = int;
+
 struct Strides {
   int64_t batch;
   int64_t head;
@@ -72,6 +77,7 @@ struct ForwardParams {
   Shape shape;
   ScoreParams score;
   Storage storage;  ///< of query, key and value
+  FloatParts float_parts;
   ConstRows query, key, value;
   Storage out_storage;
   MutableRows out;
@@ -88,6 +94,7 @@ struct BackwardParams {
   Shape shape;
   ScoreParams score;
   Storage storage;  ///< of query, key and value
+  FloatParts float_parts;
   ConstRows query, key, value;
   Storage out_storage, grad_out_storage;
   ConstRows out, grad_out;

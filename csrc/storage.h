@@ -15,6 +15,8 @@ struct Half {
   uint16_t bits;
 };
 
+inline float to_float(float x) { return x; }
+
 inline float to_float(BFloat16 x) {
   return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16);
 }

@@ -1,5 +1,6 @@
 #pragma once
-// The forward and backward of bfloat16 tensors on the tile registers of one instruction set.
+// The forward and backward of bfloat16 tensors, and of float ones in bfloat16 parts, on the tile
+// registers of one instruction set.
 //
 // The same source runs on Intel's AMX and on tiles emulated in C++, by which every CPU tests it.
 

@@ -60,6 +60,7 @@ class Forward {
     params_.shape = shape_of(sizes_);
     params_.score = score_params(options_, sizes_, params_.shape.head_dim, seed_);
     params_.storage = storage_of(query.scalar_type());
+    params_.float_parts = float_parts_of("flash::attention", query.scalar_type());
     params_.query = rows_of(query_);
     params_.key = rows_of(key_);
     params_.value = rows_of(value_);
@@ -154,6 +155,7 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   p.score = score_params(o, sizes, p.shape.head_dim,
                          o.dropout() > 0 ? *seed.const_data_ptr<int64_t>() : 0);
   p.storage = storage_of(query.scalar_type());
+  p.float_parts = float_parts_of("flash::attention", query.scalar_type());
   p.query = rows_of(q);
   p.key = rows_of(k);
   p.value = rows_of(v);

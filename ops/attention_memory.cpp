@@ -51,11 +51,13 @@ MemoryUsage attention_memory(int64_t batch, int64_t heads, int64_t queries, int6
   forward.score.bias_kind = has_bias ? BiasKind::kAdditive : BiasKind::kNone;
   forward.score.softcap = has_softcap ? 1.0 : 0.0;
   forward.storage = forward.out_storage = storage_of(dtype);
+  forward.float_parts = float_parts_of("flash::attention", dtype);
   BackwardParams backward = {};
   backward.shape = forward.shape;
   backward.score = forward.score;
   backward.block_size = block_size;
   backward.storage = backward.grad_out_storage = storage_of(dtype);
+  backward.float_parts = forward.float_parts;
   const auto scratch = [](const WorkPlan& plan, int64_t bytes) {
     return Schedule(plan).threads * bytes;
   };

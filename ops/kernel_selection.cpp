@@ -1,6 +1,7 @@
 #include "ops/kernel_selection.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <c10/util/Exception.h>
 
 #include <stdexcept>
@@ -13,6 +14,16 @@ namespace {
 void check_cpu(const char* op, const char* name, const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(tensor.device().is_cpu(), op, ": expected ", name, " on the CPU, got it on ",
                     tensor.device(), "; move it with .cpu()");
+}
+
+// Where torch's older and newer settings of the precision contradict each other, torch refuses to
+// name it. Then nothing less than float32 was asked for.
+at::Float32MatmulPrecision matmul_precision() {
+  try {
+    return at::globalContext().float32MatmulPrecision();
+  } catch (const c10::Error&) {
+    return at::Float32MatmulPrecision::HIGHEST;
+  }
 }
 
 }  // namespace
@@ -29,6 +40,12 @@ const TypedKernels& kernels_of(const char* op, at::ScalarType dtype, bool use_si
   const KernelTable& active = active_table(op);
   const KernelTable& table = use_simd ? active : scalar_kernels();
   return dtype == at::kDouble ? table.f64 : table.f32;
+}
+
+FloatParts float_parts_of(const char* op, at::ScalarType dtype) {
+  if (dtype != at::kFloat || !active_table(op).has_tiles) return 0;
+  if (matmul_precision() != at::Float32MatmulPrecision::HIGHEST) return 2;
+  return kernels_are_asked_for() ? 3 : 0;
 }
 
 void check_kernel_input(const char* op, const char* name, const at::Tensor& tensor) {

@@ -15,6 +15,11 @@ const KernelTable& active_table(const char* op);
 /// cases.
 const TypedKernels& kernels_of(const char* op, at::ScalarType dtype, bool use_simd = true);
 
+/// In how many parts the active kernels may take elements of this dtype: for float32 where they
+/// have matrix tiles, 2 if torch's float32 matmul precision is "high" or "medium", and 3 if it is
+/// "highest" but FLASH_ATTENTION_ISA is set. Else 0. Throws as `active_table`.
+FloatParts float_parts_of(const char* op, at::ScalarType dtype);
+
 /// Throws c10::ValueError unless `tensor` is on the CPU, c10::TypeError unless it is float32 or
 /// float64.
 void check_kernel_input(const char* op, const char* name, const at::Tensor& tensor);

@@ -46,6 +46,7 @@ class Sequences {
     key_ = rows_contiguous(packed.key);
     value_ = rows_contiguous(packed.value);
     element_size_ = static_cast<int64_t>(c10::elementSize(compute_dtype(query_.scalar_type())));
+    float_parts_ = float_parts_of(kVarlenOp, query_.scalar_type());
     queries_ = offsets_of("cu_seqlens_q", packed.cu_seqlens_q, query_.size(0));
     keys_ = offsets_of("cu_seqlens_k", packed.cu_seqlens_k, key_.size(0));
     AttentionOptions o = options_;
@@ -85,6 +86,7 @@ class Sequences {
           advance(score_.alibi_slopes, n * score_.slope_strides[0], element_size_);
     }
     p.storage = storage_of(query_.scalar_type());
+    p.float_parts = float_parts_;
     p.query = queries_of(n, query_);
     p.key = keys_of(n, key_);
     p.value = keys_of(n, value_);
@@ -114,6 +116,7 @@ class Sequences {
   AttentionOptions options_;
   int64_t seed_ = 0;
   int64_t element_size_;  // of the dtype that the kernels compute in
+  FloatParts float_parts_;
   std::vector<int64_t> queries_, keys_;
   Shape shape_;
   ScoreParams score_;

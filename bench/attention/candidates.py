@@ -157,6 +157,35 @@ def window(point: Point) -> dict[str, Call]:
     }
 
 
+def float32_parts(point: Point) -> dict[str, Call]:
+    """Flash with six products and with three, on AVX-512, and torch.
+
+    The process must have FLASH_ATTENTION_ISA=amx, which asks for the six.
+    """
+    inputs = plain_inputs(point)
+    flash = step(torch.ops.flash.attention, inputs, point.direction)
+
+    def on(isa: str, precision: str, call: Call) -> Call:
+        def run() -> object:
+            torch.ops.flash._use_isa(isa)
+            torch.set_float32_matmul_precision(precision)
+            try:
+                return call()
+            finally:
+                torch.set_float32_matmul_precision("highest")
+                torch.ops.flash._use_isa("amx")
+
+        return run
+
+    rival = step(F.scaled_dot_product_attention, inputs, point.direction)
+    return {
+        "six products": on("amx", "highest", flash),
+        "three products": on("amx", "high", flash),
+        "avx512": on("avx512", "highest", flash),
+        "torch": on("amx", "highest", rival),
+    }
+
+
 def decode(point: Point) -> dict[str, Call]:
     """Flash and torch with one query, and a copy that moves as many bytes as keys and values."""
     _, key, value = plain_inputs(point)
@@ -189,6 +218,7 @@ BUILDERS: dict[str, Callable[[Point], dict[str, Call]]] = {
     "block size": block_sizes,
     "threads": threads,
     "window": window,
+    "float32 parts": float32_parts,
     "decode": decode,
 }
 

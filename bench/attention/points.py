@@ -22,6 +22,8 @@ FORECAST_HEAD_DIMS = (8, 16, 32)
 BFLOAT16_LENGTHS = (64, 512, 1024, 4096)
 # Beyond these, torch's backward takes seconds per call.
 BFLOAT16_BACKWARD_LENGTHS = BFLOAT16_LENGTHS[:-1]
+FLOAT32_PARTS_LENGTHS = (512, 1024, 4096)
+FLOAT32_PARTS_HEAD_DIMS = (64, 128)
 BLOCK_LENGTHS = (512, 1024, 4096)
 # One query of 8 heads against a long KV cache: one decoding step of a language model.
 DECODE_KEYS = 32768
@@ -175,6 +177,14 @@ def bfloat16() -> Iterator[Point]:
     yield from (p for p in grid("bfloat16", BFLOAT16_BACKWARD_LENGTHS) if p.direction == "backward")
 
 
+def float32_parts() -> Iterator[Point]:
+    """float32 as sums of bfloat16 parts on matrix tiles, against AVX-512."""
+    for length in FLOAT32_PARTS_LENGTHS:
+        for head_dim in FLOAT32_PARTS_HEAD_DIMS:
+            for direction in ("forward", "backward"):
+                yield Point("float32 parts", direction, length, head_dim)
+
+
 def decode() -> Iterator[Point]:
     """One query over many keys, on two threads and on one, against a copy of as many bytes."""
     for option in ("", ONE_THREAD):
@@ -238,9 +248,9 @@ def own_shape(length: int, head_dim: int, heads: int, batch: int, dtype: str) ->
 
 
 def plan(isa: str, full: bool = False) -> list[Point]:
-    """All points, in the order in which they are measured. AMX differs in bfloat16 only."""
+    """All points, in the order in which they are measured. AMX differs in these two alone."""
     if isa == "amx":
-        return list(bfloat16())
+        return [*bfloat16(), *float32_parts()]
     points = [*overhead(), *grid("float32", LENGTHS), *forecast()]
     if full:
         points += grid("float64", LENGTHS)

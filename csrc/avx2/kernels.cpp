@@ -39,6 +39,7 @@ constinit const KernelTable kEmulatedAmxKernels = {
     typed_kernels_with_tiles<Vec<float>, kEmulatedTileKernels>(),
     typed_kernels<Vec<double>>(),
     &kLayerKernels<Vec<float>>,
-    &kLayerKernels<Vec<double>>};
+    &kLayerKernels<Vec<double>>,
+    /*has_tiles=*/true};
 
 }  // namespace flash

@@ -120,6 +120,13 @@ struct Vec<float> : Avx2Tiles {
     };
     return _mm256_castsi256_ps(_mm256_or_si256(load(even), _mm256_slli_epi32(load(odd), 16)));
   }
+  /// x, at most 2^127 and not NaN, rounded to bfloat16 as `pair` rounds.
+  static Reg to_bfloat16(Reg x) {
+    const __m256i half = _mm256_set1_epi32(0x8000);
+    const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000));
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(_mm256_add_epi32(_mm256_castps_si256(x), half), upper));
+  }
   /// Words of two floats, rounded to nearest and halves away from zero.
   static Reg pair(Reg even, Reg odd) {
     const __m256i half = _mm256_set1_epi32(0x8000);

@@ -21,7 +21,8 @@ constinit const KernelTable kAmxKernels = {
     typed_kernels_with_tiles<Vec<float>, kAmxTileKernels>(),
     typed_kernels<Vec<double>>(),
     &kLayerKernels<Vec<float>>,
-    &kLayerKernels<Vec<double>>};
+    &kLayerKernels<Vec<double>>,
+    /*has_tiles=*/true};
 
 extern const KernelTable kAvx512Kernels;
 constinit const KernelTable kAvx512Kernels = {"avx512",

@@ -94,6 +94,12 @@ struct Vec<float> : Avx512Tiles {
     };
     return _mm512_castsi512_ps(_mm512_or_si512(load(even), _mm512_slli_epi32(load(odd), 16)));
   }
+  static Reg to_bfloat16(Reg x) {
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), upper));
+  }
   static Reg pair(Reg even, Reg odd) {
     const __m512i half = _mm512_set1_epi32(0x8000);
     const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);

@@ -1,13 +1,14 @@
 #pragma once
-// The forward of bfloat16 tensors on tile registers: the algorithm of forward.h with both products
-// as in tile_product.h.
+// The forward of bfloat16 tensors, or of float in parts, on tile registers: the algorithm of
+// forward.h with both products as in tile_product.h.
 //
 //   in    Q, K, V packed as operands, each once per tile or block
-//   tmp   S^T[block][lanes] in float, then P^T as words of bfloat16
+//   tmp   S^T[block][lanes] in float, then P^T as words of bfloat16 parts
 //   out   O^T[Dv][lanes] in float, transposed and rounded at the end; row_max and row_sum
 //
-// A call uses this unless decode.h takes it. What happens to a score is ScoreStage's, as
-// everywhere.
+// What happens to a score is ScoreStage's, as everywhere. Of float elements, the product of a tile
+// and a block that rows_fit_parts refuses is formed in float, with the micro-kernel's results for
+// NaN and Inf.
 
 #include <cstdint>
 #include <limits>
@@ -15,22 +16,22 @@
 #include "csrc/generic/exp.h"
 #include "csrc/generic/score_stage.h"
 #include "csrc/generic/tile_forward_scratch.h"
-#include "csrc/kernels.h"
 
 namespace flash {
 namespace {
 
 /// One tile: queries first … first + count - 1 of one (batch, head), in kHalves * kTileRows lanes.
 /// All methods of a tile must be called with the same kHalves.
-template <class Vector, class M>
+template <class Vector, class M, int kParts>
 class TileForward {
  public:
+  using Block = PackedBlock<Vector, kParts>;
   using V = TileVec<Vector>;
   using Reg = typename V::Reg;
 
   template <int kHalves>
   void start(const ForwardParams& p, int64_t batch, int64_t head, int64_t first, int64_t count,
-             const TileForwardScratch& scratch, PackedBlock<Vector>& block, int64_t slot) {
+             const TileForwardScratch& scratch, Block& block, int64_t slot) {
     const Shape& shape = p.shape;
     p_ = &p;
     count_ = count;
@@ -40,19 +41,26 @@ class TileForward {
     const int64_t at = (batch * shape.heads + head) * shape.queries + first;
     row_max_ = static_cast<float*>(p.row_max) + at;
     row_sum_ = static_cast<float*>(p.row_sum) + at;
-    queries_ = scratch.queries + slot * scratch.query_words;
+    queries_ = scratch.queries + slot * kParts * scratch.query_words;
     out_ = scratch.out + slot * scratch.out_elements;
-    const BFloat16Rows rows = {row_pointer<BFloat16>(p.query, batch, head, first),
-                               p.query.strides.row};
-    pack_columns<V, kHalves>(rows, count, shape.head_dim, scratch.padded, queries_);
+    rows_ = {row_pointer<Element<kParts>>(p.query, batch, head, first), p.query.strides.row};
+    const float scale = static_cast<float>(p.score.scale);
+    for_parts<V, kParts>(rows_, count, shape.head_dim, scale, scratch.stage,
+                         [&](int part, int64_t, RowView<BFloat16> rows, int64_t) {
+                           pack_columns<V, kHalves>(rows, count, shape.head_dim, scratch.padded,
+                                                    queries_ + part * scratch.query_words);
+                         });
+    if constexpr (kParts > 1) queries_fit_ = rows_fit_parts<V>(rows_, count, shape.head_dim);
     stage_.start(p.score, shape, batch, head, first, count, scratch.bias);
     next_ = stage_.ranges().key_begin();
     const float sink = stage_.sink();
     const bool has_sink = !(sink == -kInf);
-    // A positive scale only scales the exponents, so it can wait until then.
-    const float scale = static_cast<float>(p.score.scale);
-    is_scaled_ = changes_scores(p.score) || has_sink || !(scale > 0 && scale < kInf);
-    exponent_ = is_scaled_ ? 1 : scale;
+    // A factor of bfloat16 elements would be rounded, so their scores are scaled instead; or only
+    // the exponents, if the scale is positive and nothing else uses the scores.
+    const bool scales_exponents =
+        kParts == 1 && !changes_scores(p.score) && !has_sink && scale > 0 && scale < kInf;
+    scales_scores_ = kParts == 1 && !scales_exponents;
+    exponent_ = scales_exponents ? scale : 1;
     for (int v = 0; v < vecs(kHalves); ++v) {
       base_[v] = max_[v] = V::broadcast(sink);
       sum_[v] = V::broadcast(has_sink ? 1.0f : 0.0f);
@@ -112,17 +120,21 @@ class TileForward {
   static constexpr float kInf = std::numeric_limits<float>::infinity();
   static constexpr int vecs(int halves) { return halves * static_cast<int>(kTileRows) / V::kWidth; }
 
-  // Forms the scores of a block, -inf for masked ones and past its end, and raises `max_`. If not
-  // is_scaled_, they still lack their scale.
+  // Forms the scores of a block, -inf for masked ones and past its end, and raises `max_`. The
+  // scale that the exponents have is still missing.
   template <int kHalves>
   void form_scores(int64_t key, int64_t keys) {
     constexpr int kVecs = vecs(kHalves);
     constexpr int64_t kLanes = kHalves * kTileRows;
     float* scores = scratch_->scores;
     const int64_t padded = round_up(keys, kTileDepth);
-    tile_product<M, kHalves>(block_->keys(key), queries_, padded, depth_steps(p_->shape.head_dim),
-                             scores, kLanes, false);
-    if (is_scaled_) scale_rows(scores, padded * kLanes);
+    if (kParts == 1 || (queries_fit_ && block_->keys_fit())) {
+      tile_product<M, kParts, kHalves>(block_->keys(key), {queries_, scratch_->query_words}, padded,
+                                       depth_steps(p_->shape.head_dim), scores, kLanes, false);
+    } else {
+      form_float_scores<kHalves>(key, keys);
+    }
+    if (scales_scores_) scale_rows(scores, padded * kLanes);
     stage_.template start_block<kVecs>(key, keys);
     stage_.ranges().template for_segments<kVecs>(
         key, keys, [&]<int kLive>(int64_t j, int64_t n, int dead, bool limited) {
@@ -133,13 +145,28 @@ class TileForward {
             }
           }
           row += dead * V::kWidth;
-          if (is_scaled_ || limited) {
+          if (changes_scores(p_->score) || limited) {
             stage_.template apply<kVecs, kLive>(row, kLanes, key, j, n, limited, max_ + dead);
           } else {
             raise_maximum<kVecs>(row, n, max_);
           }
         });
     for (int64_t i = keys * kLanes; i < padded * kLanes; ++i) scores[i] = -kInf;
+  }
+
+  // The scores of a block in float.
+  template <int kHalves>
+  [[gnu::noinline]] void form_float_scores(int64_t key, int64_t keys) {
+    if constexpr (kParts > 1) {
+      constexpr int64_t kLanes = kHalves * kTileRows;
+      const int64_t depth = p_->shape.head_dim;
+      pack_transposed<V, kLanes>(rows_.data, rows_.stride, count_, depth,
+                                 static_cast<float>(p_->score.scale), scratch_->columns);
+      for (int64_t i = 0; i < kLanes; i += kTileRows) {
+        raw_scores<Vector, vecs(1)>(block_->key(key), block_->key_stride(), keys, depth,
+                                    {scratch_->columns + i, kLanes}, scratch_->scores + i, kLanes);
+      }
+    }
   }
 
   void scale_rows(float* scores, int64_t count) const {
@@ -203,7 +230,7 @@ class TileForward {
     constexpr int kVecs = vecs(kHalves);
     constexpr int64_t kLanes = kHalves * kTileRows;
     const int64_t padded = round_up(keys, kTileDepth);
-    const bool skips = !stage_.is_unmasked(key, keys) && !block_->values_are_finite();
+    const bool skips = !block_->values_fit(!stage_.is_unmasked(key, keys));
     float* scores = scratch_->scores;
     if (!skips && !stage_.has_dropout()) {
       weigh<kHalves, true>(padded);
@@ -213,16 +240,18 @@ class TileForward {
       if (skips) return add_unmasked_values<kHalves>(key, keys, has_out);
       pack_weights<kHalves>(padded);
     }
-    tile_product<M, kHalves>(block_->values(key), scratch_->weights,
-                             round_up(p_->shape.value_dim, kTileRows), padded / kTileDepth, out_,
-                             kLanes, has_out);
+    tile_product<M, kParts, kHalves>(
+        block_->values(key), {scratch_->weights, scratch_->weight_words},
+        round_up(p_->shape.value_dim, kTileRows), padded / kTileDepth, out_, kLanes, has_out);
   }
 
-  // Weights in float replace the scores; with kPack, words of bfloat16 go to the scratch instead.
+  // Weights in float replace the scores; with kPack, words of their parts go to the scratch
+  // instead.
   template <int kHalves, bool kPack>
   [[gnu::noinline]] void weigh(int64_t keys) {
     constexpr int64_t kLanes = kHalves * kTileRows;
     constexpr int kRows = 8;
+    const int64_t part = scratch_->weight_words;
     const Reg exponent = V::broadcast(exponent_ * ExpConstants<float, V::kSplitsDown>().log2_e);
     for (int v = 0; v < vecs(kHalves); ++v) {
       float* from = scratch_->scores + v * V::kWidth;
@@ -237,7 +266,7 @@ class TileForward {
         each<kRows>([&](int i) { sum = V::add(sum, weight[i]); });
         if constexpr (kPack) {
           each<kRows / 2>([&](int i) {
-            V::store_words(to + i * kLanes, V::pair(weight[2 * i], weight[2 * i + 1]));
+            store_pair<V, kParts>(to + i * kLanes, part, weight[2 * i], weight[2 * i + 1]);
           });
           to += kRows / 2 * kLanes;
         } else {
@@ -255,12 +284,13 @@ class TileForward {
     Word* to = scratch_->weights;
     for (int64_t j = 0; j < keys; j += 2, from += 2 * kLanes, to += kLanes) {
       for (int64_t i = 0; i < kLanes; i += V::kWidth) {
-        V::store_words(to + i, V::pair(V::load(from + i), V::load(from + kLanes + i)));
+        store_pair<V, kParts>(to + i, scratch_->weight_words, V::load(from + i),
+                              V::load(from + kLanes + i));
       }
     }
   }
 
-  // P V without the terms of masked keys, whose values may be NaN or Inf.
+  // P V in float, without the terms of masked keys, whose values may be NaN or Inf.
   template <int kHalves>
   [[gnu::noinline]] void add_unmasked_values(int64_t key, int64_t keys, bool has_out) {
     constexpr int kVecs = vecs(kHalves);
@@ -318,83 +348,23 @@ class TileForward {
 
   const ForwardParams* p_;
   const TileForwardScratch* scratch_;
-  PackedBlock<Vector>* block_;
+  Block* block_;
   int64_t count_;
   int64_t next_;       // the first key of the next step
   int64_t first_out_;  // the offset of the first output row in p.out, in elements
   float* row_max_;
   float* row_sum_;
+  RowView<Element<kParts>> rows_;  // of Q
   Word* queries_;
   float* out_;
-  bool is_scaled_;  // whether scores are scaled before their maximum is taken
-  float exponent_;  // multiplies differences of scores
+  bool queries_fit_ = false;  // whether tiles may compute the scores of float queries
+  bool scales_scores_;        // whether scores are scaled before their maximum is taken
+  float exponent_;            // multiplies differences of scores
   ScoreStage<V> stage_;
   Reg max_[kMaxVecs];   // the largest score so far
   Reg base_[kMaxVecs];  // to which weights and sums are relative
   Reg sum_[kMaxVecs];
 };
-
-inline WorkPlan tile_forward_plan(const ForwardParams& p) {
-  const Shape& s = p.shape;
-  return {s.batch * s.heads * tile_count(s), 1,
-          kTileLanes * most_attended(p.score, s.keys) * (s.head_dim + s.value_dim + 64) / 4};
-}
-
-inline int64_t tile_forward_scratch_bytes(const ForwardParams& p) {
-  return TileForwardScratch(p, nullptr).bytes;
-}
-
-/// Processes units unit_begin … unit_end - 1, a group of tiles at a time. Tiles of a group share
-/// only inputs, so results do not depend on the grouping.
-template <class V, class M>
-void tile_forward(const ForwardParams& p, int64_t unit_begin, int64_t unit_end, void* memory) {
-  const typename M::Session session;
-  const TileForwardScratch scratch(p, memory);
-  PackedBlock<V> block(p, scratch);
-  const int64_t tiles = tile_count(p.shape);
-  TileForward<V, M> group[kMostTilesPerBlock];
-  for (int64_t unit = unit_begin; unit < unit_end;) {
-    const int64_t batch = unit / (tiles * p.shape.heads);
-    const int64_t head = unit / tiles % p.shape.heads;
-    const int64_t first_order = unit % tiles;
-    const int64_t size =
-        min_of(tiles_per_block(p.shape), min_of(unit_end - unit, tiles - first_order));
-    // Alternates between both ends, as in forward.h.
-    const auto begin_of = [&](int64_t slot) {
-      const int64_t order = first_order + slot;
-      return kTileLanes * (order % 2 == 0 ? order / 2 : tiles - 1 - order / 2);
-    };
-    const auto for_tiles = [&](auto&& f) {
-      for (int64_t slot = 0; slot < size; ++slot) {
-        const int64_t begin = begin_of(slot);
-        const int64_t count = min_of(kTileLanes, p.shape.queries - begin);
-        if (count > kTileRows) {
-          f.template operator()<2>(slot, begin, count);
-        } else {
-          f.template operator()<1>(slot, begin, count);
-        }
-      }
-    };
-    block.start(batch, head);
-    for_tiles([&]<int kHalves>(int64_t slot, int64_t begin, int64_t count) {
-      group[slot].template start<kHalves>(p, batch, head, begin, count, scratch, block, slot);
-    });
-    constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-    for (int64_t current = 0; current != kNone;) {
-      int64_t next = kNone;
-      for_tiles([&]<int kHalves>(int64_t slot, int64_t, int64_t) {
-        if (!group[slot].has_keys()) return;
-        if (group[slot].next_block() <= current) group[slot].template step<kHalves>();
-        if (group[slot].has_keys()) next = min_of(next, group[slot].next_block());
-      });
-      current = next;
-    }
-    for_tiles([&]<int kHalves>(int64_t slot, int64_t, int64_t) {
-      group[slot].template finish<kHalves>();
-    });
-    unit += size;
-  }
-}
 
 }  // namespace
 }  // namespace flash

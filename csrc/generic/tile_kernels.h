@@ -3,7 +3,7 @@
 
 #include "csrc/denormals.h"
 #include "csrc/generic/tile_backward.h"
-#include "csrc/generic/tile_forward.h"
+#include "csrc/generic/tile_forward_pass.h"
 #include "csrc/tile_kernels.h"
 
 namespace flash {
@@ -17,14 +17,15 @@ constexpr TileKernels tile_kernels() {
   k.forward_scratch_bytes = tile_forward_scratch_bytes;
   k.forward = [](const ForwardParams& p, int64_t begin, int64_t end, void* scratch) {
     const FlushDenormals flush;
-    tile_forward<V, M>(p, begin, end, scratch);
+    with_parts_of(p, [&]<int kParts>() { tile_forward<V, M, kParts>(p, begin, end, scratch); });
   };
   k.backward_plan = tile_backward_plan<V>;
   k.backward_scratch_bytes = tile_backward_scratch_bytes<V>;
   k.backward = [](const BackwardParams& p, int64_t step, int64_t begin, int64_t end,
                   void* scratch) {
     const FlushDenormals flush;
-    tile_backward<V, M>(p, step, begin, end, scratch);
+    with_parts_of(p,
+                  [&]<int kParts>() { tile_backward<V, M, kParts>(p, step, begin, end, scratch); });
   };
   return k;
 }

@@ -30,12 +30,6 @@ template <class V, class Load>
   }
 }
 
-/// Rows of bfloat16, `stride` elements apart.
-struct BFloat16Rows {
-  const BFloat16* data;
-  int64_t stride;
-};
-
 /// Whether no element of a row is NaN or Inf.
 template <class V>
 bool row_is_finite(const BFloat16* row, int64_t columns) {
@@ -48,10 +42,20 @@ bool row_is_finite(const BFloat16* row, int64_t columns) {
   return is_zero<V>(sum);
 }
 
+template <class V>
+bool rows_are_finite(RowView<BFloat16> rows, int64_t count, int64_t columns) {
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) {
+    finite &= row_is_finite<V>(rows.data + i * rows.stride, columns);
+  }
+  return finite;
+}
+
 /// to[n][i] = elements 2 n and 2 n + 1 of row i: a right operand with a column per row. Columns
 /// from `count` on, and terms from `depth` on, are zero. `padded` holds one row of whole steps.
 template <class V, int kHalves>
-void pack_columns(BFloat16Rows rows, int64_t count, int64_t depth, BFloat16* padded, Word* to) {
+void pack_columns(RowView<BFloat16> rows, int64_t count, int64_t depth, BFloat16* padded,
+                  Word* to) {
   constexpr int64_t kLanes = kHalves * kTileRows;
   const int64_t width = depth_steps(depth) * kTileDepth;
   std::memset(padded, 0, kLanes * width * sizeof(BFloat16));
@@ -71,7 +75,7 @@ void pack_columns(BFloat16Rows rows, int64_t count, int64_t depth, BFloat16* pad
 
 /// The left operand [rows][depth] of `count` rows; the remainders of the last rows and terms are
 /// zero.
-inline void pack_rows(BFloat16Rows rows, int64_t count, int64_t depth, char* to) {
+inline void pack_rows(RowView<BFloat16> rows, int64_t count, int64_t depth, char* to) {
   const int64_t steps = depth_steps(depth);
   for (int64_t r = 0; r < round_up(count, 2 * kTileRows); ++r) {
     const BFloat16* from = rows.data + r * rows.stride;
@@ -90,7 +94,7 @@ inline void pack_rows(BFloat16Rows rows, int64_t count, int64_t depth, char* to)
 
 /// The left operand [columns][count]: the transpose of `count` rows. Remainders are zero.
 template <class V>
-void pack_transposed_rows(BFloat16Rows rows, int64_t count, int64_t columns, char* to) {
+void pack_transposed_rows(RowView<BFloat16> rows, int64_t count, int64_t columns, char* to) {
   const int64_t blocks = ceil_div(columns, kTileRows);
   for (int64_t r = 0; r < count; r += kTileDepth) {
     for (int64_t block = 0; block < blocks; ++block, to += kTileBytes) {
@@ -116,21 +120,15 @@ void pack_transposed_rows(BFloat16Rows rows, int64_t count, int64_t columns, cha
   }
 }
 
-template <class V>
-bool rows_are_finite(BFloat16Rows rows, int64_t count, int64_t columns) {
-  bool finite = true;
-  for (int64_t i = 0; i < count; ++i) {
-    finite &= row_is_finite<V>(rows.data + i * rows.stride, columns);
-  }
-  return finite;
-}
-
 /// to[n][c] = elements c of rows i and i + 16 of the thirty-two rows from 32 (n / 16) on, i = n %
-/// 16, for each 32 columns: a right operand of as many terms as rows. Remainders are zero.
+/// 16: a right operand of as many terms as rows, for each 32 columns, which are `column` words
+/// apart. Remainders are zero.
 template <class V>
-void pack_pairs(BFloat16Rows rows, int64_t count, int64_t columns, Word* to) {
-  for (int64_t c = 0; c < columns; c += kTileLanes) {
+void pack_pairs(RowView<BFloat16> rows, int64_t count, int64_t columns, Word* words,
+                int64_t column) {
+  for (int64_t c = 0; c < columns; c += kTileLanes, words += column) {
     const int64_t width = min_of(kTileLanes, columns - c);
+    Word* to = words;
     for (int64_t row = 0; row < count; row += kTileDepth) {
       for (int64_t i = row; i < row + kTileRows; ++i, to += kTileLanes) {
         BFloat16 edge[2][kTileLanes];

@@ -1,6 +1,7 @@
 #pragma once
-// Products of bfloat16 matrices on tile registers (csrc/amx/tiles.h), accumulated in float, and the
-// operands in the order in which tiles are loaded.
+// Products of matrices of bfloat16, or of float in bfloat16 parts, on tile registers
+// (csrc/amx/tiles.h), accumulated in float, and the operands in the order in which tiles are
+// loaded.
 //
 // As everywhere in generic/, lanes are queries. The right operand of each product has a column per
 // query, so the scores and the output are formed transposed:
@@ -15,6 +16,7 @@
 
 #include <cstdint>
 
+#include "csrc/generic/exp.h"
 #include "csrc/generic/product.h"
 #include "csrc/storage.h"
 
@@ -57,16 +59,48 @@ class Arena {
 
 inline int64_t depth_steps(int64_t depth) { return ceil_div(depth, kTileDepth); }
 
-/// A left operand: tiles of sixteen rows by kTileDepth, `row` bytes from one to the rows below and
-/// `step` bytes to the next terms.
+/// A left operand: tiles of sixteen rows by kTileDepth, `row` bytes from one to the rows below,
+/// `step` bytes to the next terms, and `part` bytes to the next part of float elements.
 struct LeftTiles {
   const char* data;
-  int64_t row, step;
+  int64_t row, step, part;
 };
 
-template <class M, int kRowTiles, int kHalves>
-[[gnu::always_inline]] inline void tile_rows(LeftTiles left, const Word* right, int64_t steps,
+/// A right operand: words [steps * kTileWords][lanes], `part` words from one part to the next.
+struct RightWords {
+  const Word* data;
+  int64_t part;
+};
+
+/// The parts of the left and the right operand that are multiplied, for elements in kParts parts
+/// (tile_parts.h): all but those whose product is smaller than what the parts do not hold. Each
+/// shares a part with the one before, so that one operand stays in its registers, and the largest
+/// comes last where that allows it.
+struct PartPair {
+  int left, right;
+};
+template <int kParts>
+struct PartPairs;
+template <>
+struct PartPairs<1> {
+  static constexpr int kCount = 1;
+  static constexpr PartPair kList[kCount] = {{0, 0}};
+};
+template <>
+struct PartPairs<2> {
+  static constexpr int kCount = 3;
+  static constexpr PartPair kList[kCount] = {{0, 1}, {0, 0}, {1, 0}};
+};
+template <>
+struct PartPairs<3> {
+  static constexpr int kCount = 6;
+  static constexpr PartPair kList[kCount] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {2, 0}, {0, 0}};
+};
+
+template <class M, int kParts, int kRowTiles, int kHalves>
+[[gnu::always_inline]] inline void tile_rows(LeftTiles left, RightWords right, int64_t steps,
                                              float* sum, int64_t stride, bool accumulate) {
+  using Pairs = PartPairs<kParts>;
   constexpr int64_t kStride = kHalves * 64;
   const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));
   const auto block = [&](int r, int h) { return sum + r * kTileRows * stride + h * kTileRows; };
@@ -81,22 +115,30 @@ template <class M, int kRowTiles, int kHalves>
     if constexpr (kRowTiles == 2) M::template zero<2>();
     if constexpr (kRowTiles == 2 && kHalves == 2) M::template zero<3>();
   }
-  const char* from = left.data;
+  const char* rows = left.data;
+  const Word* columns = right.data;
   for (int64_t n = 0; n < steps; ++n) {
-    M::template load<4>(from, 64);
-    M::template load<6>(right, kStride);
-    M::template multiply_add<0, 4, 6>();
-    if constexpr (kHalves == 2) {
-      M::template load<7>(right + kTileRows, kStride);
-      M::template multiply_add<1, 4, 7>();
-    }
-    if constexpr (kRowTiles == 2) {
-      M::template load<5>(from + left.row, 64);
-      M::template multiply_add<2, 5, 6>();
-      if constexpr (kHalves == 2) M::template multiply_add<3, 5, 7>();
-    }
-    from += left.step;
-    right += kTileWords * kHalves * kTileRows;
+    each<Pairs::kCount>([&](int i) __attribute__((always_inline)) {
+      const PartPair parts = Pairs::kList[i];
+      const bool loads_left = i == 0 || parts.left != Pairs::kList[i - 1].left;
+      const bool loads_right = i == 0 || parts.right != Pairs::kList[i - 1].right;
+      const char* from = rows + parts.left * left.part;
+      const Word* words = columns + parts.right * right.part;
+      if (loads_left) M::template load<4>(from, 64);
+      if (loads_right) M::template load<6>(words, kStride);
+      M::template multiply_add<0, 4, 6>();
+      if constexpr (kHalves == 2) {
+        if (loads_right) M::template load<7>(words + kTileRows, kStride);
+        M::template multiply_add<1, 4, 7>();
+      }
+      if constexpr (kRowTiles == 2) {
+        if (loads_left) M::template load<5>(from + left.row, 64);
+        M::template multiply_add<2, 5, 6>();
+        if constexpr (kHalves == 2) M::template multiply_add<3, 5, 7>();
+      }
+    });
+    rows += left.step;
+    columns += kTileWords * kHalves * kTileRows;
   }
   M::template store<0>(block(0, 0), bytes);
   if constexpr (kHalves == 2) M::template store<1>(block(0, 1), bytes);
@@ -104,18 +146,18 @@ template <class M, int kRowTiles, int kHalves>
   if constexpr (kRowTiles == 2 && kHalves == 2) M::template store<3>(block(1, 1), bytes);
 }
 
-/// sum[rows][lanes] (+)= left right over `steps` * kTileDepth terms. Rows of `sum` are `stride`
-/// elements apart; `rows` is a multiple of kTileRows; `right` has words [steps *
-/// kTileWords][lanes], lanes = kHalves * kTileRows.
-template <class M, int kHalves>
-[[gnu::noinline]] void tile_product(LeftTiles left, const Word* right, int64_t rows, int64_t steps,
+/// sum[rows][lanes] (+)= left right over `steps` * kTileDepth terms of kParts parts, for kHalves *
+/// kTileRows lanes. Rows of `sum` are `stride` elements apart; `rows` is a multiple of kTileRows.
+template <class M, int kParts, int kHalves>
+[[gnu::noinline]] void tile_product(LeftTiles left, RightWords right, int64_t rows, int64_t steps,
                                     float* sum, int64_t stride, bool accumulate) {
   int64_t r = 0;
   for (; r + 2 * kTileRows <= rows; r += 2 * kTileRows) {
-    tile_rows<M, 2, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
+    tile_rows<M, kParts, 2, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
     left.data += 2 * left.row;
   }
-  if (r < rows) tile_rows<M, 1, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
+  if (r == rows) return;
+  tile_rows<M, kParts, 1, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
 }
 
 }  // namespace

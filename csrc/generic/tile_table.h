@@ -1,19 +1,27 @@
 #pragma once
-// TypedKernels with the calls that TileKernels serve: those of bfloat16 tensors, but for decoding.
+// TypedKernels with the calls that TileKernels serve: those of bfloat16 tensors, and of float ones
+// that may be taken apart, but for decoding.
 
 #include "csrc/generic/table.h"
+#include "csrc/generic/tile_parts.h"
 #include "csrc/tile_kernels.h"
 
 namespace flash {
 namespace {
 
+template <class Params>
+bool has_tile_elements(const Params& p) {
+  if (p.storage == Storage::kBFloat16) return true;
+  return p.storage == Storage::kNative && p.float_parts > 0 && scores_fit_parts(p.score);
+}
+
 template <class V>
 bool uses_tiles(const ForwardParams& p) {
-  return p.storage == Storage::kBFloat16 && !Decode<V>::fits(p);
+  return has_tile_elements(p) && !Decode<V>::fits(p);
 }
 
 inline bool uses_tiles(const BackwardParams& p) {
-  return p.storage == Storage::kBFloat16 && p.grad_out_storage == Storage::kBFloat16;
+  return has_tile_elements(p) && p.grad_out_storage == p.storage;
 }
 
 template <class V, const TileKernels& kTiles>

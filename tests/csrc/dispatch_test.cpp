@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -61,6 +62,15 @@ TEST(Dispatch, RespectsAtenCpuCapability) {
 TEST(Dispatch, FlashAttentionIsaOverridesAtenCpuCapability) {
   const char* best = best_supported().name;
   EXPECT_EQ(chosen(best, "default"), best);
+}
+
+TEST(Dispatch, OnlyTheEnvironmentAsksForKernels) {
+  const char* isa = std::getenv("FLASH_ATTENTION_ISA");
+  const bool is_set = isa != nullptr && *isa != '\0';
+  EXPECT_EQ(kernels_are_asked_for(), is_set);
+  const char* before = use_kernels("scalar").name;
+  EXPECT_EQ(kernels_are_asked_for(), is_set);
+  use_kernels(before);
 }
 
 TEST(Dispatch, UnknownNameThrowsAndListsTheKnownOnes) {

@@ -2,22 +2,17 @@
 // The instruction sets that this CPU supports, for tests that run on each of them.
 
 #include <random>
-#include <string_view>
 #include <vector>
 
 #include "csrc/dispatch.h"
 
 namespace flash::testing {
 
-/// Whether a table computes bfloat16 on matrix tiles. In all else it is one of the other tables.
-inline bool has_tiles(const KernelTable& table) {
-  return std::string_view(table.name).starts_with("amx");
-}
-
+/// Those with matrix tiles, or those without.
 inline std::vector<const KernelTable*> supported_kernels(bool tiles = false) {
   std::vector<const KernelTable*> tables;
   for (const KernelTable* table : all_kernels()) {
-    if (table->supported() && has_tiles(*table) == tiles) tables.push_back(table);
+    if (table->supported() && table->has_tiles == tiles) tables.push_back(table);
   }
   return tables;
 }

@@ -37,6 +37,7 @@ struct Options {
   Storage storage = Storage::kNative;  ///< of query, key, value, bias and grad_out
   bool out_16_bit = false;             ///< whether out has type `storage`, too
   Layout layout = Layout::kContiguous;
+  FloatParts float_parts = 0;
 };
 
 /// Describes a problem in failure messages.
@@ -50,7 +51,7 @@ inline std::string describe(const Shape& s, const Options& o) {
        << " slopes " << o.slopes << " sinks " << o.sinks << " positions "
        << static_cast<int>(o.positions) << " grad_lse " << o.grad_lse << " storage "
        << static_cast<int>(o.storage) << (o.out_16_bit ? " and out" : "") << " layout "
-       << static_cast<int>(o.layout);
+       << static_cast<int>(o.layout) << " float_parts " << o.float_parts;
   return text.str();
 }
 

@@ -138,6 +138,7 @@ class KernelRun {
     forward_.shape = p_.shape;
     forward_.score = score();
     forward_.storage = storage;
+    forward_.float_parts = p_.options.float_parts;
     forward_.query = arrays_.input("query", p_.q, query_, storage);
     forward_.key = arrays_.input("key", p_.k, key_, storage);
     forward_.value = arrays_.input("value", p_.v, value_, storage);
@@ -236,6 +237,7 @@ class KernelRun {
     p.shape = forward_.shape;
     p.score = forward_.score;
     p.storage = storage;
+    p.float_parts = forward_.float_parts;
     p.query = forward_.query;
     p.key = forward_.key;
     p.value = forward_.value;

@@ -80,8 +80,8 @@ KERNELS = [
     Fault(
         "gradient of lse added instead of subtracted",
         "csrc/generic/backward.h",
-        "V::sub(delta, read(grad_lse))",
-        "V::add(delta, read(grad_lse))",
+        "V::sub(delta, read(p.grad_lse))",
+        "V::add(delta, read(p.grad_lse))",
         by=CSRC,
     ),
     Fault(

@@ -52,6 +52,11 @@ TILE_ROUNDING_UNITS_LARGEST = 3.0
 # weights, and so its error no more than theirs; gradients are sums of differences that cancel.
 TILE_SIZE_ROUNDED = 2.0**-6
 
+# float32 on matrix tiles as sums of two bfloat16 parts, relative to the largest result: the parts
+# leave up to 2^-17 of an element and their products leave out up to 2^-16; in gradients, terms
+# cancel. The tests of the kernels see up to 2.7e-5.
+TILE_PARTS_ROUNDED = 2.0**-14
+
 # A float32 weight below 2^-126 of the largest in its row may be 0, and with it its contribution:
 # the weight times values, scales and gradients, a product of up to 10^8.
 FLOAT32_UNDERFLOW = 1e-30
