@@ -12,6 +12,7 @@ namespace flash {
 
 #if defined(__x86_64__)
 extern const KernelTable kAmxKernels;
+extern const KernelTable kAvx512Bf16Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kEmulatedAmxKernels;
@@ -22,6 +23,7 @@ const std::vector<const KernelTable*>& all_kernels() {
   static const std::vector<const KernelTable*> tables = {
 #if defined(__x86_64__)
     &kAmxKernels,
+    &kAvx512Bf16Kernels,
     &kAvx512Kernels,
     &kAvx2Kernels,
 #endif

@@ -24,6 +24,17 @@ constinit const KernelTable kAmxKernels = {
     &kLayerKernels<Vec<float>>,
     &kLayerKernels<Vec<double>>};
 
+extern const KernelTable kAvx512Bf16Kernels;
+constinit const KernelTable kAvx512Bf16Kernels = {
+    "avx512-bf16", "x86-64 AVX512-BF16 and BW for bfloat16, AVX-512 F and DQ otherwise",
+    // The compiler takes AVX512-BF16 to include BW.
+    [] {
+      return supports_avx512() && __builtin_cpu_supports("avx512bf16") != 0 &&
+             __builtin_cpu_supports("avx512bw") != 0;
+    },
+    typed_kernels_with_tiles<Vec<float>, kAvx512Bf16TileKernels>(), typed_kernels<Vec<double>>(),
+    &kLayerKernels<Vec<float>>, &kLayerKernels<Vec<double>>};
+
 extern const KernelTable kAvx512Kernels;
 constinit const KernelTable kAvx512Kernels = {"avx512",
                                               "x86-64 AVX-512 F and DQ",

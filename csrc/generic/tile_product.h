@@ -1,6 +1,7 @@
 #pragma once
-// Products of bfloat16 matrices on tile registers (csrc/amx/tiles.h), accumulated in float, and the
-// operands in the order in which tiles are loaded.
+// Products of bfloat16 matrices on tile registers (csrc/amx/tiles.h) or on vectors
+// (csrc/avx512_bf16/tiles.h), accumulated in float, and the operands in the order in which tiles
+// are loaded.
 //
 // As everywhere in generic/, lanes are queries. The right operand of each product has a column per
 // query, so the scores and the output are formed transposed:
@@ -110,12 +111,17 @@ template <class M, int kRowTiles, int kHalves>
 template <class M, int kHalves>
 [[gnu::noinline]] void tile_product(LeftTiles left, const Word* right, int64_t rows, int64_t steps,
                                     float* sum, int64_t stride, bool accumulate) {
-  int64_t r = 0;
-  for (; r + 2 * kTileRows <= rows; r += 2 * kTileRows) {
-    tile_rows<M, 2, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
-    left.data += 2 * left.row;
+  if constexpr (requires { &M::template product<kHalves>; }) {
+    M::template product<kHalves>(left, right, rows, steps, sum, stride, accumulate);
+  } else {
+    int64_t r = 0;
+    for (; r + 2 * kTileRows <= rows; r += 2 * kTileRows) {
+      tile_rows<M, 2, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
+      left.data += 2 * left.row;
+    }
+    if (r == rows) return;
+    tile_rows<M, 1, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
   }
-  if (r < rows) tile_rows<M, 1, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
 }
 
 }  // namespace

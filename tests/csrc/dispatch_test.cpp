@@ -49,7 +49,7 @@ TEST(Dispatch, ScalarIsAlwaysSupportedAndOnlyEmulationComesAfterIt) {
 TEST(Dispatch, RespectsAtenCpuCapability) {
   EXPECT_EQ(chosen(nullptr, "default"), "scalar");
   EXPECT_THAT(chosen(nullptr, "avx2"), testing::AnyOf("avx2", "scalar"));
-  EXPECT_THAT(chosen(nullptr, "avx512"), testing::AnyOf("avx512", "avx2", "scalar"));
+  EXPECT_THAT(chosen(nullptr, "avx512"), testing::AnyOf("avx512-bf16", "avx512", "avx2", "scalar"));
 }
 
 TEST(Dispatch, FlashAttentionIsaOverridesAtenCpuCapability) {

@@ -9,9 +9,11 @@
 
 namespace flash::testing {
 
-/// Whether a table computes bfloat16 on matrix tiles. In all else it is one of the other tables.
+/// Whether a table computes bfloat16 in products of bfloat16. In all else it is one of the other
+/// tables.
 inline bool has_tiles(const KernelTable& table) {
-  return std::string_view(table.name).starts_with("amx");
+  const std::string_view name = table.name;
+  return name.starts_with("amx") || name == "avx512-bf16";
 }
 
 inline std::vector<const KernelTable*> supported_kernels(bool tiles = false) {
