@@ -27,8 +27,8 @@
 # PYTHON        the Python that creates .venv
 # TORCH         the version of torch in .venv
 # JOBS          concurrent compilers (up to 3 GB each) and tests
-# ISA           runs the tests on this instruction set only: scalar, avx2, avx512, amx, or
-#               amx-emulated
+# ISA           runs the tests on this instruction set only: scalar, avx2, avx512,
+#               avx512-bf16, amx, or amx-emulated
 # EMULATOR      command in front of `make test-kernels`: EMULATOR="sde64 -skx --"
 # BENCH, DEMO   options of bench/run.py and bench/demo.py: DEMO="--data table.csv --columns a,b"
 # TIDY          C++ sources for `make tidy`

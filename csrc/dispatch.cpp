@@ -12,6 +12,7 @@ namespace flash {
 
 #if defined(__x86_64__)
 extern const KernelTable kAmxKernels;
+extern const KernelTable kAvx512Bf16Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx2Kernels;
 #elif defined(__aarch64__)
@@ -26,6 +27,7 @@ const std::vector<const KernelTable*>& all_kernels() {
   static const std::vector<const KernelTable*> tables = {
 #if defined(__x86_64__)
     &kAmxKernels,
+    &kAvx512Bf16Kernels,
     &kAvx512Kernels,
     &kAvx2Kernels,
 #elif defined(__aarch64__)

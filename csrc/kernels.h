@@ -50,6 +50,10 @@ struct TypedKernels {
 template <class T>
 struct LayerKernels;
 
+/// Where a table forms products of bfloat16, for the calls that tile_table.h names. On matrix
+/// tiles, float in parts gains, too.
+enum class BFloat16Products { kNone, kOnVectors, kOnTiles };
+
 struct KernelTable {
   const char* name;  ///< the value of FLASH_ATTENTION_ISA that selects this table
   const char* description;
@@ -58,7 +62,7 @@ struct KernelTable {
   TypedKernels f64;
   const LayerKernels<float>* layers_f32;
   const LayerKernels<double>* layers_f64;
-  bool has_tiles = false;  ///< whether it computes on matrix tiles what tile_table.h says
+  BFloat16Products bfloat16_products = BFloat16Products::kNone;
 };
 
 }  // namespace flash

@@ -24,6 +24,7 @@ struct TileKernels {
 };
 
 extern const TileKernels kAmxTileKernels;
+extern const TileKernels kAvx512Bf16TileKernels;
 extern const TileKernels kEmulatedTileKernels;
 
 }  // namespace flash

@@ -43,7 +43,8 @@ const TypedKernels& kernels_of(const char* op, at::ScalarType dtype, bool use_si
 }
 
 FloatParts float_parts_of(const char* op, at::ScalarType dtype) {
-  if (dtype != at::kFloat || !active_table(op).has_tiles) return 0;
+  if (dtype != at::kFloat) return 0;
+  if (active_table(op).bfloat16_products != BFloat16Products::kOnTiles) return 0;
   if (matmul_precision() != at::Float32MatmulPrecision::HIGHEST) return 2;
   return kernels_are_asked_for() ? 3 : 0;
 }

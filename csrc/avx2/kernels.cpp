@@ -40,6 +40,6 @@ constinit const KernelTable kEmulatedAmxKernels = {
     typed_kernels<Vec<double>>(),
     &kLayerKernels<Vec<float>>,
     &kLayerKernels<Vec<double>>,
-    /*has_tiles=*/true};
+    BFloat16Products::kOnTiles};
 
 }  // namespace flash

@@ -22,7 +22,18 @@ constinit const KernelTable kAmxKernels = {
     typed_kernels<Vec<double>>(),
     &kLayerKernels<Vec<float>>,
     &kLayerKernels<Vec<double>>,
-    /*has_tiles=*/true};
+    BFloat16Products::kOnTiles};
+
+extern const KernelTable kAvx512Bf16Kernels;
+constinit const KernelTable kAvx512Bf16Kernels = {
+    "avx512-bf16",
+    "x86-64 AVX512-BF16 and BW for bfloat16, AVX-512 F and DQ otherwise",
+    [] { return supports_avx512() && kAvx512Bf16TileKernels.supported(); },
+    typed_kernels_with_tiles<Vec<float>, kAvx512Bf16TileKernels>(),
+    typed_kernels<Vec<double>>(),
+    &kLayerKernels<Vec<float>>,
+    &kLayerKernels<Vec<double>>,
+    BFloat16Products::kOnVectors};
 
 extern const KernelTable kAvx512Kernels;
 constinit const KernelTable kAvx512Kernels = {"avx512",

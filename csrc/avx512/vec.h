@@ -86,6 +86,20 @@ struct Vec<float> : Avx512Tiles {
                         _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 
+  static void load_even_odd(const BFloat16* p, Reg& even, Reg& odd) {
+    const __m512i words = _mm512_loadu_si512(p);
+    even = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+    odd = _mm512_castsi512_ps(
+        _mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+  }
+  static void interleave(Reg& even, Reg& odd) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    const Reg first = _mm512_permutex2var_ps(even, low, odd);
+    odd = _mm512_permutex2var_ps(even, high, odd);
+    even = first;
+  }
+
   static Reg load_words(const BFloat16* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
   static void store_words(uint32_t* p, Reg x) { _mm512_storeu_si512(p, _mm512_castps_si512(x)); }
   static Reg load_pairs(const BFloat16* even, const BFloat16* odd) {
@@ -150,6 +164,19 @@ struct Vec<float> : Avx512Tiles {
   static Reg fraction(Reg x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); }
   /// x * 2^floor(n), 0 for n = -inf.
   static Reg scale(Reg x, Reg n) { return _mm512_scalef_ps(x, n); }
+
+  template <int kStep>
+  static Reg add_across(Reg a, Reg b) {
+    if constexpr (kStep == 0) {
+      return add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    } else if constexpr (kStep == 1) {
+      const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+      return add(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                 _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    } else {
+      return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+    }
+  }
 
   static void transpose(Reg (&r)[16]) {
     Reg a[16];
@@ -235,6 +262,15 @@ struct Vec<double> : Avx512Tiles {
 
   static Reg fraction(Reg x) { return _mm512_reduce_pd(x, _MM_FROUND_TO_NEG_INF); }
   static Reg scale(Reg x, Reg n) { return _mm512_scalef_pd(x, n); }
+
+  template <int kStep>
+  static Reg add_across(Reg a, Reg b) {
+    if constexpr (kStep == 0) {
+      return add(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+    } else {
+      return add(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xDD));
+    }
+  }
 
   static void transpose(Reg (&r)[8]) {
     Reg a[8];

@@ -5,11 +5,12 @@
 // memory order, which hardware prefetchers recognize. Lanes are keys, because there are too few
 // queries to fill the lanes.
 
-#include <atomic>
 #include <cstdint>
 #include <limits>
 
 #include "csrc/decode_choice.h"
+#include "csrc/generic/decode_scores.h"
+#include "csrc/generic/decode_values.h"
 #include "csrc/generic/exp.h"
 #include "csrc/generic/score_stage.h"
 #include "csrc/generic/stored_rows.h"
@@ -78,13 +79,12 @@ class Decode {
     out_ = out_is_16_bit() ? outs_ : static_cast<T*>(p_.out.data) + first_out_;
     out_stride_ = out_is_16_bit() ? shape.value_dim : p_.out.strides.row;
     const T scale = static_cast<T>(p_.score.scale);
-    const RowView<T> rows =
-        read_rows<V>(p_.query, p_.storage, batch, head, 0, count_, shape.head_dim, queries_);
-    for (int64_t i = 0; i < count_; ++i) {
-      for (int64_t c = 0; c < shape.head_dim; ++c) {
-        queries_[i * shape.head_dim + c] = scale * rows.at(i)[c];
+    with_rows(p_.query, head, 0, [&](const auto* rows) {
+      for (int64_t i = 0; i < count_; ++i) {
+        order_query<V>(rows + i * p_.query.strides.row, shape.head_dim, scale,
+                       queries_ + i * shape.head_dim);
       }
-    }
+    });
     stage_.start(p_.score, shape, batch, head, 0, count_, bias_);
     sums_are_finite_ = true;
     // The sink acts as a first key with weight e^0.
@@ -96,10 +96,9 @@ class Decode {
   }
 
   void step(int64_t key, int64_t keys, bool accumulate) {
+    with_rows(p_.key, key_head_, key, [&](const auto* rows) { form_scores(rows, keys); });
     for (int64_t j = 0; j < keys; j += kBlock) {
       const int64_t count = min_of(kBlock, keys - j);
-      with_rows(p_.key, key_head_, key + j,
-                [&](const auto* rows) { form_scores(rows, count, weights(0, j)); });
       const bool limited = !stage_.ranges().is_unlimited(key + j, count);
       if (limited || changes_scores(p_.score))
         apply_options(key + j, count, limited, weights(0, j));
@@ -124,13 +123,30 @@ class Decode {
   }
 
   template <class Stored>
-  void form_scores(const Stored* rows, int64_t keys, T* scores) const {
-    const int64_t stride = p_.key.strides.row;
-    for (int64_t i = 0; i < count_; ++i) {
-      for (int64_t j = 0; j < keys; j += W) {
-        V::store(scores + i * kBlock + j,
-                 row_products(queries_ + i * p_.shape.head_dim, rows + j * stride, stride,
-                              min_of(W, keys - j)));
+  void form_scores(const Stored* rows, int64_t keys) const {
+    const int64_t width = p_.shape.head_dim, stride = p_.key.strides.row;
+    int64_t done = 0;
+    with_whole_vecs<V>(width, [&]<int kVecs>() {
+      constexpr int kStreams = streams_of(kVecs * W * static_cast<int64_t>(sizeof(Stored)));
+      const int64_t length = keys / (kStreams * kBlock) * kBlock;
+      // The scores of a single query are contiguous.
+      const int64_t at_once = count_ == 1 ? length : kBlock;
+      for (int64_t j = 0; j < length; j += at_once) {
+        for (int64_t i = 0; i < count_; ++i) {
+          ScoreStream<T, Stored> streams[kStreams];
+          for (int64_t s = 0; s < kStreams; ++s) {
+            const int64_t first = s * length + j;
+            streams[s] = {rows + first * stride, weights(i, first)};
+          }
+          row_products<V, kVecs>(queries_ + i * width, streams, stride, at_once);
+        }
+      }
+      done = kStreams * length;
+    });
+    for (int64_t j = done; j < keys; j += kBlock) {
+      for (int64_t i = 0; i < count_; ++i) {
+        row_products<V>(queries_ + i * width, rows + j * stride, stride, min_of(kBlock, keys - j),
+                        width, weights(i, j));
       }
     }
   }
@@ -141,136 +157,64 @@ class Decode {
       out[c] = accumulate ? rescale_[i] * out[c] : T(0);
   }
 
+  // Reads the rows in streams, kRows at a time.
   template <class Stored>
   void update_out(const Stored* rows, int64_t key, int64_t keys) {
-    const int64_t width = p_.shape.value_dim, stride = p_.value.strides.row;
-    int64_t marked = 0;  // keys of the step whose masked weights have been marked
-    for (int64_t j = 0; j < keys; j += kRows, rows += kRows * stride) {
+    const int64_t bytes = p_.shape.value_dim * static_cast<int64_t>(sizeof(Stored));
+    const int64_t of_stream = kRows / 2, piece = min_of(of_stream, rows_of_piece(bytes));
+    const int64_t length = streams_of(bytes) == 2 ? keys / kRows * of_stream : 0;
+    bool is_marked = false;  // whether the masked weights of the step have been marked
+    for (int64_t j = 0; j < length; j += of_stream) {
+      const bool is_unmasked =
+          stage_.is_unmasked(key + j, of_stream) && stage_.is_unmasked(key + length + j, of_stream);
+      add_rows(rows, {j, length + j, piece, kRows}, is_unmasked, key, keys, is_marked);
+    }
+    for (int64_t j = 2 * length; j < keys; j += kRows) {
       const int64_t count = min_of(kRows, keys - j);
       const bool is_unmasked = stage_.is_unmasked(key + j, count);
-      for (int64_t i = 0; i < count_; ++i) {
-        for_columns<kColumnVecs>(width, [&]<int kColumns>(int64_t c, int64_t columns) {
-          T* const out = out_ + i * out_stride_ + c;
-          if (is_unmasked || sums_are_finite_) {
-            const bool whole = columns == W * kColumns;
-            const bool added = whole ? add_values<kColumns, true>(weights(i, j), rows + c, count,
-                                                                  columns, out, is_unmasked)
-                                     : add_values<kColumns, false>(weights(i, j), rows + c, count,
-                                                                   columns, out, is_unmasked);
-            if (added) return;
-            sums_are_finite_ = false;
-          }
-          for (; marked < j + count; marked += kBlock) {
-            mark_masked(key + marked, min_of(kBlock, keys - marked), weights(0, marked));
-          }
-          add_unmasked_values(weights(i, j), rows + c, count, columns, out);
-        });
-      }
+      add_rows(rows, {j, j, count, count}, is_unmasked, key, keys, is_marked);
     }
   }
 
-  // Calls f.operator()<vectors>(first column, columns) for up to kMax vectors of columns at a time.
-  template <int kMax, class F>
-  static void for_columns(int64_t width, F&& f) {
-    for (int64_t c = 0; c < width; c += kMax * W) {
-      const int64_t columns = min_of(kMax * W, width - c);
-      with_vecs<kMax>(static_cast<int>(ceil_div(columns, W)),
-                      [&]<int kColumns>() { f.template operator()<kColumns>(c, columns); });
-    }
-  }
+  // Rows of values: `piece` from `first` on, as many from `second` on, the next ones of the former,
+  // and so on, `count` in all. All are of one stream if the two are equal.
+  struct RowBlock {
+    int64_t first, second, piece, count;
+  };
 
-  // out += sum over j of weights[j] * row j, skipping the keys whose weights are marked as masked.
+  // out += weights * values over a block of rows of the step of `keys` keys from `key`.
   template <class Stored>
-  void add_unmasked_values(const T* weights, const Stored* rows, int64_t count, int64_t columns,
-                           T* out) const {
-    constexpr int kVecsAtOnce = 4;
-    for_columns<kVecsAtOnce>(columns, [&]<int kColumns>(int64_t c, int64_t width) {
-      const int64_t last = width - (kColumns - 1) * W;
-      const Stored* row = rows + c;
-      Reg sum[kColumns];
-      each<kColumns>([&](int v) { sum[v] = V::zero(); });
-      for (int64_t j = 0; j < count; ++j, row += p_.value.strides.row) {
-        const Reg weight = V::broadcast(weights + j);
-        each<kColumns>([&](int v) {
-          const bool whole = v < kColumns - 1 || last == W;
-          const Reg value = whole ? V::load(row + v * W) : load_first<V>(row + v * W, last);
-          sum[v] = V::fma_unless_minus_zero(weight, value, sum[v]);
-        });
-      }
-      add_to<kColumns, false>(sum, last, out + c);
-    });
-  }
-
-  // out += sum. The last vector has `last` elements.
-  template <int kColumns, bool kWhole>
-  [[gnu::always_inline]] static void add_to(const Reg (&sum)[kColumns], int64_t last, T* out) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kColumns - 1; ++v)
-      V::store(out + v * W, V::add(V::load(out + v * W), sum[v]));
-    out += (kColumns - 1) * W;
-    const Reg total = V::add(load_up_to<kWhole>(out, last), sum[kColumns - 1]);
-    kWhole ? V::store(out, total) : store_first<V>(out, total, last);
-  }
-
-  // out += sum over j of weights[j] * row j, for kColumns vectors of columns. Unless `is_unmasked`,
-  // a sum that is not finite may come from the 0 * NaN of a masked key: then out is left unchanged
-  // and the result is false.
-  //
-  // The fences make the compiler load a row in memory order. It would otherwise start with the sums
-  // that it spills, which makes reading from DRAM a fifth slower.
-  template <int kColumns, bool kWhole, class Stored>
-  [[gnu::always_inline]] bool add_values(const T* weights, const Stored* row, int64_t count,
-                                         int64_t columns, T* out, bool is_unmasked) const {
-    const int64_t last = columns - (kColumns - 1) * W;
-    const int64_t stride = p_.value.strides.row;
-    Reg sum[kColumns];
-#pragma GCC unroll 16
-    for (int v = 0; v < kColumns; ++v) sum[v] = V::zero();
-    for (int64_t j = 0; j < count; ++j, row += stride) {
-      const Reg weight = V::broadcast(weights + j);
-#pragma GCC unroll 16
-      for (int v = 0; v < kColumns - 1; ++v) {
-        sum[v] = V::fma(weight, V::load(row + v * W), sum[v]);
-        std::atomic_signal_fence(std::memory_order_acq_rel);
-      }
-      sum[kColumns - 1] =
-          V::fma(weight, load_up_to<kWhole>(row + (kColumns - 1) * W, last), sum[kColumns - 1]);
+  void add_rows(const Stored* rows, RowBlock block, bool is_unmasked, int64_t key, int64_t keys,
+                bool& is_marked) {
+    for (int64_t i = 0; i < count_; ++i) {
+      for_columns<V, kColumnVecs>(p_.shape.value_dim, [&]<int kColumns>(int64_t c, int64_t n) {
+        T* const out = out_ + i * out_stride_ + c;
+        const int64_t stride = p_.value.strides.row;
+        const ValueStream<T, Stored> first = {weights(i, block.first),
+                                              rows + block.first * stride + c};
+        const ValueStream<T, Stored> second = {weights(i, block.second),
+                                               rows + block.second * stride + c};
+        if (is_unmasked || sums_are_finite_) {
+          const auto add = [&]<bool kWhole>() __attribute__((always_inline)) {
+            return add_values<V, kColumns, kWhole>(first, second, stride, block.piece, block.count,
+                                                   n, out, is_unmasked);
+          };
+          const bool added = n == W * kColumns ? add.template operator()<true>()
+                                               : add.template operator()<false>();
+          if (added) return;
+          sums_are_finite_ = false;
+        }
+        for (int64_t j = is_marked ? keys : 0; j < keys; j += kBlock) {
+          mark_masked(key + j, min_of(kBlock, keys - j), weights(0, j));
+        }
+        is_marked = true;
+        if (block.first == block.second) {
+          return add_unmasked_values<V>(first, stride, block.count, n, out);
+        }
+        add_unmasked_values<V>(first, stride, block.count / 2, n, out);
+        add_unmasked_values<V>(second, stride, block.count / 2, n, out);
+      });
     }
-    if (!is_unmasked) {
-      Reg zero = V::zero();  // stays 0 if every sum is finite
-#pragma GCC unroll 16
-      for (int v = 0; v < kColumns; ++v) zero = V::fma(sum[v], V::zero(), zero);
-      if (!is_zero<V>(zero)) return false;
-    }
-    add_to<kColumns, kWhole>(sum, last, out);
-    return true;
-  }
-
-  template <bool kWhole, class Stored>
-  static Reg load_up_to(const Stored* p, int64_t last) {
-    return kWhole ? V::load(p) : load_first<V>(p, last);
-  }
-
-  // The dot products of a query with W rows, of which `count` exist; the other lanes are undefined.
-  // Not inlined, because GCC 12 would then treat its loops as cold and optimize them for size.
-  template <class Stored>
-  [[gnu::noinline]] Reg row_products(const T* query, const Stored* row, int64_t stride,
-                                     int64_t count) const {
-    const int64_t columns = p_.shape.head_dim, tail = columns % W;
-    Reg sum[W];
-    // Row by row, which reads from DRAM twice as fast as column by column.
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) {
-      Reg total = V::zero();
-      int64_t c = 0;
-      for (; c + W <= columns; c += W) total = V::fma(V::load(query + c), V::load(row + c), total);
-      if (tail > 0) {
-        total = V::fma(load_first<V>(query + c, tail), load_first<V>(row + c, tail), total);
-      }
-      sum[i] = total;
-      row += i + 1 < count ? stride : 0;
-    }
-    return sums_across<V>(sum);
   }
 
   // Transposes a block into `scores_`, calls f(), and transposes the result back: the lanes of the

@@ -1,7 +1,7 @@
 #pragma once
 // Products of matrices of bfloat16, or of float in bfloat16 parts, on tile registers
-// (csrc/amx/tiles.h), accumulated in float, and the operands in the order in which tiles are
-// loaded.
+// (csrc/amx/tiles.h) or on vectors (csrc/avx512_bf16/tiles.h), accumulated in float, and the
+// operands in the order in which tiles are loaded.
 //
 // As everywhere in generic/, lanes are queries. The right operand of each product has a column per
 // query, so the scores and the output are formed transposed:
@@ -151,13 +151,23 @@ template <class M, int kParts, int kRowTiles, int kHalves>
 template <class M, int kParts, int kHalves>
 [[gnu::noinline]] void tile_product(LeftTiles left, RightWords right, int64_t rows, int64_t steps,
                                     float* sum, int64_t stride, bool accumulate) {
-  int64_t r = 0;
-  for (; r + 2 * kTileRows <= rows; r += 2 * kTileRows) {
-    tile_rows<M, kParts, 2, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
-    left.data += 2 * left.row;
+  if constexpr (requires { &M::template product<kHalves>; }) {
+    using Pairs = PartPairs<kParts>;
+    for (int i = 0; i < Pairs::kCount; ++i) {
+      LeftTiles from = left;
+      from.data += Pairs::kList[i].left * left.part;
+      M::template product<kHalves>(from, right.data + Pairs::kList[i].right * right.part, rows,
+                                   steps, sum, stride, accumulate || i > 0);
+    }
+  } else {
+    int64_t r = 0;
+    for (; r + 2 * kTileRows <= rows; r += 2 * kTileRows) {
+      tile_rows<M, kParts, 2, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
+      left.data += 2 * left.row;
+    }
+    if (r == rows) return;
+    tile_rows<M, kParts, 1, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
   }
-  if (r == rows) return;
-  tile_rows<M, kParts, 1, kHalves>(left, right, steps, sum + r * stride, stride, accumulate);
 }
 
 }  // namespace

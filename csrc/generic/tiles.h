@@ -109,18 +109,6 @@ template <class V, int kVecs>
                          });
 }
 
-/// Returns in lane i the sum of the lanes of register i.
-template <class V>
-[[gnu::always_inline]] inline typename V::Reg sums_across(typename V::Reg (&rows)[V::kWidth]) {
-  V::transpose(rows);
-#pragma GCC unroll 8
-  for (int half = V::kWidth / 2; half > 0; half /= 2) {
-#pragma GCC unroll 16
-    for (int i = 0; i < half; ++i) rows[i] = V::add(rows[i], rows[i + half]);
-  }
-  return rows[0];
-}
-
 /// Returns in lane i the dot product of row i of `rows`, of which `count` exist, and column i of
 /// `packed`. Sums in the order of `score_blocks`, so equal terms give equal bits.
 template <class V>

@@ -115,9 +115,23 @@ struct Vec<float> : NeonTiles {
 
   static Reg load_words(const BFloat16* p) { return vreinterpretq_f32_u16(vld1q_u16(&p->bits)); }
   static void store_words(uint32_t* p, Reg x) { vst1q_u32(p, bits(x)); }
+  static void load_even_odd(const BFloat16* p, Reg& even, Reg& odd) {
+    const uint32x4_t words = vreinterpretq_u32_u16(vld1q_u16(&p->bits));
+    even = from_bits(vshlq_n_u32(words, 16));
+    odd = from_bits(vandq_u32(words, vdupq_n_u32(0xFFFF0000)));
+  }
+  static void interleave(Reg& even, Reg& odd) {
+    const Reg low = vzip1q_f32(even, odd);
+    odd = vzip2q_f32(even, odd);
+    even = low;
+  }
+
   static Reg load_pairs(const BFloat16* even, const BFloat16* odd) {
     const uint16x4x2_t pairs = vzip_u16(vld1_u16(&even->bits), vld1_u16(&odd->bits));
     return vreinterpretq_f32_u16(vcombine_u16(pairs.val[0], pairs.val[1]));
+  }
+  static Reg to_bfloat16(Reg x) {
+    return from_bits(vandq_u32(vaddq_u32(bits(x), vdupq_n_u32(0x8000)), vdupq_n_u32(0xFFFF0000)));
   }
   static Reg pair(Reg even, Reg odd) {
     const uint32x4_t half = vdupq_n_u32(0x8000);
@@ -163,6 +177,11 @@ struct Vec<float> : NeonTiles {
   }
   static Reg scale(Reg x, Rounded n) {
     return from_bits(vaddq_u32(bits(x), vreinterpretq_u32_s32(vshlq_n_s32(n.integer, 23))));
+  }
+
+  template <int kStep>
+  static Reg add_across(Reg a, Reg b) {
+    return vpaddq_f32(a, b);
   }
 
   static void transpose(Reg (&r)[4]) {
@@ -264,6 +283,11 @@ struct Vec<double> : NeonTiles {
   }
   static Reg scale(Reg x, Rounded n) {
     return from_bits(vaddq_u64(bits(x), vreinterpretq_u64_s64(vshlq_n_s64(n.integer, 52))));
+  }
+
+  template <int kStep>
+  static Reg add_across(Reg a, Reg b) {
+    return vpaddq_f64(a, b);
   }
 
   static void transpose(Reg (&r)[2]) {

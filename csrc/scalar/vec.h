@@ -41,6 +41,12 @@ struct Vec {
   static void store(BFloat16* p, Reg x) { round_to(static_cast<float>(x), p); }
   static void store(Half* p, Reg x) { round_to(static_cast<float>(x), p); }
 
+  static void load_even_odd(const BFloat16* p, Reg& even, Reg& odd) {
+    even = to_float(p[0]);
+    odd = to_float(p[1]);
+  }
+  static void interleave(Reg&, Reg&) {}
+
   static Reg add(Reg a, Reg b) { return a + b; }
   static Reg sub(Reg a, Reg b) { return a - b; }
   static Reg mul(Reg a, Reg b) { return a * b; }

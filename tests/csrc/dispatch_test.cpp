@@ -55,7 +55,7 @@ TEST(Dispatch, RespectsAtenCpuCapability) {
 #else
   EXPECT_EQ(chosen(nullptr, "default"), "scalar");
   EXPECT_THAT(chosen(nullptr, "avx2"), testing::AnyOf("avx2", "scalar"));
-  EXPECT_THAT(chosen(nullptr, "avx512"), testing::AnyOf("avx512", "avx2", "scalar"));
+  EXPECT_THAT(chosen(nullptr, "avx512"), testing::AnyOf("avx512-bf16", "avx512", "avx2", "scalar"));
 #endif
 }
 

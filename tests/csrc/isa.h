@@ -8,11 +8,12 @@
 
 namespace flash::testing {
 
-/// Those with matrix tiles, or those without.
+/// Those that compute bfloat16 in products of bfloat16, or the others.
 inline std::vector<const KernelTable*> supported_kernels(bool tiles = false) {
   std::vector<const KernelTable*> tables;
   for (const KernelTable* table : all_kernels()) {
-    if (table->supported() && table->has_tiles == tiles) tables.push_back(table);
+    if (table->supported() && (table->bfloat16_products != BFloat16Products::kNone) == tiles)
+      tables.push_back(table);
   }
   return tables;
 }

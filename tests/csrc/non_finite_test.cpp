@@ -45,10 +45,9 @@ void expect_same(const std::vector<double>& got, const std::vector<double>& expe
 }
 
 const Shape kShapes[] = {
-    {1, 1, 1, 1, 60, 60, 8, 8},
-    {1, 2, 1, 2, 33, 70, 24, 40},
-    {1, 1, 1, 1, 130, 150, 17, 9},
-    {1, 1, 1, 1, 3, 100, 16, 33},  // decode
+    {1, 1, 1, 1, 60, 60, 8, 8},    {1, 2, 1, 2, 33, 70, 24, 40},
+    {1, 1, 1, 1, 130, 150, 17, 9}, {1, 1, 1, 1, 3, 100, 16, 33},  // decode
+    {1, 1, 1, 1, 3, 150, 64, 128},  // decode, rows read in two streams
 };
 const Options kMasks[] = {
     {.causal = true},
@@ -56,6 +55,7 @@ const Options kMasks[] = {
     {.causal = true, .block_size = 16},
     {.causal = true, .dropout = 0.3},
     {.left = 20, .right = 3, .softcap = 3, .slopes = true, .sinks = 1},
+    {.bias = BiasKind::kBoolean},
 };
 
 enum class Input { kQuery, kKey, kValue, kGradOut };

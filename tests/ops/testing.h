@@ -46,7 +46,8 @@ inline double tile_rounding(at::ScalarType dtype) {
                         .typed<std::string()>()
                         .call();
   const std::string isa = nlohmann::json::parse(info)["active"];
-  return dtype == at::kBFloat16 && isa.starts_with("amx") ? kTileRounding : 0;
+  return dtype == at::kBFloat16 && (isa.starts_with("amx") || isa == "avx512-bf16") ? kTileRounding
+                                                                                    : 0;
 }
 
 /// Largest absolute difference; NaN if either tensor has a NaN.

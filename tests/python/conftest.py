@@ -19,6 +19,7 @@ from support import model_fixtures, reference  # noqa: E402
 from support.instruction_sets import (  # noqa: E402
     SUPPORTED,
     TESTED,
+    TESTED_WITH_FLOAT_PARTS,
     TESTED_WITH_TILES,
     active,
     kernels,
@@ -50,8 +51,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             specs |= variant_pairs()
         metafunc.parametrize("pairwise_spec", specs.values(), ids=specs.keys())
     if metafunc.definition.get_closest_marker("once") is None:
-        tiles = metafunc.definition.get_closest_marker("tiles") is not None
-        metafunc.parametrize("isa", TESTED_WITH_TILES if tiles else TESTED, indirect=True)
+        isas = TESTED
+        for marker, more in (("tiles", TESTED_WITH_TILES), ("float_parts", TESTED_WITH_FLOAT_PARTS)):
+            if metafunc.definition.get_closest_marker(marker) is not None:
+                isas = more
+        metafunc.parametrize("isa", isas, indirect=True)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from support.checks import check, largest_difference, run
-from support.instruction_sets import WITH_TILES
+from support.instruction_sets import WITH_FLOAT_PARTS
 from support.problems import Problem, Spec, make_problem
 from support.tolerances import TILE_PARTS_ROUNDED
 
@@ -45,7 +45,7 @@ def results(problem: Problem, name: str) -> dict[str, torch.Tensor]:
         return run(problem).tensors()
 
 
-@pytest.mark.tiles
+@pytest.mark.float_parts
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_high_uses_two_parts_where_there_are_tiles(isa: str, spec: Spec) -> None:
     problem = make_problem(spec, torch.float32)
@@ -54,10 +54,10 @@ def test_high_uses_two_parts_where_there_are_tiles(isa: str, spec: Spec) -> None
         difference = largest_difference(high[name], expected)
         assert difference <= TILE_PARTS_ROUNDED * max(1.0, expected.abs().max().item()), name
     changed = [n for n in ("out", "dq", "dk", "dv") if not torch.equal(high[n], exact[n])]
-    assert changed == (["out", "dq", "dk", "dv"] if isa in WITH_TILES else [])
+    assert changed == (["out", "dq", "dk", "dv"] if isa in WITH_FLOAT_PARTS else [])
 
 
-@pytest.mark.tiles
+@pytest.mark.float_parts
 def test_medium_is_high() -> None:
     problem = make_problem(SPECS[0], torch.float32)
     high = results(problem, "high")
@@ -65,7 +65,7 @@ def test_medium_is_high() -> None:
         assert torch.equal(tensor, high[name]), name
 
 
-@pytest.mark.tiles
+@pytest.mark.float_parts
 def test_other_dtypes_and_scalar_kernels_do_not_change() -> None:
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         problem = make_problem(SPECS[2], dtype)
@@ -78,7 +78,7 @@ def test_other_dtypes_and_scalar_kernels_do_not_change() -> None:
         assert torch.equal(flash_attention.attention(**inputs, use_simd=False), exact_out)
 
 
-@pytest.mark.tiles
+@pytest.mark.float_parts
 def test_packed_sequences_match_separate_calls() -> None:
     lengths = (20, 1, 33)
     offsets = torch.tensor([0, *lengths]).cumsum(0)
@@ -91,7 +91,7 @@ def test_packed_sequences_match_separate_calls() -> None:
             assert torch.equal(packed[begin:end], alone.squeeze(0).transpose(0, 1))
 
 
-@pytest.mark.tiles
+@pytest.mark.float_parts
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e30])
 def test_non_finite_and_huge_elements_are_computed_as_without_tiles(bad: float) -> None:
     for name in ("query", "key", "value"):

@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, str]] = {
     "scalar": {"FLASH_ATTENTION_ISA": "scalar"},
     "avx2": {"FLASH_ATTENTION_ISA": "avx2"},
     "avx512": {"FLASH_ATTENTION_ISA": "avx512"},
+    "avx512-bf16": {"FLASH_ATTENTION_ISA": "avx512-bf16"},
     "amx": {"FLASH_ATTENTION_ISA": "amx"},
     "unknown": {"FLASH_ATTENTION_ISA": "avx3"},
     "aten-default": {"ATEN_CPU_CAPABILITY": "default"},
@@ -90,7 +91,7 @@ def test_avx2_can_be_requested(reports: dict[str, dict[str, object]], case: str)
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("isa", ["avx512", "amx"])
+@pytest.mark.parametrize("isa", ["avx512", "avx512-bf16", "amx"])
 def test_isa_can_be_requested_where_supported(
     reports: dict[str, dict[str, object]], isa: str
 ) -> None:

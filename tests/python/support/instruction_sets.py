@@ -11,16 +11,22 @@ import torch
 
 SUPPORTED = [isa.name for isa in flash_attention.build_info().isa if isa.supported]
 
-# Those that compute bfloat16 on matrix tiles, of this CPU or emulated, and float32 if asked to. In
-# all else, they are avx512 and avx2.
-WITH_TILES = ("amx", "amx-emulated")
+# Those that compute bfloat16 in products of bfloat16: on matrix tiles, which also take float32 in
+# parts if asked to, on vectors, or on emulated tiles. In all else, they are avx512 and avx2.
+WITH_TILES = ("amx", "avx512-bf16", "amx-emulated")
 
 # If set, FLASH_ATTENTION_ISA limits the run to one instruction set.
 ASKED = os.environ.get("FLASH_ATTENTION_ISA")
 TESTED = [ASKED] if ASKED else [name for name in SUPPORTED if name not in WITH_TILES]
 
-# Those for tests marked `tiles`: also on tiles, real ones if this CPU has any.
+# Those for tests of bfloat16, marked `tiles`: also on the best of these that this CPU has.
 TESTED_WITH_TILES = TESTED if ASKED else TESTED + [n for n in WITH_TILES if n in SUPPORTED][:1]
+
+# The same for tests of float32 in parts, marked `float_parts`.
+WITH_FLOAT_PARTS = ("amx", "amx-emulated")
+TESTED_WITH_FLOAT_PARTS = (
+    TESTED if ASKED else TESTED + [n for n in WITH_FLOAT_PARTS if n in SUPPORTED][:1]
+)
 
 
 def active() -> str:
