@@ -33,14 +33,13 @@ from bench.report import pictures, records, repeats, run_tables, verdict
 from bench.report.records import Record
 from bench.report.verdict import MISSED, Line
 
-ISAS = ("avx2", "avx512", "amx")
 PARTS = ("attention", "models")
 
 
 def supported() -> list[str]:
-    """The members of ISAS that this CPU supports."""
+    """The members of host.ISAS that this CPU supports."""
     found = {isa.name for isa in flash_attention.build_info().isa if isa.supported}
-    return [isa for isa in ISAS if isa in found]
+    return [isa for isa in host.ISAS if isa in found]
 
 
 def record_path() -> Path:
@@ -161,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
     )
     speed.add_options(found)
     found.add_argument("--only", choices=PARTS, help="one part; attention with --isa and --length")
-    found.add_argument("--isa", choices=ISAS, help="only this instruction set")
+    found.add_argument("--isa", choices=host.ISAS, help="only this instruction set")
     found.add_argument(
         "--originals",
         type=Path,

@@ -42,9 +42,11 @@ def load(build: Path) -> ctypes.CDLL:
 
 def fma(library: ctypes.CDLL, dtype: str, isa: str) -> Probe:
     """Multiply-adds alone, each counted as two operations; this CPU must support `isa`."""
-    run = getattr(library, f"fma_{dtype}_{isa}")
+    # Instruction sets with products of bfloat16 are AVX-512 in all else.
+    name = isa.replace("-", "_") if dtype == "bfloat16" or isa == "avx2" else "avx512"
+    run = getattr(library, f"fma_{dtype}_{name}")
     run.argtypes, run.restype = [ctypes.c_int64], ctypes.c_double
-    operations = getattr(library, f"fma_{dtype}_operations_{isa}")
+    operations = getattr(library, f"fma_{dtype}_operations_{name}")
     operations.restype = ctypes.c_double
     return Probe(lambda: run(FMA_STEPS), operations() * FMA_STEPS)
 

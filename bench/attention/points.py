@@ -57,6 +57,10 @@ PASSES = {"forward": 1, "recorded": 1, "backward": 2, "training": 2}
 SIZES = {"float32": 4, "float64": 8, "bfloat16": 2}
 
 
+# Instruction sets with products of bfloat16. In all else they are AVX-512.
+WITH_BFLOAT16 = ("avx512-bf16", "amx")
+
+
 def on_tiles(dtype: str, isa: str) -> bool:
     """Whether the products of a dtype run on matrix tiles."""
     return dtype == "bfloat16" and isa == "amx"
@@ -64,7 +68,7 @@ def on_tiles(dtype: str, isa: str) -> bool:
 
 def computed(dtype: str, isa: str) -> str:
     """The dtype of the operands of a dtype's multiply-adds."""
-    return "float32" if dtype == "bfloat16" and not on_tiles(dtype, isa) else dtype
+    return "float32" if dtype == "bfloat16" and isa not in WITH_BFLOAT16 else dtype
 
 
 def narrow_width(head_dim: int) -> int:
@@ -248,9 +252,9 @@ def own_shape(length: int, head_dim: int, heads: int, batch: int, dtype: str) ->
 
 
 def plan(isa: str, full: bool = False) -> list[Point]:
-    """All points, in the order in which they are measured. AMX differs in these two alone."""
-    if isa == "amx":
-        return [*bfloat16(), *float32_parts()]
+    """All points, in the order in which they are measured."""
+    if isa in WITH_BFLOAT16:
+        return [*bfloat16(), *(float32_parts() if isa == "amx" else ())]
     points = [*overhead(), *grid("float32", LENGTHS), *forecast()]
     if full:
         points += grid("float64", LENGTHS)
@@ -260,9 +264,9 @@ def plan(isa: str, full: bool = False) -> list[Point]:
     return [*points, *options(), *block_sizes(), *window(), *threads(), *decode()]
 
 
-def quick_plan() -> list[Point]:
+def quick_plan(isa: str) -> list[Point]:
     """A few points of every group, which take seconds."""
-    return [
+    few = [
         *overhead(),
         *(
             Point("grid", direction, length, head_dim, dtype=dtype, causal=causal)
@@ -283,6 +287,7 @@ def quick_plan() -> list[Point]:
         Point("threads", "forward", 128, 64, heads=2),
         *(Point("decode", "forward", 4096, 16, option=option) for option in ("", ONE_THREAD)),
     ]
+    return [p for p in few if p.dtype == "bfloat16"] if isa in WITH_BFLOAT16 else few
 
 
 def has_standard(point: Point) -> bool:

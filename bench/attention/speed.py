@@ -38,9 +38,9 @@ ROUNDS_FACTOR = {"overhead": 4.0, "block size": 0.5}
 class Machine:
     """Probes of the core, and the rates that they find on their own."""
 
-    def __init__(self, build: Path, isa: str) -> None:
+    def __init__(self, build: Path, isa: str, plan: list[Point]) -> None:
         library = peak.load(build)
-        dtypes = {points.computed(p.dtype, isa) for p in points.plan(isa, full=True)}
+        dtypes = {points.computed(p.dtype, isa) for p in plan}
         self.isa = isa
         self.fma = {dtype: peak.fma(library, dtype, isa) for dtype in sorted(dtypes)}
         self.product = peak.product()
@@ -130,7 +130,7 @@ def chosen(args: argparse.Namespace, isa: str) -> list[Point]:
     """The points that the options select, without those that need more cores than there are."""
     if args.length is not None:
         return points.own_shape(args.length, args.head_dim, args.heads, args.batch, args.dtype)
-    plan = points.quick_plan() if args.quick else points.plan(isa, args.full)
+    plan = points.quick_plan(isa) if args.quick else points.plan(isa, args.full)
     if args.group:
         plan = [p for p in plan if p.tag.startswith(args.group)]
     return [p for p in plan if p.threads <= len(host.CORES)]
@@ -161,7 +161,7 @@ def rounds_of(args: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--isa", choices=["avx2", "avx512", "amx"], required=True)
+    parser.add_argument("--isa", choices=host.ISAS, required=True)
     parser.add_argument("--json", type=Path, required=True, help="where the results go")
     parser.add_argument(
         "--later", type=float, default=0.0, help="expected seconds of later processes"
@@ -170,11 +170,11 @@ def main() -> int:
     rounds = rounds_of(args)
     host.pin(1)
     check_kernels(args.isa)
-    machine = Machine(args.build, args.isa)
+    plan = chosen(args, args.isa)
+    machine = Machine(args.build, args.isa, plan)
     run = describe_run(args.isa, rounds, machine.rates(rounds))
     print(run["where"])
     print(run_tables.rates_text(run), flush=True)
-    plan = chosen(args, args.isa)
     seconds = [expected_time.expected_seconds([point], rounds) for point in plan]
     left = progress.Progress(seconds, args.later)
     record = Record({args.isa: run}, [])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from bench.attention import points, workload
 from bench.attention.points import Point
 from bench.attention.result import Result
+from bench.common import host
 from bench.report.records import Record
 from bench.report.verdict import Figure, Line, mean_figure, with_repeats
 
@@ -21,8 +22,8 @@ GRID_MEANS: dict[tuple[str, str], dict[str, float]] = {
     ("float32", "backward"): {"avx2": 1.70, "avx512": 1.80},
     ("float64", "forward"): {"avx2": 1.6},
     ("float64", "backward"): {"avx2": 1.6},
-    ("bfloat16", "forward"): {"avx2": 1.6, "avx512": 1.6, "amx": 1.6},
-    ("bfloat16", "backward"): {"avx2": 1.3, "avx512": 1.3, "amx": 1.3},
+    ("bfloat16", "forward"): dict.fromkeys(host.ISAS, 1.6),
+    ("bfloat16", "backward"): dict.fromkeys(host.ISAS, 1.3),
 }
 # (dtype, direction) -> lower bound of every point of the grid.
 GRID_WORST = {

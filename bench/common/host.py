@@ -29,14 +29,20 @@ AVX512_ENVIRONMENT = {
     "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
     "FLASH_ATTENTION_ISA": "avx512",
 }
+AVX512_BF16_ENVIRONMENT = AVX512_ENVIRONMENT | {
+    "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
+    "FLASH_ATTENTION_ISA": "avx512-bf16",
+}
 # AMX is the best that any library uses, so nothing is restricted.
 AMX_ENVIRONMENT = {"FLASH_ATTENTION_ISA": "amx"}
 ENVIRONMENTS = {
     "avx2": AVX2_ENVIRONMENT,
     "avx512": AVX512_ENVIRONMENT,
+    "avx512-bf16": AVX512_BF16_ENVIRONMENT,
     "amx": AMX_ENVIRONMENT,
     "native": {},
 }
+ISAS = tuple(isa for isa in ENVIRONMENTS if isa != "native")
 
 # The cores that this process was allowed to use when it started.
 CORES = sorted(os.sched_getaffinity(0))
@@ -46,8 +52,8 @@ SOURCES = ("csrc", "ops", "models", "cmake", "CMakeLists.txt")
 
 
 def environment(isa: str) -> dict[str, str]:
-    """Environment of a child process: all libraries at "avx2", "avx512" or "amx", or "native",
-    each at its best.
+    """Environment of a child process: all libraries at one of ISAS, or "native", each at its
+    best.
 
     A library chooses its instruction set once, when it is loaded, so each choice needs a process.
     """
@@ -105,7 +111,8 @@ def commit(root: Path = ROOT) -> str | None:
 def machine() -> dict[str, Any]:
     """Where, when and of which commit: the provenance of every table, picture and record."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = {"avx2": "AVX2", "avx512f": "AVX-512", "amx_tile": "AMX"}
+    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512-BF16"}
+    names |= {"amx_tile": "AMX"}
     extensions = [text for flag, text in names.items() if f" {flag} " in flags]
     return {
         "cpu": cpu_name(),

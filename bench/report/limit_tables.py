@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bench.attention import points
 from bench.attention.result import Result
 from bench.common import formatting
 from bench.report.records import Record
 
 # The dtype whose multiply-adds are the peak at an instruction set.
-DTYPES = {"avx2": "float32", "avx512": "float32", "amx": "bfloat16"}
+DTYPES = {isa: "float32" for isa in ("avx2", "avx512")}
+DTYPES |= {isa: "bfloat16" for isa in points.WITH_BFLOAT16}
 
 
 def peak_results(record: Record) -> list[Result]:

@@ -12,7 +12,7 @@ from bench.report import provenance, verdict
 from bench.report.records import MODELS, Record
 from bench.report.verdict import Line
 
-ISA_NAMES = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AMX"}
+ISA_NAMES = {"avx2": "AVX2", "avx512": "AVX-512", "avx512-bf16": "AVX512-BF16", "amx": "AMX"}
 
 
 def what(result: Result) -> str:

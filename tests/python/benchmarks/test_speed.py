@@ -86,18 +86,18 @@ def test_plan_has_the_whole_grid_without_duplicates() -> None:
 
 
 def test_quick_plan_has_every_group() -> None:
-    assert {p.group for p in points.quick_plan()} == {p.group for p in points.plan("avx2")}
+    assert {p.group for p in points.quick_plan("avx2")} == {p.group for p in points.plan("avx2")}
 
 
 def test_decode_is_measured_on_one_thread_and_on_two() -> None:
-    for plan in (points.plan("avx2"), points.quick_plan()):
+    for plan in (points.plan("avx2"), points.quick_plan("avx2")):
         assert {p.threads for p in plan if p.group == "decode"} == {1, 2}
         assert {p.threads for p in plan if p.group == "threads"} == {2}
         assert {p.threads for p in plan if p.group not in ("decode", "threads")} == {1}
 
 
 def test_time_left_falls_to_zero_at_the_last_point() -> None:
-    plan = points.quick_plan()
+    plan = points.quick_plan("avx2")
     left = progress.Progress([expected_time.expected_seconds([point], rounds=3) for point in plan])
     lines = [left.advance() for _ in plan]
     assert lines[0].startswith(f"1/{len(plan)}, ")
@@ -235,7 +235,7 @@ def test_quick_run_from_end_to_end(tmp_path: Path) -> None:
         assert all(rate > 0 for rate in about["rates"].values())
         assert about["rate_quartiles"].keys() == about["rates"].keys()
         done_here = record.of(isa)
-        expected = [p for p in points.quick_plan() if p.threads <= about["usable_cores"]]
+        expected = [p for p in points.quick_plan("avx2") if p.threads <= about["usable_cores"]]
         assert [result.point for result in done_here] == expected
         assert f"[{isa} {len(expected)}/{len(expected)}, " in done.stdout
     for result in record.results:
