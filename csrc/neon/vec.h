@@ -119,6 +119,10 @@ struct Vec<float> : NeonTiles {
     const uint16x4x2_t pairs = vzip_u16(vld1_u16(&even->bits), vld1_u16(&odd->bits));
     return vreinterpretq_f32_u16(vcombine_u16(pairs.val[0], pairs.val[1]));
   }
+  static Reg to_bfloat16(Reg x) {
+    const uint32x4_t rounded = vaddq_u32(bits(x), vdupq_n_u32(0x8000));
+    return from_bits(vandq_u32(rounded, vdupq_n_u32(0xFFFF0000)));
+  }
   static Reg pair(Reg even, Reg odd) {
     const uint32x4_t half = vdupq_n_u32(0x8000);
     return from_bits(vsriq_n_u32(vaddq_u32(bits(odd), half), vaddq_u32(bits(even), half), 16));
