@@ -113,6 +113,17 @@ struct Vec<float> : NeonTiles {
     vst1_u16(&p->bits, vshrn_n_u32(rounded, 16));
   }
 
+  static void load_even_odd(const BFloat16* p, Reg& even, Reg& odd) {
+    const uint32x4_t words = bits(load_words(p));
+    even = from_bits(vshlq_n_u32(words, 16));
+    odd = from_bits(vandq_u32(words, vdupq_n_u32(0xFFFF0000)));
+  }
+  static void interleave(Reg& even, Reg& odd) {
+    const Reg low = vzip1q_f32(even, odd);
+    odd = vzip2q_f32(even, odd);
+    even = low;
+  }
+
   static Reg load_words(const BFloat16* p) { return vreinterpretq_f32_u16(vld1q_u16(&p->bits)); }
   static void store_words(uint32_t* p, Reg x) { vst1q_u32(p, bits(x)); }
   static Reg load_pairs(const BFloat16* even, const BFloat16* odd) {
@@ -167,6 +178,11 @@ struct Vec<float> : NeonTiles {
   }
   static Reg scale(Reg x, Rounded n) {
     return from_bits(vaddq_u32(bits(x), vreinterpretq_u32_s32(vshlq_n_s32(n.integer, 23))));
+  }
+
+  template <int kStep>
+  static Reg add_across(Reg a, Reg b) {
+    return vpaddq_f32(a, b);
   }
 
   static void transpose(Reg (&r)[4]) {
@@ -268,6 +284,11 @@ struct Vec<double> : NeonTiles {
   }
   static Reg scale(Reg x, Rounded n) {
     return from_bits(vaddq_u64(bits(x), vreinterpretq_u64_s64(vshlq_n_s64(n.integer, 52))));
+  }
+
+  template <int kStep>
+  static Reg add_across(Reg a, Reg b) {
+    return vpaddq_f64(a, b);
   }
 
   static void transpose(Reg (&r)[2]) {
