@@ -113,8 +113,10 @@ struct Vec<float> : NeonTiles {
     vst1_u16(&p->bits, vshrn_n_u32(rounded, 16));
   }
 
+  static Reg load_words(const BFloat16* p) { return vreinterpretq_f32_u16(vld1q_u16(&p->bits)); }
+  static void store_words(uint32_t* p, Reg x) { vst1q_u32(p, bits(x)); }
   static void load_even_odd(const BFloat16* p, Reg& even, Reg& odd) {
-    const uint32x4_t words = bits(load_words(p));
+    const uint32x4_t words = vreinterpretq_u32_u16(vld1q_u16(&p->bits));
     even = from_bits(vshlq_n_u32(words, 16));
     odd = from_bits(vandq_u32(words, vdupq_n_u32(0xFFFF0000)));
   }
@@ -124,15 +126,12 @@ struct Vec<float> : NeonTiles {
     even = low;
   }
 
-  static Reg load_words(const BFloat16* p) { return vreinterpretq_f32_u16(vld1q_u16(&p->bits)); }
-  static void store_words(uint32_t* p, Reg x) { vst1q_u32(p, bits(x)); }
   static Reg load_pairs(const BFloat16* even, const BFloat16* odd) {
     const uint16x4x2_t pairs = vzip_u16(vld1_u16(&even->bits), vld1_u16(&odd->bits));
     return vreinterpretq_f32_u16(vcombine_u16(pairs.val[0], pairs.val[1]));
   }
   static Reg to_bfloat16(Reg x) {
-    const uint32x4_t rounded = vaddq_u32(bits(x), vdupq_n_u32(0x8000));
-    return from_bits(vandq_u32(rounded, vdupq_n_u32(0xFFFF0000)));
+    return from_bits(vandq_u32(vaddq_u32(bits(x), vdupq_n_u32(0x8000)), vdupq_n_u32(0xFFFF0000)));
   }
   static Reg pair(Reg even, Reg odd) {
     const uint32x4_t half = vdupq_n_u32(0x8000);
