@@ -20,6 +20,7 @@ constinit const KernelTable kEmulatedAmxKernels = {
     typed_kernels_with_tiles<Vec<float>, kEmulatedTileKernels>(),
     typed_kernels<Vec<double>>(),
     &kLayerKernels<Vec<float>>,
-    &kLayerKernels<Vec<double>>};
+    &kLayerKernels<Vec<double>>,
+    BFloat16Products::kOnTiles};
 
 }  // namespace flash
