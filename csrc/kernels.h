@@ -11,8 +11,10 @@ namespace flash {
 
 /// The work of one call, split into units that may run on any thread in any order.
 /// Units of one step write to disjoint memory; a step starts after the previous one has finished.
-/// The split depends on the problem only, never on the number of threads, so results are
-/// bit-identical for any number of threads.
+/// Units g * steps … (g + 1) * steps - 1 form group g. Groups write to disjoint memory in all
+/// steps, so a step of a group waits only for the previous step of the same group. The split
+/// depends on the problem only, never on the number of threads, so results are bit-identical for
+/// any number of threads.
 struct WorkPlan {
   int64_t units;
   int64_t steps;

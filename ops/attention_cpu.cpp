@@ -195,11 +195,9 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   const WorkPlan plan = has_rows ? kernels.backward_plan(p) : WorkPlan{};
   const Schedule schedule(plan);
   const Scratch scratch(has_rows ? kernels.backward_scratch_bytes(p) : 0, schedule.threads);
-  for (int64_t step = 0; step < plan.steps; ++step) {
-    at::parallel_for(0, plan.units, schedule.grain, [&](int64_t begin, int64_t end) {
-      kernels.backward(p, step, begin, end, scratch.of_this_thread());
-    });
-  }
+  run_steps(plan, schedule, [&](int64_t step, int64_t begin, int64_t end) {
+    kernels.backward(p, step, begin, end, scratch.of_this_thread());
+  });
   if (!has_rows) {
     for (const at::Tensor& sums : {d_key, d_value, d_bias}) sums.zero_();
   }

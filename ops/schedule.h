@@ -37,6 +37,30 @@ struct Schedule {
   int64_t threads;
 };
 
+/// Calls run(step, unit_begin, unit_end) for all units of all steps. If groups keep the threads
+/// busy, each thread takes all steps of its groups in turn: rows stay in its caches from one step
+/// to the next, and it waits for no other thread. The order within a group, and so the result, is
+/// the same.
+template <class Run>
+void run_steps(const WorkPlan& plan, const Schedule& schedule, Run&& run) {
+  const int64_t groups = plan.steps > 0 ? plan.units / plan.steps : 0;
+  if (groups % schedule.threads == 0 || groups >= 8 * schedule.threads) {
+    const int64_t grain = (groups + schedule.threads - 1) / schedule.threads;
+    at::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) {
+        for (int64_t step = 0; step < plan.steps; ++step) {
+          run(step, group * plan.steps, (group + 1) * plan.steps);
+        }
+      }
+    });
+    return;
+  }
+  for (int64_t step = 0; step < plan.steps; ++step) {
+    at::parallel_for(0, plan.units, schedule.grain,
+                     [&](int64_t begin, int64_t end) { run(step, begin, end); });
+  }
+}
+
 /// Memory for each thread, and memory that they share.
 class Scratch {
  public:

@@ -12,12 +12,11 @@
 // tile with queries as lanes. dQ, dK and dV are updated in place, in their row-major layout.
 
 #include <cstdint>
-#include <limits>
 
 #include "csrc/generic/backward_scratch.h"
 #include "csrc/generic/bias_gradient.h"
-#include "csrc/generic/exp.h"
-#include "csrc/generic/partition.h"
+#include "csrc/generic/gradient_rows.h"
+#include "csrc/generic/row_statistics.h"
 #include "csrc/generic/score_gradient.h"
 #include "csrc/generic/score_stage.h"
 #include "csrc/generic/tiles.h"
@@ -25,61 +24,8 @@
 namespace flash {
 namespace {
 
-/// The statistics of the rows of a tile, one element per lane.
-template <class T>
-struct RowStatistics {
-  T* row_max;      ///< 0 if it is -inf
-  T* inverse_sum;  ///< 0 if the sum is 0
-  T* delta;        ///< rowsum(dO o O) - dlse
-};
-
-// The output of a row that attends no key is constant, so NaN in its dO must not propagate.
-template <class V>
-[[gnu::noinline]] void zero_empty_rows(const ScoreStage<V>& stage, int64_t count,
-                                       typename V::Scalar* delta) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (!stage.attends_any(i)) delta[i] = 0;
-  }
-}
-
-/// Reads the statistics of `count` rows from `row` on, and stores the gradients of their sinks.
-/// `rows.delta` must hold rowsum(dO o O). Returns whether all of them are finite but for delta.
-template <class V>
-bool read_statistics(const BackwardParams& p, const ScoreStage<V>& stage, int64_t row,
-                     int64_t count, int64_t lanes, bool zeroes_empty,
-                     RowStatistics<typename V::Scalar> rows) {
-  using T = typename V::Scalar;
-  using Reg = typename V::Reg;
-  if (zeroes_empty) zero_empty_rows(stage, count, rows.delta);
-  const Reg minus_inf = V::broadcast(-std::numeric_limits<T>::infinity());
-  bool finite = true;
-  for (int64_t lane = 0; lane < lanes; lane += V::kWidth) {
-    const typename V::Mask mask = V::first(max_of(0, min_of(count - lane, V::kWidth)));
-    const auto read = [&](const void* of_rows) {
-      return V::load(static_cast<const T*>(of_rows) + row + lane, mask);
-    };
-    const Reg max = read(p.row_max), sum = read(p.row_sum);
-    Reg delta = V::load(rows.delta + lane);
-    if (p.grad_lse != nullptr) delta = V::sub(delta, read(p.grad_lse));
-    const Reg base = V::if_equal(max, minus_inf, V::zero(), max);
-    const Reg inverse = V::if_equal(sum, V::zero(), V::zero(), V::div(V::broadcast(T(1)), sum));
-    finite &= is_zero<V>(V::fma(base, V::zero(), V::mul(inverse, V::zero())));
-    V::store(rows.row_max + lane, base);
-    V::store(rows.inverse_sum + lane, inverse);
-    V::store(rows.delta + lane, delta);
-    if (p.grad_sink_rows != nullptr) {
-      // The sink acts as a key with dP = 0.
-      Reg weight[1] = {V::sub(V::broadcast(stage.sink()), base)};
-      exp<V>(weight);
-      const Reg grad = V::mul(V::mul(weight[0], inverse), V::sub(V::zero(), delta));
-      V::store(static_cast<T*>(p.grad_sink_rows) + row + lane,
-               V::if_equal(sum, V::zero(), V::zero(), grad), mask);
-    }
-  }
-  return finite;
-}
-
-/// Adds to dQ, dK, dV and dbias what a block of queries of one (batch, head) contributes.
+/// Stores in dQ, dK and dV, as `stores` says, or adds to them and to dbias, what a block of queries
+/// of one (batch, head) contributes.
 template <class V>
 class BackwardBlock {
  public:
@@ -88,7 +34,7 @@ class BackwardBlock {
   using Scratch = BackwardScratch<V>;
 
   BackwardBlock(const BackwardParams& p, const Scratch& scratch, int64_t batch, int64_t head,
-                Range queries)
+                Range queries, Stores stores = {})
       : p_(p),
         scratch_(scratch),
         batch_(batch),
@@ -98,7 +44,8 @@ class BackwardBlock {
         first_(queries.begin),
         count_(queries.end - queries.begin),
         tiles_(count_),
-        scale_(static_cast<T>(p.score.scale)) {
+        scale_(static_cast<T>(p.score.scale)),
+        stores_(stores) {
     for (int64_t t = 0; t < tiles_.count(); ++t) {
       with_vecs<V::kScoreVecs>(tiles_.vecs(t), [&]<int kVecs>() { prepare<kVecs>(t); });
       const ScoreStage<V>& stage = stages_[t];
@@ -108,11 +55,19 @@ class BackwardBlock {
     }
   }
 
-  /// Adds the contribution of keys [keys.begin, keys.end).
+  /// Writes the contribution of keys [keys.begin, keys.end).
   void run(Range keys) {
-    const int64_t end = min_of(keys.end, key_end_);
-    for (int64_t key = max_of(keys.begin, key_begin_); key < end; key += scratch_.block) {
+    const int64_t begin = clamp(key_begin_, keys.begin, keys.end);
+    const int64_t end = clamp(key_end_, begin, keys.end);
+    for (int64_t key = begin; key < end; key += scratch_.block) {
       step(key, min_of(scratch_.block, end - key));
+    }
+    clear_stored<T>(p_, batch_, head_, {}, {keys.begin, begin}, stores_);
+    clear_stored<T>(p_, batch_, head_, {}, {end, keys.end}, stores_);
+    for (int64_t t = 0; t < tiles_.count(); ++t) {
+      if (stored_query_[t]) continue;
+      const Range queries = {first_ + tiles_.begin(t), first_ + tiles_.end(t)};
+      clear_stored<T>(p_, batch_, head_, queries, {}, stores_);
     }
   }
 
@@ -182,9 +137,9 @@ class BackwardBlock {
       if (keep != 1) delta = V::mul(delta, V::broadcast(static_cast<T>(keep > 0 ? 1 / keep : 0)));
       V::store(scratch_.delta + at + lane, delta);
     }
-    statistics_are_finite_ &= read_statistics<V>(
-        p_, stages_[t], row_index(first), count, kLanes, !grad_out_is_finite_,
-        {scratch_.row_max + at, scratch_.inverse_sum + at, scratch_.delta + at});
+    statistics_are_finite_ &=
+        read_statistics<V>(p_, stages_[t], row_index(first), count, kLanes, !grad_out_is_finite_,
+                           {scratch_.row_max + at, scratch_.inverse_sum + at, scratch_.delta + at});
   }
 
   template <int kVecs>
@@ -261,7 +216,9 @@ class BackwardBlock {
                    {key_at(key), key_rows_.stride}, keys,
                    row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
                    p_.grad_query.strides.row, count, p_.shape.head_dim,
-                   {true, scale_, nullptr, nullptr}, ragged ? Terms{begins, ends} : Terms{});
+                   {stored_query_[t] || !stores_.query, scale_, nullptr, nullptr},
+                   ragged ? Terms{begins, ends} : Terms{});
+    stored_query_[t] = true;
   }
 
   /// The index of a query in an array with one element per row.
@@ -341,13 +298,13 @@ class BackwardBlock {
                      {grad_out_rows_.data, grad_out_rows_.stride}, count_,
                      row_pointer<T>(p_.grad_value, batch_, value_head_, key),
                      p_.grad_value.strides.row, keys, p_.shape.value_dim,
-                     {true, T(1), nullptr, nullptr}, terms);
+                     {!stores_.value, T(1), nullptr, nullptr}, terms);
     }
     if (p_.grad_key.data != nullptr) {
       update_rows<V>(factors(queries_are_finite_), {scratch_.grad_scores, Scratch::kStride, 1},
                      {query_rows_.data, query_rows_.stride}, count_,
                      row_pointer<T>(p_.grad_key, batch_, key_head_, key), p_.grad_key.strides.row,
-                     keys, p_.shape.head_dim, {true, scale_, nullptr, nullptr}, terms);
+                     keys, p_.shape.head_dim, {!stores_.key, scale_, nullptr, nullptr}, terms);
     }
   }
 
@@ -378,6 +335,8 @@ class BackwardBlock {
   const int64_t first_, count_;
   const QueryTiles<V> tiles_;
   const T scale_;
+  const Stores stores_;
+  bool stored_query_[kBlockTiles] = {};  // tiles whose rows of dQ have been written
   int64_t key_begin_ = p_.shape.keys, key_end_ = 0;
   RowView<T> query_rows_ = {}, grad_out_rows_ = {};  // of the block
   RowView<T> key_rows_ = {}, value_rows_ = {};       // of the current step, from first_key_ on

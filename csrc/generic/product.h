@@ -105,7 +105,7 @@ template <int kRows, class F>
 /// The epilogue of a product: how its register blocks are written to the rows of the output.
 template <class T>
 struct Epilogue {
-  bool accumulate;        ///< add to the old output; else replace it
+  bool accumulate;        ///< add to the old output; else replace it, which need not be set
   T weight;               ///< multiplies the product; must be 1 if `rescale` is given
   const T* rescale;       ///< per row, multiplies the old output; null: 1
   const T* finish;        ///< per row, multiplies the result; null: 1
@@ -181,6 +181,13 @@ template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors:
   multiply_add<V, kRows, kVecs, kTail, kFactors>(tile, a, x, depth, tail);
   if (epilogue.accumulate) {
     add_rows<V, kRows, kVecs, kTail>(tile, out, stride, epilogue, tail);
+  } else if (epilogue.weight != 1) {
+    const Reg weight = V::broadcast(epilogue.weight);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::mul(weight, tile[r][v]);
+    }
   }
   if (epilogue.finish != nullptr) {
 #pragma GCC unroll 16
@@ -283,7 +290,18 @@ void pack_transposed(const typename V::Scalar* rows, int64_t stride, int64_t cou
   // Packs W rows to their end before the next W. Rows a power of two apart share cache sets: W of
   // them fit, but all rows at once would evict each line before its second half is read.
   for (int lane = 0; lane < kLanes; lane += W) {
-    for (int64_t c = 0; c < columns; c += W) {
+    int64_t c = 0;
+    for (; lane + W <= count && c + W <= columns; c += W) {
+      typename V::Reg block[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) {
+        block[i] = V::mul(scale, V::load(rows + (lane + i) * stride + c));
+      }
+      V::transpose(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) V::store(out + (c + i) * kLanes + lane, block[i]);
+    }
+    for (; c < columns; c += W) {
       const int64_t width = min_of(W, columns - c);
       const typename V::Mask mask = V::first(width);
       typename V::Reg block[W];

@@ -77,20 +77,20 @@ template <class V, int kVecs, bool kMasked, bool kDropout>
   constexpr int W = V::kWidth;
   constexpr int64_t kStride = BackwardScratch<V>::kStride;
   const Reg keep = V::broadcast(static_cast<T>(keep_scale));
-  score_blocks<V, kVecs>(values.data, values.stride, keys, value_dim, grad_out,
-                         [&]<int kRows>(int64_t j, Reg(&tile)[kRows][kVecs]) {
+  score_blocks<V, kVecs>(
+      values.data, values.stride, keys, value_dim, grad_out,
+      [&]<int kRows>(int64_t j, Reg(&tile)[kRows][kVecs]) {
 #pragma GCC unroll 4
-                           for (int v = 0; v < kVecs; ++v) {
-                             const Reg delta = V::load(row_delta + v * W);
+        for (int v = 0; v < kVecs; ++v) {
+          const Reg delta = V::load(row_delta + v * W);
 #pragma GCC unroll 16
-                             for (int r = 0; r < kRows; ++r) {
-                               V::store(grad_scores + (j + r) * kStride + v * W,
-                                        score_gradient<V, kMasked, kDropout>(
-                                            tile[r][v], delta, keep,
-                                            weights + (j + r) * kStride + v * W));
-                             }
-                           }
-                         });
+          for (int r = 0; r < kRows; ++r) {
+            V::store(grad_scores + (j + r) * kStride + v * W,
+                     score_gradient<V, kMasked, kDropout>(tile[r][v], delta, keep,
+                                                          weights + (j + r) * kStride + v * W));
+          }
+        }
+      });
 }
 
 /// x *= factor for `keys` rows. A zero keeps its sign, whatever the factor is, and no other element

@@ -304,7 +304,9 @@ void tile_backward(const BackwardParams& p, int64_t step, int64_t unit_begin, in
   const typename M::Session session;
   const TileBackwardScratch<V> scratch(p, memory);
   backward_units<TileVec<V>>(
-      p, step, unit_begin, unit_end, [&](int64_t batch, int64_t head, Range queries, Range keys) {
+      p, step, unit_begin, unit_end,
+      [&](int64_t batch, int64_t head, Range queries, Range keys, Stores stores) {
+        clear_stored<float>(p, batch, head, queries, keys, stores);
         TileBackwardBlock<V, M, kParts>(p, scratch, batch, head, queries).run(keys);
       });
 }

@@ -48,12 +48,26 @@ template <class V, int kVecs, class Done>
 [[gnu::always_inline]] inline void score_blocks(const typename V::Scalar* left, int64_t stride,
                                                 int64_t count, int64_t depth,
                                                 Right<typename V::Scalar> packed, Done&& done) {
+  const auto first_chain = [&]<int kRows>(int64_t j, typename V::Reg(&tile)[kRows][kVecs])
+      __attribute__((always_inline)) {
+    clear<V>(tile);
+    multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1}, packed,
+                                         min_of(depth, V::kLongestChain), V::first(V::kWidth));
+  };
+  // A loop of its own: where the second chain needs registers, the first sum is kept in memory.
+  if (depth <= V::kLongestChain) {
+    for_row_blocks<V::score_rows(kVecs)>(
+        count, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
+          typename V::Reg tile[kRows][kVecs];
+          first_chain(j, tile);
+          done(j, tile);
+        });
+    return;
+  }
   for_row_blocks<V::score_rows(kVecs)>(
       count, [&]<int kRows>(int64_t j) __attribute__((always_inline)) {
         typename V::Reg tile[kRows][kVecs];
-        clear<V>(tile);
-        multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1}, packed,
-                                             min_of(depth, V::kLongestChain), V::first(V::kWidth));
+        first_chain(j, tile);
         for (int64_t d = V::kLongestChain; d < depth; d += V::kLongestChain) {
           typename V::Reg part[kRows][kVecs];
           clear<V>(part);

@@ -1,4 +1,4 @@
-// A plan never runs on more threads than there is scratch memory for.
+// A plan never runs on more threads than there is scratch memory for, and its steps run in order.
 
 #include "ops/schedule.h"
 
@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstddef>
+#include <vector>
 
 namespace flash {
 namespace {
@@ -31,6 +33,28 @@ TEST(Schedule, CountsEveryThreadThatTakesUnits) {
       const Schedule schedule(WorkPlan{.units = units, .steps = 1, .flops_per_unit = flops});
       EXPECT_LT(last_thread_of(units, schedule.grain), schedule.threads)
           << units << " units of " << flops;
+    }
+  }
+  at::set_num_threads(before);
+}
+
+TEST(Schedule, RunsEveryUnitOnceInEachStepAndTheStepsOfAGroupInOrder) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(4);
+  for (const int64_t steps : {1, 2, 4}) {
+    for (const int64_t groups : {0, 1, 3, 4, 7, 8, 33}) {
+      const WorkPlan plan = {.units = groups * steps, .steps = steps, .flops_per_unit = 1'000'000};
+      std::vector<std::atomic<int64_t>> done(static_cast<size_t>(plan.units));
+      run_steps(plan, Schedule(plan), [&](int64_t step, int64_t begin, int64_t end) {
+        const int64_t first_group = begin / steps, last_group = (end - 1) / steps;
+        for (int64_t unit = begin; unit < end; ++unit) {
+          EXPECT_EQ(done[static_cast<size_t>(unit)]++, step);
+        }
+        for (int64_t unit = first_group * steps; unit < (last_group + 1) * steps; ++unit) {
+          EXPECT_GE(done[static_cast<size_t>(unit)], step) << "a step started too early";
+        }
+      });
+      for (const auto& count : done) EXPECT_EQ(count, steps);
     }
   }
   at::set_num_threads(before);
