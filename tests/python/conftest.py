@@ -52,7 +52,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("pairwise_spec", specs.values(), ids=specs.keys())
     if metafunc.definition.get_closest_marker("once") is None:
         isas = TESTED
-        for marker, more in (("tiles", TESTED_WITH_TILES), ("float_parts", TESTED_WITH_FLOAT_PARTS)):
+        for marker, more in (
+            ("tiles", TESTED_WITH_TILES),
+            ("float_parts", TESTED_WITH_FLOAT_PARTS),
+        ):
             if metafunc.definition.get_closest_marker(marker) is not None:
                 isas = more
         metafunc.parametrize("isa", isas, indirect=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import run
 from bench.attention import points, targets
+from bench.common import host
 from bench.report import verdict
 from bench.report.records import Record
 from benchmarks.made_up_records import record_of, result_of, run_group, shortfalls, slower
@@ -160,7 +160,7 @@ def test_matrix_tiles_have_targets_in_bfloat16_only() -> None:
 
 
 def test_groups_of_all_targets_are_groups_of_points() -> None:
-    for isa in run.ISAS:
+    for isa in host.ISAS:
         tags = {point.tag for point in points.plan(isa)}
         assert {line.group for line in targets.lines(record_of(isa))} <= tags
 

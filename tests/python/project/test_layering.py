@@ -16,7 +16,7 @@ TORCH = re.compile(r"(torch|ATen|c10|caffe2)/")
 ISA_FOLDERS = sorted(p.parent.name for p in (ROOT / "csrc").glob("*/kernels.cpp"))
 
 # Folders with kernels of their own that use the vectors of another, and its flags.
-BUILT_ON = {"avx512": ("amx",), "avx2": ("amx_emulated",), "neon": ("amx_emulated",)}
+BUILT_ON = {"avx512": ("amx", "avx512_bf16"), "avx2": ("amx_emulated",), "neon": ("amx_emulated",)}
 # Measures tiles by themselves.
 PARTS_ALONE = {Path("bench/attention/tile_peak.cpp")}
 
