@@ -60,8 +60,8 @@ def attention(
 
     Args:
         query: [B, H, L, D] or [B, L, D], float32, float64, bfloat16 or float16, any strides. The
-            16-bit types are computed in float32, and the results are rounded once; with AMX,
-            weights of bfloat16 are rounded, too. With AMX, float32 follows
+            16-bit types are computed in float32, and the results are rounded once; with AMX or
+            AVX512-BF16, weights of bfloat16 are rounded, too. With AMX, float32 follows
             `torch.set_float32_matmul_precision`.
         key: [B, Hk, S, D] or [B, S, D], dtype of `query`; H is a multiple of Hk.
         value: [B, Hv, S, Dv] or [B, S, Dv], dtype of `query`; H is a multiple of Hv. Hk and Hv may
