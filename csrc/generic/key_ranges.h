@@ -44,6 +44,9 @@ class KeyRanges {
   void start(const ScoreParams& p, const Shape& shape, int64_t batch, int64_t head, int64_t first,
              int64_t count) {
     count_ = count;
+    if (p.window_left < 0 && p.window_right < 0 && p.positions == nullptr) {
+      return start_unlimited(shape, first);
+    }
     key_begin_ = full_end_ = shape.keys;
     key_end_ = full_begin_ = 0;
     for (int64_t lane = 0; lane < count_; ++lane) {
@@ -135,6 +138,19 @@ class KeyRanges {
   const int64_t* limits() const { return limit_; }
 
  private:
+  // For queries that may attend every key: in short sequences, `start` takes 2% of the time.
+  void start_unlimited(const Shape& shape, int64_t first) {
+    key_begin_ = full_begin_ = 0;
+    key_end_ = count_ > 0 ? shape.keys : 0;
+    full_end_ = shape.keys;
+    for (int64_t lane = 0; lane < kMaxLanes; ++lane) {
+      position_[lane] = first + lane + shape.keys - shape.queries;
+      start_[lane] = 0;
+      limit_[lane] = shape.keys;
+    }
+    for (int v = 0; v < V::kScoreVecs; ++v) vector_end_[v] = shape.keys;
+  }
+
   int64_t count_;
   int64_t key_begin_, key_end_;    // keys that some lane attends
   int64_t full_begin_, full_end_;  // keys that every lane attends
