@@ -149,9 +149,11 @@ class TileBackwardBlock {
   }
 
   bool tiles_compute(Rows key_rows, Rows value_rows, int64_t key, int64_t keys) const {
-    if (kParts == 1 && is_unmasked(key, keys)) return true;
+    // Lanes past the end hold zeros, which Inf in a key or a value would make NaN.
+    const bool is_whole = count_ % kTileLanes == 0;
+    if (kParts == 1 && is_whole && is_unmasked(key, keys)) return true;
     return rows_fit_ && fit(key_rows, keys, p_.shape.head_dim) &&
-           (kParts == 1 || fit(value_rows, keys, p_.shape.value_dim));
+           ((kParts == 1 && is_whole) || fit(value_rows, keys, p_.shape.value_dim));
   }
 
   // Whether every query of the block attends all of these keys. False if there is a bias.

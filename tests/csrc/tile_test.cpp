@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 
@@ -101,6 +102,22 @@ TEST_P(TilesOnEveryIsa, NaNInAMaskedKeyDoesNotPropagate) {
         EXPECT_TRUE(std::isnan(got.dq[at])) << i;
       }
     }
+  }
+}
+
+// The scores of that key are -inf for the queries, but NaN for the zeros that fill their tile.
+TEST_P(TilesOnEveryIsa, InfinityInAKeyDoesNotMeetThePaddingOfQueries) {
+  constexpr int64_t kQueries = 5, kKeys = 9, kWidth = 8, kBad = 2;
+  Problem<float> problem({1, 1, 1, 1, kQueries, kKeys, kWidth, kWidth},
+                         {.storage = Storage::kBFloat16});
+  for (int64_t i = 0; i < kQueries; ++i) problem.q[i * kWidth] = 1;
+  problem.k[kBad * kWidth] = -std::numeric_limits<float>::infinity();
+  const Answer got = testing::run(*GetParam(), problem);
+  EXPECT_THAT(got.out,
+              ::testing::Each(::testing::Truly([](double x) { return std::isfinite(x); })));
+  for (int64_t d = 0; d < kWidth; ++d) {
+    EXPECT_EQ(got.dk[kBad * kWidth + d], 0);
+    EXPECT_EQ(got.dv[kBad * kWidth + d], 0);
   }
 }
 
