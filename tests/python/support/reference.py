@@ -219,6 +219,14 @@ def dropout_keep(problem: Problem) -> Tensor | None:
     return torch.ops.flash.dropout_mask(*problem.dropout_shape(), problem.options["dropout"])
 
 
+def dropout_factor(problem: Problem) -> Tensor:
+    """What dropout multiplies the weights by, in float64: 0 or 1 / (1 - dropout); 1 without it."""
+    keep, dropout = dropout_keep(problem), problem.options["dropout"]
+    if keep is None:
+        return torch.ones((), dtype=torch.float64)
+    return keep.double() / (1.0 - dropout) if dropout < 1.0 else torch.zeros_like(keep.double())
+
+
 def differentiate(
     call: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]], problem: Problem, dtype: torch.dtype
 ) -> Result:
@@ -305,18 +313,13 @@ def operand_rounding(problem: Problem) -> dict[str, float]:
     All else is float32. The backward subtracts dO . O from every gradient of a row, with the error
     of the row's output.
     """
-    inputs, options = float64_inputs(problem), problem.options
-    parts = scores_of(inputs, options)
+    inputs = float64_inputs(problem)
+    parts = scores_of(inputs, problem.options)
     query, key = with_heads(inputs["query"]), with_heads(inputs["key"])
     every_key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
     every_weight = torch.softmax(with_sink(parts.final, inputs.get("sinks")), -1).nan_to_num(0.0)
     weights = every_weight[..., : parts.final.size(-1)]
-    keep = dropout_keep(problem)
-    kept = torch.ones((), dtype=torch.float64)
-    if keep is not None:
-        kept = (
-            keep.double() / (1.0 - options["dropout"]) if options["dropout"] < 1.0 else 0.0 * kept
-        )
+    kept = dropout_factor(problem)
     grad_out = with_heads(problem.grad_out.double())
     dropped = weights * kept
     delta = (grad_out * (dropped @ parts.value)).sum(-1, keepdim=True)
@@ -375,12 +378,7 @@ def rounding_model(problem: Problem) -> dict[str, ErrorSize]:
     every_key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
     every_weight = torch.softmax(with_sink(scores, inputs.get("sinks")), -1).nan_to_num(0.0)
     weights = every_weight[..., : scores.size(-1)]
-    keep = dropout_keep(problem)
-    kept = torch.ones((), dtype=torch.float64)
-    if keep is not None:
-        kept = (
-            keep.double() / (1.0 - options["dropout"]) if options["dropout"] < 1.0 else 0.0 * kept
-        )
+    kept = dropout_factor(problem)
     grad_out = with_heads(problem.grad_out.double())
     grad_lse = problem.grad_lse.double().view(*weights.shape[:3], 1)
 
