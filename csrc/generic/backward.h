@@ -212,7 +212,7 @@ class BackwardBlock {
     int64_t begins[kVecs * V::kWidth], ends[kVecs * V::kWidth];
     const bool ragged = !stage.ranges().is_unlimited(key, keys);
     if (ragged) stage.ranges().attended_keys(key, keys, begins, ends);
-    update_rows<V>(factors(keys_are_finite_), {grad_scores, 1, Scratch::kStride},
+    update_rows<V>(factors(keys_are_finite_), LeftColumns<T>{grad_scores, Scratch::kStride},
                    {key_at(key), key_rows_.stride}, keys,
                    row_pointer<T>(p_.grad_query, batch_, head_, first_ + at),
                    p_.grad_query.strides.row, count, p_.shape.head_dim,
@@ -294,14 +294,15 @@ class BackwardBlock {
     if (ragged) attending_queries(key, keys, begins, ends);
     const Terms terms = ragged ? Terms{begins, ends} : Terms{};
     if (p_.grad_value.data != nullptr) {
-      update_rows<V>(factors(grad_out_is_finite_), {scratch_.weights, Scratch::kStride, 1},
+      update_rows<V>(factors(grad_out_is_finite_), Left<T>{scratch_.weights, Scratch::kStride, 1},
                      {grad_out_rows_.data, grad_out_rows_.stride}, count_,
                      row_pointer<T>(p_.grad_value, batch_, value_head_, key),
                      p_.grad_value.strides.row, keys, p_.shape.value_dim,
                      {!stores_.value, T(1), nullptr, nullptr}, terms);
     }
     if (p_.grad_key.data != nullptr) {
-      update_rows<V>(factors(queries_are_finite_), {scratch_.grad_scores, Scratch::kStride, 1},
+      update_rows<V>(factors(queries_are_finite_),
+                     Left<T>{scratch_.grad_scores, Scratch::kStride, 1},
                      {query_rows_.data, query_rows_.stride}, count_,
                      row_pointer<T>(p_.grad_key, batch_, key_head_, key), p_.grad_key.strides.row,
                      keys, p_.shape.head_dim, {!stores_.key, scale_, nullptr, nullptr}, terms);

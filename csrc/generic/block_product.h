@@ -14,9 +14,8 @@ template <class V, int kVecs, bool kTail, bool kAdd>
                                      int64_t depth, typename V::Scalar* out, int64_t stride,
                                      int64_t rows, typename V::Mask tail) {
   for_row_blocks<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
-    micro_kernel<V, kRows, kVecs, kTail>({a.data + r * a.row, a.row, a.step}, x, depth,
-                                         out + r * stride, stride, {kAdd, 1, nullptr, nullptr},
-                                         tail);
+    micro_kernel<V, kRows, kVecs, kTail>(a.from(r, 0), x, depth, out + r * stride, stride,
+                                         {kAdd, 1, nullptr, nullptr}, tail);
   });
 }
 

@@ -148,7 +148,7 @@ class ForwardTile {
       stage_.template mark_masked<kVecs>(scores, kLanes, key, keys);
       factors = Factors::kUnmasked;
     }
-    update_rows<V>(factors, {scores, 1, kLanes}, values, keys, out_, out_stride_, count_,
+    update_rows<V>(factors, LeftColumns<T>{scores, kLanes}, values, keys, out_, out_stride_, count_,
                    p_->shape.value_dim,
                    {accumulate, T(1), accumulate ? rescale_ : nullptr, finish ? scale : nullptr},
                    ragged ? Terms{begins, ends} : Terms{});

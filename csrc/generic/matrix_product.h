@@ -38,8 +38,8 @@ class ProductBlock {
     epilogue.prefetch = rows_ * p_.columns > kCachedResult;
     for (int64_t c = 0; c < p_.columns; c += kPanel) {
       const int64_t columns = min_of(kPanel, p_.columns - c);
-      update_rows<V>({left, p_.left_row, p_.left_step}, panel(n, depth, c, columns), depth, out + c,
-                     p_.out_row, rows_, columns, epilogue);
+      update_rows<V>(Left<T>{left, p_.left_row, p_.left_step}, panel(n, depth, c, columns), depth,
+                     out + c, p_.out_row, rows_, columns, epilogue);
     }
   }
 

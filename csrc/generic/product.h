@@ -29,6 +29,18 @@ struct Left {
   const T* data;
   int64_t row;
   int64_t step;
+
+  Left from(int64_t r, int64_t n) const { return {data + r * row + n * step, row, step}; }
+};
+
+/// a(r, n) = data[r + n * step]. Constant offsets of the rows leave registers free.
+template <class T>
+struct LeftColumns {
+  const T* data;
+  int64_t step;
+  static constexpr int64_t row = 1;
+
+  LeftColumns from(int64_t r, int64_t n) const { return {data + r + n * step, step}; }
 };
 
 /// x[n][c] = data[n * stride + c].
@@ -54,15 +66,15 @@ template <class V, int kRows, int kVecs>
 enum class Factors { kAll, kUnmasked };
 
 /// Adds a product of `depth` terms to a register block. With kTail, the last vector of a row is
-/// loaded through the mask `tail`, because memory may end right after it.
-template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors::kAll>
-[[gnu::always_inline]] inline void multiply_add(typename V::Reg (&tile)[kRows][kVecs],
-                                                Left<typename V::Scalar> a,
+/// loaded through the mask `tail`, because memory may end right after it. `A` is Left or
+/// LeftColumns.
+template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors::kAll, class A>
+[[gnu::always_inline]] inline void multiply_add(typename V::Reg (&tile)[kRows][kVecs], A a,
                                                 Right<typename V::Scalar> x, int64_t depth,
                                                 typename V::Mask tail) {
   const typename V::Scalar* left = a.data;
   const typename V::Scalar* right = x.data;
-  for (int64_t n = 0; n < depth; ++n) {
+  const auto add_term = [&]() __attribute__((always_inline)) {
     typename V::Reg row[kVecs];
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
@@ -81,6 +93,15 @@ template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors:
     }
     left += a.step;
     right += x.stride;
+    // GCC 12 would sum two scalar terms at a time and read a row past the last of an odd number.
+    if constexpr (V::kWidth == 1) asm("" : "+r"(right));
+  };
+  // Only whole blocks: remainders take little time, and unrolled they would take most of the code.
+  if constexpr (V::kUnrollsTerms && kRows * kVecs >= 12) {
+#pragma GCC unroll 4
+    for (int64_t n = 0; n < depth; ++n) add_term();
+  } else {
+    for (int64_t n = 0; n < depth; ++n) add_term();
   }
 }
 
@@ -102,6 +123,15 @@ template <int kRows, class F>
   }
 }
 
+/// The next row of a register block in memory. The compiler must not see through it: it would keep
+/// one pointer per vector of the block, all in memory, and advance each for every block.
+template <class T>
+[[gnu::always_inline]] inline T* next_row(T* row, int64_t stride) {
+  row += stride;
+  asm("" : "+r"(row));
+  return row;
+}
+
 /// The epilogue of a product: how its register blocks are written to the rows of the output.
 template <class T>
 struct Epilogue {
@@ -118,8 +148,8 @@ template <class V, int kRows, int kVecs, bool kTail>
                                             const typename V::Scalar* rows, int64_t stride,
                                             Epilogue<typename V::Scalar> epilogue,
                                             typename V::Mask tail) {
-  const auto row = [&](int r, int v) {
-    const typename V::Scalar* p = rows + r * stride + v * V::kWidth;
+  const auto row = [&](int v) {
+    const typename V::Scalar* p = rows + v * V::kWidth;
     return kTail && v == kVecs - 1 ? V::load(p, tail) : V::load(p);
   };
   if (epilogue.rescale == nullptr) {
@@ -127,7 +157,8 @@ template <class V, int kRows, int kVecs, bool kTail>
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::fma(weight, tile[r][v], row(r, v));
+      for (int v = 0; v < kVecs; ++v) tile[r][v] = V::fma(weight, tile[r][v], row(v));
+      rows = next_row(rows, stride);
     }
     return;
   }
@@ -135,7 +166,8 @@ template <class V, int kRows, int kVecs, bool kTail>
   for (int r = 0; r < kRows; ++r) {
     const typename V::Reg f = V::broadcast(epilogue.rescale + r);
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) tile[r][v] = V::fma(f, row(r, v), tile[r][v]);
+    for (int v = 0; v < kVecs; ++v) tile[r][v] = V::fma(f, row(v), tile[r][v]);
+    rows = next_row(rows, stride);
   }
 }
 
@@ -161,9 +193,8 @@ struct Terms {
   }
 };
 
-template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors::kAll>
-[[gnu::always_inline]] inline void micro_kernel(Left<typename V::Scalar> a,
-                                                Right<typename V::Scalar> x, int64_t depth,
+template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors::kAll, class A>
+[[gnu::always_inline]] inline void micro_kernel(A a, Right<typename V::Scalar> x, int64_t depth,
                                                 typename V::Scalar* out, int64_t stride,
                                                 Epilogue<typename V::Scalar> epilogue,
                                                 typename V::Mask tail) {
@@ -172,10 +203,10 @@ template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors:
   Reg tile[kRows][kVecs];
   clear<V>(tile);
   if (epilogue.prefetch) {
+    typename V::Scalar* row = out;
     for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVecs; ++v) {
-        __builtin_prefetch(out + r * stride + v * V::kWidth, /*rw=*/1);
-      }
+      for (int v = 0; v < kVecs; ++v) __builtin_prefetch(row + v * V::kWidth, /*rw=*/1);
+      row = next_row(row, stride);
     }
   }
   multiply_add<V, kRows, kVecs, kTail, kFactors>(tile, a, x, depth, tail);
@@ -201,22 +232,22 @@ template <class V, int kRows, int kVecs, bool kTail, Factors kFactors = Factors:
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
-      typename V::Scalar* p = out + r * stride + v * V::kWidth;
       if (kTail && v == kVecs - 1) {
-        V::store(p, tile[r][v], tail);
+        V::store(out + v * V::kWidth, tile[r][v], tail);
       } else {
-        V::store(p, tile[r][v]);
+        V::store(out + v * V::kWidth, tile[r][v]);
       }
     }
+    out = next_row(out, stride);
   }
 }
 
 // All rows in one call: a call per register block would cost 50 cycles, an eighth of its work.
-template <class V, int kVecs, bool kTail, Factors kFactors>
-[[gnu::noinline]] void update_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
-                                      int64_t depth, typename V::Scalar* out, int64_t stride,
-                                      int64_t rows, Epilogue<typename V::Scalar> epilogue,
-                                      Terms terms, typename V::Mask tail) {
+template <class V, int kVecs, bool kTail, Factors kFactors, class A>
+[[gnu::noinline]] void update_columns(A a, Right<typename V::Scalar> x, int64_t depth,
+                                      typename V::Scalar* out, int64_t stride, int64_t rows,
+                                      Epilogue<typename V::Scalar> epilogue, Terms terms,
+                                      typename V::Mask tail) {
   for_row_blocks<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
     const Epilogue<typename V::Scalar> here = {
         epilogue.accumulate, epilogue.weight,
@@ -225,8 +256,8 @@ template <class V, int kVecs, bool kTail, Factors kFactors>
     int64_t first = 0, last = depth;
     terms.from_row(r).template cover<kRows>(&first, &last);
     micro_kernel<V, kRows, kVecs, kTail, kFactors>(
-        {a.data + r * a.row + first * a.step, a.row, a.step}, {x.data + first * x.stride, x.stride},
-        last - first, out + r * stride, stride, here, tail);
+        a.from(r, first), {x.data + first * x.stride, x.stride}, last - first, out + r * stride,
+        stride, here, tail);
   });
 }
 
@@ -241,9 +272,9 @@ template <int kVecs, class F>
 
 /// out[rows][columns] = epilogue(out, a x), row-major and in place, for any number of rows and
 /// columns. Sums are chains of `depth` terms, so the depth should be one block of keys or queries.
-template <class V, Factors kFactors = Factors::kAll>
-void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_t depth,
-                 typename V::Scalar* out, int64_t stride, int64_t rows, int64_t columns,
+template <class V, Factors kFactors = Factors::kAll, class A>
+void update_rows(A a, Right<typename V::Scalar> x, int64_t depth, typename V::Scalar* out,
+                 int64_t stride, int64_t rows, int64_t columns,
                  Epilogue<typename V::Scalar> epilogue, Terms terms = {}) {
   constexpr int64_t W = V::kWidth;
   constexpr int kMax = V::kColumnVecs;
@@ -269,10 +300,10 @@ void update_rows(Left<typename V::Scalar> a, Right<typename V::Scalar> x, int64_
 }
 
 /// `update_rows` with `factors` chosen at run time.
-template <class V>
-void update_rows(Factors factors, Left<typename V::Scalar> a, Right<typename V::Scalar> x,
-                 int64_t depth, typename V::Scalar* out, int64_t stride, int64_t rows,
-                 int64_t columns, Epilogue<typename V::Scalar> epilogue, Terms terms = {}) {
+template <class V, class A>
+void update_rows(Factors factors, A a, Right<typename V::Scalar> x, int64_t depth,
+                 typename V::Scalar* out, int64_t stride, int64_t rows, int64_t columns,
+                 Epilogue<typename V::Scalar> epilogue, Terms terms = {}) {
   if (factors == Factors::kAll) {
     update_rows<V>(a, x, depth, out, stride, rows, columns, epilogue, terms);
   } else {

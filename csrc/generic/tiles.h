@@ -51,8 +51,9 @@ template <class V, int kVecs, class Done>
   const auto first_chain = [&]<int kRows>(int64_t j, typename V::Reg(&tile)[kRows][kVecs])
       __attribute__((always_inline)) {
     clear<V>(tile);
-    multiply_add<V, kRows, kVecs, false>(tile, {left + j * stride, stride, 1}, packed,
-                                         min_of(depth, V::kLongestChain), V::first(V::kWidth));
+    multiply_add<V, kRows, kVecs, false>(
+        tile, Left<typename V::Scalar>{left + j * stride, stride, 1}, packed,
+        min_of(depth, V::kLongestChain), V::first(V::kWidth));
   };
   // A loop of its own: where the second chain needs registers, the first sum is kept in memory.
   if (depth <= V::kLongestChain) {
@@ -71,10 +72,10 @@ template <class V, int kVecs, class Done>
         for (int64_t d = V::kLongestChain; d < depth; d += V::kLongestChain) {
           typename V::Reg part[kRows][kVecs];
           clear<V>(part);
-          multiply_add<V, kRows, kVecs, false>(part, {left + j * stride + d, stride, 1},
-                                               {packed.data + d * packed.stride, packed.stride},
-                                               min_of(depth - d, V::kLongestChain),
-                                               V::first(V::kWidth));
+          multiply_add<V, kRows, kVecs, false>(
+              part, Left<typename V::Scalar>{left + j * stride + d, stride, 1},
+              {packed.data + d * packed.stride, packed.stride}, min_of(depth - d, V::kLongestChain),
+              V::first(V::kWidth));
 #pragma GCC unroll 16
           for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -134,17 +135,27 @@ typename V::Reg row_dots(const typename V::Scalar* rows, int64_t stride, int64_t
   Reg sum = V::zero(), part = V::zero();
   for (int64_t c = 0; c < columns; c += W) {
     const int64_t width = min_of(W, columns - c);
-    const typename V::Mask mask = V::first(width);
+    const typename V::Scalar* factors = packed.data + c * packed.stride;
     Reg block[W];
+    if (count >= W && width == W) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) {
-      const typename V::Scalar* row = rows + i * stride + c;
-      block[i] = i >= count ? V::zero() : width == W ? V::load(row) : V::load(row, mask);
-    }
-    V::transpose(block);
+      for (int i = 0; i < W; ++i) block[i] = V::load(rows + i * stride + c);
+      V::transpose(block);
 #pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) {
-      if (i < width) part = V::fma(block[i], V::load(packed.data + (c + i) * packed.stride), part);
+      for (int i = 0; i < W; ++i) {
+        part = V::fma(block[i], V::load(factors + i * packed.stride), part);
+      }
+    } else {
+      const typename V::Mask mask = V::first(width);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) {
+        block[i] = i < count ? V::load(rows + i * stride + c, mask) : V::zero();
+      }
+      V::transpose(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) {
+        if (i < width) part = V::fma(block[i], V::load(factors + i * packed.stride), part);
+      }
     }
     if ((c + width) % V::kLongestChain != 0 && c + width < columns) continue;
     sum = c < V::kLongestChain ? part : V::add(sum, part);

@@ -41,6 +41,7 @@ struct NeonTiles {
   static constexpr int column_rows(int vecs) {
     return vecs == 4 ? 6 : vecs == 3 ? 8 : vecs == 2 ? 12 : 16;
   }
+  static constexpr bool kUnrollsTerms = false;
   static constexpr bool kSplitsDown = false;
   static constexpr int kExpRows = 4;
 };

@@ -24,6 +24,7 @@ struct Vec {
   static constexpr int score_rows(int vecs) { return vecs == 3 ? 4 : vecs == 2 ? 6 : 8; }
   static constexpr int kColumnVecs = 2;
   static constexpr int column_rows(int vecs) { return vecs == 2 ? 6 : 12; }
+  static constexpr bool kUnrollsTerms = false;
   static constexpr bool kSplitsDown = false;
   static constexpr int kExpRows = 1;
 
