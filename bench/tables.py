@@ -6,7 +6,8 @@
 
 A table stands between the comments `<!-- table: NAME -->` and `<!-- end of table -->`. Measured on
 one core with one thread, all libraries restricted to AVX2. The tables of speed are not measured
-here: they come from what `bench/run.py --record` recorded of this CPU, or from --record FILE.
+here: they come from what `bench/run.py --record` recorded of this CPU, or from --record FILE, and
+stand after `<!-- table: NAME of RECORD -->`, where RECORD is the name of that file.
 """
 
 from __future__ import annotations
@@ -228,7 +229,7 @@ def show_recorded(names: list[str], path: Path, files: list[Path]) -> None:
         text, runs = RECORDED[name](record)
         if runs:
             where = "\n".join(provenance.of_runs(runs))
-            show(name, f"{text}\n\n{where}", files)
+            show(f"{name} of {path.stem}", f"{text}\n\n{where}", files)
         else:
             print(f"## {name}: {path} has no figures for it\n")
 
