@@ -26,13 +26,19 @@ import json
 import sys
 from pathlib import Path
 
-import flash_attention
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.attention import peak
 from bench.common import formatting, host, progress
-from bench.models import inference, shapes, step_memory, step_time, training_pair
+from bench.models import (
+    inference,
+    onnx_runtime,
+    shapes,
+    step_memory,
+    step_time,
+    training_pair,
+)
 from bench.models.result import InferenceResult, ModelResult
 from bench.models.shapes import Shape
 from bench.report import model_report
@@ -131,12 +137,14 @@ def run(args: argparse.Namespace) -> Record:
         if args.json is not None:
             record.write(args.json)
 
-    probe = peak.fma(peak.load(args.build), "float32", flash_attention.build_info().active)
+    if steps:
+        probe = step_time.core_peak(args.build)
     for shape in steps:
         record.models.append(measure_shape(shape, rounds, memory, probe))
         finished(progress_line(record.models[-1], left.advance()))
+    cannot_export: dict[str, str] = {}
     for shape in forecasts:
-        record.inference.append(inference.measure(shape, rounds))
+        record.inference.append(inference.measure(shape, rounds, Path(__file__), cannot_export))
         finished(forecast_line(record.inference[-1], left.advance()))
     return record
 
@@ -158,6 +166,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--json", type=Path, help="where the results go")
     found.add_argument("--no-table", action="store_true", help="progress only")
     found.add_argument("--memory-of", choices=step_memory.SIDES, help=argparse.SUPPRESS)
+    found.add_argument("--export-with", choices=onnx_runtime.EXPORTERS, help=argparse.SUPPRESS)
+    found.add_argument("--export-to", type=Path, help=argparse.SUPPRESS)
     found.add_argument("--shape", help=argparse.SUPPRESS)
     return found
 
@@ -168,6 +178,10 @@ def main() -> int:
     torch.set_flush_denormal(True)
     if args.memory_of is not None:
         step_memory.measure_here(args.memory_of, Shape(**json.loads(args.shape)))
+        return 0
+    if args.export_with is not None:
+        shape = Shape(**json.loads(args.shape))
+        onnx_runtime.export_here(args.export_with, shape, args.export_to)
         return 0
     training_pair.neuralforecast()  # fails at once if it is missing
     record = run(args)

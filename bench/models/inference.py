@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,27 +30,41 @@ def eager(model: Any, inputs: training_pair.Windows) -> Forecast:
     return call
 
 
-def sides(
-    own: Any, theirs: torch.nn.Module, inputs: training_pair.Windows
-) -> tuple[dict[str, Forecast], dict[str, str]]:
-    """The forecast of each side that runs, ours first, and why the others do not."""
-    found = {"ours": eager(own, inputs), "neuralforecast": eager(theirs, inputs)}
-    try:
-        found["onnx"] = onnx_runtime.forecast(theirs, inputs["insample_y"])
-    except onnx_runtime.CannotRun as error:
-        return found, {"onnx": str(error)}
-    return found, {}
+def onnx(
+    script: Path, shape: Shape, inputs: training_pair.Windows, expected: Tensor
+) -> tuple[Forecast, float]:
+    """The forecast in ONNX Runtime, and its difference from `expected`.
+
+    Raises:
+        CannotRun: it cannot run, or its output is another one.
+    """
+    call = onnx_runtime.forecast(script, shape, inputs["insample_y"])
+    difference = training_pair.largest_difference(call(), expected)
+    if not difference < training_pair.LARGEST_DIFFERENCE:
+        raise onnx_runtime.CannotRun(
+            f"cannot be compared: its output differs from neuralforecast's by {difference:.2g} of "
+            "the largest output"
+        )
+    return call, difference
 
 
-def measure(shape: Shape, rounds: int) -> InferenceResult:
-    """Times all sides in turns."""
+def measure(shape: Shape, rounds: int, script: Path, known: dict[str, str]) -> InferenceResult:
+    """Times all sides in turns.
+
+    `script` exports the model in a process of its own (`onnx_runtime.export`). `known` has the
+    models that an earlier shape could not export, and why; they are not tried again.
+    """
     pair, difference = training_pair.checked_pair(shape)
     inputs, _ = training_pair.windows(shape)
-    calls, missing = sides(pair["ours"], pair["neuralforecast"], inputs)
+    calls = {side: eager(model, inputs) for side, model in pair.items()}
     differences = {"neuralforecast": difference}
-    if "onnx" in calls:
-        outputs = [calls[side]() for side in ("onnx", "neuralforecast")]
-        differences["onnx"] = training_pair.largest_difference(*outputs)
+    try:
+        if shape.model in known:
+            raise onnx_runtime.CannotRun(known[shape.model])
+        expected = calls["neuralforecast"]()
+        calls["onnx"], differences["onnx"] = onnx(script, shape, inputs, expected)
+    except onnx_runtime.CannotRun as error:
+        known[shape.model] = str(error)
     times = timing.interleaved(calls, rounds, BUDGET_SECONDS)
     return InferenceResult(
         shape=shape,
@@ -61,5 +76,5 @@ def measure(shape: Shape, rounds: int) -> InferenceResult:
             if side != "ours"
         },
         difference=differences,
-        missing=missing,
+        missing={} if "onnx" in calls else {"onnx": known[shape.model]},
     )

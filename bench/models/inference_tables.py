@@ -51,8 +51,8 @@ def table(results: list[InferenceResult], repeats: Sequence[Repeat] = ()) -> str
         rows.append([*row, str(result.rounds)])
     wanted = targets.forecast_lines(results)[0].wanted_text
     parts = [
-        "Forecast: forward in evaluation mode without autograd, horizon 96, one thread, median. "
-        f"Wanted against either side: {wanted}.",
+        "Forecast: forward in evaluation mode without autograd, horizon "
+        f"{results[0].shape.horizon}, one thread, median. Wanted against either side: {wanted}.",
         formatting.table(header, rows),
     ]
     if missing := reasons(results):

@@ -5,21 +5,33 @@ Only .venv-neuralforecast has onnx and onnxruntime, so the functions that need t
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
+import json
+import subprocess
+import sys
 import tempfile
-import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.models import training_pair
+from bench.models.shapes import Shape
+
 # torch's exporter, from a graph of torch.export, and its predecessor, from a trace.
 EXPORTERS = {"torch.export": True, "trace": False}
-LONGEST_REASON = 160
+# torch.export unrolls an LSTM into its time steps, which takes minutes and makes a slow graph; a
+# trace keeps the layer.
+PREFERRED = {"TFT": "trace"}
+# An export that takes longer is given up: it would dominate the time of the benchmark.
+EXPORT_LIMIT_SECONDS = 60
+LONGEST_REASON = 120
+
+
+class CannotRun(Exception):
+    """Why there is no forecast."""
 
 
 class ForecastOfPast(nn.Module):
@@ -35,85 +47,96 @@ class ForecastOfPast(nn.Module):
         return self.model.forward(windows)
 
 
-class CannotRun(Exception):
-    """Why there is no session."""
-
-
 def reason_of(error: BaseException) -> str:
-    """The first line of the innermost cause, which is what torch's exporters bury."""
+    """The first line of the innermost cause, which torch's exporters wrap several times."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__
+    text = " ".join(str(error).strip().splitlines()[:1])
     shortened = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
-    return f"{type(error).__name__}: {shortened}"
+    return f"{type(error).__name__}: {shortened}" if shortened else type(error).__name__
 
 
-def export(model: nn.Module, past: Tensor, path: Path) -> str:
-    """Writes the model for windows of this shape and returns the name of the exporter.
+def reason_path(path: Path) -> Path:
+    """Where the reason is, if there is no model at `path`."""
+    return path.with_suffix(".reason")
+
+
+def export_here(exporter: str, shape: Shape, path: Path) -> None:
+    """Runs in the child process: writes the model, or why it cannot as `reason_path(path)`."""
+    model = training_pair.original(shape).eval()  # its initial weights depend on its seed alone
+    past = training_pair.windows(shape)[0]["insample_y"]
+    try:
+        torch.onnx.export(ForecastOfPast(model), (past,), path, dynamo=EXPORTERS[exporter])
+    except Exception as error:  # the exporters raise whatever their parts raise
+        reason_path(path).write_text(reason_of(error))
+
+
+def attempt(script: Path, exporter: str, shape: Shape, path: Path) -> str:
+    """Exports with `script` in a process of its own; why that failed, or an empty string.
+
+    The exporters write pages of progress to the console, and may take any time.
+    """
+    command = [sys.executable, str(script), f"--export-with={exporter}", f"--export-to={path}"]
+    command += [f"--shape={json.dumps(asdict(shape))}"]
+    try:
+        found = subprocess.run(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=EXPORT_LIMIT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"not done in {EXPORT_LIMIT_SECONDS} s"
+    if found.returncode != 0:
+        return f"the process ended with status {found.returncode}"
+    reason = reason_path(path)
+    if reason.exists():
+        text = reason.read_text()
+        reason.unlink()  # the next exporter has the same path
+        return text
+    return ""
+
+
+def export(script: Path, shape: Shape, path: Path) -> None:
+    """Writes the original of this shape with the first exporter that can.
 
     Raises:
-        CannotRun: no exporter can.
+        CannotRun: none can.
     """
-    reasons = []
-    for name, dynamo in EXPORTERS.items():
-        try:
-            torch.onnx.export(ForecastOfPast(model), (past,), path, dynamo=dynamo)
-            return name
-        except Exception as error:  # whatever the exporters raise
-            reasons.append(f"{name}: {reason_of(error)}")
-    raise CannotRun(f"cannot be exported: {'; '.join(reasons)}")
+    order = sorted(EXPORTERS, key=lambda name: name != PREFERRED.get(shape.model))
+    reasons = {}
+    for exporter in order:
+        reasons[exporter] = attempt(script, exporter, shape, path)
+        if not reasons[exporter]:
+            return
+    text = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise CannotRun(f"cannot be exported: {text}")
 
 
 def session(path: Path) -> Any:
-    """One thread, and denormals flushed as on the other sides.
-
-    Raises:
-        CannotRun: ONNX Runtime rejects the file.
-    """
+    """One thread, and denormals flushed as on the other sides."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.log_severity_level = 3  # errors
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's have no common base
-        raise CannotRun(f"cannot be loaded: {reason_of(error)}") from error
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-@contextlib.contextmanager
-def quiet() -> Any:
-    """Without the warnings and the progress of the exporters."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    output = io.StringIO()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(output):
-            warnings.simplefilter("ignore")
-            with contextlib.redirect_stderr(output):
-                yield
-    finally:
-        logging.disable(level)
-
-
-def forecast(model: nn.Module, past: Tensor) -> Callable[[], Tensor]:
-    """The forecast of `past` by the exported model; `model` must be in evaluation mode.
+def forecast(script: Path, shape: Shape, past: Tensor) -> Callable[[], Tensor]:
+    """The forecast of `past` by the exported original of this shape.
 
     Raises:
         CannotRun: the model cannot be exported, loaded or run.
     """
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export(model, past, path)
-        run = session(path)
-    feed = {run.get_inputs()[0].name: past.numpy()}
-
-    def call() -> Tensor:
-        return torch.from_numpy(run.run(None, feed)[0])
-
-    try:
-        call()
-    except Exception as error:
-        raise CannotRun(f"cannot run: {reason_of(error)}") from error
-    return call
+        export(script, shape, path)
+        try:
+            run = session(path)
+            feed = {run.get_inputs()[0].name: past.numpy()}
+            run.run(None, feed)
+        except Exception as error:  # those of onnxruntime have no common base
+            raise CannotRun(f"cannot run: {reason_of(error)}") from error
+    return lambda: torch.from_numpy(run.run(None, feed)[0])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import flash_attention
 import torch
 
 from bench.attention import peak
@@ -52,6 +55,17 @@ class Times:
             for name in ("ours", "fused")
         }
         return Floor(operations, self.probe.rate(statistics.median(self.peak)), over)
+
+
+def core_peak(build: Path) -> peak.Probe:
+    """Multiply-adds of float32 at the instruction set of our kernels; `build` has the library."""
+    active = flash_attention.build_info().active
+    if active not in host.ISAS:
+        sys.exit(
+            f"bench/models/compare.py: expected kernels of one of {', '.join(host.ISAS)}, whose "
+            f"peak can be measured, got {active}; unset FLASH_ATTENTION_ISA, or use a CPU with AVX2"
+        )
+    return peak.fma(peak.load(build), "float32", active)
 
 
 def steps(shape: Shape, pair: dict[str, Any]) -> dict[str, Step]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +140,24 @@ def test_two_threads_are_timed_against_one(monkeypatch: pytest.MonkeyPatch) -> N
 def test_two_threads_need_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "CORES", [0])
     assert step_time.two_threads(lambda: None, rounds=3) is None
+
+
+@dataclass
+class Info:
+    """What `build_info` says."""
+
+    active: str
+
+
+def test_peak_is_that_of_the_kernels_or_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(step_time.flash_attention, "build_info", lambda: Info("scalar"))
+    with pytest.raises(SystemExit, match="got scalar; unset FLASH_ATTENTION_ISA"):
+        step_time.core_peak(tmp_path)
+    monkeypatch.setattr(step_time.flash_attention, "build_info", lambda: Info("avx2"))
+    with pytest.raises(SystemExit, match="expected .*libflash_attention_peak.so, found none"):
+        step_time.core_peak(tmp_path)
 
 
 def with_floor(row: result.ModelResult, plain: float, fused: float) -> result.ModelResult:

@@ -64,32 +64,95 @@ def test_forecast_runs_without_autograd_and_without_dropout() -> None:
     assert model.training is False
 
 
-def test_side_that_cannot_run_leaves_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forecast(*_: object) -> None:
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Linear:
+    """One model as both sides."""
+    model = Linear(SHAPE)
+    made = {"ours": model, "neuralforecast": model}
+    monkeypatch.setattr(training_pair, "checked_pair", lambda _: (made, 0.0))
+    return model
+
+
+@pytest.mark.usefixtures("pair")
+def test_model_that_cannot_be_exported_leaves_a_reason_and_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[Shape] = []
+
+    def forecast(_: Path, shape: Shape, __: Tensor) -> None:
+        tried.append(shape)
         raise onnx_runtime.CannotRun("cannot be exported: no such operator")
 
     monkeypatch.setattr(onnx_runtime, "forecast", forecast)
-    calls, missing = inference.sides(Linear(SHAPE), Linear(SHAPE), training_pair.windows(SHAPE)[0])
-    assert list(calls) == ["ours", "neuralforecast"]
-    assert missing == {"onnx": "cannot be exported: no such operator"}
+    known: dict[str, str] = {}
+    for _ in range(2):
+        row = inference.measure(SHAPE, 3, Path("compare.py"), known)
+        assert row.missing == {"onnx": "cannot be exported: no such operator"}
+        assert row.seconds.keys() == {"ours", "neuralforecast"}
+    assert tried == [SHAPE]
 
 
-def test_export_that_fails_names_every_exporter_and_its_innermost_cause(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("factor", "runs"), [(1.0, True), (1.1, False)])
+def test_export_with_other_outputs_is_not_compared(
+    factor: float, runs: bool, pair: Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def export(*_: object, dynamo: bool, **__: object) -> None:
-        try:
-            raise NotImplementedError("complex numbers\nand a stack trace")
-        except NotImplementedError as cause:
-            raise RuntimeError("export failed") from cause if dynamo else None
+    inputs, _ = training_pair.windows(SHAPE)
+    output = factor * pair(inputs).detach()
+    monkeypatch.setattr(onnx_runtime, "forecast", lambda *_: lambda: output)
+    row = inference.measure(SHAPE, 3, Path("compare.py"), {})
+    assert ("onnx" in row.ratio) == runs
+    assert ("onnx" in row.missing) != runs
+    # Not exactly: dividing by the largest output rounds.
+    assert runs or "differs from neuralforecast's by 0.1 of" in row.missing["onnx"]
 
-    monkeypatch.setattr(torch.onnx, "export", export)
+
+def test_innermost_cause_is_the_reason() -> None:
+    error = RuntimeError("export failed")
+    error.__cause__ = NotImplementedError("complex numbers\nand a stack trace")
+    assert onnx_runtime.reason_of(error) == "NotImplementedError: complex numbers"
+    long = onnx_runtime.reason_of(ValueError("x" * 1000))
+    assert long == f"ValueError: {'x' * onnx_runtime.LONGEST_REASON}..."
+
+
+def test_exporters_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tried: list[str] = []
+
+    def attempt(_: Path, exporter: str, *__: object) -> str:
+        tried.append(exporter)
+        return f"{exporter} fails" if fails else ""
+
+    monkeypatch.setattr(onnx_runtime, "attempt", attempt)
+    fails = True
     with pytest.raises(onnx_runtime.CannotRun) as found:
-        onnx_runtime.export(Linear(SHAPE), torch.zeros(2, 12, 1), tmp_path / "model.onnx")
+        onnx_runtime.export(tmp_path, SHAPE, tmp_path / "model.onnx")
     assert str(found.value) == (
-        "cannot be exported: torch.export: NotImplementedError: complex numbers; "
-        "trace: RuntimeError: export failed"
+        "cannot be exported: torch.export: torch.export fails; trace: trace fails"
     )
+    fails = False
+    onnx_runtime.export(tmp_path, Shape("TFT", 12), tmp_path / "model.onnx")
+    assert tried == ["torch.export", "trace", "trace"]
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("print('progress')", ""),
+        ("from pathlib import Path; Path('model.reason').write_text('no operator')", "no operator"),
+        ("import sys; sys.exit(3)", "the process ended with status 3"),
+        ("import time; time.sleep(60)", "not done in 1 s"),
+    ],
+)
+def test_export_that_crashes_or_hangs_is_a_reason(
+    program: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # A python that starts needs some 0.05 s, so that only the sleeping one is stopped.
+    monkeypatch.setattr(onnx_runtime, "EXPORT_LIMIT_SECONDS", 1 if "sleep" in program else 60)
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    found = onnx_runtime.attempt(script, "trace", SHAPE, tmp_path / "model.onnx")
+    assert found == reason
+    assert not onnx_runtime.reason_path(tmp_path / "model.onnx").exists()
 
 
 def test_exported_function_takes_the_past_alone() -> None:
