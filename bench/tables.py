@@ -28,8 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import run
 from bench.attention import comparison, targets, workload
 from bench.common import formatting, host, timing
-from bench.models import targets as model_targets
-from bench.report import limit_tables, provenance, records, run_tables, verdict
+from bench.report import limit_tables, model_report, provenance, records, run_tables, verdict
 from bench.report.records import MODELS, Record
 
 # The design goal of docs/benchmarks.md at each of these lengths, its `guide` column.
@@ -168,11 +167,15 @@ def recorded_speed(record: Record, isa: str) -> Recorded:
 
 
 def recorded_models(record: Record) -> Recorded:
-    """Training steps against neuralforecast's."""
-    if not record.models:
-        return "", {}
-    text = model_targets.table(record.models, record.repeats)
-    return text, {MODELS: record.runs[MODELS]}
+    """Training steps against neuralforecast's, and against their floor."""
+    text = model_report.training(record)
+    return text, {MODELS: record.runs[MODELS]} if text else {}
+
+
+def recorded_inference(record: Record) -> Recorded:
+    """Forecasts against neuralforecast's."""
+    text = model_report.inference(record)
+    return text, {MODELS: record.runs[MODELS]} if text else {}
 
 
 def recorded_peak(record: Record) -> Recorded:
@@ -193,6 +196,7 @@ RECORDED: dict[str, Callable[[Record], Recorded]] = {
     "peak": recorded_peak,
     "decode": recorded_decode,
     "models": recorded_models,
+    "inference": recorded_inference,
 }
 
 
