@@ -63,8 +63,10 @@ class Forward {
                                 : 0) {
     params_.shape = shape_of(sizes_);
     params_.score = score_params(options_, sizes_, params_.shape.head_dim, seed_);
-    params_.is_part = part != nullptr;
-    if (part != nullptr) params_.score.dropout_origin = part->origin;
+    if (part != nullptr) {
+      params_.is_part = !part->whole_rows;
+      params_.score.dropout_origin = part->origin;
+    }
     params_.storage = storage_of(query.scalar_type());
     params_.float_parts = float_parts_of("flash::attention", query.scalar_type());
     params_.query = rows_of(query_);
@@ -126,8 +128,10 @@ ForwardResult forward_cpu(const at::Tensor& query, const at::Tensor& key, const 
 
 ForwardPartResult forward_part_cpu(const at::Tensor& query, const at::Tensor& key,
                                    const at::Tensor& value, const at::Tensor& seed,
-                                   at::IntArrayRef place, const AttentionOptions& o) {
-  const Part part = make_part(query, seed, place, o.dropout());
+                                   at::IntArrayRef place, bool whole_rows,
+                                   const AttentionOptions& o) {
+  Part part = make_part(query, seed, place, o.dropout());
+  part.whole_rows = whole_rows;
   Forward forward(query, key, value, o, &part);
   const at::Tensor out =
       empty_out(query, value, forward.sizes(), compute_dtype(query.scalar_type()));

@@ -21,7 +21,7 @@ Part make_part(const at::Tensor& query, const at::Tensor& seed, at::IntArrayRef 
   TORCH_CHECK_VALUE(place[1] <= place[4] - heads, "flash::attention: expected heads ", place[1],
                     " to ", place[1] + heads, " of query to be among the ", place[4],
                     " of the whole call");
-  Part part = {0, {place[0], place[1], place[2], place[3], place[4] - heads}};
+  Part part = {0, Origin{place[0], place[1], place[2], place[3], place[4] - heads}};
   if (dropout > 0) {
     TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong,
                      "flash::attention: expected seed of dtype int64, got ", seed.scalar_type());
@@ -38,7 +38,8 @@ Part make_part(const at::Tensor& query, const at::Tensor& seed, at::IntArrayRef 
 TORCH_LIBRARY_FRAGMENT(flash, m) {
   using flash::SchemaDefaults;
   const std::string forward =
-      "_forward_part(Tensor query, Tensor key, Tensor value, Tensor seed, int[5] place, *, " +
+      "_forward_part(Tensor query, Tensor key, Tensor value, Tensor seed, int[5] place, "
+      "bool whole_rows, *, " +
       flash::all_options_schema(SchemaDefaults::kWith) + ") -> (Tensor out, Tensor row_stats)";
   m.def(forward.c_str());
   const std::string backward =

@@ -17,6 +17,7 @@ namespace flash {
 struct Part {
   int64_t seed;
   Origin origin;
+  bool whole_rows = false;
 };
 
 /// `seed` is int64 [1] with dropout, and ignored without. `place` is the index of the first batch
@@ -25,13 +26,13 @@ struct Part {
 Part make_part(const at::Tensor& query, const at::Tensor& seed, at::IntArrayRef place,
                double dropout);
 
-/// out and row_stats as those of flash::_forward, except that a row without a positive weight is 0:
-/// one that attends keys of other parts may have one there.
+/// out and row_stats as those of flash::_forward. `whole_rows`: the part has every key that its
+/// queries attend. If not, a row without a positive weight is 0: it may have one in other parts.
 using ForwardPartResult = std::tuple<at::Tensor, at::Tensor>;
-/// query, key, value, seed, place; options.
+/// query, key, value, seed, place, whole_rows; options.
 using ForwardPartOperator = Operator<ForwardPartResult,
                                      Types<const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                           const at::Tensor&, at::IntArrayRef>,
+                                           const at::Tensor&, at::IntArrayRef, bool>,
                                      AllOptionArguments, Types<>>;
 
 /// The result of flash::_backward, with out and row_stats of the larger call. The gradients of
