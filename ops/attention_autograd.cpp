@@ -214,7 +214,7 @@ class AttentionNode : public torch::autograd::Node {
     const at::Tensor out = out_.unpack(getptr());
     const at::Tensor grad_out = grads[0].defined() ? grads[0] : at::zeros_like(out);
     const at::Tensor seed =
-        has_dropout() ? seed_.unpack() : out.new_empty({0}, out.options().dtype(at::kLong));
+        has_dropout() ? seed_.unpack() : at::empty({0}, out.options().dtype(at::kLong));
     Needed needed;
     for (size_t i = 0; i < kDifferentiable; ++i) needed[i] = task_should_compute_output(i);
     variable_list result = to_list(

@@ -5,7 +5,8 @@ of a group; `shard_sequence` and `unshard_sequence` divide and join them. Import
 also lets DTensors whose batch or heads are sharded go through `torch.ops.flash.*`.
 """
 
-from flash_attention.distributed import dtensor as _dtensor  # noqa: F401: registers rules
+# They register rules when they are imported.
+from flash_attention.distributed import dtensor as _dtensor  # noqa: F401
 from flash_attention.distributed import dtensor_packed as _dtensor_packed  # noqa: F401
 from flash_attention.distributed.context_parallel import (
     context_parallel_attention,

@@ -104,10 +104,6 @@ class Reach:
         end = among.end if self.right is None else queries.end + self.right
         return among.overlap(Span(begin, end))
 
-    def queries(self, keys: Span, among: Span) -> Span:
-        """The queries of `among` that may attend a key of `keys`."""
-        return Reach(self.right, self.left).keys(keys, among)
-
 
 class Block(NamedTuple):
     """Queries of one process and keys of one process, contiguous each."""
@@ -117,13 +113,23 @@ class Block(NamedTuple):
 
 
 def blocks(layout: Layout, reach: Reach, receiver: int, owner: int) -> list[Block]:
-    """The pairs of `receiver`'s queries and `owner`'s keys that are attended, by pair of chunks."""
+    """The pairs of `receiver`'s queries and `owner`'s keys that are attended, by pair of chunks.
+
+    Of the chunks, a block has the queries that attend a key, and the keys that a query attends.
+    """
+    # Numbers and not spans: there are W^2 pairs of processes.
+    left, right = reach.left, reach.right
     found = []
-    for query in layout.chunks[receiver]:
-        for key in layout.chunks[owner]:
-            keys = reach.keys(query, key)
-            if keys.length > 0:
-                found.append(Block(reach.queries(keys, query), keys))
+    for query_begin, query_end in layout.chunks[receiver]:
+        if query_begin >= query_end:
+            continue
+        for key_begin, key_end in layout.chunks[owner]:
+            begin = key_begin if left is None else max(key_begin, query_begin - left)
+            end = key_end if right is None else min(key_end, query_end + right)
+            if begin < end:
+                first = query_begin if right is None else max(query_begin, begin - right)
+                last = query_end if left is None else min(query_end, end + left)
+                found.append(Block(Span(first, last), Span(begin, end)))
     return found
 
 
@@ -139,10 +145,11 @@ def covering(chunks: Iterable[Span], needed: Sequence[Span]) -> tuple[Span, ...]
 
 def message(layout: Layout, reach: Reach, receiver: int, owner: int) -> tuple[Span, ...]:
     """The keys that `owner` sends to `receiver`: at most one span of each of its chunks."""
-    if receiver == owner:
-        return ()
-    needed = [block.key for block in blocks(layout, reach, receiver, owner)]
-    return covering(layout.chunks[owner], needed)
+    return _message_of(blocks(layout, reach, receiver, owner), layout, owner)
+
+
+def _message_of(found: list[Block], layout: Layout, owner: int) -> tuple[Span, ...]:
+    return covering(layout.chunks[owner], [block.key for block in found]) if found else ()
 
 
 class Step(NamedTuple):
@@ -160,13 +167,10 @@ class Step(NamedTuple):
 
 
 def steps(layout: Layout, reach: Reach, process: int) -> Iterator[Step]:
-    """The W steps of `process`; the first has no messages."""
-    for t in range(layout.processes):
+    """The W steps of `process`; in the first, it computes its own keys and has no messages."""
+    yield Step(process, (), process, (), tuple(blocks(layout, reach, process, process)))
+    for t in range(1, layout.processes):
         source, target = (process - t) % layout.processes, (process + t) % layout.processes
-        yield Step(
-            source,
-            message(layout, reach, process, source),
-            target,
-            message(layout, reach, target, process),
-            tuple(blocks(layout, reach, process, source)),
-        )
+        found = blocks(layout, reach, process, source)
+        receives = _message_of(found, layout, source)
+        yield Step(source, receives, target, message(layout, reach, target, process), tuple(found))
