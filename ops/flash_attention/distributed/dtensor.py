@@ -159,14 +159,22 @@ def _backward(
 ) -> tuple[DTensor, ...]:
     call = _Attention(Arguments(func, args, kwargs))
     given = call.locals()
-    found = torch.ops.flash._backward_part(**given, place=call.place())
     inputs = ("query", "key", "value", "bias", "alibi_slopes", "sinks")
+    terms = {
+        name: call.placements(name, Partial())
+        for name, needed in zip(inputs, given["needed"], strict=True)
+        if needed
+    }
+    for name in inputs[3:]:
+        # Their gradients are of their dtype, and terms of a sum must not be rounded to 16 bits.
+        if any(isinstance(p, Partial) for p in terms.get(name, ())):
+            given[name] = given[name].to(given["row_stats"].dtype)
+    found = torch.ops.flash._backward_part(**given, place=call.place())
     results = []
-    for name, gradient, needed in zip(inputs, found, given["needed"], strict=True):
-        if needed:
-            terms = call.placements(name, Partial())
+    for name, gradient in zip(inputs, found, strict=True):
+        if name in terms:
             input = call.arguments.values[name]
-            results.append(summed(gradient, input, call.plan, terms))
+            results.append(summed(gradient, input, call.plan, terms[name]))
         else:
             results.append(call.wrap(gradient, "seed", gradient.shape))
     return tuple(results)
