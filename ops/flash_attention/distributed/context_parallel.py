@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from flash_attention.distributed.agreement import agree, digest
 from flash_attention.distributed.all_gather import AllGather
@@ -169,8 +170,9 @@ def context_parallel_attention_with_lse(
             "dropout": float(dropout),
             "alibi_slopes": digest(alibi_slopes),
             "sinks": digest(sinks),
-            "choice of gradients (query, key, value)": [
-                x.requires_grad and torch.is_grad_enabled() for x in (query, key, value)
+            "choice of gradients (query, key, value, alibi_slopes, sinks)": [
+                x is not None and x.requires_grad and torch.is_grad_enabled()
+                for x in (query, key, value, alibi_slopes, sinks)
             ],
         }
     except Exception as refused:  # the other processes wait for an answer
@@ -222,7 +224,7 @@ def _check(
     for name, x in zip(("query", "key", "value", "alibi_slopes", "sinks"), inputs, strict=True):
         if x is None and name in ("alibi_slopes", "sinks"):
             continue
-        if not isinstance(x, Tensor) or hasattr(x, "device_mesh"):
+        if not isinstance(x, Tensor) or isinstance(x, DTensor):
             raise TypeError(
                 f"{NAME}: expected {name} as a plain tensor with the rows of this process, got "
                 f"{type(x).__name__}; call .to_local() of a DTensor"

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from flash_attention.distributed.agreement import agree
 from flash_attention.distributed.communication import GRADIENT_TAG, Channel
@@ -42,7 +43,7 @@ def layout_of(what: str, lengths: list[int], load_balance: str | None) -> Layout
 
 
 def _dimension(what: str, tensor: Tensor, dim: int) -> int:
-    if not isinstance(tensor, Tensor) or hasattr(tensor, "device_mesh"):
+    if not isinstance(tensor, Tensor) or isinstance(tensor, DTensor):
         raise TypeError(f"{what}: expected a plain tensor, got {type(tensor).__name__}")
     if not -tensor.dim() <= dim < tensor.dim():
         raise ValueError(
