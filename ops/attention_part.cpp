@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "ops/attention_checks.h"
@@ -12,11 +13,13 @@ namespace flash {
 
 Part make_part(const at::Tensor& query, const at::Tensor& seed, at::IntArrayRef place,
                double dropout) {
-  TORCH_CHECK_VALUE(place.size() == 5 && std::all_of(place.begin(), place.end(),
-                                                     [](int64_t index) { return index >= 0; }),
-                    "flash::attention: expected place as (first batch element, first head, first "
-                    "query, first key, number of heads), each at least 0, got ",
-                    place);
+  constexpr int64_t kLast = std::numeric_limits<int32_t>::max();
+  const auto is_index = [](int64_t index) { return index >= 0 && index <= kLast; };
+  TORCH_CHECK_VALUE(
+      place.size() == 5 && std::all_of(place.begin(), place.end(), is_index),
+      "flash::attention: expected place as (first batch element, first head, first query, first "
+      "key, number of heads), each in [0, ",
+      kLast, "], got ", place);
   const int64_t heads = query.dim() == 4 ? query.size(1) : 1;
   TORCH_CHECK_VALUE(place[1] <= place[4] - heads, "flash::attention: expected heads ", place[1],
                     " to ", place[1] + heads, " of query to be among the ", place[4],

@@ -54,7 +54,9 @@ class Options:
     def of_part(self, block: Block, slopes: Tensor | None) -> dict[str, object]:
         """The options of the operator for a part: positions count from its first key."""
         first = block.query.begin - block.key.begin
-        positions = torch.arange(first, first + block.query.length)
+        positions = None
+        if self.reach != Reach() or slopes is not None:
+            positions = torch.arange(first, first + block.query.length)
         return {
             "bias": None,
             "causal": self.causal,

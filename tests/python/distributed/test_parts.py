@@ -150,7 +150,12 @@ def test_scores_of_minus_infinity_are_nan_only_in_whole_rows() -> None:
 
 
 INVALID = {
-    "negative": ([0, 0, -1, 0, 2], 0.5, torch.zeros(1, dtype=torch.int64), "each at least 0"),
+    "negative": (
+        [0, 0, -1, 0, 2],
+        0.5,
+        torch.zeros(1, dtype=torch.int64),
+        "each in .0, 2147483647., got",
+    ),
     "heads": ([0, 1, 0, 0, 2], 0.5, torch.zeros(1, dtype=torch.int64), "heads 1 to 3 of query"),
     "count": ([0, 0, 0], 0.5, torch.zeros(1, dtype=torch.int64), "expected place as"),
     "seed": ([0, 0, 0, 0, 2], 0.5, torch.zeros(2, dtype=torch.int64), "seed as one element"),
