@@ -136,7 +136,9 @@ def context_parallel_attention_with_lse(
     """
     channel = Channel(group)
     seed = torch.zeros(1, dtype=torch.int64)
-    rows, described, error = 0, {}, None
+    rows, sides = 0, [-1, -1]
+    described: dict[str, object] = {}
+    error: Exception | None = None
     try:
         query, key, value = map(_under_autocast, (query, key, value))
         sides = _check(

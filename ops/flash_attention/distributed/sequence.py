@@ -122,7 +122,8 @@ def unshard_sequence(
     what = "unshard_sequence"
     channel = Channel(group)
     described: dict[str, object] = {}
-    rows, error = 0, None
+    rows = 0
+    error: Exception | None = None
     try:
         dim = _dimension(what, tensor, dim)
         check_load_balance(what, load_balance)

@@ -36,7 +36,14 @@ def four_processes(pool_of: Callable[[int], ProcessPool]) -> ProcessPool:
     return pool_of(4)
 
 
-@pytest.fixture(params=[2, 4], ids=["two", "four"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "processes" in metafunc.fixturenames:
+        given = metafunc.config.getoption("processes")
+        sizes = [2, 4] if given is None else [given]
+        metafunc.parametrize("processes", sizes, indirect=True)
+
+
+@pytest.fixture
 def processes(request: pytest.FixtureRequest, pool_of: Callable[[int], ProcessPool]) -> ProcessPool:
-    """Two and four processes in turn."""
+    """Two and four processes in turn, or as many as --processes says."""
     return pool_of(request.param)

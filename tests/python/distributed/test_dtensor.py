@@ -82,7 +82,7 @@ def parallel_module() -> None:
     )
 
     torch.manual_seed(0)
-    config = MultiHeadAttentionConfig(d_model=32, num_heads=4, causal=True)
+    config = MultiHeadAttentionConfig(d_model=32, num_heads=8, causal=True)
     whole = MultiHeadAttention(config).double()
     divided = copy.deepcopy(whole)
     mesh = dtensor_calls.mesh_of((dist.get_world_size(),))
