@@ -7,7 +7,7 @@ import doctest
 import flash_attention
 import pytest
 import torch
-from flash_attention import functional, models
+from flash_attention import distributed, functional, models
 
 pytestmark = pytest.mark.once
 
@@ -23,6 +23,11 @@ def test_docstring_examples_pass(module) -> None:
 @pytest.mark.parametrize("name", sorted(set(flash_attention.__all__) - {"__version__"}))
 def test_every_public_name_is_documented(name: str) -> None:
     assert getattr(flash_attention, name).__doc__
+
+
+@pytest.mark.parametrize("name", distributed.__all__)
+def test_every_public_distributed_name_is_documented(name: str) -> None:
+    assert getattr(distributed, name).__doc__
 
 
 @pytest.mark.parametrize("name", models.__all__)
