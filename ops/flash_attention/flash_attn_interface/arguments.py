@@ -23,7 +23,7 @@ class Shapes:
 
     def __init__(self, function: str) -> None:
         self.function = function
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str | int, int] = {2: 2, 3: 3}  # axes of a fixed size name themselves
 
     def __getitem__(self, axis: str) -> int:
         return self._sizes[axis]
@@ -32,21 +32,19 @@ class Shapes:
         """Raises TypeError or ValueError unless `tensor` is one with these axes."""
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{self.function}: expected {name} to be a tensor, got {tensor!r}")
-        wanted = [axis if isinstance(axis, int) else self._sizes.get(axis) for axis in axes]
-        if tensor.dim() != len(axes) or any(
-            size is not None and size != found
-            for size, found in zip(wanted, tensor.shape, strict=True)
-        ):
-            words = ", ".join(
-                str(axis) if size is None or isinstance(axis, int) else f"{axis} = {size}"
-                for axis, size in zip(axes, wanted, strict=True)
-            )
+        shape, known = tensor.shape, self._sizes.get
+        matches = len(shape) == len(axes)
+        for axis, size in zip(axes, shape, strict=False):
+            matches = matches and known(axis, size) == size
+        if not matches:
+            words = [
+                str(axis) if known(axis) in (None, axis) else f"{axis} = {known(axis)}"
+                for axis in axes
+            ]
             raise ValueError(
-                f"{self.function}: expected {name} [{words}], got {list(tensor.shape)}"
+                f"{self.function}: expected {name} [{', '.join(words)}], got {list(shape)}"
             )
-        for axis, found in zip(axes, tensor.shape, strict=True):
-            if isinstance(axis, str):
-                self._sizes[axis] = found
+        self._sizes.update(zip(axes, shape, strict=True))
 
     def set(self, axis: str, size: int) -> None:
         """Sets the size of an axis that no tensor has yet."""

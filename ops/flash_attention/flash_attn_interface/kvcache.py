@@ -10,11 +10,10 @@ from torch import Tensor
 from flash_attention.flash_attn_interface.arguments import (
     Shapes,
     Window,
-    compute_dtype,
     integers,
     score_options,
 )
-from flash_attention.flash_attn_interface.dense import attend_with_lse
+from flash_attention.flash_attn_interface.dense import attend, attend_with_lse
 from flash_attention.flash_attn_interface.pages import Pages
 from flash_attention.flash_attn_interface.rotary import check_table, rotated
 from flash_attention.flash_attn_interface.varlen import options_of_sequence
@@ -47,6 +46,7 @@ class _Sequences:
                     "selects the blocks of each sequence"
                 )
             self.pages = Pages(FUNCTION, block_table, batch, count, rows)
+            self.buffers = [c.new_empty(block_table.size(1), *c.shape[1:]) for c in caches]
             rows = self.pages.capacity
         self.slots = None
         if cache_batch_idx is not None:
@@ -96,31 +96,49 @@ class _Sequences:
             cache[index] = new
 
     def rows(self, n: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of sequence n, [rows, heads, width]."""
+        """Keys and values of sequence n, [rows, heads, width], until the next call."""
         own = slice(self.begin[n], self.end[n])
         if self.pages is not None:
-            key, value = (self.pages.rows(cache, n, self.end[n]) for cache in self.caches)
+            key, value = (
+                self.pages.rows(cache, n, self.end[n], buffer)
+                for cache, buffer in zip(self.caches, self.buffers, strict=True)
+            )
         else:
             slot = n if self.slots is None else self.slots[n]
             key, value = (cache[slot] for cache in self.caches)
         return key[own], value[own]
 
-    def attend(self, q: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, q: Tensor, options: dict[str, Any], with_lse: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """out and softmax_lse of q [batch, seqlen_q, nheads, headdim]."""
-        batch = q.size(0)
-        in_order = self.pages is None and self.slots is None
-        if in_order and not any(self.begin) and len(set(self.end)) == 1:
-            key, value = (cache[:batch, : self.end[0]] for cache in self.caches)
-            return attend_with_lse(q, key, value, options)
-        outs = [q.new_empty(0, q.size(1), q.size(2), self.caches[1].size(3))]
-        lses = [q.new_empty(0, q.size(2), q.size(1), dtype=compute_dtype(q.dtype))]
+        call = attend_with_lse if with_lse else _without_lse
+        batch, queries = q.shape[:2]
+        in_order = self.pages is None and self.slots is None and not any(self.begin)
+        if in_order or batch == 0:
+            longest = max(self.end, default=0)
+            key, value = (cache[:batch, :longest] for cache in self.caches)
+            if min(self.end, default=0) == longest:
+                return call(q, key, value, options)
+            # The position of a query can say where its keys end.
+            unordered = options["window"] == (-1, -1) and options["alibi_slopes"] is None
+            if options["causal"] or queries == 1 or unordered:
+                last = torch.tensor(self.end).view(-1, 1, 1) - 1
+                before = torch.arange(queries - 1, -1, -1) if options["causal"] else 0
+                at = {"causal": True, "query_positions": last - before}
+                return call(q, key, value, options | at)
+        each = []
         for n in range(batch):
             key, value = (rows.unsqueeze(0) for rows in self.rows(n))
-            own = options_of_sequence(options, n)
-            out, lse = attend_with_lse(q[n : n + 1], key, value, own)
-            outs.append(out)
-            lses.append(lse)
-        return torch.cat(outs), torch.cat(lses)
+            each.append(call(q[n : n + 1], key, value, options_of_sequence(options, n)))
+        lses = [lse for _, lse in each if lse is not None]
+        return torch.cat([out for out, _ in each]), torch.cat(lses) if lses else None
+
+
+def _without_lse(
+    q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    return attend(q, k, v, options), None
 
 
 def _check_new(shapes: Shapes, q: Tensor, k: Tensor | None, v: Tensor | None) -> int:
@@ -256,5 +274,5 @@ def flash_attn_with_kvcache(
         k = rotated(k, *table, at_key, rotary_interleaved, FUNCTION)
     if k is not None and v is not None:
         sequences.append(k, v)
-    out, lse = sequences.attend(q, options)
-    return (out, lse) if return_softmax_lse else out
+    out, lse = sequences.attend(q, options, return_softmax_lse)
+    return out if lse is None else (out, lse)

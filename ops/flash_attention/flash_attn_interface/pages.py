@@ -33,6 +33,7 @@ class Pages:
             raise ValueError(f"{function}: expected blocks of one row or more, got {page}")
         self.function, self.num_blocks, self.page = function, num_blocks, page
         self.table = block_table.long()
+        self._blocks: list[list[int]] = self.table.tolist()
 
     @property
     def capacity(self) -> int:
@@ -55,17 +56,25 @@ class Pages:
                 f"{self.num_blocks - 1}, got {int(wrong[0])}"
             )
 
-    def rows(self, cache: Tensor, sequence: int, length: int) -> Tensor:
+    def rows(
+        self, cache: Tensor, sequence: int, length: int, buffer: Tensor | None = None
+    ) -> Tensor:
         """The first `length` rows of a sequence, [length, heads, width].
 
-        A view if its blocks adjoin in the cache, as they do while few are freed, else a copy.
+        A view if its blocks adjoin in the cache, as they do while few are freed, else a copy, in
+        `buffer` if that is given: [blocks, rows of a block, heads, width].
         """
         count = -(-length // self.page)
-        blocks = self.table[sequence, :count]
-        if count > 0 and bool((blocks.diff() == 1).all()):
-            own = cache.narrow(0, int(blocks[0]), count)
+        blocks = self._blocks[sequence][:count]
+        first = blocks[0] if blocks else 0
+        if blocks == list(range(first, first + count)):
+            own = cache.narrow(0, first, count)
+        elif buffer is None:
+            own = cache.index_select(0, self.table[sequence, :count])
         else:
-            own = cache[blocks]
+            own = torch.index_select(
+                cache, 0, self.table[sequence, :count], out=buffer.narrow(0, 0, count)
+            )
         return own.flatten(0, 1)[:length]
 
     def index(self, positions: Tensor) -> tuple[Tensor, Tensor]:

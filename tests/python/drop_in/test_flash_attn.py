@@ -284,11 +284,9 @@ def test_no_sequence_and_an_empty_batch() -> None:
     assert fa.flash_attn_func(*empty).shape == (0, 3, HEADS, WIDTH)
 
 
-def test_second_derivatives_and_torch_compile() -> None:
+def test_torch_compile_without_graph_breaks() -> None:
     inputs = batch((5, 9))
     call = functools.partial(fa.flash_attn_func, causal=True, softcap=1.5)
-    small = [random(1, 2, 1, 2) for _ in range(3)]
-    assert torch.autograd.gradgradcheck(call, small, fast_mode=True)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*inputs), call(*inputs))
     inputs = packed()

@@ -194,6 +194,26 @@ def test_lengths_as_a_number_as_none_and_in_64_bits() -> None:
         torch.testing.assert_close(out, wanted, rtol=0, atol=CLOSE[torch.float64])
 
 
+def test_one_query_of_each_sequence() -> None:
+    """It is one call, too, whatever the mask: all keys are before the query."""
+    q = torch.randn(BATCH, 1, HEADS, WIDTH, dtype=torch.float64)
+    cache = cache_of("rows", torch.float64)
+    seqlens = torch.tensor(LENGTHS, dtype=torch.int32)
+    for mask in MASKS.values():
+        out = flash_attn_with_kvcache(q, *cache.stored, cache_seqlens=seqlens, **mask)
+        wanted = expected(q, cache, LENGTHS, {}, mask)[0]
+        torch.testing.assert_close(out, wanted, rtol=0, atol=CLOSE[torch.float64])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_sequence(layout: str) -> None:
+    cache = cache_of(layout, torch.float64)
+    none = {name: given[:0] for name, given in cache.arguments.items()}
+    q = torch.zeros(0, QUERIES, HEADS, WIDTH, dtype=torch.float64)
+    out, lse = flash_attn_with_kvcache(q, *cache.stored, **none, return_softmax_lse=True)
+    assert out.shape == (0, QUERIES, HEADS, VALUE_WIDTH) and lse.shape == (0, HEADS, QUERIES)
+
+
 def test_rows_past_the_end_and_before_the_leftpad_are_not_read() -> None:
     q = torch.randn(BATCH, QUERIES, HEADS, WIDTH, dtype=torch.float64)
     cache = cache_of("leftpad", torch.float64)
