@@ -66,7 +66,7 @@ SYSTEM_REQUIREMENTS := requirements-system.txt
 PACKAGES = $(call packages_in,$(SYSTEM_REQUIREMENTS))
 LIBRARIES := $(addprefix $(BUILD)/,ops/libflash_attention.so models/libflash_models.so \
   models/libflash_train.so)
-PACKAGE_SOURCES := $(wildcard ops/flash_attention/*.py ops/flash_attention/distributed/*.py) \
+PACKAGE_SOURCES := $(wildcard ops/flash_attention/*.py ops/flash_attention/*/*.py) \
   $(wildcard models/python/*.py models/train/python/*.py) \
   ops/flash_attention/py.typed setup.py pyproject.toml README.md LICENSE
 

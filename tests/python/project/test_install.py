@@ -33,6 +33,7 @@ VERSION = re.search(r"project\(\w+ VERSION (\S+)", (ROOT / "CMakeLists.txt").rea
 PYTHON_SOURCES = {
     "flash_attention": "ops/flash_attention",
     "flash_attention/distributed": "ops/flash_attention/distributed",
+    "flash_attention/flash_attn_interface": "ops/flash_attention/flash_attn_interface",
     "flash_attention/models": "models/python",
     "flash_attention/train": "models/train/python",
 }
