@@ -26,6 +26,7 @@ class _Attention:
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
+        arguments.check(torch.ops.flash.attention)
         self.has_heads = arguments.dim("query") == 4
         inputs = [arguments.values[name] for name in ("query", "key", "value")]
         self.plan = plan_of(inputs, 0, 1 if self.has_heads else None)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Placement
+from torch.distributed.tensor import DTensor, Placement, Replicate
 
 from flash_attention.distributed.placements import Plan, without_partial
 
@@ -58,11 +58,24 @@ class Arguments:
                 f"{dist.get_rank()}, which has no part of the DTensors"
             )
 
-    def local(self, name: str, placements: Sequence[Placement]) -> Tensor | None:
-        """This process's part of a tensor that is placed so; None if there is no such tensor."""
+    def check(self, operator: Any) -> None:
+        """Raises what `operator` raises for the whole tensors, so that it does on every process."""
+        names = [a.name for a in operator.default._schema.arguments]
+        given = {name: self.values[name] for name in names}
+        operator(
+            **{
+                name: torch.empty(x.shape, dtype=x.dtype, device="meta")
+                if isinstance(x, Tensor)
+                else x
+                for name, x in given.items()
+            }
+        )
+
+    def local(self, name: str, placements: Sequence[Placement]) -> Tensor:
+        """This process's part of a tensor that is placed so."""
         x = self.values[name]
         if not isinstance(x, DTensor):
-            return x
+            x = DTensor.from_local(x, self.mesh, [Replicate()] * self.mesh.ndim, run_check=False)
         return x.redistribute(self.mesh, placements).to_local()
 
     def dim(self, name: str) -> int:

@@ -23,6 +23,7 @@ class _Packed:
 
     def __init__(self, func: Any, args: Any, kwargs: Any) -> None:
         self.arguments = Arguments(func, args, kwargs)
+        self.arguments.check(torch.ops.flash.varlen_attention)
         values = self.arguments.values
         if values["dropout"] > 0 and self.arguments.mesh.size() > 1:
             raise NotImplementedError(

@@ -159,6 +159,25 @@ def test_drop_in(two_processes: ProcessPool) -> None:
     two_processes.run(drop_in)
 
 
+def plain_positions() -> None:
+    """Positions that every process has are cut with the batch."""
+    mesh = dtensor_calls.mesh_of((2,))
+    x = torch.randn(4, 2, 9, 8).double()
+    positions = torch.arange(9) + torch.arange(4).reshape(4, 1, 1)
+    options = {"causal": True, "query_positions": positions}
+    expected = flash_attention.attention(x, x, x, **options)
+    placed = distribute_tensor(x, mesh, [Shard(0)])
+    out = flash_attention.attention(placed, placed, placed, **options)
+    whole = out.full_tensor()
+    dist.barrier()
+    assert out.placements == (Shard(0),)
+    assert torch.equal(whole, expected)
+
+
+def test_plain_positions_of_each_batch_element(two_processes: ProcessPool) -> None:
+    two_processes.run(plain_positions)
+
+
 def mixed() -> None:
     mesh = dtensor_calls.mesh_of((2,))
     x = torch.ones(2, 2, 4, 8)
@@ -167,6 +186,14 @@ def mixed() -> None:
         TypeError, match="expected every tensor as a DTensor, .* got key as a plain"
     ):
         flash_attention.attention(placed, x, placed)
+    three, slopes = (
+        distribute_tensor(torch.ones(shape), mesh, [Replicate()]) for shape in ((2, 4, 8), (4,))
+    )
+    with pytest.raises(ValueError, match="expected query, key and value all as"):
+        flash_attention.attention(placed, three, placed)
+    # Whole shapes are compared: those of the parts may fit on some processes.
+    with pytest.raises(ValueError, match="expected alibi_slopes of shape .* = .2. or"):
+        flash_attention.attention(placed, placed, placed, alibi_slopes=slopes)
     from flash_attention.distributed import context_parallel_attention
 
     with pytest.raises(TypeError, match="expected query as a plain tensor .* got DTensor; call"):
