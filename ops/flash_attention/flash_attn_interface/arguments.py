@@ -124,7 +124,7 @@ def score_options(
         "window": _window(shapes.function, window_size),
         "alibi_slopes": alibi_slopes,
         "softcap": 0.0 if softcap <= 0 else softcap,
-        "scale": softmax_scale,
+        "scale": None if softmax_scale is None else float(softmax_scale),
         "dropout": dropout_p,
     }
 

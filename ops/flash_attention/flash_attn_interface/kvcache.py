@@ -46,7 +46,6 @@ class _Sequences:
                     "selects the blocks of each sequence"
                 )
             self.pages = Pages(FUNCTION, block_table, batch, count, rows)
-            self.buffers = [c.new_empty(block_table.size(1), *c.shape[1:]) for c in caches]
             rows = self.pages.capacity
         self.slots = None
         if cache_batch_idx is not None:
@@ -79,6 +78,8 @@ class _Sequences:
         self.end = [length + added for length in lengths]
         if self.pages is not None:
             self.pages.check(self.end)
+            blocks = -(-max(self.end, default=0) // self.pages.page)
+            self.buffers = [cache.new_empty(blocks, *cache.shape[1:]) for cache in caches]
 
     def positions(self, count: int, step: int = 1) -> Tensor:
         """int64 [batch, count]: the first positions after what the cache holds."""
