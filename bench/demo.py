@@ -3,7 +3,8 @@
 1. accuracy, time and memory of flash against standard attention at lengths 128 to 4096;
 2. the six models, trained on Seattle's weather by the C++ program flash_train, with and without
    flash, from one seed: test errors against naive forecasts, time and memory;
-3. pictures of both.
+3. their training step in Python, with plain and with fused Adam;
+4. pictures of the first two.
 
 It takes five minutes. With another CSV file, the last rows are used:
 
@@ -25,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.attention import comparison, workload
 from bench.common import formatting, host
-from bench.forecasting import demo_report, demo_training
+from bench.forecasting import demo_optimizer, demo_report, demo_training
 from bench.forecasting.demo_training import Task
 from bench.report import plot
 
@@ -188,7 +189,10 @@ def main() -> int:
     pairs = demo_training.train_all(args.build, args.output, task, args.threads, tuple(args.only))
     demo_report.print_pairs(pairs, task)
 
-    heading(3, "Pictures")
+    heading(3, f"A training step in Python, {demo_optimizer.LENGTH} rows of input")
+    demo_optimizer.show(tuple(args.only))
+
+    heading(4, "Pictures")
     pictures = [
         draw_lengths(rows, args.output),
         demo_report.draw(pairs, task, args.output),

@@ -8,9 +8,10 @@
     python bench/run.py --only models                # only the models, or only the attention
 
 The attention is measured against torch's and against standard attention, in one process per
-instruction set, to which torch is restricted as well. models/compare.py measures training steps of
-the models against neuralforecast's. All candidates run on one core with one thread and are timed in
-turns, so that a slow phase of a shared machine affects all of them alike. out/bench gets
+instruction set, to which torch is restricted as well. models/compare.py measures training steps and
+forecasts of the models against neuralforecast's, and the steps against their floor. All candidates
+run on one core with one thread and are timed in turns, so that a slow phase of a shared machine
+affects all of them alike. out/bench gets
 results.json, results.md and pictures; `--record` also updates bench/results.
 """
 
@@ -28,8 +29,7 @@ from bench.attention import expected_time, points, speed, targets
 from bench.common import host
 from bench.common.formatting import minutes_text
 from bench.models import compare
-from bench.models import targets as model_targets
-from bench.report import pictures, records, repeats, run_tables, verdict
+from bench.report import model_report, pictures, records, repeats, run_tables, verdict
 from bench.report.records import Record
 from bench.report.verdict import MISSED, Line
 
@@ -71,13 +71,13 @@ def run_isa(args: argparse.Namespace, isa: str, later: float) -> Record:
 
 def models_options(args: argparse.Namespace) -> list[str]:
     """The options of models/compare.py."""
-    return [f"--rounds={speed.rounds_of(args)}", *(["--quick"] if args.quick else [])]
+    options = [f"--rounds={speed.rounds_of(args)}", f"--build={args.build}"]
+    return options + (["--quick"] if args.quick else [])
 
 
 def models_seconds(args: argparse.Namespace) -> float:
     """The expected time of models/compare.py."""
-    chosen = compare.parser().parse_args(models_options(args))
-    return compare.expected_seconds(compare.chosen(chosen), compare.rounds_of(chosen))
+    return sum(compare.seconds_of(compare.parser().parse_args(models_options(args))))
 
 
 def run_models(args: argparse.Namespace) -> Record:
@@ -150,7 +150,7 @@ def show(record: Record, args: argparse.Namespace, files: list[Path]) -> None:
     if args.quick:
         print("\nA quick run has small shapes and few rounds: its verdicts mean little.")
     if record.models:
-        print(f"\nModels:\n{model_targets.table(record.models, record.repeats)}")
+        print(f"\nModels:\n{model_report.text(record)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -225,7 +225,7 @@ def main() -> int:
     if lines:
         print(f"\nTargets:\n{verdict.report(lines)}")
     if record.models:
-        lines += model_targets.lines(record.models, record.repeats)
+        lines += model_report.lines(record)
     return int(args.strict and any(line.verdict == MISSED for line in lines))
 
 

@@ -6,7 +6,8 @@
 
 A table stands between the comments `<!-- table: NAME -->` and `<!-- end of table -->`. Measured on
 one core with one thread, all libraries restricted to AVX2. The tables of speed are not measured
-here: they come from what `bench/run.py --record` recorded of this CPU, or from --record FILE.
+here: they come from what `bench/run.py --record` recorded of this CPU, or from --record FILE, and
+stand after `<!-- table: NAME of RECORD -->`, where RECORD is the name of that file.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import run
 from bench.attention import comparison, targets, workload
 from bench.common import formatting, host, timing
-from bench.models import targets as model_targets
-from bench.report import limit_tables, provenance, records, run_tables, verdict
+from bench.report import limit_tables, model_report, provenance, records, run_tables, verdict
 from bench.report.records import MODELS, Record
 
 # The design goal of docs/benchmarks.md at each of these lengths, its `guide` column.
@@ -167,11 +167,15 @@ def recorded_speed(record: Record, isa: str) -> Recorded:
 
 
 def recorded_models(record: Record) -> Recorded:
-    """Training steps against neuralforecast's."""
-    if not record.models:
-        return "", {}
-    text = model_targets.table(record.models, record.repeats)
-    return text, {MODELS: record.runs[MODELS]}
+    """Training steps against neuralforecast's, and against their floor."""
+    text = model_report.training(record)
+    return text, {MODELS: record.runs[MODELS]} if text else {}
+
+
+def recorded_inference(record: Record) -> Recorded:
+    """Forecasts against neuralforecast's."""
+    text = model_report.inference(record)
+    return text, {MODELS: record.runs[MODELS]} if text else {}
 
 
 def recorded_peak(record: Record) -> Recorded:
@@ -192,6 +196,7 @@ RECORDED: dict[str, Callable[[Record], Recorded]] = {
     "peak": recorded_peak,
     "decode": recorded_decode,
     "models": recorded_models,
+    "inference": recorded_inference,
 }
 
 
@@ -228,7 +233,7 @@ def show_recorded(names: list[str], path: Path, files: list[Path]) -> None:
         text, runs = RECORDED[name](record)
         if runs:
             where = "\n".join(provenance.of_runs(runs))
-            show(name, f"{text}\n\n{where}", files)
+            show(f"{name} of {path.stem}", f"{text}\n\n{where}", files)
         else:
             print(f"## {name}: {path} has no figures for it\n")
 

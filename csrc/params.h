@@ -42,6 +42,13 @@ struct Shape {
   int64_t value_dim;  ///< width of value and output
 };
 
+/// Where a call lies in a larger one of which it computes a part, for the dropout mask: the index
+/// of its first batch element, head, query and key. All 0: it is no part.
+struct Origin {
+  int64_t batch, head, query, key;
+  int64_t other_heads;  ///< heads of the larger call that this one does not have
+};
+
 enum class BiasKind { kNone, kAdditive, kBoolean };
 
 /// The options of the score stage: what happens to a score between `scale * q k^T` and the softmax,
@@ -71,6 +78,7 @@ struct ScoreParams {
 
   double dropout;
   uint64_t dropout_seed;
+  Origin dropout_origin;
 };
 
 struct ForwardParams {

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "csrc/kernels.h"
+#include "ops/attention_part.h"
 #include "ops/backward_checks.h"
 #include "ops/dropout_mask.h"
 #include "ops/dtypes.h"
@@ -45,20 +46,27 @@ at::Tensor empty_accumulator(bool needed, const at::Tensor& input) {
   return empty_grad(needed, input, compute_dtype(input.scalar_type()));
 }
 
-/// A forward pass. The constructor checks the call and plans it, `run` computes it.
+/// A forward pass, of a part of a call if `part` is not null. The constructor checks the call and
+/// plans it, `run` computes it.
 class Forward {
  public:
   Forward(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-          const AttentionOptions& o)
+          const AttentionOptions& o, const Part* part = nullptr)
       : sizes_(check_attention(query, key, value, o)),
         options_(kernel_options(o)),
         kernels_(kernels_for(query.scalar_type(), o.use_simd())),
         query_(rows_contiguous(query)),
         key_(rows_contiguous(key)),
         value_(rows_contiguous(value)),
-        seed_(o.dropout() > 0 ? draw_seed() : 0) {
+        seed_(part != nullptr   ? part->seed
+              : o.dropout() > 0 ? draw_seed()
+                                : 0) {
     params_.shape = shape_of(sizes_);
     params_.score = score_params(options_, sizes_, params_.shape.head_dim, seed_);
+    if (part != nullptr) {
+      params_.is_part = !part->whole_rows;
+      params_.score.dropout_origin = part->origin;
+    }
     params_.storage = storage_of(query.scalar_type());
     params_.float_parts = float_parts_of("flash::attention", query.scalar_type());
     params_.query = rows_of(query_);
@@ -77,7 +85,8 @@ class Forward {
     if (out_rows() == 0) return;
     params_.out_storage = storage_of(out.scalar_type());
     params_.out = mutable_rows_of(out);
-    const bool splits = splits_keys(params_);
+    // Merging the parts of split keys would treat this part as the whole.
+    const bool splits = !params_.is_part && splits_keys(params_);
     const at::ScalarType dtype = compute_dtype(out.scalar_type());
     const int64_t stats_bytes = out_rows() * static_cast<int64_t>(c10::elementSize(dtype));
     const Schedule schedule(plan_);
@@ -117,6 +126,20 @@ ForwardResult forward_cpu(const at::Tensor& query, const at::Tensor& key, const 
   return {out, row_stats, seed};
 }
 
+ForwardPartResult forward_part_cpu(const at::Tensor& query, const at::Tensor& key,
+                                   const at::Tensor& value, const at::Tensor& seed,
+                                   at::IntArrayRef place, bool whole_rows,
+                                   const AttentionOptions& o) {
+  Part part = make_part(query, seed, place, o.dropout());
+  part.whole_rows = whole_rows;
+  Forward forward(query, key, value, o, &part);
+  const at::Tensor out =
+      empty_out(query, value, forward.sizes(), compute_dtype(query.scalar_type()));
+  const at::Tensor row_stats = empty_row_stats(query, forward.sizes());
+  forward.run(out, row_stats.mutable_data_ptr());
+  return {out, row_stats};
+}
+
 /// The gradient of `option`, [H] or [B, H], from the term of each row, [B, H, L] (or [B, L]).
 at::Tensor sum_rows(const at::Tensor& option, const at::Tensor& rows) {
   at::Tensor sums = rows.sum(-1, /*keepdim=*/false, at::kDouble);
@@ -125,11 +148,12 @@ at::Tensor sum_rows(const at::Tensor& option, const at::Tensor& rows) {
   return sums.to(option.scalar_type());
 }
 
-BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
-                            const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                            const at::Tensor& out, const at::Tensor& row_stats,
-                            const at::Tensor& seed, const AttentionOptions& options,
-                            Needed needed) {
+/// The gradients; those of query, key and value in `compute_dtype`.
+BackwardResult gradients(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
+                         const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                         const at::Tensor& out, const at::Tensor& row_stats, const at::Tensor& seed,
+                         const AttentionOptions& options, const Needed& needed,
+                         const Origin& origin) {
   const Sizes sizes = check_backward(grad_out, grad_lse, query, key, value, {out, row_stats, seed},
                                      options, needed);
   const AttentionOptions o = kernel_options(options);
@@ -154,6 +178,7 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   p.shape = shape_of(sizes);
   p.score = score_params(o, sizes, p.shape.head_dim,
                          o.dropout() > 0 ? *seed.const_data_ptr<int64_t>() : 0);
+  p.score.dropout_origin = origin;
   p.storage = storage_of(query.scalar_type());
   p.float_parts = float_parts_of("flash::attention", query.scalar_type());
   p.query = rows_of(q);
@@ -204,13 +229,33 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
   if (needed[3]) d_bias = in_dtype(d_bias, o.bias()->scalar_type());
   if (needed[4]) d_slopes = sum_rows(*options.alibi_slopes(), slope_rows);
   if (needed[5]) d_sinks = sum_rows(*options.sinks(), sink_rows);
+  return {d_query, d_key, d_value, d_bias, d_slopes, d_sinks};
+}
+
+BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
+                            const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                            const at::Tensor& out, const at::Tensor& row_stats,
+                            const at::Tensor& seed, const AttentionOptions& options,
+                            Needed needed) {
+  BackwardResult result = gradients(grad_out, grad_lse, query, key, value, out, row_stats, seed,
+                                    options, needed, Origin{});
+  auto& [d_query, d_key, d_value, d_bias, d_slopes, d_sinks] = result;
   const at::ScalarType dtype = query.scalar_type();
-  return {in_dtype(d_query, dtype),
-          in_dtype(d_key, dtype),
-          in_dtype(d_value, dtype),
-          d_bias,
-          d_slopes,
-          d_sinks};
+  d_query = in_dtype(d_query, dtype);
+  d_key = in_dtype(d_key, dtype);
+  d_value = in_dtype(d_value, dtype);
+  return result;
+}
+
+BackwardResult backward_part_cpu(const at::Tensor& grad_out,
+                                 const std::optional<at::Tensor>& grad_lse, const at::Tensor& query,
+                                 const at::Tensor& key, const at::Tensor& value,
+                                 const at::Tensor& out, const at::Tensor& row_stats,
+                                 const at::Tensor& seed, at::IntArrayRef place,
+                                 const AttentionOptions& options, Needed needed) {
+  const Part part = make_part(query, seed, place, options.dropout());
+  return gradients(grad_out, grad_lse, query, key, value, out, row_stats, seed, options, needed,
+                   part.origin);
 }
 
 at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -239,4 +284,6 @@ TORCH_LIBRARY_IMPL(flash, CPU, m) {
   m.impl("attention_with_lse", AttentionOperator<LseResult>::kernel<attention_with_lse_cpu>);
   m.impl("_forward", ForwardOperator::kernel<forward_cpu>);
   m.impl("_backward", BackwardOperator::kernel<backward_cpu>);
+  m.impl("_forward_part", ForwardPartOperator::kernel<forward_part_cpu>);
+  m.impl("_backward_part", BackwardPartOperator::kernel<backward_part_cpu>);
 }

@@ -17,8 +17,9 @@ void refuse_device(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 }
 
 void refuse_all(torch::Library& m) {
-  for (const char* name : {"attention", "attention_with_lse", "_forward", "_backward",
-                           "varlen_attention", "_varlen_forward", "_varlen_backward"}) {
+  for (const char* name :
+       {"attention", "attention_with_lse", "_forward", "_backward", "_forward_part",
+        "_backward_part", "varlen_attention", "_varlen_forward", "_varlen_backward"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_device>());
   }
 }

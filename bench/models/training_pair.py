@@ -118,11 +118,15 @@ def windows(shape: Shape, batch: int | None = None) -> tuple[Windows, Tensor]:
     return inputs, future.contiguous()
 
 
-def difference(shape: Shape, theirs: torch.nn.Module, own: Any) -> float:
-    """Largest difference of the outputs, without dropout, relative to the largest output.
+def largest_difference(got: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest output, in the JUDGED_WINDOWS that are closest."""
+    per_window = (got - expected).abs().flatten(1).amax(1).sort().values
+    judged = per_window[: math.ceil(JUDGED_WINDOWS * len(per_window))]
+    return (judged[-1] / expected.abs().max()).item()
 
-    Counts the JUDGED_WINDOWS of the windows that are closest.
-    """
+
+def difference(shape: Shape, theirs: torch.nn.Module, own: Any) -> float:
+    """`largest_difference` of the outputs without dropout."""
     outputs = []
     for model in (theirs, own):
         model.eval()
@@ -131,9 +135,7 @@ def difference(shape: Shape, theirs: torch.nn.Module, own: Any) -> float:
             outputs.append(model.forward(windows(shape)[0]))
         model.train()
     expected, got = outputs
-    per_window = (got - expected).abs().flatten(1).amax(1).sort().values
-    judged = per_window[: math.ceil(JUDGED_WINDOWS * len(per_window))]
-    return (judged[-1] / expected.abs().max()).item()
+    return largest_difference(got, expected)
 
 
 def checked_pair(shape: Shape) -> tuple[dict[str, Any], float]:
@@ -150,18 +152,35 @@ def checked_pair(shape: Shape) -> tuple[dict[str, Any], float]:
     return {"ours": own, "neuralforecast": theirs}, found
 
 
+def adam(model: Any, fused: bool, learning_rate: float = 1e-4) -> torch.optim.Adam:
+    """Adam in one pass over memory if `fused`, or in one operator after another.
+
+    The fused one takes no complex parameters, which FEDformer has: they are a group of their own.
+    """
+    groups = [
+        {"params": found, "fused": fused and not is_complex}
+        for is_complex in (False, True)
+        if (found := [p for p in model.parameters() if p.is_complex() == is_complex])
+    ]
+    return torch.optim.Adam(groups, lr=learning_rate)
+
+
 class Step:
     """Forward, mean absolute error, backward and Adam; the same code for both sides."""
 
-    def __init__(self, model: Any, inputs: Windows, future: Tensor) -> None:
+    def __init__(self, model: Any, inputs: Windows, future: Tensor, fused: bool = False) -> None:
         self.model = model
         self.inputs = inputs
         self.future = future
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+        self.optimizer = adam(model, fused)
         model.train()
 
-    def __call__(self) -> None:
+    def gradients(self) -> None:
+        """The step without its optimiser."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = (self.model.forward(self.inputs) - self.future).abs().mean()
         loss.backward()
+
+    def __call__(self) -> None:
+        self.gradients()
         self.optimizer.step()

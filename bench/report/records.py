@@ -10,7 +10,7 @@ from typing import Any
 from bench.attention import result as attention_result
 from bench.attention.result import Result
 from bench.models import result as model_result
-from bench.models.result import ModelResult
+from bench.models.result import InferenceResult, ModelResult
 
 # Key in `Record.runs` of the run that measured the models; the other keys begin with an
 # instruction set.
@@ -42,6 +42,8 @@ class Record:
     Attributes:
         runs: machine, commit, date, rounds and rates of each run. The key is the instruction set,
             followed by the group if only that group was measured (`avx2 decode`), or MODELS.
+        models: training steps of the models.
+        inference: their forecasts; measured in the same run.
         repeats: figures of targets that later runs of the same commit replaced.
     """
 
@@ -49,6 +51,7 @@ class Record:
     results: list[Result]
     models: list[ModelResult] = field(default_factory=list)
     repeats: list[Repeat] = field(default_factory=list)
+    inference: list[InferenceResult] = field(default_factory=list)
 
     @property
     def isas(self) -> list[str]:
@@ -92,12 +95,14 @@ class Record:
             if run in used or _isa(run) not in newer.isas
         }
         runs |= {key(run): about for run, about in newer.runs.items()}
-        models = newer.models if MODELS in newer.runs else self.models
-        return Record(runs, [*kept, *found], models, self.repeats)
+        of_models = newer if MODELS in newer.runs else self
+        return Record(runs, [*kept, *found], of_models.models, self.repeats, of_models.inference)
 
     def write(self, path: Path, short: bool = False) -> None:
         """As JSON; `short` omits what `read` can restore."""
         lists = {"models": [result.row() for result in self.models]} if self.models else {}
+        if self.inference:
+            lists["inference"] = [result.row() for result in self.inference]
         if self.repeats:
             lists["repeats"] = [asdict(repeat) for repeat in self.repeats]
         lists["results"] = [result.row(short) for result in self.results]
@@ -122,6 +127,7 @@ def read(path: Path) -> Record:
         [attention_result.from_row(row) for row in data["results"]],
         [model_result.from_row(row) for row in data.get("models", [])],
         [Repeat.from_row(row) for row in data.get("repeats", [])],
+        [model_result.inference_from_row(row) for row in data.get("inference", [])],
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bench.attention import targets
-from bench.models import targets as model_targets
+from bench.report import model_report
 from bench.report.records import MODELS, UNKNOWN_COMMIT, Record, Repeat, commit_of
 from bench.report.verdict import Line
 
 
 def all_lines(record: Record) -> list[Line]:
     """The targets of the operator and of the models."""
-    return [*targets.lines(record), *model_targets.lines(record.models)]
+    return [*targets.lines(record), *model_report.lines(record, ())]
 
 
 def run_of(record: Record, line: Line) -> dict:

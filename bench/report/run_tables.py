@@ -7,8 +7,7 @@ from typing import Any
 from bench.attention import points
 from bench.attention.result import Result
 from bench.common import formatting
-from bench.models import targets as model_targets
-from bench.report import provenance, verdict
+from bench.report import model_report, provenance, verdict
 from bench.report.records import MODELS, Record
 from bench.report.verdict import Line
 
@@ -148,11 +147,11 @@ def page(record: Record, lines: list[Line]) -> str:
     parts = ["# Speed"]
     if lines:
         parts.append(verdict.report(lines))
-    if record.models:
+    if MODELS in record.runs:
         parts += [
             "## Models",
             *provenance.of_runs({MODELS: record.runs[MODELS]}),
-            model_targets.table(record.models, record.repeats),
+            model_report.text(record),
         ]
     for isa in record.isas:
         results = record.of(isa)

@@ -40,7 +40,9 @@ class ScoreStage {
   void start(const ScoreParams& p, const Shape& shape, int64_t batch, int64_t head, int64_t first,
              int64_t count, T* bias_tile) {
     params_ = &p;
-    batch_head_ = batch * shape.heads + head;
+    const Origin& origin = p.dropout_origin;
+    dropout_head_ =
+        (origin.batch + batch) * (shape.heads + origin.other_heads) + origin.head + head;
     first_ = first;
     count_ = count;
     bias_tile_ = bias_tile;
@@ -349,11 +351,13 @@ class ScoreStage {
   template <int kVecs, class F>
   void for_dropout_rows(int64_t key, int64_t count, F&& f) const {
     constexpr int kLanes = kVecs * V::kWidth;
-    for (int64_t group = key / 4; group * 4 < key + count; ++group) {
+    const Origin& origin = params_->dropout_origin;
+    const int64_t first = origin.query + first_, begin = origin.key + key;
+    for (int64_t group = begin / 4; group * 4 < begin + count; ++group) {
       alignas(64) uint32_t word[4][kLanes];
-      dropout_words<typename V::Counters, kLanes>(dropout_key_, batch_head_, first_, group, word);
+      dropout_words<typename V::Counters, kLanes>(dropout_key_, dropout_head_, first, group, word);
       for (int64_t r = 0; r < 4; ++r) {
-        const int64_t j = group * 4 + r - key;
+        const int64_t j = group * 4 + r - begin;
         if (j >= 0 && j < count) f(j, word[r]);
       }
     }
@@ -361,7 +365,8 @@ class ScoreStage {
 
   const ScoreParams* params_;
   KeyRanges<V> ranges_;
-  int64_t batch_head_, first_, count_;
+  int64_t dropout_head_;  // (batch, head) in the counter of the dropout mask
+  int64_t first_, count_;
   int64_t bias_offset_;
   T* bias_tile_;
   PhiloxKey dropout_key_;

@@ -3,7 +3,7 @@
 >>> import torch
 >>> from flash_attention.models import PatchTST
 >>> model = PatchTST(h=24, input_size=96, hidden_size=32, n_heads=4, use_flash_attention=True)
->>> optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+>>> optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 >>> windows, future = torch.randn(8, 96, 1), torch.randn(8, 24, 1)
 >>> loss = (model({"insample_y": windows}) - future).abs().mean()
 >>> loss.backward()

@@ -17,6 +17,7 @@ from flash_attention import _library
 
 _library.load()  # before the imports below, which use operators that the library registers
 
+from flash_attention import flash_attn_interface, torch_registry  # noqa: E402, F401
 from flash_attention.cache import KeyValueCache  # noqa: E402
 from flash_attention.functional import (  # noqa: E402
     BuildInfo,
@@ -65,6 +66,7 @@ __all__ = [
     "build_info",
     "cmake_prefix_path",
     "dropout_mask",
+    "flash_attn_interface",
     "replace_sdpa",
     "scaled_dot_product_attention",
     "standard_attention",

@@ -235,4 +235,18 @@ KERNELS = [
         "stored_element<T>(params_->bias, i, params_->bias_storage) != kInf",
         by=("test_16bit_types.py::test_row_masked_by_the_bias_is_fully_masked",),
     ),
+    Fault(
+        "dropout of a part as if its keys were the first",
+        "csrc/generic/score_stage.h",
+        "origin.key + key",
+        "key",
+        by=("test_parts.py::test_parts_sum_to_the_whole",),
+    ),
+    Fault(
+        "dropout of a part as if it had all heads",
+        "csrc/generic/score_stage.h",
+        "(shape.heads + origin.other_heads)",
+        "shape.heads",
+        by=("test_parts.py::test_heads_of_a_part_have_their_place_in_the_mask",),
+    ),
 ]

@@ -40,6 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="also test every pair of option variants in a problem of its own",
     )
+    parser.addoption(
+        "--processes",
+        type=int,
+        help="run tests of distributed attention on this number of processes, not on 2 and on 4",
+    )
 
 
 @pytest.hookimpl(trylast=True)  # the parameter added last is the innermost loop

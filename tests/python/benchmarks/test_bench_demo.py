@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.forecasting import demo_report, demo_training
+from bench.forecasting import demo_optimizer, demo_report, demo_training
 from bench.forecasting.demo_training import Pair, Task
+from bench.models.shapes import Shape
 from support.forecaster_runs import executable
 
 pytestmark = pytest.mark.once
@@ -142,3 +143,13 @@ def test_flash_train_has_every_option_that_the_demonstration_uses(model: str) ->
     call = demo_training.command(program, Path("x.csv"), TASK, model, "flash", Path("x"), 1)
     used = {word.split("=")[0] for word in call if word.startswith("--")}
     assert used - set(re.findall(r"--[\w-]+", text.stdout)) == set()
+
+
+@pytest.mark.parametrize("model", ["PatchTST", "FEDformer"])  # without and with complex parameters
+def test_step_with_plain_adam_is_measured_against_fused(model: str) -> None:
+    row = demo_optimizer.measure(Shape(model, 40, batch=2, horizon=8))
+    assert min(row.plain, row.fused, row.ratio) > 0
+    text = demo_optimizer.table([row])
+    assert "Adam, fused=True" in text.splitlines()[0]
+    assert text.splitlines()[2].startswith(f"| {model}")
+    assert f"{row.ratio:.2f}x" in text

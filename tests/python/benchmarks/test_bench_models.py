@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.common import timing
-from bench.models import shapes, step_memory, training_pair
+from bench.models import shapes, step_memory, step_tables, training_pair
 from bench.models import targets as model_targets
 from bench.models.result import ModelResult
 from bench.models.shapes import Shape
@@ -72,17 +72,9 @@ def test_each_shape_has_a_target_for_time_and_one_for_memory(
     assert [line.verdict for line in found] == verdicts
 
 
-@pytest.mark.parametrize(
-    ("model", "length", "wanted"),
-    [
-        ("TFT", 1024, 0.5),
-        ("Informer", 1024, 0.5),
-        ("Autoformer", 1024, 0.5),
-        ("FEDformer", 1024, 1.0),
-        ("TFT", 336, 1.0),
-    ],
-)
-def test_three_models_must_halve_the_memory_at_the_longest_input(
+@pytest.mark.parametrize("model", shapes.MODELS)
+@pytest.mark.parametrize(("length", "wanted"), [(96, 1.0), (336, 0.5), (1024, 0.5)])
+def test_every_model_must_halve_the_memory_from_the_second_length_on(
     model: str, length: int, wanted: float
 ) -> None:
     line = model_targets.memory_line(result(Shape(model, length), share=0.51))
@@ -102,7 +94,7 @@ def test_mean_is_geometric_and_needs_a_whole_run() -> None:
 def test_unmeasured_memory_is_reported_as_not_measured() -> None:
     unmeasured = replace(result(Shape("TFT", 96)), bytes={})
     assert model_targets.memory_line(unmeasured).verdict == "not measured"
-    assert "not measured" in model_targets.table([unmeasured])
+    assert "not measured" in step_tables.table([unmeasured])
 
 
 def test_record_keeps_the_models(tmp_path: Path) -> None:

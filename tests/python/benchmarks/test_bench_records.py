@@ -193,13 +193,16 @@ def test_tables_of_the_documentation_are_made_from_a_record(
     path = tmp_path / "record.json"
     record_of("avx2", "avx512").write(path, short=True)
     page = tmp_path / "page.md"
-    page.write_text("<!-- table: speed -->\n<!-- end of table -->\n")
+    end = "<!-- end of table -->\n"
+    other = f"<!-- table: speed of other -->\n{end}"
+    page.write_text(f"<!-- table: speed of record -->\n{end}{other}")
     tables.show_recorded(list(tables.RECORDED), path, [page])
     printed = capsys.readouterr().out
     assert "avx512: wanted" in printed
     assert "targets reached." in printed
     assert "Measured: a machine, commit aaaaaaa." in page.read_text()
     assert page.read_text().count("\n| ") == 1 + 6 * 2 * 2
+    assert page.read_text().endswith(other)
     with pytest.raises(SystemExit, match="run bench/run.py --record"):
         tables.show_recorded(["speed"], tmp_path / "none.json", [])
 

@@ -21,8 +21,23 @@ def test_both_sides_train_alike_without_dropout(
 
 def test_every_model_is_measured_against_its_original(tmp_path: Path) -> None:
     path = tmp_path / "models.json"
-    found = run("models/compare.py", "--quick", "--rounds=3", "--no-memory", f"--json={path}")
+    options = ("--quick", "--part=training", "--rounds=3", "--no-memory", f"--json={path}")
+    found = run("models/compare.py", *options)
     assert found.returncode == 0, found.stderr
     rows = records.read(path).models
     assert [row.shape.model for row in rows] == list(shapes.MODELS)
     assert max(row.difference for row in rows) < 1e-4
+    # Every product has a formula. So small a step takes several times its products.
+    assert all(row.floor.over["fused"][1] > 1 for row in rows)
+
+
+def test_forecast_is_measured_against_the_original_and_its_export(tmp_path: Path) -> None:
+    path = tmp_path / "models.json"
+    options = ("--quick", "--part=inference", "--only=PatchTST", "--rounds=3", f"--json={path}")
+    found = run("models/compare.py", *options)
+    assert found.returncode == 0, found.stderr
+    (row,) = records.read(path).inference
+    assert row.missing == {}
+    assert row.ratio.keys() == row.difference.keys() == {"neuralforecast", "onnx"}
+    # Another order of summation in float32.
+    assert max(row.difference.values()) < 1e-4

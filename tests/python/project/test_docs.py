@@ -164,12 +164,15 @@ def test_relative_links_resolve() -> None:
 
 
 def test_every_benchmark_table_is_filled_in() -> None:
-    marker = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end of table -->", re.S)
+    marker = re.compile(
+        r"<!-- table: ([\w-]+)(?: of ([\w-]+))? -->\n(.*?)<!-- end of table -->", re.S
+    )
     source = (ROOT / "bench" / "tables.py").read_text()
     tables = [match for page in PAGES for match in marker.finditer(page.read_text())]
     assert tables
-    for name, body in (match.groups() for match in tables):
+    for name, record, body in (match.groups() for match in tables):
         assert f'"{name}":' in source, f"bench/tables.py does not know the table {name}"
+        assert record is None or (ROOT / "bench" / "results" / f"{record}.json").is_file()
         assert re.search(r"^Measured( \(.* only\))?: ", body, re.M), (
             f"run python bench/tables.py --only {name} --write ..."
         )

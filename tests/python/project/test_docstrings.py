@@ -7,12 +7,16 @@ import doctest
 import flash_attention
 import pytest
 import torch
-from flash_attention import functional, models
+from flash_attention import distributed, functional, models
+from flash_attention.flash_attn_interface import dense, installation, kvcache, varlen
 
 pytestmark = pytest.mark.once
 
 
-@pytest.mark.parametrize("module", [flash_attention, functional, models], ids=lambda m: m.__name__)
+MODULES = [flash_attention, functional, models, dense, varlen, kvcache, installation]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_docstring_examples_pass(module) -> None:
     torch.manual_seed(0)
     result = doctest.testmod(module, extraglobs={"torch": torch})
@@ -23,6 +27,16 @@ def test_docstring_examples_pass(module) -> None:
 @pytest.mark.parametrize("name", sorted(set(flash_attention.__all__) - {"__version__"}))
 def test_every_public_name_is_documented(name: str) -> None:
     assert getattr(flash_attention, name).__doc__
+
+
+@pytest.mark.parametrize("name", distributed.__all__)
+def test_every_public_distributed_name_is_documented(name: str) -> None:
+    assert getattr(distributed, name).__doc__
+
+
+@pytest.mark.parametrize("name", flash_attention.flash_attn_interface.__all__)
+def test_every_public_name_of_flash_attn_is_documented(name: str) -> None:
+    assert getattr(flash_attention.flash_attn_interface, name).__doc__
 
 
 @pytest.mark.parametrize("name", models.__all__)

@@ -32,6 +32,8 @@ VERSION = re.search(r"project\(\w+ VERSION (\S+)", (ROOT / "CMakeLists.txt").rea
 # The source folder of each folder in the installed package.
 PYTHON_SOURCES = {
     "flash_attention": "ops/flash_attention",
+    "flash_attention/distributed": "ops/flash_attention/distributed",
+    "flash_attention/flash_attn_interface": "ops/flash_attention/flash_attn_interface",
     "flash_attention/models": "models/python",
     "flash_attention/train": "models/train/python",
 }
