@@ -148,12 +148,12 @@ at::Tensor sum_rows(const at::Tensor& option, const at::Tensor& rows) {
   return sums.to(option.scalar_type());
 }
 
-/// The gradients; those of query, key and value in `compute_dtype`.
+/// The gradients; those of query, key and value in `dtype`.
 BackwardResult gradients(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
                          const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                          const at::Tensor& out, const at::Tensor& row_stats, const at::Tensor& seed,
                          const AttentionOptions& options, const Needed& needed,
-                         const Origin& origin) {
+                         const Origin& origin, at::ScalarType dtype) {
   const Sizes sizes = check_backward(grad_out, grad_lse, query, key, value, {out, row_stats, seed},
                                      options, needed);
   const AttentionOptions o = kernel_options(options);
@@ -229,7 +229,12 @@ BackwardResult gradients(const at::Tensor& grad_out, const std::optional<at::Ten
   if (needed[3]) d_bias = in_dtype(d_bias, o.bias()->scalar_type());
   if (needed[4]) d_slopes = sum_rows(*options.alibi_slopes(), slope_rows);
   if (needed[5]) d_sinks = sum_rows(*options.sinks(), sink_rows);
-  return {d_query, d_key, d_value, d_bias, d_slopes, d_sinks};
+  return {in_dtype(d_query, dtype),
+          in_dtype(d_key, dtype),
+          in_dtype(d_value, dtype),
+          d_bias,
+          d_slopes,
+          d_sinks};
 }
 
 BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_lse,
@@ -237,14 +242,8 @@ BackwardResult backward_cpu(const at::Tensor& grad_out, const std::optional<at::
                             const at::Tensor& out, const at::Tensor& row_stats,
                             const at::Tensor& seed, const AttentionOptions& options,
                             Needed needed) {
-  BackwardResult result = gradients(grad_out, grad_lse, query, key, value, out, row_stats, seed,
-                                    options, needed, Origin{});
-  auto& [d_query, d_key, d_value, d_bias, d_slopes, d_sinks] = result;
-  const at::ScalarType dtype = query.scalar_type();
-  d_query = in_dtype(d_query, dtype);
-  d_key = in_dtype(d_key, dtype);
-  d_value = in_dtype(d_value, dtype);
-  return result;
+  return gradients(grad_out, grad_lse, query, key, value, out, row_stats, seed, options, needed,
+                   Origin{}, query.scalar_type());
 }
 
 BackwardResult backward_part_cpu(const at::Tensor& grad_out,
@@ -255,7 +254,7 @@ BackwardResult backward_part_cpu(const at::Tensor& grad_out,
                                  const AttentionOptions& options, Needed needed) {
   const Part part = make_part(query, seed, place, options.dropout());
   return gradients(grad_out, grad_lse, query, key, value, out, row_stats, seed, options, needed,
-                   part.origin);
+                   part.origin, compute_dtype(query.scalar_type()));
 }
 
 at::Tensor attention_cpu(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

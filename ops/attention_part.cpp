@@ -8,6 +8,7 @@
 #include <string>
 
 #include "ops/attention_checks.h"
+#include "ops/storage_checks.h"
 
 namespace flash {
 
@@ -31,6 +32,7 @@ Part make_part(const at::Tensor& query, const at::Tensor& seed, at::IntArrayRef 
     TORCH_CHECK_VALUE(seed.is_cpu() && seed.numel() == 1,
                       "flash::attention: expected seed as one element on the CPU, got shape ",
                       seed.sizes(), " on ", seed.device());
+    check_storage({seed});
     part.seed = seed.item<int64_t>();
   }
   return part;

@@ -209,7 +209,7 @@ def test_record_keeps_forecasts_and_the_pages_show_them(
 
     assert inference_tables.table(rows) in run_tables.page(record, [])
     assert len(model_report.lines(record)) == 21 * 3 + 18 + 3 + 24 * 2
-    page.write_text("<!-- table: inference -->\n<!-- end of table -->\n")
+    page.write_text("<!-- table: inference of record -->\n<!-- end of table -->\n")
     tables.show_recorded(["models", "inference"], path, [page])
     assert "Measured: a machine." in page.read_text()
     assert page.read_text().count("\n| ") == 1 + len(rows)
