@@ -81,7 +81,9 @@ class Channel:
                 f"{NAME}: expected group as a torch.distributed.ProcessGroup or None, got "
                 f"{type(group).__name__}"
             )
-        self.group: dist.ProcessGroup = dist.group.WORLD if group is None else group
+        found = dist.group.WORLD if group is None else group
+        assert found is not None  # after the first check, there is a default group
+        self.group = found
         self.rank = dist.get_rank(self.group)
         if self.rank < 0:
             raise RuntimeError(

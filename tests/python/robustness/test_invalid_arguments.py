@@ -168,7 +168,14 @@ EXTREMES: dict[str, list[Any]] = {
     "block_size": [1, 0, -1, 2**63 - 1, -(2**63)],
     "use_simd": [False],
     "needed": [[False] * 6, [False] * 5, [], True],
-    "place": [[2**31 - 1, 0, 0, 0, HEADS], [0, 1, 0, 0, HEADS], [2**63 - 1] * 5, [-1] * 5, [], None],
+    "place": [
+        [2**31 - 1, 0, 0, 0, HEADS],
+        [0, 1, 0, 0, HEADS],
+        [2**63 - 1] * 5,
+        [-1] * 5,
+        [],
+        None,
+    ],
     "whole_rows": [False],
     "enable_gqa": [False],
 }
