@@ -79,15 +79,7 @@ def forward_of_part(
     query: Tensor, key: Tensor, value: Tensor, block: Block, options: Options, slopes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """out [B, H, L, Dv] and row_stats [2, B, H, L], in the dtype that the kernels compute in."""
-    return torch.ops.flash._forward_part(
-        query,
-        key,
-        value,
-        options.seed,
-        options.place(block),
-        False,
-        **options.of_part(block, slopes),
-    )
+    return _forward(query, key, value, block, options, False, options.of_part(block, slopes))
 
 
 def forward_of_whole_rows(
@@ -101,14 +93,21 @@ def forward_of_whole_rows(
     block_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """`forward_of_part` with every key that the queries attend, and the sinks."""
+    given = {**options.of_part(block, slopes), "sinks": sinks, "block_size": block_size}
+    return _forward(query, key, value, block, options, True, given)
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block: Block,
+    options: Options,
+    whole_rows: bool,
+    given: dict[str, object],
+) -> tuple[Tensor, Tensor]:
     return torch.ops.flash._forward_part(
-        query,
-        key,
-        value,
-        options.seed,
-        options.place(block),
-        True,
-        **{**options.of_part(block, slopes), "sinks": sinks, "block_size": block_size},
+        query, key, value, options.seed, options.place(block), whole_rows, **given
     )
 
 
