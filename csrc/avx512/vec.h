@@ -43,7 +43,7 @@ struct Avx512Tiles {
   static constexpr int column_rows(int vecs) {
     return vecs == 4 ? 6 : vecs == 3 ? 8 : vecs == 2 ? 12 : 16;
   }
-  static constexpr bool kUnrollsTerms = false;
+  static constexpr bool kUnrollsTerms = true;
   static constexpr bool kSplitsDown = true;
   static constexpr int kExpRows = 8;
 };

@@ -42,9 +42,11 @@ class Partition {
     // Every chunk writes to a bias with one element per head, so such chunks must not run in
     // parallel.
     const bool one_writer = p.grad_bias != nullptr && bias[2] == 0 && bias[3] == 0;
-    // A power of two, for `chunk_of`. With 16 units, the steps cost less than idle cores would.
+    // A power of two, for `chunk_of`. With 8 units, or 16 if chunks are long, the steps cost less
+    // than idle cores would.
     constexpr int64_t kMinKeys = 32;
-    while (!one_writer && owners * chunks_ < 16 && 2 * chunks_ * block <= shape_.queries &&
+    const auto smallest = [&] { return owners * chunks_ < 8 ? block : 2 * block; };
+    while (!one_writer && owners * chunks_ < 16 && 2 * chunks_ * smallest() <= shape_.queries &&
            2 * chunks_ * kMinKeys <= shape_.keys) {
       chunks_ *= 2;
     }
