@@ -76,7 +76,7 @@ def with_option(point: Point) -> tuple[tuple[Tensor, ...], dict, dict, tuple[Ten
     match point.option:
         case "dropout":
             flash["dropout"] = other["dropout_p"] = DROPOUT
-        case "bias gradient":  # one [L, L] shared by all heads
+        case "bias gradient":  # one [L, L] for each head
             bias = leaf(1, heads, length, length)
             flash["bias"] = other["attn_mask"] = bias
             wanted = (bias,)
