@@ -94,8 +94,13 @@ class TFTEmbeddingImpl : public torch::nn::Cloneable<TFTEmbeddingImpl> {
  private:
   ScalarVectors group(const std::string& name) const {
     const auto parameters = named_parameters(/*recurse=*/false);
-    return {.vectors = parameters[name + "_embedding_vectors"],
-            .biases = parameters[name + "_embedding_bias"]};
+    // Views, whose gradients have the strides of the parameter, as DistributedDataParallel expects
+    // even of a dimension of size 1.
+    const auto view = [&](const char* which) {
+      const torch::Tensor parameter = parameters[name + which];
+      return parameter.flatten().view_as(parameter);
+    };
+    return {.vectors = view("_embedding_vectors"), .biases = view("_embedding_bias")};
   }
 
   void add(const std::string& name, int64_t variables) {

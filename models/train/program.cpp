@@ -4,10 +4,15 @@
 
 #include <array>
 #include <csignal>
+#include <cstdlib>
 #include <exception>
+#include <functional>
 #include <iostream>
+#include <memory>
+#include <string>
 
 #include "train/command/command_line.h"
+#include "train/processes.h"
 #include "train/run.h"
 
 namespace {
@@ -29,18 +34,40 @@ class IgnoreWriteSignals {
   std::array<void (*)(int), 2> before_{};
 };
 
-}  // namespace
+// torchrun starts this program, too, but its processes would know nothing of each other and write
+// the same files.
+void check_alone() {
+  const char* processes = std::getenv("WORLD_SIZE");
+  const bool has_launcher = std::getenv("TORCHELASTIC_RUN_ID") != nullptr;
+  TORCH_CHECK_VALUE(!has_launcher || processes == nullptr || std::string(processes) == "1",
+                    "expected one process of this program, got ", processes,
+                    "; train on several with `torchrun … -m flash_attention.train`");
+}
 
-int flash_train_main(int argc, char** argv) {
+int main_of(int argc, char** argv,
+            const std::function<std::unique_ptr<flash::models::Processes>()>& processes) {
   const IgnoreWriteSignals ignored;
   try {
     const auto command_line = flash::models::parse_command_line(argc, argv);
     if (!command_line.settings) return command_line.exit_code;
-    return flash::models::run(*command_line.settings);
+    return flash::models::run(*command_line.settings, *processes());
   } catch (const c10::Error& error) {
     std::cerr << "flash_train: " << error.what_without_backtrace() << "\n";
   } catch (const std::exception& error) {
     std::cerr << "flash_train: " << error.what() << "\n";
   }
   return 1;
+}
+
+}  // namespace
+
+int flash_train_main(int argc, char** argv) {
+  return main_of(argc, argv, [] {
+    check_alone();
+    return flash::models::single_process();
+  });
+}
+
+int flash_train_main_of_group(int argc, char** argv, const char* group) {
+  return main_of(argc, argv, [group] { return flash::models::processes_of(group); });
 }

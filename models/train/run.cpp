@@ -56,14 +56,19 @@ int run_prediction(const Settings& settings) {
 
 }  // namespace
 
-int run(const Settings& settings) {
+int run(const Settings& settings, Processes& processes) {
+  const bool trains = settings.command == Settings::Command::kTrain ||
+                      settings.command == Settings::Command::kResume;
+  TORCH_CHECK_VALUE(trains || processes.alone(), "expected one process to ",
+                    settings.command == Settings::Command::kEvaluate ? "evaluate" : "predict",
+                    ", got ", processes.count(), "; run it without torchrun");
   // Gradients that become denormal would make each step several times slower.
   at::globalContext().setFlushDenormal(true);
   switch (settings.command) {
     case Settings::Command::kTrain:
-      return run_training(settings);
+      return run_training(settings, processes);
     case Settings::Command::kResume:
-      return run_resumed_training(settings);
+      return run_resumed_training(settings, processes);
     case Settings::Command::kEvaluate:
       return run_evaluation(settings);
     case Settings::Command::kPredict:

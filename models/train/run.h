@@ -2,6 +2,7 @@
 // Runs a command of flash_train.
 
 #include "train/command/settings.h"
+#include "train/processes.h"
 
 namespace flash::models {
 
@@ -9,8 +10,9 @@ namespace flash::models {
 inline constexpr int kInterruptedExitCode = 130;
 
 /// Trains, resumes, evaluates or predicts, according to settings.command. Prints results to stdout
-/// and progress to stderr, and returns the exit code. Throws c10::Error for invalid inputs and for
+/// and progress to stderr, and returns the exit code. Of several processes, which only a training
+/// may have, the first one prints and writes files. Throws c10::Error for invalid inputs and for
 /// outputs that cannot be written.
-int run(const Settings& settings);
+int run(const Settings& settings, Processes& processes);
 
 }  // namespace flash::models

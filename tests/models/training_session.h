@@ -80,7 +80,8 @@ class Session {
         data(models::prepare_training(waves(), forecaster)),
         train_windows(models::windows_of(data, data.part(&TimeSplit::train), forecaster)),
         validation_windows(models::windows_of(data, data.part(&TimeSplit::validation), forecaster)),
-        trainer(forecaster, train_windows, validation_windows, settings.training) {
+        processes(models::single_process()),
+        trainer(forecaster, train_windows, validation_windows, settings.training, *processes) {
     torch::manual_seed(settings.training.seed);  // because waves() draws random numbers
   }
 
@@ -103,6 +104,7 @@ class Session {
   Forecaster forecaster;
   PreparedData data;
   WindowDataset train_windows, validation_windows;
+  std::unique_ptr<models::Processes> processes;
   Trainer trainer;
 
  private:

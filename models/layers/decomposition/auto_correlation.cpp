@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "layers/common/batch_statistics.h"
 #include "layers/common/linear.h"
 #include "layers/common/row_blocks.h"
 
@@ -105,7 +106,7 @@ class KnownCorrelation : public torch::autograd::Function<KnownCorrelation> {
 /// Indices of the `count` largest columns of correlations [B, lags]: [B, count], or [1, count] by
 /// the batch's mean.
 at::Tensor largest(const at::Tensor& correlations, int64_t count, bool shared) {
-  const at::Tensor scores = shared ? correlations.mean(0, /*keepdim=*/true) : correlations;
+  const at::Tensor scores = shared ? mean_of_rows(correlations) : correlations;
   return std::get<1>(scores.topk(count, 1));
 }
 

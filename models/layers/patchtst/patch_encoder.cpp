@@ -4,6 +4,7 @@
 #include <flash_attention/models/gradient_checkpoint.h>
 #include <torch/torch.h>
 
+#include "layers/common/batch_statistics.h"
 #include "layers/common/feed_forward.h"
 
 namespace flash::models {
@@ -17,7 +18,7 @@ void TokenBatchNormImpl::reset() {
 torch::Tensor TokenBatchNormImpl::forward(const torch::Tensor& x) {
   // Statistics over batch and time equal those over the rows of a matrix, so no transpose is
   // needed.
-  return norm_(x.flatten(0, 1)).view_as(x);
+  return batch_norm(norm_, x.flatten(0, 1)).view_as(x);
 }
 
 PatchFeedForwardImpl::PatchFeedForwardImpl(const PatchTSTOptions& options) : options_(options) {

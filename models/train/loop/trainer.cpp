@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 namespace flash::models {
 namespace {
@@ -30,14 +31,17 @@ class Stopwatch {
 }  // namespace
 
 Trainer::Trainer(Forecaster& forecaster, const WindowDataset& train_windows,
-                 const WindowDataset& validation_windows, const TrainingSettings& settings)
+                 const WindowDataset& validation_windows, const TrainingSettings& settings,
+                 Processes& processes)
     : adam(forecaster.parameters()),
       // A separate generator, so that dropout does not change the order of the windows.
       order_generator(at::detail::createCPUGenerator(settings.seed)),
       forecaster_(forecaster),
       train_windows_(train_windows),
       validation_windows_(validation_windows),
-      settings_(settings) {}
+      settings_(settings),
+      processes_(processes),
+      exchange_(forecaster.parameters(), processes) {}
 
 int64_t Trainer::batch_size() const {
   return std::clamp<int64_t>(settings_.batch_size, 1, train_windows_.size());
@@ -67,15 +71,50 @@ void Trainer::step() {
   const torch::Tensor indices =
       state.order.slice(0, begin, std::min(begin + batch_size(), train_windows_.size()));
   adam.zero_grad();
-  const torch::Tensor loss = forecaster_.training_loss(train_windows_.batch(indices));
-  last_loss_ = loss.item<double>();
-  TORCH_CHECK_VALUE(std::isfinite(last_loss_), "training: expected a finite loss, got ", last_loss_,
-                    " in epoch ", state.epoch, ", step ", state.step + 1,
-                    "; lower the learning rate (now ", learning_rate(), ")");
-  loss.backward();
+  last_loss_ = backward(indices);
   adam.step(learning_rate());
   state.loss_sum += last_loss_ * static_cast<double>(indices.size(0));
   ++state.step;
+}
+
+void Trainer::check_loss(double loss) const {
+  TORCH_CHECK_VALUE(std::isfinite(loss), "training: expected a finite loss, got ", loss,
+                    " in epoch ", state.epoch, ", step ", state.step + 1,
+                    "; lower the learning rate (now ", learning_rate(), ")");
+}
+
+/// The loss of these windows, with its gradient in the parameters.
+double Trainer::backward(const at::Tensor& indices) {
+  if (processes_.alone()) {
+    const torch::Tensor loss = forecaster_.training_loss(train_windows_.batch(indices));
+    const auto value = loss.item<double>();
+    check_loss(value);
+    loss.backward();
+    return value;
+  }
+  // A seed for each step, not the state of a generator, so that a checkpoint need not store one
+  // for each process.
+  const auto step = static_cast<uint64_t>((state.epoch - 1) * steps_per_epoch() + state.step);
+  torch::manual_seed(settings_.seed + 1 + step * static_cast<uint64_t>(processes_.count()) +
+                     static_cast<uint64_t>(processes_.rank()));
+  std::optional<SharedStatistics> of_all;
+  if (processes_.divides(indices)) of_all.emplace(processes_);
+  const torch::Tensor loss =
+      forecaster_.training_loss(train_windows_.batch(processes_.share(indices)));
+  // A loss is a mean over windows, or the root of one: then the means are added, and the gradient
+  // of the root is that of their sum over twice the root.
+  const bool is_root = forecaster_.loss_settings.name == "RMSE";
+  torch::Tensor part = (is_root ? loss.square() : loss) * processes_.weight(indices);
+  auto value = processes_.sum(part.detach().to(at::kDouble).view({1})).item<double>();
+  if (is_root) {
+    value = std::sqrt(value);
+    part = part / (2 * value);
+  }
+  check_loss(value);
+  exchange_.begin();
+  part.backward();
+  exchange_.finish();
+  return value;
 }
 
 bool Trainer::finish_epoch(Progress& progress, const std::function<bool()>& interrupted) {
@@ -83,7 +122,7 @@ bool Trainer::finish_epoch(Progress& progress, const std::function<bool()>& inte
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const torch::Tensor before = generator.get_state();
   const auto validation =
-      validate(forecaster_, validation_windows_, settings_.batch_size, interrupted);
+      validate(forecaster_, validation_windows_, settings_.batch_size, processes_, interrupted);
   if (!validation) {
     generator.set_state(before);  // the whole validation will be repeated
     return false;
@@ -116,7 +155,7 @@ bool Trainer::finish_epoch(Progress& progress, const std::function<bool()>& inte
 bool Trainer::run(Progress& progress, const std::function<bool()>& interrupted,
                   const std::function<void(bool best)>& after_epoch) {
   while (!finished()) {
-    if (interrupted()) return false;
+    if (processes_.any(interrupted())) return false;
     if (state.step < steps_per_epoch()) {
       const Stopwatch stopwatch;
       step();

@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "train/loop/adam.h"
+#include "train/loop/gradient_exchange.h"
 #include "train/loop/progress.h"
 #include "train/output/evaluation.h"
 #include "train/output/forecaster.h"
+#include "train/processes.h"
 
 namespace flash::models {
 
@@ -43,11 +45,13 @@ struct TrainingState {
 };
 
 /// Trains with Adam. The order of windows depends on the seed only; dropout depends on torch's
-/// default generator.
+/// default generator, or on the seed and the process if there are several. These compute the steps
+/// of one, each a share of the windows, and have the same weights at any time.
 class Trainer {
  public:
   Trainer(Forecaster& forecaster, const WindowDataset& train_windows,
-          const WindowDataset& validation_windows, const TrainingSettings& settings);
+          const WindowDataset& validation_windows, const TrainingSettings& settings,
+          Processes& processes);
 
   /// Trains to the end, leaves the weights of the best epoch in the model, in evaluation mode, and
   /// returns true; or stops between two steps once `interrupted` returns true, and returns false.
@@ -70,12 +74,16 @@ class Trainer {
   double learning_rate() const;
   bool finished() const;
   void step();
+  double backward(const at::Tensor& indices);
+  void check_loss(double loss) const;
   bool finish_epoch(Progress& progress, const std::function<bool()>& interrupted);
 
   Forecaster& forecaster_;
   const WindowDataset& train_windows_;
   const WindowDataset& validation_windows_;
   const TrainingSettings& settings_;
+  Processes& processes_;
+  GradientExchange exchange_;
   double last_loss_ = 0.0;
 };
 

@@ -5,6 +5,7 @@
 
 #include <iostream>
 
+#include "train/command/settings_json.h"
 #include "train/loop/best_model.h"
 #include "train/loop/interrupt.h"
 #include "train/output/outputs.h"
@@ -34,6 +35,7 @@ struct TrainingParts {
   const WindowDataset& test_windows;
   Trainer& trainer;
   const std::string& data_fingerprint;
+  Processes& processes;
 
   void save(const std::string& path) const {
     const HoldInterrupts hold;
@@ -43,6 +45,7 @@ struct TrainingParts {
 
 /// Called after each epoch. A full disk does not end the training.
 void save_epoch(const TrainingParts& parts, BestModel& best, bool is_best) {
+  if (!parts.processes.first()) return;
   if (is_best) best.keep(parts.forecaster, parts.trainer.state.result.best_epoch);
   if (parts.settings.output.checkpoint.empty()) return;
   try {
@@ -54,6 +57,7 @@ void save_epoch(const TrainingParts& parts, BestModel& best, bool is_best) {
 }
 
 int save_interrupted(const TrainingParts& parts, const BestModel& best) {
+  if (!parts.processes.first()) return kInterruptedExitCode;
   const HoldInterrupts hold;  // the user should see how to resume
   const std::string path = checkpoint_path(parts.settings.output);
   parts.save(path);
@@ -67,6 +71,7 @@ int save_interrupted(const TrainingParts& parts, const BestModel& best) {
 }
 
 void write_results(const TrainingParts& parts, BestModel& best, int64_t memory_before) {
+  if (!parts.processes.first()) return stop_watching_for_interrupts();
   OutputWriter writer;
   // First of all, because what follows may fail, and the trained weights must be safe by then.
   writer.write("Model", parts.settings.output.model,
@@ -81,13 +86,20 @@ void write_results(const TrainingParts& parts, BestModel& best, int64_t memory_b
          writer);
 }
 
+/// BestModel::rescue by the process that writes files; "" from the others.
+std::string rescue(const TrainingParts& parts, BestModel& best) {
+  return parts.processes.first() ? best.rescue(parts.forecaster, parts.trainer.state) : "";
+}
+
 /// Trains from the trainer's current position to the end or to an interrupt. Exceptions say where
 /// the best weights are.
 int train_to_the_end(const TrainingParts& parts, bool resumed) {
   const int64_t memory_before = process_memory().now;
   const TrainingState& state = parts.trainer.state;
-  Progress progress(std::cerr, isatty(STDERR_FILENO) == 1, parts.settings.training.epochs,
-                    parts.trainer.steps_per_epoch(), state.result.seconds + state.epoch_seconds);
+  std::ostream nowhere(nullptr);
+  Progress progress(parts.processes.first() ? std::cerr : nowhere, isatty(STDERR_FILENO) == 1,
+                    parts.settings.training.epochs, parts.trainer.steps_per_epoch(),
+                    state.result.seconds + state.epoch_seconds);
   BestModel best(parts.settings.output, resumed);
   try {
     const bool finished = parts.trainer.run(
@@ -98,22 +110,35 @@ int train_to_the_end(const TrainingParts& parts, bool resumed) {
     return 0;
   } catch (c10::Error& error) {
     progress.end_line();
-    const std::string where = best.rescue(parts.forecaster, state);
+    const std::string where = rescue(parts, best);
     if (!where.empty()) error.add_context(where);
     throw;
   } catch (const std::exception& error) {  // for example out of memory
     progress.end_line();
-    const std::string where = best.rescue(parts.forecaster, state);
+    const std::string where = rescue(parts, best);
     TORCH_CHECK(false, error.what(), where.empty() ? where : " (" + where + ")");
   }
 }
 
+/// What must be the same on every process: options, data, and the position in the training.
+std::string identity(const Settings& settings, const Trainer& trainer,
+                     const std::string& data_fingerprint) {
+  Settings shared = settings;
+  shared.csv.clear();      // machines may keep the table in different folders
+  shared.output = {};      // and only the first process writes
+  shared.threads = 0;
+  return nlohmann::json(shared).dump() + data_fingerprint + c10::str(" epoch ", trainer.state.epoch,
+         " step ", trainer.state.step);
+}
+
 /// Resumes `run` unless it is null.
-int train(const Settings& settings, const RunFile* run) {
-  check_outputs(settings);
+int train(const Settings& settings, const RunFile* run, Processes& processes,
+          StartTogether& start) {
+  if (processes.first()) check_outputs(settings);
   check_season(settings.data.season, settings.model.input_size);
   if (settings.threads > 0) at::set_num_threads(settings.threads);
-  std::vector<Series> series = announced(read_panel(settings.csv, settings.data.columns));
+  std::vector<Series> series = read_panel(settings.csv, settings.data.columns);
+  if (processes.first()) series = announced(std::move(series));
   // Checked before a model is built whose sizes no table has enough rows for.
   split_panel(series, settings.data.split, settings.model);
   torch::manual_seed(settings.training.seed);
@@ -128,42 +153,50 @@ int train(const Settings& settings, const RunFile* run) {
   const WindowDataset validation_windows =
       windows_of(data, data.part(&TimeSplit::validation), forecaster);
   const WindowDataset test_windows = windows_of(data, data.part(&TimeSplit::test), forecaster);
-  Trainer trainer(forecaster, train_windows, validation_windows, settings.training);
+  Trainer trainer(forecaster, train_windows, validation_windows, settings.training, processes);
   const std::string data_fingerprint = fingerprint(data);
   if (run != nullptr) restore_run(*run, forecaster, trainer, data_fingerprint);
+  start.agree();
+  processes.check_same(identity(settings, trainer, data_fingerprint), "options and table");
+  const TrainingParts parts{.settings = settings,
+                            .forecaster = forecaster,
+                            .data = data,
+                            .test_windows = test_windows,
+                            .trainer = trainer,
+                            .data_fingerprint = data_fingerprint,
+                            .processes = processes};
   watch_for_interrupts();
+  if (!processes.first()) return train_to_the_end(parts, run != nullptr);
   rehearse_writing(settings, forecaster, trainer, data_fingerprint);
 
   std::cout << (run == nullptr ? "Training " : "Resuming the training of ")
             << settings.model.model_class << " on " << train_windows.size() << " windows of "
             << data.series.size() << " series, " << forecaster.parameter_count() << " parameters, "
             << settings.model.attention << " attention, " << at::get_num_threads() << " thread(s)"
+            << (processes.alone() ? "" : " on each of " + std::to_string(processes.count()) +
+                                             " processes")
             << std::endl;
-  return train_to_the_end({.settings = settings,
-                           .forecaster = forecaster,
-                           .data = data,
-                           .test_windows = test_windows,
-                           .trainer = trainer,
-                           .data_fingerprint = data_fingerprint},
-                          run != nullptr);
+  return train_to_the_end(parts, run != nullptr);
 }
 
 }  // namespace
 
-int run_training(const Settings& settings) {
+int run_training(const Settings& settings, Processes& processes) {
   Settings resolved = settings;
   // Floating-point sums, and so the weights, depend on the number of threads.
   if (resolved.threads == 0) resolved.threads = at::get_num_threads();
-  return train(resolved, nullptr);
+  StartTogether start(processes);
+  return train(resolved, nullptr, processes, start);
 }
 
-int run_resumed_training(const Settings& settings) {
+int run_resumed_training(const Settings& settings, Processes& processes) {
+  StartTogether start(processes);
   const RunFile run = read_run(settings.input);
   Settings stored = run.settings;
   if (stored.output.checkpoint.empty() && stored.output.model.empty()) {
     stored.output.checkpoint = settings.input;
   }
-  return train(stored, &run);
+  return train(stored, &run, processes, start);
 }
 
 }  // namespace flash::models

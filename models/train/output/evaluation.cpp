@@ -75,15 +75,16 @@ std::vector<at::Tensor> batches(const at::Tensor& indices, int64_t batch_size) {
 }
 
 std::optional<ValidationErrors> validate(const Forecaster& forecaster, const WindowDataset& windows,
-                                         int64_t batch_size,
+                                         int64_t batch_size, Processes& processes,
                                          const std::function<bool()>& interrupted) {
   forecaster.train(false);
   const ForecastColumns columns(forecaster.loss->output_names());
   ErrorSums sums(windows.series());
   double loss = 0.0;
-  int64_t elements = 0;
+  int64_t elements = 0, turn = 0;
   for (const torch::Tensor& indices : batches(torch::arange(windows.size()), batch_size)) {
-    if (interrupted()) return std::nullopt;
+    if (processes.alone() && interrupted()) return std::nullopt;
+    if (turn++ % processes.count() != processes.rank()) continue;
     const WindowBatch batch = windows.batch(indices);
     const Forecaster::Judged judged = forecaster.judge(batch);
     loss += judged.loss * static_cast<double>(indices.size(0));
@@ -91,8 +92,12 @@ std::optional<ValidationErrors> validate(const Forecaster& forecaster, const Win
              batch.future, batch.series);
     elements += batch.future.numel();
   }
-  return ValidationErrors{loss / static_cast<double>(windows.size()),
-                          sums.mean(torch::tensor({elements}))};
+  sums.absolute = processes.sum(sums.absolute);
+  sums.squared = processes.sum(sums.squared);
+  const torch::Tensor totals =
+      processes.sum(torch::tensor({loss, static_cast<double>(elements)}, torch::kDouble));
+  return ValidationErrors{totals[0].item<double>() / static_cast<double>(windows.size()),
+                          sums.mean(totals[1])};
 }
 
 Evaluation evaluate(const Forecaster& forecaster, const WindowDataset& windows,

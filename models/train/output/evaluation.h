@@ -8,6 +8,7 @@
 
 #include "train/output/forecaster.h"
 #include "train/prepared_data.h"
+#include "train/processes.h"
 
 namespace flash::models {
 
@@ -65,15 +66,16 @@ at::Tensor seasonal_naive_forecast(const at::Tensor& past, int64_t horizon, int6
 /// Indices 0, 1, ... in batches of `batch_size`.
 std::vector<at::Tensor> batches(const at::Tensor& indices, int64_t batch_size);
 
-/// Mean loss and errors over all windows, computed in batches; puts the model into evaluation mode.
-/// nullopt if `interrupted` returns true between two batches.
+/// Mean loss and errors over all windows, computed in batches, of which each process computes some;
+/// puts the model into evaluation mode. nullopt if this process is alone and `interrupted` returns
+/// true between two batches.
 struct ValidationErrors {
   double loss;
   Errors errors;
 };
 std::optional<ValidationErrors> validate(
     const Forecaster& forecaster, const WindowDataset& windows, int64_t batch_size,
-    const std::function<bool()>& interrupted = [] { return false; });
+    Processes& processes, const std::function<bool()>& interrupted = [] { return false; });
 
 /// All errors over all windows; puts the model into evaluation mode. Seeds torch's generator,
 /// because Informer draws random numbers in evaluation mode too, and does not restore it.
