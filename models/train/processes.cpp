@@ -2,11 +2,10 @@
 
 #include <torch/torch.h>
 
-#include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-
 #include <algorithm>
 #include <functional>
+#include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <utility>
 
 namespace flash::models {
@@ -127,8 +126,8 @@ StartTogether::~StartTogether() {
 
 void StartTogether::agree() {
   agreed_ = true;
-  TORCH_CHECK(!processes_.any(false), "process ", processes_.rank() + 1, " of ",
-              processes_.count(), ": another process could not start, and says why");
+  TORCH_CHECK(!processes_.any(false), "process ", processes_.rank() + 1, " of ", processes_.count(),
+              ": another process could not start, and says why");
 }
 
 std::unique_ptr<Processes> single_process() { return std::make_unique<SingleProcess>(); }

@@ -115,8 +115,8 @@ TEST(Training, LearnsAndKeepsTheBestEpoch) {
   for (const auto& epoch : result.epochs) least = std::min(least, epoch.validation_loss);
   const auto& kept = result.epochs[static_cast<size_t>(result.best_epoch) - 1];
   EXPECT_EQ(kept.validation_loss, least);
-  const auto again = models::validate(session.forecaster, session.validation_windows, 16,
-                                      *session.processes);
+  const auto again =
+      models::validate(session.forecaster, session.validation_windows, 16, *session.processes);
   EXPECT_EQ(again->loss, least);
   EXPECT_NEAR(kept.validation_mae, least, 1e-6);  // the loss is MAE, summed in another order
 }

@@ -37,8 +37,7 @@ class NormalizedRows : public torch::autograd::Function<NormalizedRows> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list grads) {
-    auto& processes =
-        *reinterpret_cast<ProcessSum*>(context->saved_data["processes"].toInt());
+    auto& processes = *reinterpret_cast<ProcessSum*>(context->saved_data["processes"].toInt());
     const auto saved = context->get_saved_variables();
     const at::Tensor &normalized = saved[0], &scale = saved[1], &count = saved[2];
     const at::Tensor grad = grads[0].to(at::kDouble);
@@ -79,7 +78,9 @@ at::Tensor mean_of_rows(const at::Tensor& x) {
   const at::Tensor rows = at::full({1}, static_cast<double>(x.size(0)), exact.options());
   const at::Tensor sums = all_processes->sum(at::cat({exact.sum(0), rows}));
   const int64_t columns = x.size(1);
-  return (sums.narrow(0, 0, columns) / sums.narrow(0, columns, 1)).to(x.scalar_type()).view({1, -1});
+  return (sums.narrow(0, 0, columns) / sums.narrow(0, columns, 1))
+      .to(x.scalar_type())
+      .view({1, -1});
 }
 
 }  // namespace flash::models

@@ -48,8 +48,8 @@ GradientExchange::GradientExchange(
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& entry = entries_[i];
     Bucket& bucket = buckets_[entry.bucket];
-    entry.gradient = shaped_as(
-        entry.parameter, bucket.values.narrow(0, offsets[i], elements_of(entry.parameter)));
+    entry.gradient = shaped_as(entry.parameter,
+                               bucket.values.narrow(0, offsets[i], elements_of(entry.parameter)));
     ++bucket.parameters;
     entry.hook = entry.parameter.register_hook(
         [this, i](const at::Tensor& gradient) { arrived(i, gradient); });

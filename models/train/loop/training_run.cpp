@@ -124,11 +124,11 @@ int train_to_the_end(const TrainingParts& parts, bool resumed) {
 std::string identity(const Settings& settings, const Trainer& trainer,
                      const std::string& data_fingerprint) {
   Settings shared = settings;
-  shared.csv.clear();      // machines may keep the table in different folders
-  shared.output = {};      // and only the first process writes
+  shared.csv.clear();  // machines may keep the table in different folders
+  shared.output = {};  // and only the first process writes
   shared.threads = 0;
-  return nlohmann::json(shared).dump() + data_fingerprint + c10::str(" epoch ", trainer.state.epoch,
-         " step ", trainer.state.step);
+  return nlohmann::json(shared).dump() + data_fingerprint +
+         c10::str(" epoch ", trainer.state.epoch, " step ", trainer.state.step);
 }
 
 /// Resumes `run` unless it is null.
@@ -173,8 +173,9 @@ int train(const Settings& settings, const RunFile* run, Processes& processes,
             << settings.model.model_class << " on " << train_windows.size() << " windows of "
             << data.series.size() << " series, " << forecaster.parameter_count() << " parameters, "
             << settings.model.attention << " attention, " << at::get_num_threads() << " thread(s)"
-            << (processes.alone() ? "" : " on each of " + std::to_string(processes.count()) +
-                                             " processes")
+            << (processes.alone()
+                    ? ""
+                    : " on each of " + std::to_string(processes.count()) + " processes")
             << std::endl;
   return train_to_the_end(parts, run != nullptr);
 }

@@ -89,7 +89,9 @@ def test_compiled_matches_eager(spec: Spec) -> None:
         inputs = [leaves[n] for n in problem.differentiable]
         results.append([loss, *torch.autograd.grad(loss, inputs)])
     for eager, traced in zip(*results, strict=True):
-        assert largest_difference(traced, eager) <= 100 * CLOSE[torch.float32]  # sums of 1824 elements
+        assert (
+            largest_difference(traced, eager) <= 100 * CLOSE[torch.float32]
+        )  # sums of 1824 elements
 
 
 def test_dynamic_shapes_compile_once() -> None:

@@ -104,7 +104,11 @@ def test_loss_that_is_the_root_of_a_mean(pool: ProcessPool, waves: Path, tmp_pat
 
 
 def test_fewer_windows_than_processes(pool: ProcessPool, waves: Path, tmp_path: Path) -> None:
-    options = NO_DROPOUT["PatchTST"] | {"batch_size": 2, "epochs": 1, "learning_rate": LEARNING_RATE}
+    options = NO_DROPOUT["PatchTST"] | {
+        "batch_size": 2,
+        "epochs": 1,
+        "learning_rate": LEARNING_RATE,
+    }
     alone, together = tmp_path / "alone.safetensors", tmp_path / "together.safetensors"
     assert run(*command("PatchTST", waves, alone, **options)).returncode == 0
     outcomes = pool.run(main_with_output, command("PatchTST", waves, together, **options))
