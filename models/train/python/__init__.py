@@ -52,9 +52,12 @@ def _group() -> Iterator[str | None]:
     launched = dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
     begun = launched and not dist.is_initialized()
     if begun:
-        store, rank, size = next(dist.rendezvous("env://"))
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        store, rank, size = next(rendezvous("env://"))
         # Restarts have one store, where Gloo would find the addresses of processes that have ended.
-        attempt = dist.PrefixStore(f"attempt {_restarts()}", store)
+        attempt = PrefixStore(f"attempt {_restarts()}", store)
         dist.init_process_group("gloo", store=attempt, rank=rank, world_size=size)
     world = dist.group.WORLD
     yield world.group_name if world is not None and world.size() > 1 else None
