@@ -12,6 +12,7 @@ torch.Size([2, 8, 100, 64])
 """
 
 import importlib.metadata
+from typing import TYPE_CHECKING
 
 from flash_attention import _library
 
@@ -67,8 +68,21 @@ __all__ = [
     "cmake_prefix_path",
     "dropout_mask",
     "flash_attn_interface",
+    "flex_attention",
     "replace_sdpa",
     "scaled_dot_product_attention",
     "standard_attention",
     "varlen_attention",
 ]
+
+if TYPE_CHECKING:
+    from flash_attention.flex import flex_attention
+
+
+def __getattr__(name: str) -> object:
+    # torch's module for FlexAttention takes longer to import than all of this package.
+    if name == "flex_attention":
+        from flash_attention.flex import flex_attention
+
+        return flex_attention
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from flash_attention import distributed, functional, models
 from flash_attention.flash_attn_interface import dense, installation, kvcache, varlen
+from flash_attention.flex import attention as flex
 
 pytestmark = pytest.mark.once
 
 
-MODULES = [flash_attention, functional, models, dense, varlen, kvcache, installation]
+MODULES = [flash_attention, functional, models, dense, varlen, kvcache, installation, flex]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
