@@ -30,7 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.attention import peak
-from bench.common import formatting, host, progress
+from bench.common import formatting, host, progress, resident
 from bench.models import (
     inference,
     onnx_runtime,
@@ -56,7 +56,7 @@ def measure_shape(shape: Shape, rounds: int, memory: bool, probe: peak.Probe) ->
     # Hundreds of series would take minutes and show no more than few.
     threads = None if shape.many_series else step_time.two_threads(steps["fused"], rounds)
     del pair, steps
-    step_memory.forget_the_past()
+    resident.forget_the_past()
     return ModelResult(
         shape=shape,
         rounds=times.rounds,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import subprocess
 import sys
@@ -11,27 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.common.resident import forget_the_past, resident
 from bench.models import training_pair
 from bench.models.shapes import Shape
 
 SIDES = ("ours", "neuralforecast")
 # From the second step on, Adam's averages exist from the beginning.
 STEPS = 2
-
-
-def resident(field: str) -> int:
-    """VmRSS, the resident memory, or VmHWM, its maximum so far; bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) << 10
-    raise OSError(f"expected {field} in /proc/self/status, found none")
-
-
-def forget_the_past() -> None:
-    """Returns freed memory to the kernel and resets VmHWM to what is left."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def step_memory(model: Any, shape: Shape) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 WINDOWS = ("insample_y", "insample_mask", "futr_exog", "hist_exog", "stat_exog")
 """The tensors of a batch of windows, in the order of the C++ arguments."""
@@ -34,6 +36,14 @@ class Setup:
             self.flash_block_size,
             self.gradient_checkpointing,
         )
+
+
+def _has_dtensor(tensors: Sequence[Tensor | None]) -> bool:
+    # Where there is a DTensor, its module has been imported.
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    if module is None:
+        return False
+    return any(issubclass(kind, module.DTensor) for kind in set(map(type, tensors)))
 
 
 class Slot(NamedTuple):
@@ -71,15 +81,39 @@ class Engine:
 
     def forward(self, module: nn.Module, windows: Mapping[str, Tensor | None]) -> Tensor:
         """Return the raw output; keys of `windows` other than WINDOWS are ignored."""
-        return self.native.forward(
-            self.tensors(module), module.training, *(windows.get(name) for name in WINDOWS)
+        tensors, given = self.tensors(module), [windows.get(name) for name in WINDOWS]
+        if _has_dtensor(tensors) or _has_dtensor(given):
+            return self._forward_of_dtensors(tensors, given, module.training)
+        return self.native.forward(tensors, module.training, *given)
+
+    def _forward_of_dtensors(
+        self, tensors: list[Tensor], windows: list[Tensor | None], training: bool
+    ) -> Tensor:
+        from flash_attention.models import _dtensor
+
+        setup = self.setup
+        normalizes = any(names[0].endswith(".running_mean") for names in self.names())
+        shares_delays = setup.model_class == "Autoformer" and not setup.use_flash_attention
+        return _dtensor.forward(
+            lambda whole, local: self.native.forward(whole, training, *local),
+            setup.model_class,
+            tensors,
+            windows,
+            training=training,
+            draws=training or setup.model_class == "Informer",
+            whole_batch=training and (normalizes or shares_delays),
         )
 
     def save(
         self, module: nn.Module, path: str, metadata: dict[str, str], others: dict[str, Tensor]
     ) -> None:
         """Write a file for neuralforecast and `load`; see save_model in checkpoint.h."""
-        self.native.save(path, self.tensors(module), metadata, others)
+        tensors = self.tensors(module)
+        if _has_dtensor(tensors):
+            from flash_attention.models import _dtensor
+
+            tensors = _dtensor.whole(tensors)
+        self.native.save(path, tensors, metadata, others)
 
     def names(self) -> list[list[str]]:
         """Return the names of each tensor of the C++ model; several if modules share it."""
@@ -124,7 +158,10 @@ class Engine:
             path[prefix] = (owner, key, child)
             owner = child
         else:
-            if isinstance(getattr(owner, attribute, None), Tensor):
+            # A property may compute it from tensors that this model would ignore.
+            computed = isinstance(getattr(type(owner), attribute, None), property)
+            own = not computed or parametrize.is_parametrized(owner, attribute)
+            if own and isinstance(getattr(owner, attribute, None), Tensor):
                 return Slot(owner, attribute)
         raise ValueError(
             f"{self.setup.model_class}: expected the parameter or buffer {name}, got none; was a "

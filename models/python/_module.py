@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -43,6 +43,28 @@ class Node(nn.Module):
         )
 
 
+class Linear(Node, nn.Linear):
+    """A Node with the weight of a linear layer, and as such one for `parallelize_module`."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        nn.Module.__init__(self)  # without weights of its own
+        self.in_features, self.out_features = in_features, out_features
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+
+
+def _linear_layers(
+    tensors: Sequence[tuple[list[str], Tensor, bool, bool]],
+) -> dict[str, tuple[int, int]]:
+    """Input and output width of each linear layer, by the name of its module."""
+    return {
+        name.removesuffix(".weight"): (value.size(1), value.size(0))
+        for names, value, is_parameter, _ in tensors
+        for name in names
+        if is_parameter and name.endswith(".weight") and value.dim() == 2
+    }
+
+
 class ForecastModel(nn.Module):
     """A forecasting transformer that computes in C++ on ordinary `torch.nn.Parameter`s.
 
@@ -50,6 +72,10 @@ class ForecastModel(nn.Module):
     `train`, `eval`, `to`, `double`, copying, pickling, `torch.optim` and autograd work as usual.
     The names of parameters and buffers are neuralforecast's. It computes on the CPU, in float32 or
     float64.
+
+    Parameters may be DTensors, as `parallelize_module` makes them: every forward gathers them, and
+    gradients go back to the shards. Windows that are DTensors, sharded along the batch, are divided
+    among the processes.
     """
 
     node_types: ClassVar[Mapping[str, type[Node]]] = {}
@@ -71,8 +97,11 @@ class ForecastModel(nn.Module):
         self._metadata: dict[str, str] = {}  # of the file that the model was loaded from
         self._others: dict[str, Tensor] = {}  # its tensors that are not weights
         with torch.inference_mode(False):  # a model built in inference mode must be trainable, too
-            for names, value, is_parameter, requires_grad in native.tensors():
-                self._register(names, nn.Parameter(value, requires_grad) if is_parameter else value)
+            tensors = native.tensors()
+            linear = _linear_layers(tensors)
+            for names, value, is_parameter, requires_grad in tensors:
+                tensor = nn.Parameter(value, requires_grad) if is_parameter else value
+                self._register(names, tensor, linear)
 
     @classmethod
     def model_class(cls) -> str:
@@ -100,10 +129,11 @@ class ForecastModel(nn.Module):
 
         Returns:
             [B, h, output_size]; iTransformer [B, h, output_size * n_series].
+            A DTensor if a window is one, with the same shards of the batch.
 
         Raises:
             ValueError: an unknown key, or a tensor that is missing, unexpected, of the wrong shape
-                or dtype, or not on the CPU.
+                or dtype, or not on the CPU; DTensors on several meshes.
             NotImplementedError: a parameter has a forward-mode tangent or is transformed by
                 `torch.func`.
         """
@@ -188,19 +218,26 @@ class ForecastModel(nn.Module):
                     f"{type(value).__name__}"
                 )
 
-    def _register(self, names: list[str], tensor: Tensor) -> None:
+    def _register(
+        self, names: list[str], tensor: Tensor, linear: Mapping[str, tuple[int, int]]
+    ) -> None:
         """Register a tensor under each of its names, creating submodules as needed."""
         for name in names:
             *path, attribute = name.split(".")
             owner: nn.Module = self
             for depth, key in enumerate(path, 1):
                 if key not in owner._modules:
-                    owner.add_module(key, self.node_types.get(".".join(path[:depth]), Node)())
+                    owner.add_module(key, self._node(".".join(path[:depth]), linear))
                 owner = owner.get_submodule(key)
             if isinstance(tensor, nn.Parameter):
                 owner.register_parameter(attribute, tensor)
             else:
                 owner.register_buffer(attribute, tensor)
+
+    def _node(self, path: str, linear: Mapping[str, tuple[int, int]]) -> Node:
+        if path in linear:
+            return Linear(*linear[path])
+        return self.node_types.get(path, Node)()
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any

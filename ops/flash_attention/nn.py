@@ -7,6 +7,7 @@ They wrap `torch.ops.flash.*`. C++ has the same names in `<flash_attention/flash
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -185,6 +186,12 @@ class MultiHeadAttentionConfig:
     flash_block_size: int = 64
 
 
+def _is_dtensor(x: torch.Tensor) -> bool:
+    # Where there is a DTensor, its module has been imported.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
 class MultiHeadAttention(torch.nn.Module):
     """Multi-head attention (Vaswani et al., arXiv:1706.03762, section 3.2.2) on [B, L, d_model].
 
@@ -222,6 +229,7 @@ class MultiHeadAttention(torch.nn.Module):
 
         Raises:
             ValueError: another shape.
+            NotImplementedError: DTensors, with AttentionMode.STANDARD and a causal mask or dropout.
         """
         self._check("query", query)
         self._check("key", key)
@@ -236,6 +244,11 @@ class MultiHeadAttention(torch.nn.Module):
                 q, k, v, causal=config.causal, dropout=dropout, block_size=config.flash_block_size
             )
         else:
+            if (config.causal or dropout > 0) and _is_dtensor(q):
+                raise NotImplementedError(
+                    "flash::MultiHeadAttention: expected plain tensors for AttentionMode.STANDARD "
+                    "with a causal mask or dropout, got DTensors; AttentionMode.FLASH takes them"
+                )
             heads = torch.ops.flash.standard_attention(
                 q, k, v, causal=config.causal, dropout=dropout
             )

@@ -161,8 +161,8 @@ PYTHON = [
     Fault(
         "the last keys of a window are not sent",
         "ops/flash_attention/distributed/schedule.py",
-        "min(key_end, query_end + right)",
-        "min(key_end, query_end)",
+        "least(key_end, query_end + right)",
+        "least(key_end, query_end)",
         by=("test_schedule.py",),
     ),
     Fault(
@@ -171,5 +171,19 @@ PYTHON = [
         "call.placements(name, Partial())",
         "call.placements(name)",
         by=("test_dtensor.py::test_two_processes",),
+    ),
+    Fault(
+        "the cost model counts a key that a causal mask hides",
+        "ops/flash_attention/distributed/workload.py",
+        "end - 1 - reach.right - first",
+        "end - 2 - reach.right - first",
+        by=("test_cost.py::test_attended_pairs_of_any_spans",),
+    ),
+    Fault(
+        "gradients of sharded parameters are not summed over the windows of all processes",
+        "models/python/_dtensor.py",
+        "Partial() if divided else Replicate()",
+        "Replicate()",
+        by=("test_dtensor_models.py::test_windows_and_parameters_are_divided",),
     ),
 ]

@@ -132,7 +132,7 @@ class Channel:
         """[W, ...] from the tensors of all processes, of one shape."""
         result = tensor.new_empty((self.size, *tensor.shape))
         try:
-            dist.all_gather_into_tensor(result.view(-1), tensor.view(-1), group=self.group)
+            dist.all_gather_single(result.view(-1), tensor.view(-1), group=self.group)
         except RuntimeError as error:
             raise _failed("a message from every process", error) from error
         return result

@@ -13,9 +13,9 @@ of causal work, which "zigzag" achieves with two chunks per process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["Block", "Layout", "Reach", "Span", "Step", "blocks", "contiguous", "steps", "zigzag"]
 
@@ -112,23 +112,40 @@ class Block(NamedTuple):
     key: Span
 
 
+def attended(
+    query: tuple[Any, Any],
+    key: tuple[Any, Any],
+    reach: Reach,
+    least: Callable[[Any, Any], Any] = min,
+    most: Callable[[Any, Any], Any] = max,
+) -> tuple[Any, Any, Any, Any]:
+    """first, last, begin, end: the queries that attend a key, and the keys that a query attends.
+
+    Of numbers, or with `least` and `most` of tensors, of many pairs of chunks at once. There are no
+    such queries and keys if end <= begin, or if the chunk of queries is empty.
+    """
+    (query_begin, query_end), (key_begin, key_end) = query, key
+    left, right = reach.left, reach.right
+    begin = key_begin if left is None else most(key_begin, query_begin - left)
+    end = key_end if right is None else least(key_end, query_end + right)
+    first = query_begin if right is None else most(query_begin, begin - right)
+    last = query_end if left is None else least(query_end, end + left)
+    return first, last, begin, end
+
+
 def blocks(layout: Layout, reach: Reach, receiver: int, owner: int) -> list[Block]:
     """The pairs of `receiver`'s queries and `owner`'s keys that are attended, by pair of chunks.
 
     Of the chunks, a block has the queries that attend a key, and the keys that a query attends.
     """
     # Numbers and not spans: there are W^2 pairs of processes.
-    left, right = reach.left, reach.right
     found = []
-    for query_begin, query_end in layout.chunks[receiver]:
-        if query_begin >= query_end:
+    for query in layout.chunks[receiver]:
+        if query[0] >= query[1]:
             continue
-        for key_begin, key_end in layout.chunks[owner]:
-            begin = key_begin if left is None else max(key_begin, query_begin - left)
-            end = key_end if right is None else min(key_end, query_end + right)
+        for key in layout.chunks[owner]:
+            first, last, begin, end = attended(query, key, reach)
             if begin < end:
-                first = query_begin if right is None else max(query_begin, begin - right)
-                last = query_end if left is None else min(query_end, end + left)
                 found.append(Block(Span(first, last), Span(begin, end)))
     return found
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from flash_attention import (
+    AttentionMode,
     MultiHeadAttention,
     MultiHeadAttentionConfig,
     scaled_dot_product_attention,
@@ -108,6 +109,37 @@ def test_tensor_parallel_multi_head_attention(processes: ProcessPool) -> None:
     processes.run(parallel_module)
 
 
+def divided_without_a_sum() -> None:
+    """The heads are gathered before out_proj, whose columns are divided: no process adds a term.
+
+    A product of other columns may be rounded otherwise, so the weights are such that none is.
+    """
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    torch.manual_seed(0)
+    config = MultiHeadAttentionConfig(d_model=32, num_heads=8, causal=True)
+    whole = MultiHeadAttention(config).double()
+    with torch.no_grad():
+        for projection in (whole.q_proj, whole.k_proj, whole.v_proj):
+            for parameter in projection.parameters():
+                parameter.copy_(torch.randint(-2, 3, parameter.shape) / 8)
+        whole.out_proj.weight.copy_(torch.eye(32).flip(0))
+        whole.out_proj.bias.zero_()
+    divided = copy.deepcopy(whole)
+    columns = ColwiseParallel(use_local_output=False)
+    plan = dict.fromkeys(("q_proj", "k_proj", "v_proj"), columns)
+    plan["out_proj"] = ColwiseParallel(input_layouts=Shard(-1), output_layouts=Replicate())
+    parallelize_module(divided, dtensor_calls.mesh_of((dist.get_world_size(),)), plan)
+    x = torch.randint(-4, 5, (2, 21, 32)).double() / 4
+    out = divided(x, x, x)
+    dist.barrier()  # a failure keeps no process waiting
+    assert torch.equal(out, whole(x, x, x))
+
+
+def test_without_sums_over_processes_the_bits_are_those_of_one(processes: ProcessPool) -> None:
+    processes.run(divided_without_a_sum)
+
+
 def packed() -> None:
     """Packed attention, divided along the heads."""
     mesh = dtensor_calls.mesh_of((2,))
@@ -203,6 +235,17 @@ def mixed() -> None:
     starts = torch.tensor([0, 4])
     with pytest.raises(NotImplementedError, match="expected no dropout with DTensors"):
         varlen_attention(rows, rows, rows, starts, starts, dropout=0.5)
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    for options in ({"causal": True}, {"dropout": 0.5}):
+        config = MultiHeadAttentionConfig(
+            d_model=8, num_heads=2, mode=AttentionMode.STANDARD, **options
+        )
+        module = MultiHeadAttention(config)
+        columns = ColwiseParallel(use_local_output=False)
+        parallelize_module(module, mesh, dict.fromkeys(("q_proj", "k_proj", "v_proj"), columns))
+        with pytest.raises(NotImplementedError, match="got DTensors; AttentionMode.FLASH takes"):
+            module(*[torch.ones(1, 3, 8)] * 3)
 
 
 def test_what_dtensors_refuse(two_processes: ProcessPool) -> None:

@@ -206,7 +206,36 @@ def test_repr_shows_arguments_and_tensors() -> None:
     text = repr(small())
     assert text.startswith("PatchTST(")
     assert "h=4, input_size=24" in text
-    assert "(linear): Node(weight [4, 64], bias [4])" in text
+    assert "(linear): Linear(weight [4, 64], bias [4])" in text
+
+
+class Adapted(torch.nn.Module):
+    """Adds to the weight of a layer, as adapters for fine-tuning do, and shows the old weight."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer, self.bias = layer, layer.bias
+        self.low_rank = torch.nn.Parameter(torch.zeros(2, 2))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.layer.weight
+
+
+def test_a_wrapped_layer_is_refused() -> None:
+    model, windows = small().eval(), torch.randn(3, 24, 1)
+    model(windows)
+    model.model.head.linear = Adapted(model.model.head.linear)
+    with pytest.raises(ValueError, match="head.linear.weight, got none; was a submodule replaced"):
+        model(windows)
+
+
+def test_linear_layers_are_of_torchs_class() -> None:
+    model = small()
+    assert isinstance(model.model.head.linear, torch.nn.Linear)
+    assert not isinstance(model.model.backbone, torch.nn.Linear)
+    with pytest.raises(NotImplementedError, match="call the whole model"):
+        model.model.head.linear(torch.zeros(1, 64))
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -47,11 +47,16 @@ def shell_commands() -> Iterator[list[str]]:
 
 @pytest.fixture
 def restored_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs examples in a temporary folder and restores the number of threads."""
+    """Runs examples in a temporary folder, as torchrun starts one process; restores threads."""
     monkeypatch.chdir(tmp_path)
+    one_process = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    for name, value in one_process.items():
+        monkeypatch.setenv(name, str(value))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("restored_state")

@@ -23,6 +23,10 @@ SECONDS = 120.0
 GROUP_SECONDS = 60.0
 
 
+# What functions raise before they send anything but what the processes agree by.
+REFUSALS = (TypeError, ValueError, NotImplementedError)
+
+
 def _serve(
     rank: int, size: int, rendezvous: str, group_seconds: float, connection: Connection
 ) -> None:
@@ -88,44 +92,62 @@ class ProcessPool:
         """What function(*arguments[rank]) returns, raises (an exception), or None if it died.
 
         Raises:
-            AssertionError: a process did not answer within `seconds`.
+            AssertionError: a process did not answer within `seconds`, or sent what cannot be read.
         """
-        for connection, each in zip(self._connections, arguments, strict=True):
-            connection.send((function, each))
+        answers = self._answers(function, arguments, seconds)
+        kinds = {kind for kind, _ in answers}
+        refused = all(isinstance(error, REFUSALS) for _, error in answers)
+        # If only some have failed, the others may still wait for their messages.
+        self.is_broken = not (kinds == {"returned"} or (kinds == {"raised"} and refused))
+        return [answer for _, answer in answers]
+
+    def _answers(
+        self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], seconds: float
+    ) -> list[tuple[str, Any]]:
+        # Unless the caller knows better: an answer that is not read would be taken for a later one.
+        self.is_broken = True
         end = time.monotonic() + seconds
-        answers: list[Any] = []
-        for rank, connection in enumerate(self._connections):
-            if not connection.poll(max(0.0, end - time.monotonic())):
-                self.is_broken = True
-                raise AssertionError(f"process {rank} did not answer within {seconds} s")
+        for connection, each in zip(self._connections, arguments, strict=True):
             try:
-                answers.append(connection.recv()[1])
-            except EOFError:
-                answers.append(None)
-        return answers
+                connection.send((function, each))
+            except OSError:  # it has ended, which its answer says
+                pass
+        return [self._answer(rank, end, seconds) for rank in range(self.size)]
+
+    def _answer(self, rank: int, end: float, seconds: float) -> tuple[str, Any]:
+        connection = self._connections[rank]
+        if not connection.poll(max(0.0, end - time.monotonic())):
+            raise AssertionError(f"process {rank} did not answer within {seconds} s")
+        try:
+            return connection.recv()
+        except (EOFError, OSError):
+            return "ended", None
+        except Exception as error:  # an exception that cannot be unpickled
+            raise AssertionError(f"process {rank} sent what cannot be read: {error!r}") from error
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What `function` returns on each process; raises what it raises on any.
 
         After an error the processes may wait for different messages, so they are not used again.
         """
-        answers = self.outcomes(function, [arguments] * self.size)
-        for rank, answer in enumerate(answers):
-            if isinstance(answer, BaseException) or not self.processes[rank].is_alive():
-                self.is_broken = True
+        answers = self._answers(function, [arguments] * self.size, SECONDS)
+        for rank, (kind, answer) in enumerate(answers):
+            if kind != "returned":
                 error = answer or AssertionError("the process has ended")
                 error.add_note(f"on process {rank} of {self.size}")
                 raise error
-        return answers
+        self.is_broken = False
+        return [answer for _, answer in answers]
 
     def close(self) -> None:
         """Ends the processes."""
         for process, connection in zip(self.processes, self._connections, strict=True):
-            try:
-                connection.send(None)
-            except OSError:  # it has ended
-                pass
-            process.join(1.0)
+            if not self.is_broken:
+                try:
+                    connection.send(None)
+                except OSError:  # it has ended
+                    pass
+                process.join(1.0)
             process.kill()
             process.join()
             connection.close()
