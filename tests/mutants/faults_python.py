@@ -186,4 +186,18 @@ PYTHON = [
         "Replicate()",
         by=("test_dtensor_models.py::test_windows_and_parameters_are_divided",),
     ),
+    Fault(
+        "queries before the end of a cache take the place of the last ones",
+        "ops/flash_attention/transformers/pattern.py",
+        "self.start + self.queries != self.reachable",
+        "False",
+        by=("test_transformers_attention.py",),
+    ),
+    Fault(
+        "a window as long as the queries is taken for one without a bound",
+        "ops/flash_attention/transformers/pattern.py",
+        "left >= self.start + self.queries - 1",
+        "left >= self.queries - 1",
+        by=("test_transformers_attention.py",),
+    ),
 ]

@@ -41,3 +41,16 @@ def test_forecast_is_measured_against_the_original_and_its_export(tmp_path: Path
     assert row.ratio.keys() == row.difference.keys() == {"neuralforecast", "onnx"}
     # Another order of summation in float32.
     assert max(row.difference.values()) < 1e-4
+
+
+def test_attention_of_transformers_is_measured_beside_its_own() -> None:
+    options = ("--lengths=32", "--width=64", "--layers=1", "--rounds=3", "--seconds=1")
+    found = run("models/attention_implementations.py", *options)
+    assert found.returncode == 0, found.stderr
+    rows = [line.split("|") for line in found.stdout.splitlines() if line.startswith("| ")]
+    # Steps and prefill of six models, decode of four, in two dtypes.
+    assert len(rows) == 1 + 2 * (2 * 6 + 4)
+    for name in ("Llama", "BERT, padded", "gpt-oss"):
+        cells = next(row for row in rows if row[1].strip() == name)
+        assert ("x (" in cells[6]) == (name != "gpt-oss")  # "sdpa" has no sinks
+        assert "x (" in cells[7] and "iB" in cells[8]

@@ -29,9 +29,12 @@ LANGUAGES = {"python", "cpp", "cmake", "bash", "text"}
 WORDS = re.compile(r"[\w./=-]+")
 
 
+# They need packages that are not in .venv: make test-originals runs them.
+IN_ORIGINALS = {"transformers.md"}
 PYTHON_BLOCKS = [
     pytest.param(page, line, text, id=f"{page.name}:{line}")
     for page in PAGES
+    if page.name not in IN_ORIGINALS
     for line, text in blocks(page, "python")
 ]
 

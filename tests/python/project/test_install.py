@@ -36,6 +36,7 @@ PYTHON_SOURCES = {
     "flash_attention/flash_attn_interface": "ops/flash_attention/flash_attn_interface",
     "flash_attention/models": "models/python",
     "flash_attention/train": "models/train/python",
+    "flash_attention/transformers": "ops/flash_attention/transformers",
 }
 LIBRARIES = ["libflash_attention.so", "libflash_models.so"]
 
