@@ -34,6 +34,7 @@ PYTHON_SOURCES = {
     "flash_attention": "ops/flash_attention",
     "flash_attention/distributed": "ops/flash_attention/distributed",
     "flash_attention/flash_attn_interface": "ops/flash_attention/flash_attn_interface",
+    "flash_attention/flex": "ops/flash_attention/flex",
     "flash_attention/models": "models/python",
     "flash_attention/train": "models/train/python",
     "flash_attention/transformers": "ops/flash_attention/transformers",
