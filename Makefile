@@ -2,7 +2,7 @@
 # make build           sets up .venv, builds, and installs the package into .venv
 # make test            all tests, C++ and Python, on every instruction set of this CPU; ten minutes
 # make test-kernels    only the C++ tests of the kernels
-# make test-aarch64    the same, cross-compiled for aarch64 and run in an emulator
+# make test-aarch64    the same, cross-compiled for aarch64 and run in an emulator; 20 minutes
 # make test-originals  the models against neuralforecast's own, in an environment that has them
 # make compatibility   the Python tests with each release of torch that requirements.txt allows, one
 #                      after the other: the newer ones are CUDA builds of 5 GB on PyPI; an hour each
@@ -10,7 +10,7 @@
 # make tidy            clang-tidy over the kernels, or over TIDY=... files
 # make format          formats C++ and Python as `make lint` expects
 # make bench           speed against torch's attention on each instruction set, and of the models
-#                      against neuralforecast's, judged against targets; 65 minutes
+#                      against neuralforecast's, judged against targets; an hour
 # make sanitize        the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make stress          what takes too long for `make test`: `make sanitize`, 10,000 randomly generated
 #                      calls, every pair of options, 8 processes, every float through exp, and the
