@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "data/csv_reader.h"
+#include "train/fnv1a.h"
 
 namespace flash::models {
 namespace {
@@ -158,22 +159,18 @@ WindowDataset last_windows(const PreparedData& data, const Forecaster& forecaste
 }
 
 std::string fingerprint(const PreparedData& data) {
-  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  const auto add = [&](const void* memory, size_t count) {
-    const auto* bytes = static_cast<const unsigned char*>(memory);
-    for (size_t i = 0; i < count; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3;
-  };
+  Fnv1a hash;
   for (const at::Tensor& tensor : {data.store->values, data.store->stat}) {
-    add(tensor.contiguous().const_data_ptr(), tensor.nbytes());
+    hash.add(tensor.contiguous().const_data_ptr(), tensor.nbytes());
   }
   const TimeAxis* added = nullptr;  // the series of a wide table share one axis
   for (const Series& series : data.series) {
-    add(series.name.data(), series.name.size() + 1);
+    hash.add(series.name.data(), series.name.size() + 1);
     if (series.axis.get() == added) continue;
     added = series.axis.get();
-    for (const Timestamp& time : added->times) add(&time.value, sizeof(time.value));
+    for (const Timestamp& time : added->times) hash.add(&time.value, sizeof(time.value));
   }
-  return std::to_string(hash);
+  return std::to_string(hash.value());
 }
 
 }  // namespace flash::models

@@ -8,6 +8,8 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <utility>
 
+#include "train/fnv1a.h"
+
 namespace flash::models {
 namespace {
 
@@ -67,12 +69,6 @@ class Group : public Processes {
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
 };
 
-int64_t hash_of(const std::string& text) {
-  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
-  return static_cast<int64_t>(hash);
-}
-
 }  // namespace
 
 at::Tensor Processes::sum(const at::Tensor& tensor) {
@@ -102,8 +98,10 @@ double Processes::weight(const at::Tensor& indices) const {
 }
 
 void Processes::check_same(const std::string& text, const char* what) {
+  Fnv1a hash;
+  hash.add(text.data(), text.size());
   at::Tensor hashes = at::zeros({count()}, at::kLong);
-  hashes[rank()] = hash_of(text);
+  hashes[rank()] = static_cast<int64_t>(hash.value());
   hashes = sum(hashes);
   std::string others;
   for (int64_t i = 1; i < count(); ++i) {
