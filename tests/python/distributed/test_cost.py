@@ -22,34 +22,18 @@ from flash_attention.distributed.workload import (
     exchanges,
 )
 
+from support.layouts import LAYOUTS, REACHES, attends
 from support.process_pool import ProcessPool
 
 pytestmark = pytest.mark.once
 
-LAYOUTS = {
-    "even": contiguous([4, 4, 4, 4]),
-    "uneven": contiguous([0, 7, 1, 0, 9]),
-    "zigzag": zigzag(23, 3),
-    "zigzag-short": zigzag(5, 4),
-    "one": contiguous([6]),
-    "empty": contiguous([0, 0]),
-}
-REACHES = {
-    "full": Reach(),
-    "causal": Reach(None, 0),
-    "window": Reach(3, 1),
-    "causal-window": Reach(2, 0),
-    "self": Reach(0, 0),
-    "later": Reach(0, None),
-}
 # Powers of two, so that sums of times are exact.
 RATES = Rates(forward=2.0**10, backward=2.0**9, bandwidth=2.0**6, latency=0.25, call=0.5)
 
 
 def pairs_of(step: Step, reach: Reach) -> int:
     return sum(
-        (reach.left is None or key >= query - reach.left)
-        and (reach.right is None or key <= query + reach.right)
+        attends(reach, query, key)
         for block in step.blocks
         for query, key in itertools.product(range(*block.query), range(*block.key))
     )
