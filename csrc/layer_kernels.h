@@ -35,6 +35,34 @@ struct GatedNormGradients {
   T* sums;  ///< [4, width], added to: gradients of scale, shift and both halves of bias
 };
 
+/// Rows of a layer norm, or of a batch norm. See generic/norms.h.
+template <class T>
+struct NormRows {
+  const T* x;           ///< [rows, width]
+  const T* mean;        ///< [rows] of a layer norm, [width] of a batch norm
+  const T* reciprocal;  ///< the same: 1 / standard deviation
+  const T* weight;      ///< [width]
+  int64_t rows, width;
+};
+
+/// Softmax attention of problems of one shape, `*_problem` elements from one to the next and
+/// `*_row` from one row to the next. See generic/lane_attention.h.
+template <class T>
+struct LaneAttentionParams {
+  const T *query, *key, *value;  ///< [queries, head_dim], [keys, head_dim], [keys, value_dim]
+  int64_t query_problem, key_problem, value_problem;
+  int64_t query_row, key_row, value_row;
+  int64_t problems, queries, keys, head_dim, value_dim;
+  T scale;
+};
+
+/// Contiguous, a problem after the other.
+template <class T>
+struct LaneAttentionGradients {
+  const T* out;
+  T *query, *key, *value;
+};
+
 /// A contiguous series [times, channels], averaged over `reach` times to either side.
 struct SeriesShape {
   int64_t times, channels, reach;
@@ -78,6 +106,17 @@ struct LayerKernels {
   void (*gated_norm)(const GatedNormParams<T>&, T* out, T* scratch, int64_t rows);
   void (*gated_norm_backward)(const GatedNormParams<T>&, const GatedNormGradients<T>&,
                               int64_t rows);
+  /// Elements of scratch memory for the two functions after it.
+  int64_t (*lane_attention_scratch)(const LaneAttentionParams<T>&);
+  void (*lane_attention)(const LaneAttentionParams<T>&, T* out, T* scratch);
+  void (*lane_attention_backward)(const LaneAttentionParams<T>&, const LaneAttentionGradients<T>&,
+                                  T* scratch);
+  void (*layer_norm)(const T* x, const T* weight, const T* bias, T epsilon, int64_t rows,
+                     int64_t width, T* out, T* mean, T* reciprocal);
+  void (*layer_norm_backward)(const NormRows<T>&, const T* gradient, T* x_gradient, T* sums);
+  void (*column_moments)(const T* x, int64_t rows, int64_t width, T* moments);
+  void (*batch_norm_sums)(const NormRows<T>&, const T* gradient, T* sums);
+  void (*batch_norm_backward)(const NormRows<T>&, const T* gradient, const T* means, T* x_gradient);
   void (*lstm)(T* gates, const T* bias, const T* last_cell, T* cell, T* hidden, int64_t rows,
                int64_t width);
   void (*lstm_backward)(const T* gates, const T* cell, const T* last_cell, const T* to_out,

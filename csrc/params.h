@@ -153,7 +153,7 @@ struct DropoutParams {
   uint64_t seed;
 };
 
-/// out[r][c] (+)= sum over n of left[r][n] * right[n][c].
+/// out[r][c] (+)= sum over n of left[r][n] * right[n][c], or with a bias = bias[c] + the sum.
 struct ProductParams {
   const void* left;  ///< [rows, depth], any strides
   int64_t left_row, left_step;
@@ -162,7 +162,9 @@ struct ProductParams {
   void* out;  ///< [rows, columns], rows contiguous
   int64_t out_row;
   int64_t rows, depth, columns;
-  bool add;  ///< add to `out`; else replace it
+  bool add;                ///< add to `out`; else replace it
+  const void* bias;        ///< [columns], added to each row if not `add`; null: none
+  FloatParts float_parts;  ///< 2, or 0: only on vectors
 };
 
 /// out_i = max over j of s_ij - (sum over j of s_ij) / keys, with s_ij = query_i . key_index(i, j).

@@ -1,6 +1,6 @@
 #pragma once
-// The forward and backward of bfloat16 tensors, and of float ones in bfloat16 parts, on the tile
-// registers of one instruction set.
+// The forward and backward of bfloat16 tensors, and of float ones in bfloat16 parts, and the
+// product of two matrices of float, on the tile registers of one instruction set.
 //
 // The same source runs on Intel's AMX and on tiles emulated in C++, by which every CPU tests it.
 
@@ -21,6 +21,7 @@ struct TileKernels {
   int64_t (*backward_scratch_bytes)(const BackwardParams&);
   void (*backward)(const BackwardParams&, int64_t step, int64_t unit_begin, int64_t unit_end,
                    void* scratch);
+  void (*product)(const ProductParams&, int64_t unit_begin, int64_t unit_end);
 };
 
 extern const TileKernels kAmxTileKernels;

@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "layers/common/data_embedding.h"
+#include "layers/common/norms.h"
 #include "layers/common/transformer_layers.h"
 #include "layers/informer/distilling.h"
 #include "layers/informer/prob_attention.h"
@@ -89,7 +90,7 @@ class InformerEncoderImpl : public torch::nn::Cloneable<InformerEncoderImpl> {
               : layer->forward(x);
       if (i < distilling_->size()) x = distilling_->ptr<DistillingLayerImpl>(i)->forward(x);
     }
-    return norm_(x);
+    return layer_normalized(x, *norm_);
   }
 
  private:
@@ -125,7 +126,7 @@ class InformerDecoderImpl : public torch::nn::Cloneable<InformerDecoderImpl> {
       x = options_.gradient_checkpointing() ? gradient_checkpoint(forward, {x, memory}, *layer)
                                             : forward({x, memory});
     }
-    return projection_(norm_(x));
+    return projection_(layer_normalized(x, *norm_));
   }
 
  private:

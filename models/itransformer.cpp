@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "checks.h"
+#include "layers/common/linear.h"
+#include "layers/common/norms.h"
 #include "layers/common/transformer_layers.h"
 #include "option_visitor.h"
 
@@ -45,7 +47,9 @@ class InvertedEmbeddingImpl : public torch::nn::Cloneable<InvertedEmbeddingImpl>
                                  torch::nn::Linear(options_.input_size(), options_.hidden_size()));
   }
   /// series [B, N, input_size] -> [B, N, D]
-  torch::Tensor forward(const torch::Tensor& series) { return embedding_(series); }
+  torch::Tensor forward(const torch::Tensor& series) {
+    return linear(series, embedding_->weight, embedding_->bias);
+  }
 
  private:
   ITransformerOptions options_;
@@ -82,7 +86,7 @@ class TokenEncoderImpl : public torch::nn::Cloneable<TokenEncoderImpl> {
                                     {tokens}, *layer)
               : layer->forward(tokens);
     }
-    return norm_(tokens.slice(1, 0, first));
+    return layer_normalized(tokens.slice(1, 0, first), *norm_);
   }
 
  private:
@@ -132,7 +136,9 @@ torch::Tensor ITransformerImpl::forward(const WindowsBatch& windows) {
     tokens = torch::cat({tokens, futr_embedding_(of_each_series)}, 1);
   }
   tokens = flash::dropout(tokens, options.dropout(), is_training());
-  torch::Tensor output = projector_(encoder_->forward(tokens, options.n_series()));  // [B, N, h M]
+  // [B, N, h M]
+  torch::Tensor output =
+      linear(encoder_->forward(tokens, options.n_series()), projector_->weight, projector_->bias);
   if (options.use_norm()) output = output * deviation + mean;
   return output.transpose(1, 2).reshape({batch, options.h(), -1});
 }

@@ -118,16 +118,18 @@ void check_dropout_input(const char* op, const at::Tensor& input, double p) {
   check_kernel_input(op, "input", input);
 }
 
-void check_block(const at::Tensor& input, double p, int64_t first, const char* name,
+constexpr char kBlocked[] = "flash::BlockedDropout";
+constexpr char kBlockedActivation[] = "flash::BlockedActivationDropout";
+
+void check_block(const char* op, const at::Tensor& input, double p, int64_t first, const char* name,
                  const at::Tensor& other) {
-  constexpr char kOp[] = "flash::BlockedActivationDropout";
-  check_dropout_input(kOp, input, p);
-  check_same_dtype(kOp, "input", input, name, other);
+  check_dropout_input(op, input, p);
+  check_same_dtype(op, "input", input, name, other);
   TORCH_CHECK_VALUE(
-      input.numel() == other.numel() && input.is_contiguous() && other.is_contiguous(), kOp,
+      input.numel() == other.numel() && input.is_contiguous() && other.is_contiguous(), op,
       ": expected contiguous blocks of the same size, got input ", input.sizes(), " of strides ",
       input.strides(), " and ", name, " ", other.sizes(), " of strides ", other.strides());
-  TORCH_CHECK_VALUE(first >= 0 && first % kDropoutBlock == 0, kOp,
+  TORCH_CHECK_VALUE(first >= 0 && first % kDropoutBlock == 0, op,
                     ": expected first to be a multiple of ", kDropoutBlock, ", got ", first);
 }
 
@@ -160,6 +162,20 @@ at::Tensor activation_dropout(const at::Tensor& input, Activation activation, do
   return ActivationDropout::apply(input, activation, Mask{p, draw_seed()});
 }
 
+BlockedDropout::BlockedDropout(double p) : BlockedDropout(p, p > 0 ? draw_seed() : 0) {}
+
+void BlockedDropout::apply(const at::Tensor& input, int64_t first, const at::Tensor& out) const {
+  check_block(kBlocked, input, p_, first, "out", out);
+  run(DropoutKind::kPlain, input, {}, Mask{p_, seed_}, out, {}, first);
+}
+
+void BlockedDropout::add(const at::Tensor& input, const at::Tensor& residual, int64_t first,
+                         const at::Tensor& out) const {
+  check_block(kBlocked, input, p_, first, "residual", residual);
+  check_block(kBlocked, input, p_, first, "out", out);
+  run(DropoutKind::kAdd, input, residual, Mask{p_, seed_}, out, {}, first);
+}
+
 BlockedActivationDropout::BlockedActivationDropout(Activation activation, double p)
     : BlockedActivationDropout(activation, p, p > 0 ? draw_seed() : 0) {}
 
@@ -168,15 +184,15 @@ BlockedActivationDropout::BlockedActivationDropout(Activation activation, double
 
 void BlockedActivationDropout::forward(const at::Tensor& input, int64_t first,
                                        const at::Tensor& out) const {
-  check_block(input, p_, first, "out", out);
+  check_block(kBlockedActivation, input, p_, first, "out", out);
   const bool relu = activation_ == Activation::kRelu;
   run(relu ? DropoutKind::kRelu : DropoutKind::kGelu, input, {}, Mask{p_, seed_}, out, {}, first);
 }
 
 void BlockedActivationDropout::backward(const at::Tensor& input, int64_t first,
                                         const at::Tensor& gradient, const at::Tensor& out) const {
-  check_block(input, p_, first, "gradient", gradient);
-  check_block(input, p_, first, "out", out);
+  check_block(kBlockedActivation, input, p_, first, "gradient", gradient);
+  check_block(kBlockedActivation, input, p_, first, "out", out);
   const bool relu = activation_ == Activation::kRelu;
   run(relu ? DropoutKind::kReluGradient : DropoutKind::kGeluGradient, input, gradient,
       Mask{p_, seed_}, gradient, out, first);

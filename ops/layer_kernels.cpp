@@ -21,6 +21,19 @@ const LayerKernels<T>& active() {
   }
 }
 
+template <class T>
+void run(DropoutKind kind, const DropoutBlock& block, const T* x, const T* other, T* out) {
+  DropoutParams p = {};
+  p.kind = kind;
+  p.input = x, p.other = other, p.out = out;
+  p.first = block.first, p.elements = block.count;
+  p.dropout = block.p;
+  p.seed = static_cast<uint64_t>(block.seed);
+  const KernelTable& table = active_table("flash::kernels");
+  const TypedKernels& kernels = std::is_same_v<T, float> ? table.f32 : table.f64;
+  kernels.dropout(p, 0, kernels.dropout_plan(p).units);
+}
+
 flash::GatedActivation in_kernels(GatedActivation activation) {
   switch (activation) {
     case GatedActivation::kRelu:
@@ -41,6 +54,35 @@ flash::GatedActivation in_kernels(GatedActivation activation) {
       return flash::GatedActivation::kGelu;
   }
   TORCH_INTERNAL_ASSERT(false, "no such activation");
+}
+
+template <class T>
+LaneAttentionParams<T> in_kernels(const LaneAttention<T>& call) {
+  return {.query = call.query,
+          .key = call.key,
+          .value = call.value,
+          .query_problem = call.query_problem,
+          .key_problem = call.key_problem,
+          .value_problem = call.value_problem,
+          .query_row = call.query_row,
+          .key_row = call.key_row,
+          .value_row = call.value_row,
+          .problems = call.problems,
+          .queries = call.queries,
+          .keys = call.keys,
+          .head_dim = call.head_dim,
+          .value_dim = call.value_dim,
+          .scale = call.scale};
+}
+
+template <class T>
+flash::NormRows<T> in_kernels(const NormRows<T>& norm) {
+  return {.x = norm.x,
+          .mean = norm.mean,
+          .reciprocal = norm.reciprocal,
+          .weight = norm.weight,
+          .rows = norm.rows,
+          .width = norm.width};
 }
 
 template <class T>
@@ -196,6 +238,64 @@ void gated_norm_backward(const GatedNorm<T>& block, const GatedNormGradients<T>&
 }
 
 template <class T>
+void dropout(const DropoutBlock& block, const T* x, T* out) {
+  run(DropoutKind::kPlain, block, x, static_cast<const T*>(nullptr), out);
+}
+
+template <class T>
+void dropout_add(const DropoutBlock& block, const T* x, const T* residual, T* out) {
+  run(DropoutKind::kAdd, block, x, residual, out);
+}
+
+template <class T>
+int64_t lane_attention_scratch(const LaneAttention<T>& call) {
+  return active<T>().lane_attention_scratch(in_kernels(call));
+}
+
+template <class T>
+void lane_attention(const LaneAttention<T>& call, T* out, T* scratch) {
+  active<T>().lane_attention(in_kernels(call), out, scratch);
+}
+
+template <class T>
+void lane_attention_backward(const LaneAttention<T>& call,
+                             const LaneAttentionGradients<T>& gradients, T* scratch) {
+  active<T>().lane_attention_backward(in_kernels(call),
+                                      {.out = gradients.out,
+                                       .query = gradients.query,
+                                       .key = gradients.key,
+                                       .value = gradients.value},
+                                      scratch);
+}
+
+template <class T>
+void layer_norm(const T* x, const T* weight, const T* bias, T epsilon, int64_t rows, int64_t width,
+                T* out, T* mean, T* reciprocal) {
+  active<T>().layer_norm(x, weight, bias, epsilon, rows, width, out, mean, reciprocal);
+}
+
+template <class T>
+void layer_norm_backward(const NormRows<T>& norm, const T* gradient, T* x_gradient, T* sums) {
+  active<T>().layer_norm_backward(in_kernels(norm), gradient, x_gradient, sums);
+}
+
+template <class T>
+void column_moments(const T* x, int64_t rows, int64_t width, T* moments) {
+  active<T>().column_moments(x, rows, width, moments);
+}
+
+template <class T>
+void batch_norm_sums(const NormRows<T>& norm, const T* gradient, T* sums) {
+  active<T>().batch_norm_sums(in_kernels(norm), gradient, sums);
+}
+
+template <class T>
+void batch_norm_backward(const NormRows<T>& norm, const T* gradient, const T* means,
+                         T* x_gradient) {
+  active<T>().batch_norm_backward(in_kernels(norm), gradient, means, x_gradient);
+}
+
+template <class T>
 void lstm(T* gates, const T* bias, const T* last_cell, T* cell, T* hidden, int64_t rows,
           int64_t width) {
   active<T>().lstm(gates, bias, last_cell, cell, hidden, rows, width);
@@ -209,35 +309,46 @@ void lstm_backward(const T* gates, const T* cell, const T* last_cell, const T* t
                             rows, width);
 }
 
-#define FLASH_INSTANTIATE(T)                                                                     \
-  template void block_product(const ProductSizes&, LeftFactor<T>, RowMatrix<const T>,            \
-                              RowMatrix<T>);                                                     \
-  template void complex_tanh(const T*, T*, int64_t);                                             \
-  template void complex_tanh_backward(const T*, const T*, T*, int64_t);                          \
-  template void add_cross_spectrum(const T*, const T*, T*, int64_t, int64_t);                    \
-  template void decompose(const T*, const T*, T*, T*, int64_t, int64_t, int64_t);                \
-  template void decompose_backward(const T*, const T*, T*, int64_t, int64_t, int64_t);           \
-  template void halve_by_maximum(const T*, T*, uint8_t*, int64_t, int64_t);                      \
-  template void halve_by_maximum_backward(const T*, const uint8_t*, T*, int64_t, int64_t);       \
-  template void running_sum(const T*, int64_t, T*, int64_t, int64_t);                            \
-  template void running_sum_backward(const T*, const bool*, T*, int64_t, int64_t, int64_t);      \
-  template void fold(const Folding&, const T*, T*, T*);                                          \
-  template void unfold(const Folding&, const T*, const T*, T*);                                  \
-  template void fold_transposed(const Folding&, const T*, T*, T*);                               \
-  template void unfold_rows(const Folding&, const T*, const T*, T*);                             \
-  template void activate(GatedActivation, T*, const T*, T*, int64_t, int64_t, int64_t, int64_t); \
-  template void activate_backward(GatedActivation, T*, const T*, T*, int64_t, int64_t, int64_t,  \
-                                  int64_t);                                                      \
-  template void drop(T*, const T*, const T*, int64_t, int64_t);                                  \
-  template void drop_backward(T*, const T*, T, T*, int64_t, int64_t);                            \
-  template void outer(T*, const T*, int64_t, const T*, const T*, int64_t, int64_t);              \
-  template void outer_backward(const T*, const T*, int64_t, const T*, T*, int64_t, T*, int64_t,  \
-                               int64_t);                                                         \
-  template void gated_norm(const GatedNorm<T>&, T*, T*, int64_t, int64_t);                       \
-  template void gated_norm_backward(const GatedNorm<T>&, const GatedNormGradients<T>&, int64_t,  \
-                                    int64_t);                                                    \
-  template void lstm(T*, const T*, const T*, T*, T*, int64_t, int64_t);                          \
-  template void lstm_backward(const T*, const T*, const T*, const T*, const T*, T*, T*, T*,      \
+#define FLASH_INSTANTIATE(T)                                                                       \
+  template void block_product(const ProductSizes&, LeftFactor<T>, RowMatrix<const T>,              \
+                              RowMatrix<T>);                                                       \
+  template void complex_tanh(const T*, T*, int64_t);                                               \
+  template void complex_tanh_backward(const T*, const T*, T*, int64_t);                            \
+  template void add_cross_spectrum(const T*, const T*, T*, int64_t, int64_t);                      \
+  template void decompose(const T*, const T*, T*, T*, int64_t, int64_t, int64_t);                  \
+  template void decompose_backward(const T*, const T*, T*, int64_t, int64_t, int64_t);             \
+  template void halve_by_maximum(const T*, T*, uint8_t*, int64_t, int64_t);                        \
+  template void halve_by_maximum_backward(const T*, const uint8_t*, T*, int64_t, int64_t);         \
+  template void running_sum(const T*, int64_t, T*, int64_t, int64_t);                              \
+  template void running_sum_backward(const T*, const bool*, T*, int64_t, int64_t, int64_t);        \
+  template void fold(const Folding&, const T*, T*, T*);                                            \
+  template void unfold(const Folding&, const T*, const T*, T*);                                    \
+  template void fold_transposed(const Folding&, const T*, T*, T*);                                 \
+  template void unfold_rows(const Folding&, const T*, const T*, T*);                               \
+  template void activate(GatedActivation, T*, const T*, T*, int64_t, int64_t, int64_t, int64_t);   \
+  template void activate_backward(GatedActivation, T*, const T*, T*, int64_t, int64_t, int64_t,    \
+                                  int64_t);                                                        \
+  template void drop(T*, const T*, const T*, int64_t, int64_t);                                    \
+  template void drop_backward(T*, const T*, T, T*, int64_t, int64_t);                              \
+  template void outer(T*, const T*, int64_t, const T*, const T*, int64_t, int64_t);                \
+  template void outer_backward(const T*, const T*, int64_t, const T*, T*, int64_t, T*, int64_t,    \
+                               int64_t);                                                           \
+  template void gated_norm(const GatedNorm<T>&, T*, T*, int64_t, int64_t);                         \
+  template void gated_norm_backward(const GatedNorm<T>&, const GatedNormGradients<T>&, int64_t,    \
+                                    int64_t);                                                      \
+  template void dropout(const DropoutBlock&, const T*, T*);                                        \
+  template void dropout_add(const DropoutBlock&, const T*, const T*, T*);                          \
+  template int64_t lane_attention_scratch(const LaneAttention<T>&);                                \
+  template void lane_attention(const LaneAttention<T>&, T*, T*);                                   \
+  template void lane_attention_backward(const LaneAttention<T>&, const LaneAttentionGradients<T>&, \
+                                        T*);                                                       \
+  template void layer_norm(const T*, const T*, const T*, T, int64_t, int64_t, T*, T*, T*);         \
+  template void layer_norm_backward(const NormRows<T>&, const T*, T*, T*);                         \
+  template void column_moments(const T*, int64_t, int64_t, T*);                                    \
+  template void batch_norm_sums(const NormRows<T>&, const T*, T*);                                 \
+  template void batch_norm_backward(const NormRows<T>&, const T*, const T*, T*);                   \
+  template void lstm(T*, const T*, const T*, T*, T*, int64_t, int64_t);                            \
+  template void lstm_backward(const T*, const T*, const T*, const T*, const T*, T*, T*, T*,        \
                               int64_t, int64_t);
 FLASH_INSTANTIATE(float)
 FLASH_INSTANTIATE(double)

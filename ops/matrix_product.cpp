@@ -27,22 +27,16 @@ void check_product(const at::Tensor& left, const at::Tensor& right, const at::Te
       right.strides(), " and ", out.strides(), "; copy right with .contiguous()");
 }
 
-}  // namespace
+/// Whether ATen computes a product, because the scalar kernels are active.
+bool aten_computes(const at::Tensor& left) {
+  const at::ScalarType dtype = left.scalar_type();
+  return &kernels_of(kMatrixProduct, dtype) ==
+         &kernels_of(kMatrixProduct, dtype, /*use_simd=*/false);
+}
 
-void matrix_product(const at::Tensor& left, const at::Tensor& right, const at::Tensor& out,
-                    ProductResult result) {
-  check_product(left, right, out);
-  const bool add = result == ProductResult::kAdd;
+void run_product(const at::Tensor& left, const at::Tensor& right, const at::Tensor& out, bool add,
+                 const void* bias, FloatParts parts) {
   const TypedKernels& kernels = kernels_of(kMatrixProduct, left.scalar_type());
-  if (&kernels == &kernels_of(kMatrixProduct, left.scalar_type(), /*use_simd=*/false)) {
-    at::Tensor target = out;
-    if (add) {
-      target.addmm_(left, right);
-    } else {
-      at::mm_out(target, left, right);
-    }
-    return;
-  }
   ProductParams p = {};
   p.left = left.const_data_ptr(), p.right = right.const_data_ptr();
   p.out = out.mutable_data_ptr();
@@ -50,9 +44,46 @@ void matrix_product(const at::Tensor& left, const at::Tensor& right, const at::T
   p.right_row = right.stride(0), p.right_column = right.stride(1);
   p.out_row = out.stride(0);
   p.rows = left.size(0), p.depth = left.size(1), p.columns = right.size(1);
-  p.add = add;
+  p.add = add, p.bias = bias, p.float_parts = parts;
   run_units(kernels.product_plan(p),
             [&](int64_t begin, int64_t end) { kernels.product(p, begin, end); });
+}
+
+}  // namespace
+
+bool matrix_product_uses_tiles(at::ScalarType dtype) {
+  // Three parts, as in attention, are not faster than vectors.
+  return float_parts_of(kMatrixProduct, dtype) == 2;
+}
+
+void matrix_product(const at::Tensor& left, const at::Tensor& right, const at::Tensor& out,
+                    ProductResult result) {
+  check_product(left, right, out);
+  const bool add = result == ProductResult::kAdd;
+  if (!aten_computes(left)) {
+    const bool tiles = matrix_product_uses_tiles(left.scalar_type());
+    return run_product(left, right, out, add, /*bias=*/nullptr, tiles ? 2 : 0);
+  }
+  at::Tensor target = out;
+  if (add) {
+    target.addmm_(left, right);
+  } else {
+    at::mm_out(target, left, right);
+  }
+}
+
+void matrix_product_with_bias(const at::Tensor& left, const at::Tensor& right,
+                              const at::Tensor& bias, const at::Tensor& out) {
+  check_product(left, right, out);
+  check_same_dtype(kMatrixProduct, "left", left, "bias", bias);
+  TORCH_CHECK_VALUE(bias.dim() == 1 && bias.size(0) == right.size(1) && bias.is_contiguous(),
+                    kMatrixProduct, ": expected a contiguous bias [", right.size(1), "], got ",
+                    bias.sizes(), " of strides ", bias.strides());
+  if (aten_computes(left) || matrix_product_uses_tiles(left.scalar_type())) {
+    out.copy_(bias.expand_as(out));
+    return matrix_product(left, right, out, ProductResult::kAdd);
+  }
+  run_product(left, right, out, /*add=*/false, bias.const_data_ptr(), /*parts=*/0);
 }
 
 }  // namespace flash

@@ -53,26 +53,47 @@ void unfold(const FoldedShape& s, const typename V::Scalar* sums,
   }
 }
 
-/// `fold` for a series x [C, T], with the result [steps, C]. Channels are processed in groups that
-/// fill whole cache lines of the result.
+/// `fold` for a series x [C, T], with the result [steps, C]: W channels by W times are transposed
+/// in registers.
 template <class V>
 void fold_transposed(const FoldedShape& s, const typename V::Scalar* x, typename V::Scalar* sums,
                      typename V::Scalar* differences) {
   using T = typename V::Scalar;
-  constexpr int64_t kGroup = 64 / sizeof(T);
-  for (int64_t first = 0; first < s.channels; first += kGroup) {
-    const int64_t last = min_of(s.channels, first + kGroup);
-    for (int64_t t = 0; t < s.steps(); ++t) {
-      const int64_t mirror = s.times - t;
-      const bool once = t == 0 || t == mirror;
-      const T *const here = x + t, *const there = x + (once ? t : mirror);
-      T *const sum = sums + t * s.row, *const difference = differences + t * s.row;
-      for (int64_t c = first; c < last; ++c) {
-        const T a = here[c * s.times], b = there[c * s.times];
-        sum[c] = once ? a : a + b;
-        difference[c] = once ? T(0) : a - b;
+  constexpr int W = V::kWidth;
+  const int64_t pairs = (s.times - 1) / 2;
+  for (int64_t first = 0; first < s.channels; first += W) {
+    const int64_t count = min_of(W, s.channels - first);
+    const T* const rows = x + first * s.times;
+    T *const sum = sums + first, *const difference = differences + first;
+    const auto fold_time = [&](int64_t t) {
+      const bool once = t == 0 || 2 * t == s.times;
+      for (int64_t i = 0; i < count; ++i) {
+        const T a = rows[i * s.times + t], b = rows[i * s.times + (once ? t : s.times - t)];
+        sum[t * s.row + i] = once ? a : a + b;
+        difference[t * s.row + i] = once ? T(0) : a - b;
+      }
+    };
+    fold_time(0);
+    int64_t t = 1;
+    if constexpr (W > 1) {
+      for (; count == W && t + W <= pairs + 1; t += W) {
+        // Times t … t + W - 1, and their mirror images, from the last to the first.
+        const int64_t mirror = s.times - t - W + 1;
+        typename V::Reg here[W], there[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) here[i] = V::load(rows + i * s.times + t);
+        V::transpose(here);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) there[i] = V::load(rows + i * s.times + mirror);
+        V::transpose(there);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+          V::store(sum + (t + i) * s.row, V::add(here[i], there[W - 1 - i]));
+          V::store(difference + (t + i) * s.row, V::sub(here[i], there[W - 1 - i]));
+        }
       }
     }
+    for (; t < s.steps(); ++t) fold_time(t);
   }
 }
 

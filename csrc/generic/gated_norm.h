@@ -11,9 +11,6 @@ namespace {
 
 constexpr double kGatedNormEpsilon = 1e-3;
 
-inline float square_root(float x) { return __builtin_sqrtf(x); }
-inline double square_root(double x) { return __builtin_sqrt(x); }
-
 /// out [rows, width] = LayerNorm(a * sigmoid(b) + skip), where [a | b] = gate + bias. With row
 /// factors, out += factor * LayerNorm(...) instead. `scratch` holds one row.
 template <class V>

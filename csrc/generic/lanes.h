@@ -67,6 +67,9 @@ inline float fused(float a, float b, float c) { return a * b + c; }
 inline double fused(double a, double b, double c) { return a * b + c; }
 #endif
 
+inline float square_root(float x) { return __builtin_sqrtf(x); }
+inline double square_root(double x) { return __builtin_sqrt(x); }
+
 /// The sum of the lanes of a register.
 template <class V>
 inline typename V::Scalar sum_of_lanes(typename V::Reg x) {

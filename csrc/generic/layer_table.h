@@ -7,8 +7,10 @@
 #include "csrc/generic/folding.h"
 #include "csrc/generic/gated_norm.h"
 #include "csrc/generic/gated_rows.h"
+#include "csrc/generic/lane_attention.h"
 #include "csrc/generic/lstm.h"
 #include "csrc/generic/moving_average.h"
+#include "csrc/generic/norms.h"
 #include "csrc/generic/running_sum.h"
 #include "csrc/generic/time_pooling.h"
 #include "csrc/layer_kernels.h"
@@ -35,6 +37,14 @@ constexpr LayerKernels<typename V::Scalar> layer_kernels() {
   k.outer_backward = outer_rows_backward<V>;
   k.gated_norm = gated_norm<V>;
   k.gated_norm_backward = gated_norm_backward<V>;
+  k.lane_attention_scratch = LaneGroup<V>::scratch;
+  k.lane_attention = lane_attention<V>;
+  k.lane_attention_backward = lane_attention_backward<V>;
+  k.layer_norm = layer_norm<V>;
+  k.layer_norm_backward = layer_norm_backward<V>;
+  k.column_moments = column_moments<V>;
+  k.batch_norm_sums = batch_norm_sums<V>;
+  k.batch_norm_backward = batch_norm_backward<V>;
   k.lstm = lstm<V>;
   k.lstm_backward = lstm_backward<V>;
   k.fold = fold<V>;

@@ -21,6 +21,36 @@ inline WorkPlan product_plan(const ProductParams& p) {
   return {ceil_div(p.rows, kProductRows), 1, 2 * kProductRows * p.depth * p.columns};
 }
 
+/// out = a x + bias, for kVecs vectors of columns: `update_columns` with another epilogue.
+template <class V, int kVecs, bool kTail>
+[[gnu::noinline]] void biased_columns(Left<typename V::Scalar> a, Right<typename V::Scalar> x,
+                                      int64_t depth, const typename V::Scalar* bias,
+                                      typename V::Scalar* out, int64_t stride, int64_t rows,
+                                      typename V::Mask tail) {
+  using Reg = typename V::Reg;
+  for_row_blocks<V::column_rows(kVecs)>(rows, [&]<int kRows>(int64_t r) {
+    Reg tile[kRows][kVecs];
+    clear<V>(tile);
+    multiply_add<V, kRows, kVecs, kTail>(tile, a.from(r, 0), x, depth, tail);
+    typename V::Scalar* row = out + r * stride;
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        const bool masked = kTail && v == kVecs - 1;
+        const typename V::Scalar* const b = bias + v * V::kWidth;
+        const Reg sum = V::add(tile[i][v], masked ? V::load(b, tail) : V::load(b));
+        if (masked) {
+          V::store(row + v * V::kWidth, sum, tail);
+        } else {
+          V::store(row + v * V::kWidth, sum);
+        }
+      }
+      row = next_row(row, stride);
+    }
+  });
+}
+
 /// One cache block of rows of the result.
 template <class V>
 class ProductBlock {
@@ -32,14 +62,20 @@ class ProductBlock {
 
   /// Adds terms n … n + depth - 1 to the result, or replaces it by them.
   void step(int64_t n, int64_t depth, bool add) {
+    const T* const bias = n == 0 && !add ? static_cast<const T*>(p_.bias) : nullptr;
     const T* left = static_cast<const T*>(p_.left) + first_ * p_.left_row + n * p_.left_step;
     T* out = static_cast<T*>(p_.out) + first_ * p_.out_row;
     Epilogue<T> epilogue = {add, T(1), nullptr, nullptr};
     epilogue.prefetch = rows_ * p_.columns > kCachedResult;
     for (int64_t c = 0; c < p_.columns; c += kPanel) {
       const int64_t columns = min_of(kPanel, p_.columns - c);
-      update_rows<V>(Left<T>{left, p_.left_row, p_.left_step}, panel(n, depth, c, columns), depth,
-                     out + c, p_.out_row, rows_, columns, epilogue);
+      const Left<T> rows = {left, p_.left_row, p_.left_step};
+      const Right<T> right = panel(n, depth, c, columns);
+      if (bias != nullptr) {
+        add_to_bias(rows, right, depth, bias + c, out + c, columns);
+      } else {
+        update_rows<V>(rows, right, depth, out + c, p_.out_row, rows_, columns, epilogue);
+      }
     }
   }
 
@@ -47,10 +83,30 @@ class ProductBlock {
   static constexpr int64_t kPanel = V::kColumnVecs * V::kWidth;
   /// The largest result, in elements, that stays in the second-level cache between steps.
   static constexpr int64_t kCachedResult = (int64_t{1} << 19) / static_cast<int64_t>(sizeof(T));
-  /// Rows this far apart share few sets of the first-level cache and have a page each.
+  /// Rows this far apart have a page each.
   static constexpr int64_t kFarApart = 2048 / static_cast<int64_t>(sizeof(T));
+  /// Rows a multiple of this apart share a quarter of the sets of the first-level cache, or fewer.
+  static constexpr int64_t kSharedSets = 256 / static_cast<int64_t>(sizeof(T));
+  /// Rows of a panel from which on those that share sets evict each other, together with the left
+  /// matrix, before the next rows of the result read them.
+  static constexpr int64_t kEvicting = 64;
   /// Rows of the result from which on copying a panel pays off.
   static constexpr int64_t kWorthCopying = 48;
+
+  // A panel of up to kPanel columns.
+  void add_to_bias(Left<T> left, Right<T> right, int64_t depth, const T* bias, T* out,
+                   int64_t columns) const {
+    const int64_t tail = columns % V::kWidth;
+    with_vecs<V::kColumnVecs>(static_cast<int>(ceil_div(columns, V::kWidth)), [&]<int kVecs>() {
+      if (tail == 0) {
+        biased_columns<V, kVecs, false>(left, right, depth, bias, out, p_.out_row, rows_,
+                                        V::first(V::kWidth));
+      } else {
+        biased_columns<V, kVecs, true>(left, right, depth, bias, out, p_.out_row, rows_,
+                                       V::first(tail));
+      }
+    });
+  }
 
   Right<T> panel(int64_t n, int64_t depth, int64_t c, int64_t columns) {
     const T* right = static_cast<const T*>(p_.right) + n * p_.right_row + c * p_.right_column;
@@ -58,7 +114,9 @@ class ProductBlock {
       pack_transposed<V, kPanel>(right, p_.right_column, columns, depth, T(1), panel_);
       return {panel_, kPanel};
     }
-    const bool copies = p_.right_row >= kFarApart && rows_ >= kWorthCopying && columns == kPanel;
+    const bool evicted = p_.right_row % kSharedSets == 0 && depth >= kEvicting;
+    const bool copies =
+        (evicted || p_.right_row >= kFarApart) && rows_ >= kWorthCopying && columns == kPanel;
     if (!copies) return {right, p_.right_row};
     for (int64_t i = 0; i < depth; ++i) {
 #pragma GCC unroll 4

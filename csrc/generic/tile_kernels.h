@@ -4,6 +4,7 @@
 #include "csrc/denormals.h"
 #include "csrc/generic/tile_backward.h"
 #include "csrc/generic/tile_forward_pass.h"
+#include "csrc/generic/tile_matrix_product.h"
 #include "csrc/tile_kernels.h"
 
 namespace flash {
@@ -27,6 +28,7 @@ constexpr TileKernels tile_kernels() {
     with_parts_of(p,
                   [&]<int kParts>() { tile_backward<V, M, kParts>(p, step, begin, end, scratch); });
   };
+  k.product = tile_matrix_product<V, M, 2>;
   return k;
 }
 

@@ -1,8 +1,9 @@
 #pragma once
 // TypedKernels with the calls that TileKernels serve: those of bfloat16 tensors, and of float ones
-// that may be taken apart, but for decoding.
+// that may be taken apart, but for decoding; and products of matrices of float that may be.
 
 #include "csrc/generic/table.h"
+#include "csrc/generic/tile_matrix_product.h"
 #include "csrc/generic/tile_parts.h"
 #include "csrc/tile_kernels.h"
 
@@ -49,6 +50,9 @@ constexpr TypedKernels typed_kernels_with_tiles() {
                   void* scratch) {
     uses_tiles(p) ? kTiles.backward(p, step, begin, end, scratch)
                   : typed_kernels<V>().backward(p, step, begin, end, scratch);
+  };
+  k.product = [](const ProductParams& p, int64_t begin, int64_t end) {
+    uses_tiles(p) ? kTiles.product(p, begin, end) : typed_kernels<V>().product(p, begin, end);
   };
   return k;
 }

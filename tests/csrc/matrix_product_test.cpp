@@ -56,13 +56,21 @@ const Sizes kNamedSizes[] = {
     {48, 9, 63, 600},
     {48, 9, 65, 600},
     {48, 1, 128, 600},
+    // The same with rows a multiple of 256 bytes apart, from 64 rows of a panel on.
+    {48, 64, 16, 48},
+    {48, 63, 16, 48},
+    {50, 257, 32, 32},
+    {47, 65, 64, 64},
+    {49, 300, 67, 61},
 };
 constexpr int64_t kGap = 3;  // elements between two rows of the result, which must not change
 
+enum class Start { kZero, kOld, kBias };  ///< what the sum of products is added to
+
 template <class T>
-void expect_matches_reference(const Sizes& s, bool transposed, bool right_transposed, bool add) {
+void expect_matches_reference(const Sizes& s, bool transposed, bool right_transposed, Start start) {
   ProductParams p = {};
-  p.rows = s.rows, p.depth = s.depth, p.columns = s.columns, p.add = add;
+  p.rows = s.rows, p.depth = s.depth, p.columns = s.columns, p.add = start == Start::kOld;
   p.left_row = transposed ? 1 : s.depth, p.left_step = transposed ? s.rows : 1;
   p.right_row = right_transposed ? 1 : s.columns + s.right_gap;
   p.right_column = right_transposed ? s.depth + s.right_gap : 1;
@@ -75,11 +83,12 @@ void expect_matches_reference(const Sizes& s, bool transposed, bool right_transp
   const std::vector<T> right =
       normal<T>(extent(s.depth, p.right_row, s.columns, p.right_column), 2);
   const std::vector<T> before = normal<T>(extent(s.rows, p.out_row, s.columns, 1), 3);
+  const std::vector<T> bias = normal<T>(s.columns, 4);
   std::vector<double> expected(before.begin(), before.end());
   for (int64_t r = 0; r < s.rows; ++r) {
     for (int64_t c = 0; c < s.columns; ++c) {
       double& sum = expected[r * p.out_row + c];
-      if (!add) sum = 0;
+      if (start != Start::kOld) sum = start == Start::kBias ? static_cast<double>(bias[c]) : 0.0;
       for (int64_t n = 0; n < s.depth; ++n) {
         sum += static_cast<double>(left[r * p.left_row + n * p.left_step]) *
                right[n * p.right_row + c * p.right_column];
@@ -97,6 +106,7 @@ void expect_matches_reference(const Sizes& s, bool transposed, bool right_transp
       const bool one_by_one = place == Place::kAfterGuard;
       Memory memory(place);
       p.left = memory.copy("left", left), p.right = memory.copy("right", right);
+      if (start == Start::kBias) p.bias = memory.copy("bias", bias);
       T* out = memory.copy("out", before);
       p.out = out;
       const WorkPlan plan = typed<T>(*table).product_plan(p);
@@ -130,8 +140,8 @@ void expect_all() {
   for (const Sizes& sizes : all_sizes()) {
     for (const bool transposed : {false, true}) {
       for (const bool right_transposed : {false, true}) {
-        for (const bool add : {false, true}) {
-          expect_matches_reference<T>(sizes, transposed, right_transposed, add);
+        for (const Start start : {Start::kZero, Start::kOld, Start::kBias}) {
+          expect_matches_reference<T>(sizes, transposed, right_transposed, start);
         }
       }
     }

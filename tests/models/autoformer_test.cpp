@@ -1,5 +1,6 @@
 // Autoformer against neuralforecast, with exact attention, and its error handling.
 
+#include <flash_attention/dropout.h>
 #include <flash_attention/models/autoformer.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
@@ -229,6 +230,41 @@ TEST(SeriesDecomposition, EqualsTheMovingAverageAndItsGradient) {
         EXPECT_LT(max_difference(x.grad(), y.grad()), kOperatorFloat64);
         EXPECT_TRUE(torch::equal(before.grad(), other));
         EXPECT_TRUE(torch::equal(models::seasonal_part(x, window), seasonal));
+      }
+    }
+  }
+}
+
+TEST(SeriesDecomposition, OfASumEqualsItsPartsWithGradients) {
+  constexpr double kDropout = 0.3;
+  for (const int64_t channels : {6, 7}) {  // series of a multiple of 64 elements, and others
+    for (const bool has_before : {false, true}) {
+      std::vector<torch::Tensor> results[2];
+      for (const bool fused : {false, true}) {
+        torch::manual_seed(1);
+        const auto random = [&] { return torch::randn({3, 32, channels}, torch::kDouble); };
+        const torch::Tensor weight = random(), other = random();
+        std::vector<torch::Tensor> leaves = {random().requires_grad_(), random().requires_grad_()};
+        const torch::Tensor before = has_before ? random().requires_grad_() : torch::Tensor();
+        if (has_before) leaves.push_back(before);
+        const torch::Tensor &x = leaves[0], &residual = leaves[1];
+        torch::manual_seed(2);
+        const auto [seasonal, trend] =
+            fused ? models::decompose_series_sum(x, residual, kDropout, true, 5, before)
+                  : models::decompose_series(dropout_add(x, residual, kDropout, true), 5, before);
+        torch::manual_seed(2);
+        const torch::Tensor alone =
+            fused ? models::seasonal_part_of_sum(x, residual, kDropout, true, 5)
+                  : models::seasonal_part(dropout_add(x, residual, kDropout, true), 5);
+        results[fused] = torch::autograd::grad(
+            {(seasonal * weight + trend * other).sum() + (alone * other).sum()}, leaves);
+        for (const torch::Tensor& part : {seasonal, trend, alone}) {
+          results[fused].push_back(part.detach());
+        }
+      }
+      for (size_t i = 0; i < results[0].size(); ++i) {
+        EXPECT_LT(max_difference(results[1][i], results[0][i]), kOperatorFloat64)
+            << channels << " channels, result " << i;
       }
     }
   }

@@ -1,4 +1,4 @@
-// Linear layers through oneDNN against ATen.
+// Linear layers, which are oneDNN's or ATen's, against ATen's.
 
 #include "layers/common/linear.h"
 
@@ -11,7 +11,7 @@
 namespace flash::tests {
 namespace {
 
-/// Large enough for oneDNN: 300 * 160 * 200 multiplications.
+/// A large layer, of 300 * 160 * 200 multiplications.
 struct Problem {
   torch::Tensor x = torch::randn({3, 100, 160});
   torch::Tensor weight = torch::randn({200, 160}) / 12.6;  // products of order 1
@@ -58,6 +58,19 @@ TEST(Linear, FusesItsActivation) {
   EXPECT_LT(max_difference(models::activated_linear(p.x, p.weight, p.bias, Activation::kGelu),
                            torch::gelu(plain)),
             kOperatorFloat32);
+}
+
+TEST(Linear, ItsActivationOfSmallLayers) {
+  torch::manual_seed(4);
+  for (const at::ScalarType dtype : {at::kFloat, at::kDouble, at::kBFloat16}) {
+    const torch::Tensor x = torch::randn({20, 30, 16}).to(dtype);
+    const torch::Tensor weight = torch::randn({40, 16}).div(4).to(dtype);
+    const torch::Tensor bias = torch::randn({40}).to(dtype);
+    const torch::Tensor expected = torch::gelu(torch::linear(x, weight, bias));
+    const torch::Tensor got = models::activated_linear(x, weight, bias, Activation::kGelu);
+    EXPECT_EQ(got.scalar_type(), dtype);
+    EXPECT_LT(max_difference(got, expected), kOperatorFloat32) << dtype;
+  }
 }
 
 TEST(Linear, HasASecondDerivative) {

@@ -25,6 +25,12 @@ std::vector<Tensor> split_heads(const Tensor& packed, int64_t parts) {
   return packed.unflatten(-1, {parts, kHeads, -1}).permute({2, 0, 3, 1, 4}).unbind();
 }
 
+/// With the layers of queries, keys and values in one weight.
+Tensor project(const Tensor& x, const Tensor& weight, const Tensor& bias, ScoreHistory& history) {
+  const auto w = weight.chunk(3), b = bias.chunk(3);
+  return models::project_heads(x, {{{w[0], b[0]}, {w[1], b[1]}, {w[2], b[2]}}}, kHeads, history);
+}
+
 /// The results of two consecutive layers, and their gradients of first or second order.
 std::vector<Tensor> two_layers(bool ours, int64_t width, int64_t layers, bool twice) {
   torch::manual_seed(1);
@@ -38,7 +44,7 @@ std::vector<Tensor> two_layers(bool ours, int64_t width, int64_t layers, bool tw
   Tensor value, out = torch::zeros({}, at::kDouble);
   for (const Tensor& weight : weights) {
     if (ours) {
-      value = models::project_heads(x, weight, bias, kHeads, history);
+      value = project(x, weight, bias, history);
     } else {
       const std::vector<Tensor> parts = split_heads(torch::linear(x, weight, bias), 3);
       const auto appended = [](const Tensor& before, const Tensor& part) {
@@ -85,10 +91,10 @@ TEST(ProjectedHeads, KeepTheSavedTensorsOfEarlierLayersValid) {
   history.layers = 2;
   const Tensor x = random_leaf({2, 5, 8}), weight = random_leaf({3 * kHeads * 4, 8}),
                bias = random_leaf({36});
-  models::project_heads(x, weight, bias, kHeads, history);
+  project(x, weight, bias, history);
   const Tensor first = history.queries, before = first.detach().clone();
   const Tensor square = first.square();  // saves `first`
-  models::project_heads(x, weight, bias, kHeads, history);
+  project(x, weight, bias, history);
   EXPECT_EQ(history.queries.data_ptr(), first.data_ptr());
   EXPECT_TRUE(torch::equal(first, before));
   EXPECT_NO_THROW(square.sum().backward());

@@ -17,9 +17,11 @@ set(FLASH_MODELS_TEST_SOURCES
   models/informer_test.cpp
   models/interrupt_test.cpp
   models/itransformer_test.cpp
+  models/lane_attention_test.cpp
   models/linear_test.cpp
   models/losses_test.cpp
   models/model_size_test.cpp
+  models/norms_test.cpp
   models/parity.cpp
   models/patchtst_test.cpp
   models/prob_attention_test.cpp

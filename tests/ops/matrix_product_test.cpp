@@ -27,6 +27,9 @@ TEST(MatrixProduct, EqualsTheDefinition) {
       EXPECT_LE(largest_difference(out, expected), allowed);
       matrix_product(left, right.t().contiguous().t(), out, ProductResult::kAdd);
       EXPECT_LE(largest_difference(out, 2 * expected), allowed);
+      const Tensor bias = at::randn({right.size(1)}, dtype);
+      matrix_product_with_bias(left, right, bias, out);
+      EXPECT_LE(largest_difference(out, expected + bias), allowed);
     }
   }
 }
@@ -63,6 +66,9 @@ TEST(MatrixProduct, ErrorsSayWhatWasExpected) {
               AllOf(HasSubstr(kOp), HasSubstr("contiguous")));
   EXPECT_THAT(value_error(left, right, at::zeros({5, 3}).t()),
               AllOf(HasSubstr(kOp), HasSubstr("contiguous")));
+  EXPECT_THAT(message_of<c10::ValueError>(
+                  [&] { matrix_product_with_bias(left, right, at::zeros({4}), out); }),
+              AllOf(HasSubstr(kOp), HasSubstr("bias [5], got [4]")));
   EXPECT_THAT(message_of<c10::TypeError>([&] { matrix_product(left, right.to(at::kDouble), out); }),
               AllOf(HasSubstr(kOp), HasSubstr("Double")));
   EXPECT_THAT(message_of<c10::TypeError>(

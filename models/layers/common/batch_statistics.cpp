@@ -59,17 +59,18 @@ SharedStatistics::SharedStatistics(ProcessSum& processes) : before_(all_processe
 
 SharedStatistics::~SharedStatistics() { all_processes = before_; }
 
-at::Tensor batch_norm(torch::nn::BatchNorm1d& norm, const at::Tensor& x) {
-  if (all_processes == nullptr || !norm->is_training()) return norm(x);
-  const auto outputs = NormalizedRows::apply(x, norm->options.eps());
+bool has_shared_statistics() { return all_processes != nullptr; }
+
+at::Tensor shared_batch_norm(const at::Tensor& x, torch::nn::BatchNorm1dImpl& norm) {
+  const auto outputs = NormalizedRows::apply(x, norm.options.eps());
   {
     const at::NoGradGuard no_grad;
-    norm->num_batches_tracked.add_(1);
-    const double momentum = norm->options.momentum().value();
-    norm->running_mean.lerp_(outputs[1], momentum);
-    norm->running_var.lerp_(outputs[2], momentum);
+    norm.num_batches_tracked.add_(1);
+    const double momentum = norm.options.momentum().value();
+    norm.running_mean.lerp_(outputs[1], momentum);
+    norm.running_var.lerp_(outputs[2], momentum);
   }
-  return outputs[0] * norm->weight + norm->bias;
+  return outputs[0] * norm.weight + norm.bias;
 }
 
 at::Tensor mean_of_rows(const at::Tensor& x) {

@@ -29,9 +29,12 @@ class FLASH_API SharedStatistics {
   ProcessSum* before_;
 };
 
-/// x [rows, features] -> the same shape: `norm(x)`, with the statistics of all processes if there
-/// are SharedStatistics.
-at::Tensor batch_norm(torch::nn::BatchNorm1d& norm, const at::Tensor& x);
+/// Whether a training step sees the rows of other processes too.
+bool has_shared_statistics();
+
+/// x [rows, features] -> the same shape: `norm` in training mode with the statistics of all
+/// processes. Call it only if there are SharedStatistics.
+at::Tensor shared_batch_norm(const at::Tensor& x, torch::nn::BatchNorm1dImpl& norm);
 
 /// x [rows, columns] -> [1, columns], the mean of a training step, of all processes if there are
 /// SharedStatistics. Not differentiable then.

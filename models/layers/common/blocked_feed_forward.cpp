@@ -28,11 +28,11 @@ class FeedForwardFunction : public torch::autograd::Function<FeedForwardFunction
     const int64_t rows = x.size(0), wide = first.weight.size(0);
     const BlockMatrix inner(rows, wide, x.options(), keep), scratch(rows, wide, x.options(), false);
     Tensor out = at::empty({rows, second.weight.size(0)}, x.options());
-    for_blocks(rows, [&](int64_t row, int64_t count) {
-      const Tensor block = inner.block(row, count), activated = scratch.block(row, count);
-      linear_into(x.narrow(0, row, count), first, block);
-      active.forward(block, row * wide, activated);
-      linear_into(activated, second, out.narrow(0, row, count));
+    for_parallel_blocks(rows, [&](const RowBlock& block) {
+      const Tensor wide_rows = inner.block(block), activated = scratch.block(block);
+      linear_into(block.of(x), first, wide_rows);
+      active.forward(wide_rows, block.first * wide, activated);
+      linear_into(activated, second, block.of(out));
     });
     if (keep) {
       context->saved_data["call"] =
@@ -57,14 +57,15 @@ class FeedForwardFunction : public torch::autograd::Function<FeedForwardFunction
     const BlockMatrix scratch(rows, wide, x.options(), false),
         activated_scratch(rows, wide, x.options(), false);
     const Tensor gradient = gradients[0].contiguous(), of_x = at::empty_like(x);
-    for_blocks(rows, [&](int64_t row, int64_t count) {
-      const Tensor to_out = gradient.narrow(0, row, count), to_inner = scratch.block(row, count),
-                   activated = activated_scratch.block(row, count);
-      matrix_product(to_out, second.weight, to_inner);
-      active.backward(inner.narrow(0, row, count), row * wide, to_inner, activated);
-      of_second.add(to_out, activated);
-      of_first.add(to_inner, x.narrow(0, row, count));
-      matrix_product(to_inner, first.weight, of_x.narrow(0, row, count));
+    for_blocks(rows, [&](const RowBlock& block) {
+      for_parts(block, [&](const RowBlock& part) {
+        const Tensor to_inner = scratch.block(part);
+        matrix_product(part.of(gradient), second.weight, to_inner);
+        active.backward(part.of(inner), part.first * wide, to_inner, activated_scratch.block(part));
+        matrix_product(to_inner, first.weight, part.of(of_x));
+      });
+      of_second.add(block.of(gradient), activated_scratch.block(block));
+      of_first.add(scratch.block(block), block.of(x));
     });
     return {of_x,           of_first.weight, of_first.bias, of_second.weight,
             of_second.bias, Tensor(),        Tensor(),      Tensor()};

@@ -30,11 +30,9 @@ void FeedForward::register_in(torch::nn::Module& owner, const FeedForwardOptions
                                          options.inner_size, options.hidden_size, options.bias));
 }
 
-torch::Tensor FeedForward::add_to(const torch::Tensor& x, bool training) const {
-  const double dropout = options_.dropout;
-  return dropout_add(feed_forward(x, first_->weights(), second_->weights(), options_.activation,
-                                  training ? dropout : 0.0),
-                     x, dropout, training);
+torch::Tensor FeedForward::forward(const torch::Tensor& x, bool training) const {
+  return feed_forward(x, first_->weights(), second_->weights(), options_.activation,
+                      training ? options_.dropout : 0.0);
 }
 
 torch::Tensor feed_forward(const torch::Tensor& x, const LinearWeights& first,

@@ -43,15 +43,15 @@ struct FeedForwardOptions {
   bool bias;
 };
 
-/// x + dropout(conv2(dropout(activation(conv1(x))))). The convolutions are registered in the owner
-/// as `conv1` and `conv2`, because neuralforecast has no module for the pair.
+/// conv2(dropout(activation(conv1(x)))). The convolutions are registered in the owner as `conv1`
+/// and `conv2`, because neuralforecast has no module for the pair.
 class FeedForward {
  public:
   /// Registers the convolutions in `owner`.
   void register_in(torch::nn::Module& owner, const FeedForwardOptions& options);
 
   /// x [B, T, hidden_size] -> the same shape.
-  torch::Tensor add_to(const torch::Tensor& x, bool training) const;
+  torch::Tensor forward(const torch::Tensor& x, bool training) const;
 
  private:
   FeedForwardOptions options_{};

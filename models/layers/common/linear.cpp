@@ -1,11 +1,14 @@
 #include "layers/common/linear.h"
 
+#include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <flash_attention/matrix_product.h>
 #include <torch/torch.h>
 
 #include <optional>
+
+#include "layers/common/linear_blocks.h"
 
 namespace flash::models {
 namespace {
@@ -34,10 +37,45 @@ const std::optional<c10::TypedOperatorHandle<OneDnnLinear>>& onednn() {
 /// With fewer multiplications, looking up oneDNN's kernel takes longer than it saves.
 constexpr int64_t kFewest = int64_t{1} << 22;
 
-bool onednn_is_faster(const at::Tensor& x, const at::Tensor& weight) {
+bool is_large(const at::Tensor& x, const at::Tensor& weight) {
   const auto fits = [](const at::Tensor& t) { return t.is_cpu() && t.scalar_type() == at::kFloat; };
-  return fits(x) && fits(weight) && x.numel() * weight.size(0) >= kFewest &&
-         at::globalContext().userEnabledMkldnn() && onednn().has_value();
+  return fits(x) && fits(weight) && x.numel() * weight.size(0) >= kFewest;
+}
+
+/// ATen's BLAS is MKL, which uses AVX-512 on some CPUs only, where oneDNN uses it on all. With AVX2
+/// MKL is faster, the more so the fewer rows, because oneDNN lays out the weight in each call.
+bool has_avx512() {
+  static const bool found = at::get_cpu_capability().starts_with("AVX512");
+  return found;
+}
+
+bool onednn_is_faster(const at::Tensor& x, const at::Tensor& weight) {
+  return is_large(x, weight) && has_avx512() && at::globalContext().userEnabledMkldnn() &&
+         onednn().has_value();
+}
+
+/// Of fewer elements, the time of an activation is that of its call.
+constexpr int64_t kFewestElements = int64_t{1} << 14;
+
+/// With fewer multiplications, packing the operands takes longer than tiles save.
+constexpr int64_t kFewestOnTiles = int64_t{1} << 18;
+
+/// Whether the tiles of the operator compute this layer.
+bool on_tiles(const at::Tensor& x, const at::Tensor& weight) {
+  return fits_kernels(x) && weight.is_cpu() && weight.scalar_type() == x.scalar_type() &&
+         x.numel() * weight.size(0) >= kFewestOnTiles && is_plain(x) && is_plain(weight) &&
+         matrix_product_uses_tiles(x.scalar_type());
+}
+
+at::Tensor through_tiles(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const at::Tensor rows = x.reshape({-1, x.size(-1)}).contiguous();
+  const bool is_readable = weight.stride(0) == 1 || weight.stride(1) == 1;
+  const at::Tensor out = at::empty({rows.size(0), weight.size(0)}, x.options());
+  linear_into(rows, {is_readable ? weight : weight.contiguous(), bias}, out);
+  auto sizes = x.sizes().vec();
+  sizes.back() = weight.size(0);
+  return out.view(sizes);
 }
 
 at::Tensor through_onednn(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
@@ -52,18 +90,7 @@ at::Tensor through_onednn(const at::Tensor& x, const at::Tensor& weight, const a
   return out.view(sizes);
 }
 
-/// Rows of a weight's gradient that are enough work for one thread.
-constexpr int64_t kRowsPerThread = 32;
-
-/// g^T x for g [rows, out] and x [rows, in].
-at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x) {
-  const bool fits = g.size(1) >= kRowsPerThread * at::get_num_threads() && x.is_contiguous();
-  if (at::GradMode::is_enabled() || !fits) return g.t().mm(x);
-  const at::Tensor out = at::empty({g.size(1), x.size(1)}, x.options());
-  matrix_product(g.t(), x, out);
-  return out;
-}
-
+/// Large layers, for the choices of `product` and `weight_gradient`.
 class Linear : public torch::autograd::Function<Linear> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
@@ -96,15 +123,30 @@ bool fits_kernels(const at::Tensor& x) {
          !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
+bool is_plain(const at::Tensor& x) {
+  const c10::DispatchKeySet wrappers(
+      {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
+  return !x.key_set().has_any(wrappers) && !x._fw_grad(/*level=*/0).defined();
+}
+
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  if (!at::GradMode::is_enabled() && on_tiles(x, weight)) return through_tiles(x, weight, bias);
   if (!at::GradMode::is_enabled() && onednn_is_faster(x, weight)) {
     return through_onednn(x, weight, bias, "none");
   }
   return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
 }
 
+at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x) {
+  if (at::GradMode::is_enabled() || !fits_kernels(x)) return g.t().mm(x);
+  const at::Tensor out = at::empty({g.size(1), x.size(1)}, x.options());
+  matrix_product(g.t(), x.contiguous(), out);
+  return out;
+}
+
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  if (!onednn_is_faster(x, weight) || at::autocast::is_autocast_enabled(at::kCPU)) {
+  const bool large = is_large(x, weight) && !at::autocast::is_autocast_enabled(at::kCPU);
+  if (!large && !on_tiles(x, weight)) {
     return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
   }
   return Linear::apply(x, weight, bias.defined() ? std::make_optional(bias) : std::nullopt);
@@ -114,11 +156,20 @@ at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight, const
                             Activation activation) {
   const at::NoGradGuard no_grad;
   const bool relu = activation == Activation::kRelu;
-  if (onednn_is_faster(x, weight) && !at::autocast::is_autocast_enabled(at::kCPU)) {
+  const bool tiles = on_tiles(x, weight);
+  if (!tiles && onednn_is_faster(x, weight) && !at::autocast::is_autocast_enabled(at::kCPU)) {
     return through_onednn(x, weight, bias, relu ? "relu" : "gelu");
   }
-  at::Tensor out = bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
-  return relu ? out.relu_() : at::gelu(out);
+  at::Tensor out = tiles            ? through_tiles(x, weight, bias)
+                   : bias.defined() ? at::linear(x, weight, bias)
+                                    : at::linear(x, weight);
+  if (relu) return out.relu_();
+  // Without dropout, for its activation, which takes a fraction of the time of at::gelu on many
+  // elements.
+  const bool pays = out.numel() >= kFewestElements && fits_kernels(out);
+  if (!pays || !is_plain(out) || !out.is_contiguous()) return at::gelu(out);
+  BlockedActivationDropout(activation, /*p=*/0.0).forward(out, /*first=*/0, out);
+  return out;
 }
 
 }  // namespace flash::models

@@ -4,15 +4,20 @@
 #include <ATen/ATen.h>
 #include <flash_attention/matrix_product.h>
 
+#include <algorithm>
+
 #include "layers/common/linear.h"
+#include "layers/common/row_blocks.h"
 
 namespace flash::models {
 
 /// out = x weight^T + bias: x [rows, in] -> out [rows, out]
-inline void linear_into(const at::Tensor& x, const LinearWeights& layer, at::Tensor out) {
-  if (layer.bias.defined()) out.copy_(layer.bias.expand_as(out));
-  matrix_product(x, layer.weight.t(), out,
-                 layer.bias.defined() ? ProductResult::kAdd : ProductResult::kReplace);
+inline void linear_into(const at::Tensor& x, const LinearWeights& layer, const at::Tensor& out) {
+  if (layer.bias.defined()) {
+    matrix_product_with_bias(x, layer.weight.t(), layer.bias.contiguous(), out);
+  } else {
+    matrix_product(x, layer.weight.t(), out);
+  }
 }
 
 /// The gradients of a layer's weight and bias, summed over blocks.
@@ -23,10 +28,19 @@ struct LinearGradients {
       : weight(at::zeros_like(layer.weight)),
         bias(layer.bias.defined() ? at::zeros_like(layer.bias) : at::Tensor()) {}
 
-  /// Adds the contribution of one block, from the gradient of the layer's result and its input x.
-  void add(const at::Tensor& gradient, const at::Tensor& x) {
-    matrix_product(gradient.t(), x, weight, ProductResult::kAdd);
-    if (bias.defined()) bias.add_(gradient.sum(0));
+  /// Of a layer with a bias.
+  LinearGradients(int64_t out, int64_t in, const at::TensorOptions& options)
+      : weight(at::zeros({out, in}, options)), bias(at::zeros({out}, options)) {}
+
+  /// Adds the contribution of one block, from the gradient of the layer's result and its input x,
+  /// `step` rows at a time. If blocks begin at multiples of it, sums do not depend on their size.
+  void add(const at::Tensor& gradient, const at::Tensor& x, int64_t step = kRowsPerBlock) {
+    for (int64_t first = 0; first < x.size(0); first += step) {
+      const int64_t rows = std::min(step, x.size(0) - first);
+      const at::Tensor g = gradient.narrow(0, first, rows);
+      matrix_product(g.t(), x.narrow(0, first, rows), weight, ProductResult::kAdd);
+      if (bias.defined()) bias.add_(g.sum(0));
+    }
   }
 };
 

@@ -2,6 +2,8 @@
 
 #include <torch/torch.h>
 
+#include "layers/common/norms.h"
+
 namespace flash::models {
 namespace {
 
@@ -37,9 +39,12 @@ void EncoderLayerImpl::reset() {
 }
 
 torch::Tensor EncoderLayerImpl::forward(const torch::Tensor& x) {
+  const double dropout = options_.dropout;
+  const bool training = is_training();
   const torch::Tensor attended =
-      norm1_(dropout_add(attention_->forward(x, x), x, options_.dropout, is_training()));
-  return norm2_(feed_forward_.add_to(attended, is_training()));
+      layer_normalized_sum(attention_->forward(x, x), x, dropout, training, *norm1_);
+  return layer_normalized_sum(feed_forward_.forward(attended, training), attended, dropout,
+                              training, *norm2_);
 }
 
 void DecoderLayerImpl::reset() {
@@ -56,13 +61,14 @@ void DecoderLayerImpl::reset() {
 torch::Tensor DecoderLayerImpl::forward(torch::Tensor x, const torch::Tensor& memory,
                                         int64_t rows) {
   const double dropout = options_.dropout;
+  const bool training = is_training();
   const auto last = [&](const torch::Tensor& t) { return t.slice(1, t.size(1) - rows); };
-  x = norm1_(dropout_add(self_attention_->forward(x, x), x, dropout, is_training()));
+  x = layer_normalized_sum(self_attention_->forward(x, x), x, dropout, training, *norm1_);
   // ProbSparse attention compares all queries, so cross-attention needs every row. After it the
   // rows are independent.
   const torch::Tensor attended = cross_attention_->forward(x, memory);
-  x = norm2_(dropout_add(last(attended), last(x), dropout, is_training()));
-  return norm3_(feed_forward_.add_to(x, is_training()));
+  x = layer_normalized_sum(last(attended), last(x), dropout, training, *norm2_);
+  return layer_normalized_sum(feed_forward_.forward(x, training), x, dropout, training, *norm3_);
 }
 
 }  // namespace flash::models

@@ -3,6 +3,7 @@
 #include <flash_attention/models/gradient_checkpoint.h>
 #include <torch/torch.h>
 
+#include "layers/common/norms.h"
 #include "layers/common/skinny_linear.h"
 #include "layers/decomposition/series_decomposition.h"
 
@@ -62,9 +63,11 @@ DecompositionEncoderLayerImpl::DecompositionEncoderLayerImpl(
 }
 
 torch::Tensor DecompositionEncoderLayerImpl::forward(const torch::Tensor& x) {
-  const torch::Tensor attended = dropout_add(attention_->forward(x, x), x, dropout_, is_training());
-  const torch::Tensor seasonal = seasonal_part(attended, window_);
-  return seasonal_part(feed_forward_.add_to(seasonal, is_training()), window_);
+  const bool training = is_training();
+  const torch::Tensor seasonal =
+      seasonal_part_of_sum(attention_->forward(x, x), x, dropout_, training, window_);
+  return seasonal_part_of_sum(feed_forward_.forward(seasonal, training), seasonal, dropout_,
+                              training, window_);
 }
 
 Tensors DecompositionEncoderLayerImpl::used_parameters() const {
@@ -92,11 +95,12 @@ DecoderState DecompositionDecoderLayerImpl::forward(const torch::Tensor& x,
                                                     const torch::Tensor& memory) {
   const bool training = is_training();
   SeriesParts parts =
-      decompose_series(dropout_add(self_attention_->forward(x, x), x, dropout_, training), window_);
-  parts = decompose_series(dropout_add(cross_attention_->forward(parts.seasonal, memory),
-                                       parts.seasonal, dropout_, training),
-                           window_, parts.trend);
-  parts = decompose_series(feed_forward_.add_to(parts.seasonal, training), window_, parts.trend);
+      decompose_series_sum(self_attention_->forward(x, x), x, dropout_, training, window_);
+  const auto add = [&](const torch::Tensor& branch) {
+    return decompose_series_sum(branch, parts.seasonal, dropout_, training, window_, parts.trend);
+  };
+  parts = add(cross_attention_->forward(parts.seasonal, memory));
+  parts = add(feed_forward_.forward(parts.seasonal, training));
   return {parts.seasonal, project_trend(parts.trend)};
 }
 
@@ -121,12 +125,14 @@ SeasonalNormImpl::SeasonalNormImpl(int64_t hidden_size) {
                           torch::nn::LayerNorm(torch::nn::LayerNormOptions({hidden_size})));
 }
 
-torch::Tensor SeasonalNormImpl::forward(const torch::Tensor& x) { return Centred::apply(norm_(x)); }
+torch::Tensor SeasonalNormImpl::forward(const torch::Tensor& x) {
+  return Centred::apply(layer_normalized(x, *norm_));
+}
 
 torch::Tensor SeasonalNormImpl::project_last(const torch::Tensor& x, int64_t rows,
                                              torch::nn::Linear& linear) {
   // The mean commutes with the product, and is cheaper after it.
-  const torch::Tensor projected = skinny_linear(norm_(x), linear->weight);
+  const torch::Tensor projected = skinny_linear(layer_normalized(x, *norm_), linear->weight);
   return projected.slice(1, -rows) - projected.mean(1, /*keepdim=*/true) + linear->bias;
 }
 

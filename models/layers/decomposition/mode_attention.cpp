@@ -5,10 +5,10 @@
 #include <flash_attention/layer_kernels.h>
 #include <torch/torch.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "layers/common/row_blocks.h"
+#include "layers/decomposition/copy_run.h"
 
 namespace flash::models {
 namespace {
@@ -58,8 +58,8 @@ struct Scratch {
   void load_keys(const AttentionSizes& s, const HeadModes<const T>& from) {
     for (int64_t y = 0; y < s.keys; ++y) {
       T* const row = keys + y * s.row();
-      std::copy_n(from.real(y), s.width, row);
-      std::copy_n(from.imaginary(y), s.width, row + s.width);
+      copy_run(from.real(y), s.width, row);
+      copy_run(from.imaginary(y), s.width, row + s.width);
       for (int64_t c = 0; c < s.complex(); ++c)
         keys_transposed[c * padded_row(s.keys) + y] = row[c];
     }
@@ -67,8 +67,8 @@ struct Scratch {
   void store_keys(const AttentionSizes& s, const HeadModes<T>& to) {
     for (int64_t y = 0; y < s.keys; ++y) {
       const T* const row = of_keys + y * s.row();
-      std::copy_n(row, s.width, to.real(y));
-      std::copy_n(row + s.width, s.width, to.imaginary(y));
+      copy_run(row, s.width, to.real(y));
+      copy_run(row + s.width, s.width, to.imaginary(y));
     }
   }
   /// (r, -sign i) and (i, sign r).

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "layers/common/row_blocks.h"
+#include "layers/decomposition/copy_run.h"
 
 namespace flash::models {
 namespace {
@@ -23,6 +24,11 @@ struct MixingSizes {
 /// Modes per task. The modes of a weight are adjacent in memory, and this many fill a cache line.
 constexpr int64_t kModesPerTask = 8;
 
+/// Elements of a packed matrix with 2 `rows` rows of `stride` elements. An odd number of cache
+/// lines, because packing writes to the same place of all matrices of a task: a power of two apart,
+/// these places would share a set of the first-level cache.
+constexpr int64_t matrix_size(int64_t rows, int64_t stride) { return (2 * rows * stride) | 16; }
+
 // A complex product in real form: rows (real parts, imaginary parts) times a matrix [2 e, 2 o] with
 // the blocks (r, i), (-i, r).
 
@@ -32,7 +38,7 @@ template <class T>
 void pack(const MixingSizes& s, const T* weights, int64_t first, int64_t count, bool transposed,
           T* packed) {
   const int64_t rows = transposed ? s.out : s.in, columns = transposed ? s.in : s.out;
-  const int64_t stride = padded_row(2 * columns), size = 2 * rows * stride;
+  const int64_t stride = padded_row(2 * columns), size = matrix_size(rows, stride);
   const T sign = transposed ? T(-1) : T(1);  // transposition swaps the off-diagonal blocks
   for (int64_t e = 0; e < s.in; ++e) {
     for (int64_t o = 0; o < s.out; ++o) {
@@ -48,10 +54,10 @@ void pack(const MixingSizes& s, const T* weights, int64_t first, int64_t count, 
   }
 }
 
-/// The adjoint of pack with transposed = false, for packed matrices without padding.
+/// The adjoint of pack with transposed = false, for packed matrices whose rows are not padded.
 template <class T>
 void unpack(const MixingSizes& s, const T* packed, int64_t first, int64_t count, T* weights) {
-  const int64_t stride = 2 * s.out, size = 2 * s.in * stride;
+  const int64_t stride = 2 * s.out, size = matrix_size(s.in, stride);
   for (int64_t e = 0; e < s.in; ++e) {
     for (int64_t o = 0; o < s.out; ++o) {
       T* const target = weights + 2 * ((e * s.out + o) * s.modes + first);
@@ -77,28 +83,29 @@ struct Runs {
   }
   void gather(const T* spectrum, int64_t mode, int64_t head, T* rows, int64_t stride) const {
     for (int64_t b = 0; b < s.batch; ++b) {
-      std::copy_n(spectrum + at(b, 0, mode, head), width, rows + b * stride);
-      std::copy_n(spectrum + at(b, 1, mode, head), width, rows + b * stride + width);
+      copy_run(spectrum + at(b, 0, mode, head), width, rows + b * stride);
+      copy_run(spectrum + at(b, 1, mode, head), width, rows + b * stride + width);
     }
   }
   void scatter(const T* rows, int64_t mode, int64_t head, T* spectrum) const {
     for (int64_t b = 0; b < s.batch; ++b) {
-      std::copy_n(rows + 2 * b * width, width, spectrum + at(b, 0, mode, head));
-      std::copy_n(rows + (2 * b + 1) * width, width, spectrum + at(b, 1, mode, head));
+      copy_run(rows + 2 * b * width, width, spectrum + at(b, 0, mode, head));
+      copy_run(rows + (2 * b + 1) * width, width, spectrum + at(b, 1, mode, head));
     }
   }
 };
 
 /// Calls call(head, first, count, scratch) for each task; a thread has `elements` of scratch
-/// memory.
+/// memory. All heads of a group of modes are consecutive, because a row of the spectrum holds the
+/// runs of all heads, and its pages and neighbouring cache lines are at hand.
 template <class T, class Call>
 void for_tasks(const MixingSizes& s, int64_t elements, const Call& call) {
   const int64_t groups = (s.modes + kModesPerTask - 1) / kModesPerTask;
   at::parallel_for(0, s.heads * groups, 1, [&](int64_t begin, int64_t end) {
     std::vector<T> scratch(static_cast<size_t>(elements));
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % groups * kModesPerTask;
-      call(i / groups, first, std::min(kModesPerTask, s.modes - first), scratch.data());
+      const int64_t first = i / s.heads * kModesPerTask;
+      call(i % s.heads, first, std::min(kModesPerTask, s.modes - first), scratch.data());
     }
   });
 }
@@ -108,7 +115,7 @@ void for_tasks(const MixingSizes& s, int64_t elements, const Call& call) {
 template <class T>
 void multiply(const MixingSizes& s, const T* x, const T* weights, bool transposed, T* result) {
   const int64_t from = transposed ? s.out : s.in, to = transposed ? s.in : s.out;
-  const int64_t stride = padded_row(2 * to), matrix = 2 * from * stride;
+  const int64_t stride = padded_row(2 * to), matrix = matrix_size(from, stride);
   for_tasks<T>(s, kModesPerTask * matrix + 2 * s.batch * (from + to),
                [&](int64_t head, int64_t first, int64_t count, T* packed) {
                  T* const rows = packed + kModesPerTask * matrix;
@@ -127,7 +134,7 @@ void multiply(const MixingSizes& s, const T* x, const T* weights, bool transpose
 
 template <class T>
 void weights_gradient(const MixingSizes& s, const T* x, const T* gradient, T* of_weights) {
-  const int64_t stride = padded_row(2 * s.out), matrix = 4 * s.in * s.out;
+  const int64_t stride = padded_row(2 * s.out), matrix = matrix_size(s.in, 2 * s.out);
   for_tasks<T>(s, kModesPerTask * matrix + s.batch * (2 * s.in + stride),
                [&](int64_t head, int64_t first, int64_t count, T* packed) {
                  T* const rows = packed + kModesPerTask * matrix;

@@ -25,4 +25,14 @@ FLASH_API at::Tensor seasonal_part(const at::Tensor& series, int64_t window);
 FLASH_API SeriesParts decompose_series(const at::Tensor& series, int64_t window,
                                        const at::Tensor& trend_before = {});
 
+// The same of residual + dropout(x), a sum that is not stored if anything is dropped: `dropout` is
+// the probability, and applies if `training`. Draws the same mask as `dropout_add`.
+
+FLASH_API at::Tensor seasonal_part_of_sum(const at::Tensor& x, const at::Tensor& residual,
+                                          double dropout, bool training, int64_t window);
+
+FLASH_API SeriesParts decompose_series_sum(const at::Tensor& x, const at::Tensor& residual,
+                                           double dropout, bool training, int64_t window,
+                                           const at::Tensor& trend_before = {});
+
 }  // namespace flash::models

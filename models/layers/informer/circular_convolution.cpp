@@ -1,5 +1,6 @@
 #include "layers/informer/circular_convolution.h"
 
+#include <flash_attention/matrix_product.h>
 #include <torch/torch.h>
 
 #include <algorithm>
@@ -28,13 +29,26 @@ at::Tensor neighbours(const at::Tensor& x) {
       at::cat({x.narrow(1, x.size(1) - kPadding, kPadding), x, x.narrow(1, 0, kPadding)}, 1));
 }
 
+/// Samples whose rows make a block of one thread.
+int64_t samples_per_thread(int64_t steps) {
+  return std::max<int64_t>(1, kRowsPerBlock / std::max<int64_t>(1, steps));
+}
+
 /// Calls `call(first, count)` for blocks of samples that fit the caches.
 template <class Call>
 void for_sample_blocks(int64_t samples, int64_t steps, const Call& call) {
-  const int64_t step =
-      std::max<int64_t>(1, kRowsPerBlock * at::get_num_threads() / std::max<int64_t>(1, steps));
+  const int64_t step = samples_per_thread(steps) * at::get_num_threads();
   for (int64_t first = 0; first < samples; first += step) {
     call(first, std::min(step, samples - first));
+  }
+}
+
+/// out += left right, with the same bits on any number of threads where our kernels support x.
+void add_product(const at::Tensor& left, const at::Tensor& right, const at::Tensor& out) {
+  if (fits_kernels(right)) {
+    matrix_product(left, right, out, ProductResult::kAdd);
+  } else {
+    out.addmm_(left, right);
   }
 }
 
@@ -63,11 +77,15 @@ class CircularConvolution : public torch::autograd::Function<CircularConvolution
     const bool of_input = context->needs_input_grad(0);
     const at::Tensor of_x = of_input ? at::empty_like(x) : at::Tensor();
     const at::Tensor of_matrix = at::zeros({weight.size(0), kWidth * weight.size(1)}, x.options());
-    const int64_t steps = x.size(1);
+    const int64_t steps = x.size(1), per_thread = samples_per_thread(steps);
     for_sample_blocks(x.size(0), steps, [&](int64_t first, int64_t count) {
       const at::Tensor block = g.narrow(0, first, count);
-      of_matrix.addmm_(block.reshape({-1, block.size(2)}).t(),
-                       neighbours(x.narrow(0, first, count)).flatten(0, 1));
+      // The samples of one thread at a time, so that sums do not depend on the number of threads.
+      for (int64_t i = 0; i < count; i += per_thread) {
+        const int64_t samples = std::min(per_thread, count - i);
+        add_product(block.narrow(0, i, samples).reshape({-1, block.size(2)}).t(),
+                    neighbours(x.narrow(0, first + i, samples)).flatten(0, 1), of_matrix);
+      }
       if (!of_input) return;
       const at::Tensor padded =
           product(side_by_side(at::constant_pad_nd(block, {0, 0, kPadding, kPadding})), reversed);

@@ -2,7 +2,7 @@
 
 #include <torch/torch.h>
 
-#include "layers/common/batch_statistics.h"
+#include "layers/common/norms.h"
 #include "layers/informer/circular_convolution.h"
 #include "layers/informer/time_pooling.h"
 
@@ -17,7 +17,8 @@ void DistillingLayerImpl::reset() {
 torch::Tensor DistillingLayerImpl::forward(const torch::Tensor& x) {
   const torch::Tensor convolved = circular_convolution(x, convolution_->weight, convolution_->bias);
   // Batch norm over batch and time equals batch norm over the rows of a matrix.
-  const torch::Tensor normalized = batch_norm(norm_, convolved.flatten(0, 1)).view_as(convolved);
+  const torch::Tensor normalized =
+      batch_normalized(convolved.flatten(0, 1), *norm_).view_as(convolved);
   // ELU is monotonic, so it may follow the maximum, where it has half as many elements.
   return torch::elu(halve_by_maximum(normalized));
 }

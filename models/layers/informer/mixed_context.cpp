@@ -10,6 +10,7 @@
 
 #include "layers/common/linear.h"
 #include "layers/common/row_blocks.h"
+#include "layers/informer/added_rows.h"
 
 namespace flash::models {
 namespace {
@@ -126,7 +127,11 @@ at::Tensor project_mix_with_mean(const AttentionProjections& projections,
   const at::Tensor sparse = at::zeros({differences.size(0), heads, d}, mean.options())
                                 .scatter(1, slot, differences)
                                 .flatten(1);
-  return rows.flatten(0, 1).index_add_(0, row, models::linear(sparse, weight)).view(rows.sizes());
+  const at::Tensor added = models::linear(sparse, weight);
+  if (!fits_kernels(rows)) return rows.flatten(0, 1).index_add_(0, row, added).view(rows.sizes());
+  // Not as a view: nothing else reads the product that is changed in place.
+  return with_added_rows(at::_unsafe_view(rows, {batch * length, hidden}), row, added)
+      .view(rows.sizes());
 }
 
 bool is_mostly_mean(const AttentionProjections& projections, int64_t selected, int64_t length) {

@@ -1,8 +1,11 @@
 #include "layers/informer/selected_queries.h"
 
+#include <flash_attention/matrix_product.h>
 #include <torch/torch.h>
 
+#include "layers/common/linear.h"
 #include "layers/common/row_blocks.h"
+#include "layers/informer/added_rows.h"
 
 namespace flash::models {
 namespace {
@@ -48,12 +51,17 @@ class ProjectAndSelect : public torch::autograd::Function<ProjectAndSelect> {
     const bool self = context->saved_data["self"].toBool();
     variable_list result(11);
     const at::Tensor of_key = as_rows(gradients[1]), of_value = as_rows(gradients[2]);
-    result[4] = of_key.t().mm(as_rows(memory));
+    result[4] = weight_gradient(of_key, as_rows(memory));
     result[5] = of_key.sum(0);
-    result[6] = of_value.t().mm(as_rows(memory));
+    result[6] = weight_gradient(of_value, as_rows(memory));
     result[7] = of_value.sum(0);
     if (context->needs_input_grad(self ? 0 : 1)) {
-      const at::Tensor sum = product(of_key, saved[3].t()).addmm_(of_value, saved[4]);
+      const at::Tensor sum = product(of_key, saved[3].t());
+      if (fits_kernels(sum)) {
+        matrix_product(of_value, saved[4].contiguous(), sum, ProductResult::kAdd);
+      } else {
+        sum.addmm_(of_value, saved[4]);
+      }
       result[self ? 0 : 1] = sum.view_as(memory);
     }
 
@@ -68,9 +76,13 @@ class ProjectAndSelect : public torch::autograd::Function<ProjectAndSelect> {
     result[3] = of_query.sum(1).flatten();
     if (context->needs_input_grad(0)) {
       if (!self) result[0] = at::zeros_like(x);
-      result[0]
-          .view({-1, x.size(2)})
-          .index_add_(0, rows.flatten(), of_query.bmm(weight).flatten(0, 1));
+      const at::Tensor all = result[0].view({-1, x.size(2)});
+      const at::Tensor of_selected = of_query.bmm(weight).flatten(0, 1);
+      if (fits_kernels(all)) {
+        add_rows(all, rows.flatten(), of_selected);
+      } else {
+        all.index_add_(0, rows.flatten(), of_selected);
+      }
     }
     return result;
   }

@@ -4,8 +4,8 @@
 #include <flash_attention/models/gradient_checkpoint.h>
 #include <torch/torch.h>
 
-#include "layers/common/batch_statistics.h"
 #include "layers/common/feed_forward.h"
+#include "layers/common/norms.h"
 
 namespace flash::models {
 
@@ -18,7 +18,13 @@ void TokenBatchNormImpl::reset() {
 torch::Tensor TokenBatchNormImpl::forward(const torch::Tensor& x) {
   // Statistics over batch and time equal those over the rows of a matrix, so no transpose is
   // needed.
-  return batch_norm(norm_, x.flatten(0, 1)).view_as(x);
+  return batch_normalized(x.flatten(0, 1), *norm_).view_as(x);
+}
+
+torch::Tensor TokenBatchNormImpl::of_sum(const torch::Tensor& x, const torch::Tensor& residual,
+                                         double dropout, bool training) {
+  return batch_normalized_sum(x.flatten(0, 1), residual.flatten(0, 1), dropout, training, *norm_)
+      .view_as(x);
 }
 
 PatchFeedForwardImpl::PatchFeedForwardImpl(const PatchTSTOptions& options) : options_(options) {
@@ -62,12 +68,13 @@ torch::Tensor PatchEncoderLayerImpl::forward(torch::Tensor x, ScoreHistory& hist
   // the product of the probabilities and is scaled by its inverse, which is a single dropout.
   const double twice = 1.0 - (1.0 - dropout) * (1.0 - dropout);
   // With `batch_normalization` the norm comes first, and the residual connection starts after it.
-  const bool norm_first = options_.batch_normalization();
+  const bool norm_first = options_.batch_normalization(), training = is_training();
   if (norm_first) x = attention_norm_(x);
-  x = dropout_add(attention_->forward(x, history), x, twice, is_training());
-  x = norm_first ? feed_forward_norm_(x) : attention_norm_(x);
-  x = dropout_add(feed_forward_(x), x, dropout, is_training());
-  return norm_first ? x : feed_forward_norm_(x);
+  TokenBatchNorm& second = norm_first ? feed_forward_norm_ : attention_norm_;
+  x = second->of_sum(attention_->forward(x, history), x, twice, training);
+  const torch::Tensor branch = feed_forward_(x);
+  return norm_first ? dropout_add(branch, x, dropout, training)
+                    : feed_forward_norm_->of_sum(branch, x, dropout, training);
 }
 
 PatchEncoderImpl::PatchEncoderImpl(const PatchTSTOptions& options) : options_(options) { reset(); }

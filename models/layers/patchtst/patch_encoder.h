@@ -18,6 +18,9 @@ class TokenBatchNormImpl : public torch::nn::Cloneable<TokenBatchNormImpl> {
   explicit TokenBatchNormImpl(int64_t features);
   void reset() override;
   torch::Tensor forward(const torch::Tensor& x);
+  /// forward(residual + dropout(x)); `dropout` applies if `training`.
+  torch::Tensor of_sum(const torch::Tensor& x, const torch::Tensor& residual, double dropout,
+                       bool training);
 
  private:
   int64_t features_;

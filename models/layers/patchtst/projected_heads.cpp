@@ -1,8 +1,11 @@
 #include "layers/patchtst/projected_heads.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <optional>
 #include <tuple>
@@ -23,6 +26,10 @@ struct PackedSizes {
 
   int64_t rows() const { return batch * time; }
   int64_t columns() const { return parts * heads * width; }
+  /// The columns, or along another dimension the rows, that belong to one part.
+  Tensor part_of(const Tensor& all, int64_t dimension, int64_t part) const {
+    return all.narrow(dimension, part * heads * width, heads * width);
+  }
 
   Tensor empty_heads(int64_t columns_per_head, const Tensor& like) const {
     return at::empty({batch, heads, time, columns_per_head}, like.options());
@@ -39,10 +46,16 @@ struct PackedSizes {
     out.narrow(3, 0, old).copy_(*before);
     return out;
   }
-  /// Batch elements per block.
-  int64_t step() const {
-    const int64_t rows = kRowsPerBlock * at::get_num_threads();
-    return std::clamp<int64_t>(rows / std::max<int64_t>(1, time), 1, std::max<int64_t>(1, batch));
+  /// Batch elements per block and thread.
+  int64_t per_thread() const {
+    return std::clamp<int64_t>(kRowsPerBlock / std::max<int64_t>(1, time), 1,
+                               std::max<int64_t>(1, batch));
+  }
+  /// Rows of a block of one thread.
+  int64_t rows_per_thread() const { return std::max<int64_t>(1, per_thread() * time); }
+  /// The packed matrix of as many batch elements as all threads take at a time.
+  Tensor memory(const Tensor& like) const {
+    return at::empty({per_thread() * at::get_num_threads() * time, columns()}, like.options());
   }
 };
 
@@ -63,11 +76,18 @@ void with_unit(const Tensor& like, int64_t width, const Call& call) {
 /// A few batch elements as rows of the packed matrix.
 class HeadBlock {
  public:
-  HeadBlock(const PackedSizes& sizes, int64_t first, const Tensor& memory)
+  /// Batch elements first … first + count - 1, from element `slot` of the memory on.
+  HeadBlock(const PackedSizes& sizes, int64_t first, int64_t count, const Tensor& memory,
+            int64_t slot)
       : sizes_(sizes),
         first_(first),
-        count_(std::min(sizes.step(), sizes.batch - first)),
-        packed_(memory.narrow(0, 0, count_ * sizes.time)) {}
+        count_(count),
+        packed_(memory.narrow(0, slot * sizes.time, count * sizes.time)) {}
+
+  int64_t count() const { return count_; }
+  HeadBlock part(int64_t first, int64_t count) const {
+    return {sizes_, first_ + first, count, packed_, first};
+  }
 
   /// [block rows, parts H d]
   const Tensor& packed() const { return packed_; }
@@ -115,32 +135,69 @@ class HeadBlock {
   Tensor packed_;
 };
 
+/// Calls call(block) for blocks of rows for all threads, one after another.
 template <class Call>
 void for_blocks_of(const PackedSizes& sizes, const Tensor& like, const Call& call) {
-  const int64_t step = sizes.step();
-  const Tensor memory = at::empty({step * sizes.time, sizes.columns()}, like.options());
-  for (int64_t first = 0; first < sizes.batch; first += step) call(HeadBlock(sizes, first, memory));
+  const int64_t step = sizes.per_thread() * at::get_num_threads();
+  const Tensor memory = sizes.memory(like);
+  for (int64_t first = 0; first < sizes.batch; first += step) {
+    call(HeadBlock(sizes, first, std::min(step, sizes.batch - first), memory, /*slot=*/0));
+  }
+}
+
+/// Calls call(part) on all threads, for parts of a block. Below autograd.
+template <class Call>
+void for_parts_of(const HeadBlock& block, const Call& call) {
+  at::parallel_for(0, block.count(), 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    call(block.part(begin, end - begin));
+  });
+}
+
+/// Calls call(block) for blocks of the batch on all threads, each of which takes its own in turn.
+/// Below autograd.
+template <class Call>
+void for_parallel_blocks_of(const PackedSizes& sizes, const Tensor& like, const Call& call) {
+  const int64_t step = sizes.per_thread();
+  const Tensor memory = sizes.memory(like);
+  at::parallel_for(0, sizes.batch, 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const int64_t slot = at::get_thread_num() * step;
+    for (int64_t first = begin; first < end; first += step) {
+      call(HeadBlock(sizes, first, std::min(step, end - first), memory, slot));
+    }
+  });
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of x, weight and bias
 
+/// The weights of queries, keys and values.
+using PartWeights = std::array<Tensor, 3>;
+
 class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
  public:
-  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
-                               const Tensor& bias, const std::optional<Tensor>& queries,
+  static variable_list forward(AutogradContext* context, const Tensor& x,
+                               const Tensor& query_weight, const Tensor& query_bias,
+                               const Tensor& key_weight, const Tensor& key_bias,
+                               const Tensor& value_weight, const Tensor& value_bias,
+                               const std::optional<Tensor>& queries,
                                const std::optional<Tensor>& keys, int64_t heads, int64_t layers) {
     // Below autograd, a view has a version counter of its own. A layer's saved tensors stay valid
     // when the next layer appends in the same memory, and autograd must not complain.
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const PackedSizes sizes = sizes_of(x, weight, heads);
+    const LinearWeights parts[] = {
+        {query_weight, query_bias}, {key_weight, key_bias}, {value_weight, value_bias}};
+    const PackedSizes sizes = sizes_of(x, query_weight, heads);
     const variable_list out = {sizes.appended(queries, layers, x), sizes.appended(keys, layers, x),
                                sizes.empty_heads(sizes.width, x)};
     const Tensor rows = x.flatten(0, 1);
-    for_blocks_of(sizes, x, [&](const HeadBlock& block) {
-      linear_into(block.of(rows), {weight, bias}, block.packed());
-      for (int64_t part = 0; part < 3; ++part) block.split(part, out[part]);
+    for_parallel_blocks_of(sizes, x, [&](const HeadBlock& block) {
+      for (int64_t i = 0; i < 3; ++i) {
+        linear_into(block.of(rows), parts[i], sizes.part_of(block.packed(), 1, i));
+        block.split(i, out[i]);
+      }
     });
-    context->save_for_backward({x, weight, bias});
+    context->save_for_backward({x, query_weight, key_weight, value_weight});
     context->saved_data["heads"] = heads;
     context->saved_data["before"] = out[0].size(3) - sizes.width;
     return out;
@@ -153,41 +210,54 @@ class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
     const auto history = [&](const Tensor& gradient) {
       return before > 0 ? gradient.narrow(3, 0, before) : Tensor();
     };
-    const auto [of_x, of_weight, of_bias] =
-        at::GradMode::is_enabled() ? recorded(sizes, saved[0], saved[1], gradients)
-                                   : blocked(sizes, saved[0], {saved[1], saved[2]}, gradients);
-    return {of_x,     of_weight, of_bias, history(gradients[0]), history(gradients[1]),
-            Tensor(), Tensor()};
+    const PartWeights weights = {saved[1], saved[2], saved[3]};
+    const auto [of_x, of_weight, of_bias] = at::GradMode::is_enabled()
+                                                ? recorded(sizes, saved[0], weights, gradients)
+                                                : blocked(sizes, saved[0], weights, gradients);
+    variable_list result = {of_x};
+    for (int64_t i = 0; i < 3; ++i) {
+      result.push_back(sizes.part_of(of_weight, 0, i));
+      result.push_back(sizes.part_of(of_bias, 0, i));
+    }
+    result.insert(result.end(), {history(gradients[0]), history(gradients[1]), Tensor(), Tensor()});
+    return result;
   }
 
  private:
   static PackedSizes sizes_of(const Tensor& x, const Tensor& weight, int64_t heads) {
-    return {x.size(0), x.size(1), 3, heads, weight.size(0) / (3 * heads)};
+    return {x.size(0), x.size(1), 3, heads, weight.size(0) / heads};
   }
 
-  static Gradients blocked(const PackedSizes& sizes, const Tensor& x, const LinearWeights& layer,
+  // The gradients of the three weights, and of their biases, one after the other.
+  static Gradients blocked(const PackedSizes& sizes, const Tensor& x, const PartWeights& weights,
                            const variable_list& gradients) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Tensor of_heads[] = {gradients[0].contiguous(), gradients[1].contiguous(),
                                gradients[2].contiguous()};
     const Tensor of_x = at::empty_like(x), of_rows = of_x.flatten(0, 1), rows = x.flatten(0, 1);
-    LinearGradients of_layer(layer);
+    LinearGradients of_layers(sizes.columns(), x.size(2), x.options());
     for_blocks_of(sizes, x, [&](const HeadBlock& block) {
-      for (int64_t part = 0; part < 3; ++part) block.merge(part, of_heads[part]);
-      of_layer.add(block.packed(), block.of(rows));
-      matrix_product(block.packed(), layer.weight, block.of(of_rows));
+      for_parts_of(block, [&](const HeadBlock& part) {
+        for (int64_t i = 0; i < 3; ++i) {
+          part.merge(i, of_heads[i]);
+          matrix_product(sizes.part_of(part.packed(), 1, i), weights[static_cast<size_t>(i)],
+                         part.of(of_rows), i == 0 ? ProductResult::kReplace : ProductResult::kAdd);
+        }
+      });
+      of_layers.add(block.packed(), block.of(rows), sizes.rows_per_thread());
     });
-    return {of_x, of_layer.weight, of_layer.bias};
+    return {of_x, of_layers.weight, of_layers.bias};
   }
 
-  static Gradients recorded(const PackedSizes& sizes, const Tensor& x, const Tensor& weight,
+  static Gradients recorded(const PackedSizes& sizes, const Tensor& x, const PartWeights& weights,
                             const variable_list& gradients) {
     variable_list parts;  // [B, T, H, d]
     for (const Tensor& gradient : gradients) {
       parts.push_back(gradient.slice(3, gradient.size(3) - sizes.width).transpose(1, 2));
     }
     const Tensor packed = at::stack(parts, 2).view({sizes.rows(), sizes.columns()});
-    return {packed.mm(weight).view_as(x), packed.t().mm(x.flatten(0, 1)), packed.sum(0)};
+    return {packed.mm(at::cat({weights[0], weights[1], weights[2]})).view_as(x),
+            packed.t().mm(x.flatten(0, 1)), packed.sum(0)};
   }
 };
 
@@ -199,7 +269,7 @@ class MergeHeads : public torch::autograd::Function<MergeHeads> {
     const PackedSizes sizes = sizes_of(x);
     const Tensor out = at::empty({sizes.batch, sizes.time, weight.size(0)}, x.options());
     const Tensor rows = out.flatten(0, 1);
-    for_blocks_of(sizes, x, [&](const HeadBlock& block) {
+    for_parallel_blocks_of(sizes, x, [&](const HeadBlock& block) {
       block.merge(0, x);
       linear_into(block.packed(), {weight, bias}, block.of(rows));
     });
@@ -229,10 +299,12 @@ class MergeHeads : public torch::autograd::Function<MergeHeads> {
     const Tensor of_x = sizes.empty_heads(sizes.width, x);
     LinearGradients of_layer(layer);
     for_blocks_of(sizes, x, [&](const HeadBlock& block) {
-      block.merge(0, x);
-      of_layer.add(block.of(gradient), block.packed());
-      matrix_product(block.of(gradient), layer.weight, block.packed());
-      block.split(0, of_x);
+      for_parts_of(block, [&](const HeadBlock& part) { part.merge(0, x); });
+      of_layer.add(block.of(gradient), block.packed(), sizes.rows_per_thread());
+      for_parts_of(block, [&](const HeadBlock& part) {
+        matrix_product(part.of(gradient), layer.weight, part.packed());
+        part.split(0, of_x);
+      });
     });
     return {of_x, of_layer.weight, of_layer.bias};
   }
@@ -247,22 +319,26 @@ class MergeHeads : public torch::autograd::Function<MergeHeads> {
   }
 };
 
+std::optional<Tensor> if_any(const Tensor& t) {
+  return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
+}
+
 }  // namespace
 
-Tensor project_heads(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t heads,
+Tensor project_heads(const Tensor& x, const std::array<LinearWeights, 3>& layers, int64_t heads,
                      ScoreHistory& history) {
+  const auto& [query, key, value] = layers;
   if (fits_kernels(x)) {
-    const auto if_any = [](const Tensor& t) {
-      return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
-    };
-    const variable_list result =
-        ProjectHeads::apply(x.contiguous(), weight.contiguous(), bias, if_any(history.queries),
-                            if_any(history.keys), heads, history.layers);
+    const variable_list result = ProjectHeads::apply(
+        x.contiguous(), query.weight.contiguous(), query.bias, key.weight.contiguous(), key.bias,
+        value.weight.contiguous(), value.bias, if_any(history.queries), if_any(history.keys), heads,
+        history.layers);
     history.queries = result[0];
     history.keys = result[1];
     return result[2];
   }
-  const auto parts = linear(x, weight, bias)
+  const auto parts = linear(x, at::cat({query.weight, key.weight, value.weight}),
+                            at::cat({query.bias, key.bias, value.bias}))
                          .unflatten(-1, {3, heads, -1})
                          .permute({2, 0, 3, 1, 4})  // [3, B, H, T, d]
                          .unbind();

@@ -4,6 +4,10 @@
 #include <ATen/core/Tensor.h>
 #include <flash_attention/export.h>
 
+#include <array>
+
+#include "layers/common/linear.h"
+
 namespace flash::models {
 
 /// What one layer passes to the next: standard attention its scores, flash attention the queries
@@ -19,11 +23,11 @@ struct ScoreHistory {
 // time, so that the packed matrix stays in the cache between product and heads. Heads are
 // contiguous, because attention reads small heads fastest that way.
 
-/// x weight^T + bias, split into heads: x [B, T, D], weight [3 H d, D] and bias [3 H d] for
-/// queries, keys and values, concatenated. Appends queries and keys to `history`, which may be
-/// empty, and returns the values [B, H, T, d].
-FLASH_API at::Tensor project_heads(const at::Tensor& x, const at::Tensor& weight,
-                                   const at::Tensor& bias, int64_t heads, ScoreHistory& history);
+/// The layers of queries, keys and values of x [B, T, D], weights [H d, D] and biases [H d], split
+/// into heads. Appends queries and keys to `history`, which may be empty, and returns the values
+/// [B, H, T, d].
+FLASH_API at::Tensor project_heads(const at::Tensor& x, const std::array<LinearWeights, 3>& layers,
+                                   int64_t heads, ScoreHistory& history);
 
 /// merged(x) weight^T + bias, where x [B, H, T, d] is merged to [B, T, H d]: weight [D, H d], bias
 /// [D] -> [B, T, D]

@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "layers/patchtst/lane_attention.h"
+
 namespace flash::models {
 
 ScoreScaleImpl::ScoreScaleImpl(int64_t head_dim) : head_dim_(head_dim) { reset(); }
@@ -32,36 +34,41 @@ void ResidualAttentionImpl::reset() {
 }
 
 torch::Tensor ResidualAttentionImpl::forward(const torch::Tensor& x, ScoreHistory& history) {
-  // One product for query, key and value. Scaling the query's weights is cheaper than scaling the
-  // queries.
+  // Scaling the query's weights is cheaper than scaling the queries.
   const bool scaled = options_.add_previous_scores;
   const auto query_part = [&](const torch::Tensor& t) { return scaled ? t * scale_->value() : t; };
-  const torch::Tensor weight =
-      torch::cat({query_part(query_->weight), key_->weight, value_->weight});
-  const torch::Tensor bias = torch::cat({query_part(query_->bias), key_->bias, value_->bias});
+  const Projections projections = {{{query_part(query_->weight), query_part(query_->bias)},
+                                    {key_->weight, key_->bias},
+                                    {value_->weight, value_->bias}}};
   const torch::Tensor attended = options_.config.use_flash_attention
-                                     ? flash(x, weight, bias, history)
-                                     : standard(x, weight, bias, history);
+                                     ? flash(x, projections, history)
+                                     : standard(x, projections, history);
   const auto& output = output_->at<torch::nn::LinearImpl>(0);
   return merge_heads(attended, output.weight, output.bias);
 }
 
-torch::Tensor ResidualAttentionImpl::flash(const torch::Tensor& x, const torch::Tensor& weight,
-                                           const torch::Tensor& bias, ScoreHistory& history) const {
-  auto options =
-      AttentionOptions().dropout(dropout_now()).block_size(options_.config.flash_block_size);
-  if (options_.add_previous_scores) options.scale(1.0);
+torch::Tensor ResidualAttentionImpl::flash(const torch::Tensor& x, const Projections& projections,
+                                           ScoreHistory& history) const {
   ScoreHistory alone;
   ScoreHistory& used = options_.add_previous_scores ? history : alone;
-  const torch::Tensor value = project_heads(x, weight, bias, options_.heads, used);
-  return attention(used.queries, used.keys, value, options);
+  const torch::Tensor value = project_heads(x, projections, options_.heads, used);
+  const double scale =
+      options_.add_previous_scores ? 1.0 : 1.0 / std::sqrt(static_cast<double>(head_dim_));
+  if (dropout_now() == 0.0 && fits_lanes(used.queries, used.keys, value)) {
+    return lane_attention(used.queries, used.keys, value, scale);
+  }
+  return attention(used.queries, used.keys, value,
+                   AttentionOptions()
+                       .dropout(dropout_now())
+                       .block_size(options_.config.flash_block_size)
+                       .scale(scale));
 }
 
-torch::Tensor ResidualAttentionImpl::standard(const torch::Tensor& x, const torch::Tensor& weight,
-                                              const torch::Tensor& bias,
+torch::Tensor ResidualAttentionImpl::standard(const torch::Tensor& x,
+                                              const Projections& projections,
                                               ScoreHistory& history) const {
   ScoreHistory alone;
-  const torch::Tensor value = project_heads(x, weight, bias, options_.heads, alone);
+  const torch::Tensor value = project_heads(x, projections, options_.heads, alone);
   const torch::Tensor &query = alone.queries, &key = alone.keys;
   if (!options_.add_previous_scores) {
     return standard_attention(query, key, value, AttentionOptions().dropout(dropout_now()));

@@ -6,6 +6,8 @@
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
 
+#include <array>
+
 #include "layers/patchtst/projected_heads.h"
 
 namespace flash::models {
@@ -47,11 +49,12 @@ class ResidualAttentionImpl : public torch::nn::Cloneable<ResidualAttentionImpl>
   torch::Tensor forward(const torch::Tensor& x, ScoreHistory& history);
 
  private:
-  // weight [3 H d, hidden_size] and bias are those of query, key and value.
-  torch::Tensor flash(const torch::Tensor& x, const torch::Tensor& weight,
-                      const torch::Tensor& bias, ScoreHistory& history) const;
-  torch::Tensor standard(const torch::Tensor& x, const torch::Tensor& weight,
-                         const torch::Tensor& bias, ScoreHistory& history) const;
+  using Projections = std::array<LinearWeights, 3>;  // of query, key and value
+
+  torch::Tensor flash(const torch::Tensor& x, const Projections& projections,
+                      ScoreHistory& history) const;
+  torch::Tensor standard(const torch::Tensor& x, const Projections& projections,
+                         ScoreHistory& history) const;
   double dropout_now() const { return is_training() ? options_.attention_dropout : 0.0; }
 
   ResidualAttentionOptions options_;

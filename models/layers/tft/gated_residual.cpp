@@ -21,19 +21,16 @@ class GatedNormFunction : public torch::autograd::Function<GatedNormFunction> {
     at::AutoDispatchBelowADInplaceOrView guard;
     const int64_t rows = skip.size(0), width = skip.size(1);
     const BlockMatrix gate(rows, 2 * width, x.options(), keep), stats(rows, 2, x.options(), keep);
-    const Tensor right = transposed(weight);
-    Tensor out = at::empty_like(skip);
-    for_blocks(rows, [&](int64_t first, int64_t count) {
-      const Tensor block = gate.block(first, count);
-      matrix_product(x.narrow(0, first, count), right, block);
-      Tensor result = out.narrow(0, first, count);
-      gated_norm_rows({.gate = block,
+    const Tensor right = transposed(weight, rows), out = at::empty_like(skip);
+    for_parallel_blocks(rows, [&](const RowBlock& block) {
+      matrix_product(block.of(x), right, gate.block(block));
+      gated_norm_rows({.gate = gate.block(block),
                        .bias = bias,
-                       .skip = skip.narrow(0, first, count),
+                       .skip = block.of(skip),
                        .scale = norm_weight,
                        .shift = norm_bias,
-                       .statistics = stats.block(first, count)},
-                      result);
+                       .statistics = stats.block(block)},
+                      block.of(out));
     });
     if (keep) {
       context->save_for_backward(
@@ -49,22 +46,22 @@ class GatedNormFunction : public torch::autograd::Function<GatedNormFunction> {
     const Tensor &x = saved[0], &skip = saved[1], &weight = saved[2];
     const Tensor gradient = gradients[0].contiguous();
     const int64_t rows = skip.size(0), width = skip.size(1);
-    const BlockMatrix gate_gradient(rows, 2 * width, x.options(), /*keep=*/false);
-    Tensor x_gradient = at::empty_like(x), skip_gradient = at::empty_like(skip), none;
-    TailGradients sums(width, x.options());
-    for_blocks(rows, [&](int64_t first, int64_t count) {
-      Tensor gate = gate_gradient.block(first, count);
-      Tensor to_skip = skip_gradient.narrow(0, first, count);
-      gated_norm_rows_backward({.gate = saved[6].narrow(0, first, count),
-                                .bias = saved[3],
-                                .skip = skip.narrow(0, first, count),
-                                .scale = saved[4],
-                                .shift = saved[5],
-                                .statistics = saved[7].narrow(0, first, count)},
-                               gradient.narrow(0, first, count), gate, to_skip, none,
-                               sums.norm_sums);
-      matrix_product(gate.t(), x.narrow(0, first, count), sums.gate_weight, ProductResult::kAdd);
-      matrix_product(gate, weight, x_gradient.narrow(0, first, count));
+    const BlockMatrix to_gate(rows, 2 * width, x.options(), /*keep=*/false);
+    const Tensor x_gradient = at::empty_like(x), skip_gradient = at::empty_like(skip);
+    const TailGradients sums(rows, width, x.options());
+    for_blocks(rows, [&](const RowBlock& block) {
+      for_parts(block, [&](const RowBlock& part) {
+        gated_norm_rows_backward({.gate = part.of(saved[6]),
+                                  .bias = saved[3],
+                                  .skip = part.of(skip),
+                                  .scale = saved[4],
+                                  .shift = saved[5],
+                                  .statistics = part.of(saved[7])},
+                                 part.of(gradient), to_gate.block(part), part.of(skip_gradient),
+                                 Tensor(), sums.norm_sums, part.first);
+        matrix_product(to_gate.block(part), weight, part.of(x_gradient));
+      });
+      matrix_product(to_gate.block(block).t(), block.of(x), sums.gate_weight, ProductResult::kAdd);
     });
     return {x_gradient,         skip_gradient,    sums.gate_weight, sums.gate_bias(),
             sums.norm_weight(), sums.norm_bias(), Tensor()};
@@ -86,26 +83,23 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
         argument(keep_argument ? rows : 0, width, x.options(), true),
         hidden(rows, width, x.options(), keep), gate(rows, 2 * width, x.options(), keep),
         stats(rows, 2, x.options(), keep);
-    const Tensor ones =
-        at::ones({std::min(rows, kRowsPerBlock * at::get_num_threads()), width}, x.options());
-    const Tensor first_right = transposed(first_weight), right = transposed(weight),
-                 gate_right = transposed(gate_weight);
-    Tensor out = at::empty_like(x);
-    for_blocks(rows, [&](int64_t first, int64_t count) {
-      const Tensor input = x.narrow(0, first, count);
-      Tensor block = activated.block(first, count), result = out.narrow(0, first, count);
-      matrix_product(input, first_right, block);
-      activate_rows(chosen, block, shift, first,
-                    keep_argument ? argument.block(first, count) : Tensor());
-      forward_tail(block, hidden.block(first, count), gate.block(first, count), right, bias,
-                   gate_right, dropout_factors(ones, count, dropout));
-      gated_norm_rows({.gate = gate.block(first, count),
+    const DropoutFactors factors(rows, width, dropout, x.options());
+    const Tensor first_right = transposed(first_weight, rows), right = transposed(weight, rows),
+                 gate_right = transposed(gate_weight, rows), out = at::empty_like(x);
+    for_parallel_blocks(rows, [&](const RowBlock& block) {
+      const Tensor active = activated.block(block);
+      matrix_product(block.of(x), first_right, active);
+      activate_rows(chosen, active, shift, block.first,
+                    keep_argument ? argument.block(block) : Tensor());
+      forward_tail(active, hidden.block(block), gate.block(block), right, bias, gate_right,
+                   factors.block(block));
+      gated_norm_rows({.gate = gate.block(block),
                        .bias = gate_bias,
-                       .skip = input,
+                       .skip = block.of(x),
                        .scale = norm_weight,
                        .shift = norm_bias,
-                       .statistics = stats.block(first, count)},
-                      result);
+                       .statistics = stats.block(block)},
+                      block.of(out));
     });
     if (keep) {
       context->saved_data["activation"] = activation;
@@ -122,40 +116,43 @@ class GatedResidualFunction : public torch::autograd::Function<GatedResidualFunc
     refuse_second_derivative("gated_residual");
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto saved = context->get_saved_variables();
-    const Tensor &x = saved[0], &first_weight = saved[1], &shift = saved[2];
+    const Tensor &x = saved[0], &first_weight = saved[1], &activated = saved[9],
+                 &hidden = saved[10];
     const auto activation = static_cast<GatedActivation>(context->saved_data["activation"].toInt());
     const double dropout = context->saved_data["dropout"].toDouble();
     const Tensor gradient = gradients[0].contiguous();
     const int64_t rows = x.size(0), width = x.size(1);
-    const BlockMatrix gate_scratch(rows, 2 * width, x.options(), false),
-        hidden_scratch(rows, width, x.options(), false),
-        activated_scratch(rows, width, x.options(), false);
-    Tensor x_gradient = at::empty_like(x), none;
-    Tensor first_gradient = at::zeros_like(first_weight);
-    Tensor shift_sums = row_sums({shift.size(0), width}, x.options());
-    TailGradients sums(width, x.options());
-    for_blocks(rows, [&](int64_t first, int64_t count) {
-      const auto part = [&](int64_t i) { return saved[i].narrow(0, first, count); };
-      Tensor to_gate = gate_scratch.block(first, count);
-      Tensor to_activated = activated_scratch.block(first, count);
-      Tensor to_x = x_gradient.narrow(0, first, count);
-      gated_norm_rows_backward({.gate = part(11),
-                                .bias = saved[6],
-                                .skip = part(0),
-                                .scale = saved[7],
-                                .shift = saved[8],
-                                .statistics = part(12)},
-                               gradient.narrow(0, first, count), to_gate, to_x, none,
-                               sums.norm_sums);
-      backward_tail(to_gate, part(10), part(9), saved[3], saved[5], dropout,
-                    hidden_scratch.block(first, count), to_activated, sums);
-      activate_rows_backward(activation, to_activated, part(13), shift_sums, first);
-      matrix_product(to_activated.t(), part(0), first_gradient, ProductResult::kAdd);
-      matrix_product(to_activated, first_weight, to_x, ProductResult::kAdd);
+    const BlockMatrix to_gate(rows, 2 * width, x.options(), false),
+        to_hidden(rows, width, x.options(), false), to_activated(rows, width, x.options(), false);
+    const Tensor x_gradient = at::empty_like(x), first_gradient = at::zeros_like(first_weight);
+    ShiftGradient to_shift(saved[2], rows);
+    const TailGradients sums(rows, width, x.options());
+    for_blocks(rows, [&](const RowBlock& block) {
+      for_parts(block, [&](const RowBlock& part) {
+        const Tensor to_x = part.of(x_gradient), to_active = to_activated.block(part);
+        gated_norm_rows_backward({.gate = part.of(saved[11]),
+                                  .bias = saved[6],
+                                  .skip = part.of(x),
+                                  .scale = saved[7],
+                                  .shift = saved[8],
+                                  .statistics = part.of(saved[12])},
+                                 part.of(gradient), to_gate.block(part), to_x, Tensor(),
+                                 sums.norm_sums, part.first);
+        backward_tail(to_gate.block(part), part.of(hidden), saved[3], saved[5], dropout,
+                      to_hidden.block(part), to_active, sums, part.first);
+        activate_rows_backward(activation, to_active, part.of(saved[13]), to_shift.pieces(),
+                               part.first);
+        matrix_product(to_active, first_weight, to_x, ProductResult::kAdd);
+      });
+      const Tensor to_active = to_activated.block(block);
+      add_weight_gradients(to_gate.block(block), block.of(hidden), to_hidden.block(block),
+                           block.of(activated), sums);
+      matrix_product(to_active.t(), block.of(x), first_gradient, ProductResult::kAdd);
+      to_shift.add(to_active, block.first);
     });
-    return {x_gradient,       first_gradient,   shift_sums.sum(0), sums.weight,
-            sums.bias(),      sums.gate_weight, sums.gate_bias(),  sums.norm_weight(),
-            sums.norm_bias(), Tensor(),         Tensor(),          Tensor()};
+    return {x_gradient,       first_gradient,   to_shift.sum(),   sums.weight,
+            sums.bias(),      sums.gate_weight, sums.gate_bias(), sums.norm_weight(),
+            sums.norm_bias(), Tensor(),         Tensor(),         Tensor()};
   }
 };
 

@@ -4,8 +4,8 @@
 // backward only the inputs of the products, not gates, norms, activations or dropout masks.
 //
 // All tensors have the same dtype, float32 or float64, and contiguous rows. Differentiable once: a
-// second derivative throws c10::NotImplementedError. Dropout draws one seed per block from torch's
-// CPU generator.
+// second derivative throws c10::NotImplementedError. Dropout draws one seed from torch's CPU
+// generator, `selected_variables` one per variable. Results do not depend on the number of threads.
 //
 // Source: Lim et al., "Temporal Fusion Transformers" (arXiv:1912.09363), sections 4.1 and 4.2.
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "layers/common/norms.h"
 #include "layers/tft/gated_residual.h"
 
 namespace flash::models {
@@ -37,7 +38,9 @@ class OptionalLayerNormImpl : public torch::nn::Cloneable<OptionalLayerNormImpl>
   /// Over `features` elements; if absent, the identity.
   explicit OptionalLayerNormImpl(std::optional<int64_t> features);
   void reset() override;
-  torch::Tensor forward(const torch::Tensor& x) { return norm_.is_empty() ? x : norm_(x); }
+  torch::Tensor forward(const torch::Tensor& x) {
+    return norm_.is_empty() ? x : layer_normalized(x, *norm_);
+  }
   const torch::nn::LayerNorm& norm() const { return norm_; }
 
  private:

@@ -4,6 +4,8 @@
 #include <flash_attention/ops.h>
 #include <torch/torch.h>
 
+#include "layers/common/linear.h"
+
 namespace flash::models {
 
 InterpretableAttentionImpl::InterpretableAttentionImpl(InterpretableAttentionOptions options)
@@ -29,9 +31,9 @@ torch::Tensor InterpretableAttentionImpl::forward(const torch::Tensor& x,
     return t.unflatten(-1, {-1, head_dim_}).permute({1, 2, 0, 3});
   };
   const auto parts = projections_->weight.split_with_sizes({width, width + head_dim_});
-  const torch::Tensor query = split_heads(torch::linear(last, parts[0]));
+  const torch::Tensor query = split_heads(models::linear(last, parts[0]));
   // Split before the heads, so that the gradient is laid out once, as its products read it.
-  const auto key_and_value = torch::linear(x, parts[1]).split_with_sizes({width, head_dim_}, -1);
+  const auto key_and_value = models::linear(x, parts[1]).split_with_sizes({width, head_dim_}, -1);
   const torch::Tensor key = split_heads(key_and_value[0]), value = split_heads(key_and_value[1]);
 
   const auto options = AttentionOptions()
@@ -41,8 +43,8 @@ torch::Tensor InterpretableAttentionImpl::forward(const torch::Tensor& x,
   const torch::Tensor heads = options_.config.use_flash_attention
                                   ? attention(query, key, value, options)
                                   : standard_attention(query, key, value, options);
-  return flash::dropout(output_(heads.mean(1).transpose(0, 1)), options_.output_dropout,
-                        is_training());
+  return flash::dropout(models::linear(heads.mean(1).transpose(0, 1), output_->weight),
+                        options_.output_dropout, is_training());
 }
 
 }  // namespace flash::models

@@ -44,35 +44,35 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
     const variable_list in = {x,      selection, factor,      shift,     first_factor, first_shift,
                               weight, bias,      gate_weight, gate_bias, norm_weight,  norm_bias};
     const int64_t rows = x.size(0), variables = x.size(1), width = in[kFactor].size(1);
-    const int64_t most = std::min(rows, kRowsPerBlock * at::get_num_threads());
     const auto options = x.options();
     // Variables are stacked vertically, so that a block of a variable's rows is contiguous.
-    const int64_t all = keep ? variables * rows : most;
-    const BlockMatrix activated(most, width, options, false), skip(most, width, options, false),
+    const int64_t all = keep ? variables * rows : rows;
+    const BlockMatrix activated(rows, width, options, false), skip(rows, width, options, false),
         hidden(all, width, options, keep), gate(all, 2 * width, options, keep),
         stats(all, 2, options, keep);
-    const Tensor ones = at::ones({most, width}, options), nothing = at::zeros({1, width}, options);
-    const Tensor right = transposed(weight), gate_right = transposed(gate_weight);
-    Tensor out = at::zeros({rows, width}, options);
-    for_blocks(rows, [&](int64_t first, int64_t count) {
-      Tensor result = out.narrow(0, first, count);
-      Tensor skipped = skip.block(0, count), active = activated.block(0, count);
+    std::vector<DropoutFactors> factors;
+    for (int64_t j = 0; j < variables; ++j) factors.emplace_back(rows, width, dropout, options);
+    const Tensor nothing = at::zeros({1, width}, options);
+    const Tensor right = transposed(weight, rows), gate_right = transposed(gate_weight, rows);
+    const Tensor out = at::zeros({rows, width}, options);
+    for_parallel_blocks(rows, [&](const RowBlock& block) {
+      const Tensor skipped = skip.block(block), active = activated.block(block);
       for (int64_t j = 0; j < variables; ++j) {
-        const Tensor column = x.narrow(0, first, count).select(1, j);
-        const int64_t row = j * rows + first;
+        const Tensor column = block.of(x).select(1, j);
+        const RowBlock own = {j * rows + block.first, block.count, block.scratch};
         outer_rows(active, column, in[kFirstFactor][j], in[kFirstShift][j]);
         activate_rows(static_cast<GatedActivation>(activation), active, nothing, 0);
-        forward_tail(active, hidden.block(row, count), gate.block(row, count), right[j],
-                     in[kBias][j], gate_right[j], dropout_factors(ones, count, dropout));
+        forward_tail(active, hidden.block(own), gate.block(own), right[j], in[kBias][j],
+                     gate_right[j], factors[static_cast<size_t>(j)].block(block));
         outer_rows(skipped, column, in[kFactor][j], in[kShift][j]);
-        gated_norm_rows({.gate = gate.block(row, count),
+        gated_norm_rows({.gate = gate.block(own),
                          .bias = in[kGateBias][j],
                          .skip = skipped,
                          .scale = in[kNormWeight][j],
                          .shift = in[kNormBias][j],
-                         .statistics = stats.block(row, count),
-                         .row_factors = in[kSelection].narrow(0, first, count).select(1, j)},
-                        result);
+                         .statistics = stats.block(own),
+                         .row_factors = block.of(in[kSelection]).select(1, j)},
+                        block.of(out));
       }
     });
     if (keep) {
@@ -98,43 +98,54 @@ class SelectedVariables : public torch::autograd::Function<SelectedVariables> {
     const BlockMatrix activated(rows, width, options, false), skip(rows, width, options, false),
         to_gates(rows, 2 * width, options, false), to_hidden(rows, width, options, false),
         arguments(rows, width, options, false);
-    const Tensor nothing = at::zeros({1, width}, options);
-    Tensor x_gradient = at::zeros_like(x), selection_gradient = at::empty_like(saved[kSelection]);
+    const Tensor nothing = at::zeros({1, width}, options),
+                 unused = row_sums(rows, {width}, options);
+    const Tensor x_gradient = at::zeros_like(x),
+                 selection_gradient = at::empty_like(saved[kSelection]);
     std::vector<TailGradients> tails;
-    std::vector<Tensor> embedding_sums, first_sums, unused;
+    std::vector<Tensor> embedding_sums, first_sums;
     for (int64_t j = 0; j < variables; ++j) {
-      tails.emplace_back(width, options);
-      embedding_sums.push_back(row_sums({2, width}, options));
-      first_sums.push_back(row_sums({2, width}, options));
-      unused.push_back(row_sums({1, width}, options));
+      tails.emplace_back(rows, width, options);
+      embedding_sums.push_back(row_sums(rows, {2, width}, options));
+      first_sums.push_back(row_sums(rows, {2, width}, options));
     }
-    for_blocks(rows, [&](int64_t first, int64_t count) {
-      Tensor active = activated.block(0, count), skipped = skip.block(0, count);
-      Tensor to_gate = to_gates.block(0, count), scratch = to_hidden.block(0, count);
-      const Tensor argument = arguments.block(0, count);
+    for_blocks(rows, [&](const RowBlock& block) {
       for (int64_t j = 0; j < variables; ++j) {
-        const auto part = [&](int64_t i) { return saved[i].narrow(0, j * rows + first, count); };
-        const auto column = [&](const Tensor& t) { return t.narrow(0, first, count).select(1, j); };
-        Tensor to_x = column(x_gradient), to_selection = column(selection_gradient);
-        outer_rows(skipped, column(x), saved[kFactor][j], saved[kShift][j]);
-        // The skip connection's gradient replaces it row by row.
-        gated_norm_rows_backward({.gate = part(kGate),
-                                  .bias = saved[kGateBias][j],
-                                  .skip = skipped,
-                                  .scale = saved[kNormWeight][j],
-                                  .shift = saved[kNormBias][j],
-                                  .statistics = part(kStatistics),
-                                  .row_factors = column(saved[kSelection])},
-                                 gradient.narrow(0, first, count), to_gate, skipped, to_selection,
-                                 tails[j].norm_sums);
-        outer_rows_backward(skipped, column(x), saved[kFactor][j], to_x, embedding_sums[j]);
-        outer_rows(active, column(x), saved[kFirstFactor][j], saved[kFirstShift][j]);
-        activate_rows(activation, active, nothing, 0, argument);
-        backward_tail(to_gate, part(kHidden), active, saved[kWeight][j], saved[kGateWeight][j],
-                      dropout, scratch, skipped, tails[j]);
-        activate_rows_backward(activation, skipped, keeps_argument(activation) ? argument : active,
-                               unused[j], 0);
-        outer_rows_backward(skipped, column(x), saved[kFirstFactor][j], to_x, first_sums[j]);
+        const auto hidden_of = [&](const RowBlock& part, Saved matrix) {
+          return saved[matrix].narrow(0, j * rows + part.first, part.count);
+        };
+        const auto at_j = [&](Saved parameter) { return saved[parameter][j]; };
+        const TailGradients& tail = tails[static_cast<size_t>(j)];
+        const Tensor &to_embedding = embedding_sums[static_cast<size_t>(j)],
+                     &to_first = first_sums[static_cast<size_t>(j)];
+        for_parts(block, [&](const RowBlock& part) {
+          const auto column = [&](const Tensor& t) { return part.of(t).select(1, j); };
+          const Tensor active = activated.block(part), skipped = skip.block(part),
+                       argument = arguments.block(part), to_x = column(x_gradient);
+          outer_rows(skipped, column(x), at_j(kFactor), at_j(kShift));
+          // The skip connection's gradient replaces it row by row.
+          gated_norm_rows_backward({.gate = hidden_of(part, kGate),
+                                    .bias = at_j(kGateBias),
+                                    .skip = skipped,
+                                    .scale = at_j(kNormWeight),
+                                    .shift = at_j(kNormBias),
+                                    .statistics = hidden_of(part, kStatistics),
+                                    .row_factors = column(saved[kSelection])},
+                                   part.of(gradient), to_gates.block(part), skipped,
+                                   column(selection_gradient), tail.norm_sums, part.first);
+          outer_rows_backward(skipped, column(x), at_j(kFactor), to_x, to_embedding, part.first);
+          outer_rows(active, column(x), at_j(kFirstFactor), at_j(kFirstShift));
+          activate_rows(activation, active, nothing, 0, argument);
+          backward_tail(to_gates.block(part), hidden_of(part, kHidden), at_j(kWeight),
+                        at_j(kGateWeight), dropout, to_hidden.block(part), skipped, tail,
+                        part.first);
+          activate_rows_backward(activation, skipped,
+                                 keeps_argument(activation) ? argument : active, unused,
+                                 part.first);
+          outer_rows_backward(skipped, column(x), at_j(kFirstFactor), to_x, to_first, part.first);
+        });
+        add_weight_gradients(to_gates.block(block), hidden_of(block, kHidden),
+                             to_hidden.block(block), activated.block(block), tail);
       }
     });
     const auto stack = [&](const auto& one) {
@@ -169,14 +180,15 @@ class ScalarNetwork : public torch::autograd::Function<ScalarNetwork> {
     at::AutoDispatchBelowADInplaceOrView guard;
     context->saved_data["activation"] = activation;
     context->save_for_backward({x, first_weight, shift, second});
-    const BlockMatrix hidden(x.size(0), shift.size(1), x.options(), false);
-    const Tensor out = at::empty({x.size(0), second.size(0)}, x.options());
-    const Tensor right = transposed(second);
-    for_blocks(x.size(0), [&](int64_t first, int64_t count) {
-      Tensor block = hidden.block(0, count);
-      matrix_product(x.narrow(0, first, count), first_weight, block);
-      activate_rows(static_cast<GatedActivation>(activation), block, shift, first);
-      matrix_product(block, right, out.narrow(0, first, count));
+    const int64_t rows = x.size(0);
+    const BlockMatrix hidden(rows, shift.size(1), x.options(), false);
+    const Tensor out = at::empty({rows, second.size(0)}, x.options());
+    const Tensor right = transposed(second, rows);
+    for_parallel_blocks(rows, [&](const RowBlock& block) {
+      const Tensor active = hidden.block(block);
+      matrix_product(block.of(x), first_weight, active);
+      activate_rows(static_cast<GatedActivation>(activation), active, shift, block.first);
+      matrix_product(active, right, block.of(out));
     });
     return out;
   }
@@ -190,25 +202,30 @@ class ScalarNetwork : public torch::autograd::Function<ScalarNetwork> {
     const Tensor gradient = gradients[0].contiguous();
     const int64_t rows = x.size(0), width = shift.size(1);
     const BlockMatrix hidden(rows, width, x.options(), false),
-        scratch(rows, width, x.options(), false), arguments(rows, width, x.options(), false);
-    const Tensor first_right = transposed(first_weight);
-    Tensor x_gradient = at::empty_like(x), first_gradient = at::zeros_like(first_weight),
-           second_gradient = at::zeros_like(second),
-           shift_sums = row_sums({shift.size(0), width}, x.options());
-    for_blocks(rows, [&](int64_t first, int64_t count) {
-      const Tensor input = x.narrow(0, first, count), to_out = gradient.narrow(0, first, count);
-      Tensor block = hidden.block(0, count), to_block = scratch.block(0, count);
-      const Tensor argument = arguments.block(0, count);
-      matrix_product(input, first_weight, block);
-      activate_rows(activation, block, shift, first, argument);
-      matrix_product(to_out.t(), block, second_gradient, ProductResult::kAdd);
-      matrix_product(to_out, second, to_block);
-      activate_rows_backward(activation, to_block, keeps_argument(activation) ? argument : block,
-                             shift_sums, first);
-      matrix_product(input.t(), to_block, first_gradient, ProductResult::kAdd);
-      matrix_product(to_block, first_right, x_gradient.narrow(0, first, count));
+        to_hidden(rows, width, x.options(), false), arguments(rows, width, x.options(), false);
+    const Tensor first_right = transposed(first_weight, rows);
+    const Tensor x_gradient = at::empty_like(x), first_gradient = at::zeros_like(first_weight),
+                 second_gradient = at::zeros_like(second);
+    ShiftGradient to_shift(shift, rows);
+    for_blocks(rows, [&](const RowBlock& block) {
+      for_parts(block, [&](const RowBlock& part) {
+        const Tensor active = hidden.block(part), argument = arguments.block(part),
+                     to_active = to_hidden.block(part);
+        matrix_product(part.of(x), first_weight, active);
+        activate_rows(activation, active, shift, part.first, argument);
+        matrix_product(part.of(gradient), second, to_active);
+        activate_rows_backward(activation, to_active,
+                               keeps_argument(activation) ? argument : active, to_shift.pieces(),
+                               part.first);
+        matrix_product(to_active, first_right, part.of(x_gradient));
+      });
+      const Tensor to_active = to_hidden.block(block);
+      matrix_product(block.of(gradient).t(), hidden.block(block), second_gradient,
+                     ProductResult::kAdd);
+      matrix_product(block.of(x).t(), to_active, first_gradient, ProductResult::kAdd);
+      to_shift.add(to_active, block.first);
     });
-    return {x_gradient, first_gradient, shift_sums.sum(0), second_gradient, Tensor()};
+    return {x_gradient, first_gradient, to_shift.sum(), second_gradient, Tensor()};
   }
 };
 

@@ -37,6 +37,28 @@ enum class Activation {
 FLASH_API at::Tensor activation_dropout(const at::Tensor& input, Activation activation, double p,
                                         bool training);
 
+/// One call of `dropout` or `dropout_add`, for layers that compute block by block below autograd;
+/// for blocks and errors see below.
+class FLASH_API BlockedDropout {
+ public:
+  /// Draws a seed if p > 0.
+  explicit BlockedDropout(double p);
+  /// With a seed that an earlier call drew.
+  BlockedDropout(double p, int64_t seed) : p_(p), seed_(seed) {}
+
+  int64_t seed() const { return seed_; }
+
+  /// out = dropout(input); from the gradient of `out`, that of `input`. `out` may be `input`.
+  void apply(const at::Tensor& input, int64_t first, const at::Tensor& out) const;
+  /// out = residual + dropout(input). `out` may be either of them.
+  void add(const at::Tensor& input, const at::Tensor& residual, int64_t first,
+           const at::Tensor& out) const;
+
+ private:
+  double p_;
+  int64_t seed_;
+};
+
 /// One call of `activation_dropout`, for layers that compute block by block below autograd. A block
 /// is contiguous and holds elements first, first + 1, … of the call's input, where `first` is a
 /// multiple of 64; all tensors have the same dtype and size. Throws like the functions above, and

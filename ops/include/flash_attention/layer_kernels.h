@@ -191,6 +191,93 @@ FLASH_API void gated_norm_backward(const GatedNorm<T>& block,
                                    const GatedNormGradients<T>& gradients, int64_t rows,
                                    int64_t width);
 
+// Softmax attention of many small problems of one shape, computed side by side in the lanes of
+// registers. `*_problem` elements from one problem to the next, `*_row` from one row to the next.
+
+template <class T>
+struct LaneAttention {
+  const T *query, *key, *value;  ///< [queries, head_dim], [keys, head_dim], [keys, value_dim]
+  int64_t query_problem, key_problem, value_problem;
+  int64_t query_row, key_row, value_row;
+  int64_t problems, queries, keys, head_dim, value_dim;  ///< keys at least 1
+  T scale;
+};
+
+/// Contiguous, a problem after the other; `out` is the gradient of the result.
+template <class T>
+struct LaneAttentionGradients {
+  const T* out;
+  T *query, *key, *value;
+};
+
+/// Elements of scratch memory for the functions below; it grows with the number of scores.
+template <class T>
+FLASH_API int64_t lane_attention_scratch(const LaneAttention<T>& call);
+
+/// out [problems, queries, value_dim] = softmax(scale query key^T) value.
+template <class T>
+FLASH_API void lane_attention(const LaneAttention<T>& call, T* out, T* scratch);
+
+template <class T>
+FLASH_API void lane_attention_backward(const LaneAttention<T>& call,
+                                       const LaneAttentionGradients<T>& gradients, T* scratch);
+
+// Dropout with the mask of flash::dropout, of which elements first … first + count - 1 are
+// computed; `first` is a multiple of 64, and p and `seed` are those of a flash::BlockedDropout.
+
+struct DropoutBlock {
+  int64_t first, count;
+  double p;
+  int64_t seed;
+};
+
+/// out = dropout(x); from the gradient of out, that of x. `out` may be `x`.
+template <class T>
+FLASH_API void dropout(const DropoutBlock& block, const T* x, T* out);
+
+/// out = residual + dropout(x). `out` may be either of them.
+template <class T>
+FLASH_API void dropout_add(const DropoutBlock& block, const T* x, const T* residual, T* out);
+
+// Layer norm over rows of [rows, width], and batch norm over columns.
+
+template <class T>
+struct NormRows {
+  const T* x;           ///< [rows, width]
+  const T* mean;        ///< [rows] of a layer norm, [width] of a batch norm
+  const T* reciprocal;  ///< 1 / standard deviation, like `mean`
+  const T* weight;      ///< [width]
+  int64_t rows, width;
+};
+
+/// out [rows, width] = LayerNorm(x), and the mean and the reciprocal deviation of each row [rows];
+/// weight and bias [width].
+template <class T>
+FLASH_API void layer_norm(const T* x, const T* weight, const T* bias, T epsilon, int64_t rows,
+                          int64_t width, T* out, T* mean, T* reciprocal);
+
+/// x_gradient [rows, width] = the gradient of x, given that of the norm; sums [2, width] += the
+/// gradients of weight and bias.
+template <class T>
+FLASH_API void layer_norm_backward(const NormRows<T>& norm, const T* gradient, T* x_gradient,
+                                   T* sums);
+
+/// moments [2, width] = the mean of each column of x [rows, width], rows at least 1, and the sum of
+/// squared differences from it.
+template <class T>
+FLASH_API void column_moments(const T* x, int64_t rows, int64_t width, T* moments);
+
+/// sums [2, width] = the sum over rows of `gradient`, that of the norm, and of its product with the
+/// normalized x.
+template <class T>
+FLASH_API void batch_norm_sums(const NormRows<T>& norm, const T* gradient, T* sums);
+
+/// x_gradient [rows, width] = the gradient of x; means [2, width] are the sums above over all rows
+/// of the batch, divided by their number.
+template <class T>
+FLASH_API void batch_norm_backward(const NormRows<T>& norm, const T* gradient, const T* means,
+                                   T* x_gradient);
+
 // A step of an LSTM, gates in torch's order: input, forget, candidate, output.
 
 /// gates [rows, 4 width] hold the products, and the activations of the gates afterwards; bias

@@ -17,6 +17,7 @@ OPTIONS = {
     "Autoformer": {"hidden_size": 24, "n_head": 2, "dropout": 0.0},
     "FEDformer": {"hidden_size": 24, "n_head": 8, "dropout": 0.0},
     "Informer": {"hidden_size": 24, "n_head": 2, "dropout": 0.0},
+    "PatchTST": {"hidden_size": 24, "n_heads": 3, "dropout": 0.0, "use_flash_attention": True},
 }
 
 
