@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "checks.h"
+#include "freed_memory.h"
 #include "option_visitor.h"
 
 namespace flash::models {
@@ -75,6 +76,7 @@ ForecastModelBase<Derived, ModelOptions>::ForecastModelBase(ModelOptions options
   models::visit_options(options, ranges);
   check.size("outputsize_multiplier", options.outputsize_multiplier());
   check.positive("flash_block_size", options.flash_block_size());
+  keep_freed_memory();
 }
 
 template <class Derived, class ModelOptions>

@@ -57,19 +57,29 @@ class ProductBlock {
  public:
   using T = typename V::Scalar;
 
+  /// Rows of a block of the left matrix that is copied, to the stack.
+  static constexpr int64_t kCopiedRows = 512 / static_cast<int64_t>(sizeof(T));
+
   ProductBlock(const ProductParams& p, int64_t first, int64_t rows)
       : p_(p), first_(first), rows_(rows) {}
+
+  /// Whether blocks of the left matrix are copied, because it is a transposed matrix whose rows,
+  /// each a term of the sum, evict each other before the next panel reads them. Then a block must
+  /// have no more than kCopiedRows rows.
+  static bool copies_left(const ProductParams& p) {
+    return p.left_row == 1 && p.left_step % kSharedSets == 0 && p.left_step >= 2 * kFarApart &&
+           p.depth >= kEvicting && p.columns > kPanel;
+  }
 
   /// Adds terms n … n + depth - 1 to the result, or replaces it by them.
   void step(int64_t n, int64_t depth, bool add) {
     const T* const bias = n == 0 && !add ? static_cast<const T*>(p_.bias) : nullptr;
-    const T* left = static_cast<const T*>(p_.left) + first_ * p_.left_row + n * p_.left_step;
+    const Left<T> rows = left(n, depth);
     T* out = static_cast<T*>(p_.out) + first_ * p_.out_row;
     Epilogue<T> epilogue = {add, T(1), nullptr, nullptr};
     epilogue.prefetch = rows_ * p_.columns > kCachedResult;
     for (int64_t c = 0; c < p_.columns; c += kPanel) {
       const int64_t columns = min_of(kPanel, p_.columns - c);
-      const Left<T> rows = {left, p_.left_row, p_.left_step};
       const Right<T> right = panel(n, depth, c, columns);
       if (bias != nullptr) {
         add_to_bias(rows, right, depth, bias + c, out + c, columns);
@@ -92,6 +102,8 @@ class ProductBlock {
   static constexpr int64_t kEvicting = 64;
   /// Rows of the result from which on copying a panel pays off.
   static constexpr int64_t kWorthCopying = 48;
+  /// An odd number of cache lines, so that terms one after another do not share a set.
+  static constexpr int64_t kLeftStep = kCopiedRows + 64 / static_cast<int64_t>(sizeof(T));
 
   // A panel of up to kPanel columns.
   void add_to_bias(Left<T> left, Right<T> right, int64_t depth, const T* bias, T* out,
@@ -127,16 +139,35 @@ class ProductBlock {
     return {panel_, kPanel};
   }
 
+  // The rows of the left matrix.
+  Left<T> left(int64_t n, int64_t depth) {
+    const T* terms = static_cast<const T*>(p_.left) + first_ * p_.left_row + n * p_.left_step;
+    if (!copies_left(p_)) return {terms, p_.left_row, p_.left_step};
+    for (int64_t i = 0; i < depth; ++i, terms += p_.left_step) {
+      T* const to = left_ + i * kLeftStep;
+      int64_t r = 0;
+      for (; r + V::kWidth <= rows_; r += V::kWidth) V::store(to + r, V::load(terms + r));
+      if (r < rows_) {
+        const typename V::Mask tail = V::first(rows_ - r);
+        V::store(to + r, V::load(terms + r, tail), tail);
+      }
+    }
+    return {left_, 1, kLeftStep};
+  }
+
   const ProductParams& p_;
   const int64_t first_, rows_;
   alignas(64) T panel_[kProductDepth * kPanel];
+  alignas(64) T left_[kProductDepth * kLeftStep];
 };
 
 template <class V>
 void matrix_product(const ProductParams& p, int64_t unit_begin, int64_t unit_end) {
   const int64_t end = min_of(unit_end * kProductRows, p.rows);
-  for (int64_t first = unit_begin * kProductRows; first < end; first += kProductBlock) {
-    ProductBlock<V> block(p, first, min_of(kProductBlock, end - first));
+  const int64_t rows =
+      ProductBlock<V>::copies_left(p) ? ProductBlock<V>::kCopiedRows : kProductBlock;
+  for (int64_t first = unit_begin * kProductRows; first < end; first += rows) {
+    ProductBlock<V> block(p, first, min_of(rows, end - first));
     // At least one step, because with a depth of 0 the result is 0.
     int64_t n = 0;
     do {

@@ -24,6 +24,7 @@ using testing::typed;
 struct Sizes {
   int64_t rows, depth, columns;
   int64_t right_gap = 3;  ///< elements between two rows, or columns, of the right matrix
+  int64_t left_gap = 0;   ///< elements between two columns of a left matrix that is transposed
 };
 const Sizes kNamedSizes[] = {
     {1, 1, 1},
@@ -62,6 +63,13 @@ const Sizes kNamedSizes[] = {
     {50, 257, 32, 32},
     {47, 65, 64, 64},
     {49, 300, 67, 61},
+    // The left matrix, transposed, with rows of 8 KiB (4 in float), which is copied from 64 terms
+    // on if there is more than one panel: parts of a block, and blocks with and without a
+    // remainder.
+    {33, 64, 65, 3, 991},
+    {64, 63, 130, 3, 960},
+    {130, 257, 66, 3, 894},
+    {193, 70, 96, 64, 831},
 };
 constexpr int64_t kGap = 3;  // elements between two rows of the result, which must not change
 
@@ -71,7 +79,8 @@ template <class T>
 void expect_matches_reference(const Sizes& s, bool transposed, bool right_transposed, Start start) {
   ProductParams p = {};
   p.rows = s.rows, p.depth = s.depth, p.columns = s.columns, p.add = start == Start::kOld;
-  p.left_row = transposed ? 1 : s.depth, p.left_step = transposed ? s.rows : 1;
+  p.left_row = transposed ? 1 : s.depth;
+  p.left_step = transposed ? s.rows + s.left_gap : 1;
   p.right_row = right_transposed ? 1 : s.columns + s.right_gap;
   p.right_column = right_transposed ? s.depth + s.right_gap : 1;
   p.out_row = s.columns + kGap;
@@ -79,7 +88,7 @@ void expect_matches_reference(const Sizes& s, bool transposed, bool right_transp
   const auto extent = [](int64_t rows, int64_t row, int64_t columns, int64_t column) {
     return rows * columns == 0 ? 0 : (rows - 1) * row + (columns - 1) * column + 1;
   };
-  const std::vector<T> left = normal<T>(s.rows * s.depth, 1);
+  const std::vector<T> left = normal<T>(extent(s.rows, p.left_row, s.depth, p.left_step), 1);
   const std::vector<T> right =
       normal<T>(extent(s.depth, p.right_row, s.columns, p.right_column), 2);
   const std::vector<T> before = normal<T>(extent(s.rows, p.out_row, s.columns, 1), 3);

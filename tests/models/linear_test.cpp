@@ -1,4 +1,4 @@
-// Linear layers, which are oneDNN's or ATen's, against ATen's.
+// Linear layers against ATen's.
 
 #include "layers/common/linear.h"
 
@@ -44,32 +44,6 @@ TEST(Linear, EqualsTorchWithGradients) {
         EXPECT_LT(max_difference(results[0][i], results[1][i]), 10 * kOperatorFloat32) << i;
       }
     }
-  }
-}
-
-TEST(Linear, FusesItsActivation) {
-  torch::manual_seed(2);
-  const Problem p;
-  const torch::NoGradGuard no_grad;
-  const torch::Tensor plain = torch::linear(p.x, p.weight, p.bias);
-  EXPECT_LT(max_difference(models::activated_linear(p.x, p.weight, p.bias, Activation::kRelu),
-                           plain.relu()),
-            kOperatorFloat32);
-  EXPECT_LT(max_difference(models::activated_linear(p.x, p.weight, p.bias, Activation::kGelu),
-                           torch::gelu(plain)),
-            kOperatorFloat32);
-}
-
-TEST(Linear, ItsActivationOfSmallLayers) {
-  torch::manual_seed(4);
-  for (const at::ScalarType dtype : {at::kFloat, at::kDouble, at::kBFloat16}) {
-    const torch::Tensor x = torch::randn({20, 30, 16}).to(dtype);
-    const torch::Tensor weight = torch::randn({40, 16}).div(4).to(dtype);
-    const torch::Tensor bias = torch::randn({40}).to(dtype);
-    const torch::Tensor expected = torch::gelu(torch::linear(x, weight, bias));
-    const torch::Tensor got = models::activated_linear(x, weight, bias, Activation::kGelu);
-    EXPECT_EQ(got.scalar_type(), dtype);
-    EXPECT_LT(max_difference(got, expected), kOperatorFloat32) << dtype;
   }
 }
 

@@ -67,8 +67,8 @@ class FeedForwardFunction : public torch::autograd::Function<FeedForwardFunction
       of_second.add(block.of(gradient), activated_scratch.block(block));
       of_first.add(scratch.block(block), block.of(x));
     });
-    return {of_x,           of_first.weight, of_first.bias, of_second.weight,
-            of_second.bias, Tensor(),        Tensor(),      Tensor()};
+    return {of_x,     of_first.weight(), of_first.bias(), of_second.weight(), of_second.bias(),
+            Tensor(), Tensor(),          Tensor()};
   }
 };
 

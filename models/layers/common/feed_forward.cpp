@@ -38,15 +38,13 @@ torch::Tensor FeedForward::forward(const torch::Tensor& x, bool training) const 
 torch::Tensor feed_forward(const torch::Tensor& x, const LinearWeights& first,
                            const LinearWeights& second, Activation activation, double dropout) {
   const bool drops = dropout > 0.0;
-  // blocked_feed_forward has no 16-bit types and no second derivative; without dropout, ATen has
-  // both.
-  if (drops && fits_kernels(x)) {
+  // blocked_feed_forward has no 16-bit types and no second derivative; without dropout, the
+  // operations one by one have both.
+  if (fits_kernels(x) && (drops || (!torch::GradMode::is_enabled() && is_plain(x)))) {
     return blocked_feed_forward(x, first, second, activation, dropout);
   }
   const torch::Tensor active =
-      drops || torch::GradMode::is_enabled()
-          ? activation_dropout(linear(x, first.weight, first.bias), activation, dropout, drops)
-          : activated_linear(x, first.weight, first.bias, activation);
+      activation_dropout(linear(x, first.weight, first.bias), activation, dropout, drops);
   return linear(active, second.weight, second.bias);
 }
 

@@ -1,11 +1,9 @@
 #pragma once
-// Linear layers, where a training step spends most of its time. float32 uses the oneDNN that is
-// built into torch where that is faster, with AVX-512, unless FLASH_ATTENTION_ONEDNN is off;
-// otherwise ATen. Where torch's float32 matmul precision asks for it and the CPU has matrix tiles,
-// the products of layers are formed on those (matrix_product.h), forward and backward.
+// Linear layers, where a training step spends most of its time. float32 and float64 use
+// matrix_product, which is faster than the MKL and the oneDNN in torch, and on matrix tiles where
+// torch's float32 matmul precision allows it; other types use ATen.
 
 #include <ATen/core/Tensor.h>
-#include <flash_attention/dropout.h>
 #include <flash_attention/export.h>
 
 namespace flash::models {
@@ -19,10 +17,6 @@ struct LinearWeights {
 /// torch::linear, differentiable any number of times.
 FLASH_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
                             const at::Tensor& bias = {});
-
-/// activation(x weight^T + bias), fused where oneDNN is used. Not differentiable.
-FLASH_API at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight,
-                                      const at::Tensor& bias, Activation activation);
 
 /// Whether the kernels of this library support x: float32 or float64 on the CPU, without autocast.
 bool fits_kernels(const at::Tensor& x);

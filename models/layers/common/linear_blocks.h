@@ -21,16 +21,16 @@ inline void linear_into(const at::Tensor& x, const LinearWeights& layer, const a
 }
 
 /// The gradients of a layer's weight and bias, summed over blocks.
-struct LinearGradients {
-  at::Tensor weight, bias;
-
+class LinearGradients {
+ public:
   explicit LinearGradients(const LinearWeights& layer)
-      : weight(at::zeros_like(layer.weight)),
-        bias(layer.bias.defined() ? at::zeros_like(layer.bias) : at::Tensor()) {}
+      : LinearGradients(layer.weight.size(0), layer.weight.size(1), layer.weight.options(),
+                        layer.bias.defined()) {}
 
-  /// Of a layer with a bias.
-  LinearGradients(int64_t out, int64_t in, const at::TensorOptions& options)
-      : weight(at::zeros({out, in}, options)), bias(at::zeros({out}, options)) {}
+  LinearGradients(int64_t out, int64_t in, const at::TensorOptions& options, bool has_bias = true)
+      : weight_(at::empty({out, in}, options)), bias_(at::zeros({out}, options)) {
+    if (!has_bias) bias_.reset();
+  }
 
   /// Adds the contribution of one block, from the gradient of the layer's result and its input x,
   /// `step` rows at a time. If blocks begin at multiples of it, sums do not depend on their size.
@@ -38,10 +38,20 @@ struct LinearGradients {
     for (int64_t first = 0; first < x.size(0); first += step) {
       const int64_t rows = std::min(step, x.size(0) - first);
       const at::Tensor g = gradient.narrow(0, first, rows);
-      matrix_product(g.t(), x.narrow(0, first, rows), weight, ProductResult::kAdd);
-      if (bias.defined()) bias.add_(g.sum(0));
+      matrix_product(g.t(), x.narrow(0, first, rows), weight_,
+                     any_ ? ProductResult::kAdd : ProductResult::kReplace);
+      if (bias_.defined()) bias_.add_(g.sum(0));
+      any_ = true;
     }
   }
+
+  at::Tensor weight() const { return any_ ? weight_ : at::zeros_like(weight_); }
+  /// Undefined if the layer has none.
+  const at::Tensor& bias() const { return bias_; }
+
+ private:
+  at::Tensor weight_, bias_;
+  bool any_ = false;  // without rows, the weight is not written
 };
 
 }  // namespace flash::models

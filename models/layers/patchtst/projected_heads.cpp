@@ -246,7 +246,7 @@ class ProjectHeads : public torch::autograd::Function<ProjectHeads> {
       });
       of_layers.add(block.packed(), block.of(rows), sizes.rows_per_thread());
     });
-    return {of_x, of_layers.weight, of_layers.bias};
+    return {of_x, of_layers.weight(), of_layers.bias()};
   }
 
   static Gradients recorded(const PackedSizes& sizes, const Tensor& x, const PartWeights& weights,
@@ -306,7 +306,7 @@ class MergeHeads : public torch::autograd::Function<MergeHeads> {
         part.split(0, of_x);
       });
     });
-    return {of_x, of_layer.weight, of_layer.bias};
+    return {of_x, of_layer.weight(), of_layer.bias()};
   }
 
   static Gradients recorded(const PackedSizes& sizes, const Tensor& x, const Tensor& weight,
