@@ -20,6 +20,7 @@
 # make docs            the documentation as HTML in build/docs/html
 # make wheel           dist/*.whl for every release of torch that requirements.txt allows; downloads each
 # make sdist           dist/*.tar.gz, the sources
+# make kernels         dist/kernels, the package as a kernel of Hugging Face's `kernels`
 # make clean           removes everything that the above created
 #
 # Each target sets up what it needs and skips what is up to date. Variables:
@@ -77,7 +78,7 @@ DOCS_READY := $(ENVIRONMENT)/.docs-ready
 ORIGINALS_READY := .venv-neuralforecast/.ready
 ORIGINALS_PACKAGE_READY := .venv-neuralforecast/.package-ready
 
-.PHONY: demo build bench docs wheel sdist clean system compile compile-all
+.PHONY: demo build bench docs wheel sdist kernels clean system compile compile-all
 .PHONY: test test-python test-kernels test-aarch64 test-originals compatibility stress sanitize mutants
 .PHONY: lint types tidy format
 
@@ -322,3 +323,6 @@ wheel: $(VENV_READY)
 sdist: $(VENV_READY)
 	$(VENV) $(PIP_INSTALL) --quiet -r packaging/requirements.txt
 	$(VENV) -m build --sdist --no-isolation --outdir dist .
+
+kernels: build
+	@$(VENV) packaging/write_kernel.py dist/kernels/flash-attention

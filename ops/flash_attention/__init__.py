@@ -14,9 +14,10 @@ torch.Size([2, 8, 100, 64])
 import importlib.metadata
 from typing import TYPE_CHECKING
 
-from flash_attention import _library
+from flash_attention import _compile, _library
 
 _library.load()  # before the imports below, which use operators that the library registers
+_compile.keep_random_calls_apart()
 
 from flash_attention import flash_attn_interface, torch_registry  # noqa: E402, F401
 from flash_attention.cache import KeyValueCache  # noqa: E402

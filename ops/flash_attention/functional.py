@@ -270,7 +270,9 @@ def standard_attention(
 ) -> Tensor:
     """The reference for `attention`, in O(L S) memory and with derivatives of any order.
 
-    It consists of ordinary tensor operations. Tests and benchmarks compare with it.
+    It consists of ordinary tensor operations. Tests and benchmarks compare with it. A weight of 0
+    is multiplied like any other: unlike with `attention`, a NaN or Inf in the value of a masked
+    key, or in the gradient of a query that it is masked for, makes the products NaN.
 
     Source: Vaswani et al., Attention is all you need (arXiv:1706.03762), equation 1.
 

@@ -144,6 +144,13 @@ PYTHON = [
         by=("test_install.py::test_import_error_names_the_required_torch",),
     ),
     Fault(
+        "torch.compile merges equal calls with dropout",
+        "ops/flash_attention/_compile.py",
+        "listed.append(packet)",
+        "None",
+        by=("test_compile.py::test_two_calls_with_dropout_and_gradients_are_those_of_eager",),
+    ),
+    Fault(
         "replacement undone without the lock",
         "ops/flash_attention/sdpa.py",
         "        with cls._lock:\n            if self._undone:",

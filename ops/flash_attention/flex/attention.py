@@ -79,7 +79,7 @@ def flex_attention(
         ValueError: shapes that do not match; a `block_mask` for other sizes or another device; a
             function that raises, returns more than a scalar, or does not vectorise.
         NotImplementedError: tensors on another device; `AuxRequest(max_scores=True)`; a second
-            derivative of a mask of documents.
+            derivative of a mask of documents without the log-sum-exp.
 
     >>> from torch.nn.attention.flex_attention import create_block_mask
     >>> q, k, v = (torch.randn(1, 4, 100, 16, requires_grad=True) for _ in range(3))
@@ -127,7 +127,7 @@ def _attend(
     scale = 1.0 / math.sqrt(max(query.size(3), 1)) if scale is None else float(scale)
     key, value = (x.expand(sizes.batch, -1, -1, -1) for x in (key, value))
     with torch.autocast("cpu", enabled=False):
-        call = _call(query, sizes, score_mod, block_mask, scale, with_lse)
+        call = _call(query, sizes, score_mod, block_mask, scale)
         lse: Tensor | None = None
         if isinstance(call, KernelCall):
             out, lse = call(query, key, value, with_lse)
@@ -162,7 +162,6 @@ def _call(
     score_mod: ScoreMod | None,
     block_mask: BlockMask | None,
     scale: float,
-    with_lse: bool,
 ) -> KernelCall | BlockCall:
     """How to compute it: by the kernels if they can."""
     if min(sizes.batch, sizes.heads, sizes.queries, sizes.keys) == 0:
@@ -173,7 +172,7 @@ def _call(
         score = record("score_mod", score_mod, compute_dtype(query.dtype))
     if block_mask is not None and block_mask.mask_mod is not noop_mask:
         mask = record("mask_mod", block_mask.mask_mod, None)
-    found = kernel_call(tiles, score, mask, scale, query.dtype, with_lse)
+    found = kernel_call(tiles, score, mask, scale, query.dtype)
     if found is not None:
         return found
     return BlockCall(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flash_attention._packed import packed_attention, packed_rows
 from flash_attention.flex.documents import Documents
 from flash_attention.flex.masks import EVERYTHING, Mask, MaskReader, both
 from flash_attention.flex.program import Program
@@ -32,13 +33,31 @@ class KernelCall:
     ) -> tuple[Tensor, Tensor | None]:
         """out and, if asked for, the log-sum-exp."""
         if self.starts is not None:
-            rows = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-            out = torch.ops.flash.varlen_attention(*rows, self.starts, self.starts, **self.options)
-            return out.unflatten(0, (query.size(0), query.size(2))).transpose(1, 2), None
+            if with_lse:
+                return self._documents_with_lse(query, key, value, self.starts)
+            out = packed_attention(query, key, value, self.starts, self.starts, self.options)
+            return out.transpose(1, 2), None
         if with_lse:
             out, lse = torch.ops.flash.attention_with_lse(query, key, value, **self.options)
             return out, lse
         return torch.ops.flash.attention(query, key, value, **self.options), None
+
+    def _documents_with_lse(
+        self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A call for each document: `varlen_attention` returns no log-sum-exp."""
+        batch, length = query.size(0), query.size(2)
+        lengths = starts.diff().tolist()
+        rows = (packed_rows(x).split(lengths) for x in (query, key, value))
+        outs, lses = [], []
+        for document in zip(*rows, strict=True):
+            call = (x.transpose(0, 1).unsqueeze(0) for x in document)
+            out, lse = torch.ops.flash.attention_with_lse(*call, **self.options)
+            outs.append(out.squeeze(0))
+            lses.append(lse.squeeze(0))
+        out, lse = torch.cat(outs, 1), torch.cat(lses, 1)  # [H, B * L, Dv] and [H, B * L]
+        out, lse = (x.unflatten(1, (batch, length)).transpose(0, 1) for x in (out, lse))
+        return out, lse
 
 
 def kernel_call(
@@ -47,7 +66,6 @@ def kernel_call(
     mask: Program | None,
     scale: float,
     dtype: torch.dtype,
-    with_lse: bool,
 ) -> KernelCall | None:
     """The call that computes the same, or None if there is none or this is not certain.
 
@@ -61,7 +79,7 @@ def kernel_call(
     documents = None
     if seen.documents is not None:
         documents = Documents.of(seen.documents, sizes)
-        if documents is None or with_lse:
+        if documents is None:
             return None
     if not _agrees(tiles, seen, documents):
         return None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flash_attention._packed import packed_attention
 from flash_attention.transformers.pattern import Pattern, PatternMask
 
 __all__ = ["attention_forward"]
@@ -98,19 +99,6 @@ def _offsets(
     return cu_seq_lens_q, cu_seq_lens_k
 
 
-def _packed(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    offsets: tuple[Tensor, Tensor],
-    options: dict[str, Any],
-) -> Tensor:
-    """[B, L, H, Dv] of sequences that follow one another in the rows of a batch."""
-    rows = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-    out = torch.ops.flash.varlen_attention(*rows, *offsets, **options)
-    return out.unflatten(0, (query.size(0), query.size(2)))
-
-
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -186,7 +174,7 @@ def attention_forward(
             options |= _positions(module, query, key, is_causal, sliding_window)
         else:
             options |= {"causal": pattern.window[1] == 0, "window": pattern.window}
-        return _packed(query, key, value, offsets, options), None
+        return packed_attention(query, key, value, *offsets, options), None
 
     if pattern is not None:
         options |= pattern.position_options

@@ -179,6 +179,21 @@ def test_nan_value_affects_only_rows_that_attend_it(dtype: torch.dtype) -> None:
     assert dirty.grads["dq"][0, :, ::2].isnan().all()
 
 
+@pytest.mark.once
+def test_standard_attention_multiplies_what_is_masked() -> None:
+    """0 * NaN: only `attention` keeps a NaN out of rows that do not attend it."""
+    query, key, value, grad = (torch.randn(1, 1, 4, 8) for _ in range(4))
+    value[0, 0, 3], grad[0, 0, 0] = NAN, NAN
+    value.requires_grad_()
+    rows = []
+    for function in (flash_attention.attention, flash_attention.standard_attention):
+        out = function(query, key, value, causal=True)
+        (d_value,) = torch.autograd.grad(out, value, grad)
+        rows.append([x[0, 0].isnan().any(-1).tolist() for x in (out, d_value)])
+    assert rows[0] == [[False, False, False, True], [True, False, False, False]]
+    assert rows[1] == [[True] * 4, [True] * 4]
+
+
 # --- huge and tiny values -----------------------------------------------------------------------
 
 

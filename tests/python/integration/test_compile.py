@@ -9,8 +9,10 @@ from pathlib import Path
 import flash_attention
 import pytest
 import torch
+from flash_attention import _compile
 from torch import Tensor
 from torch._dynamo import compiled_autograd
+from torch._functorch import compile_utils
 
 from support.checks import largest_difference
 from support.problems import Spec, make_problem
@@ -187,6 +189,36 @@ def test_two_calls_with_dropout_are_not_merged(call: Callable[[Tensor], Tensor])
     """Common-subexpression elimination must not merge calls that draw random numbers."""
     first, second = compiled(lambda x: (call(x), call(x)))(torch.randn(9, 4, 8))
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("call", CALLS_WITH_DROPOUT.values(), ids=CALLS_WITH_DROPOUT.keys())
+def test_two_calls_with_dropout_and_gradients_are_those_of_eager(
+    call: Callable[[Tensor], Tensor],
+) -> None:
+    """A graph with gradients has a common-subexpression elimination of its own."""
+
+    def difference(x: Tensor) -> Tensor:
+        return call(x) - 2 * call(x)
+
+    x = torch.randn(9, 4, 8, dtype=torch.float64, requires_grad=True)
+    results = []
+    for function in (difference, compiled(difference)):
+        torch.manual_seed(4)
+        out = function(x)
+        weights = torch.linspace(0, 1, 8, dtype=x.dtype).expand_as(out)
+        results.append([out, *torch.autograd.grad(out, x, weights)])
+    for eager, traced in zip(*results, strict=True):
+        assert largest_difference(traced, eager) < CLOSE[torch.float64]
+
+
+def test_operators_that_draw_a_seed_are_added_to_a_compiler_that_is_loaded_already() -> None:
+    listed = compile_utils.rand_ops
+    mine = {getattr(torch.ops.flash, name) for name in DRAWING}
+    assert mine <= set(listed)
+    before = list(listed)
+    listed[:] = [op for op in listed if op not in mine]
+    _compile.keep_random_calls_apart()
+    assert set(listed) == set(before) and len(listed) == len(before)
 
 
 DRAWING = ("attention", "attention_with_lse", "_forward")

@@ -7,6 +7,7 @@ every page. CMake blocks must equal the file in tests/install that install_test 
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import subprocess
 import sys
@@ -31,11 +32,13 @@ WORDS = re.compile(r"[\w./=-]+")
 
 # They need packages that are not in .venv: make test-originals runs them.
 IN_ORIGINALS = {"transformers.md"}
+KERNELS = "from kernels import"
 PYTHON_BLOCKS = [
     pytest.param(page, line, text, id=f"{page.name}:{line}")
     for page in PAGES
     if page.name not in IN_ORIGINALS
     for line, text in blocks(page, "python")
+    if KERNELS not in text
 ]
 
 
@@ -184,6 +187,21 @@ def test_every_benchmark_table_is_filled_in() -> None:
         assert re.search(r"^Measured( \(.* only\))?: ", body, re.M), (
             f"run python bench/tables.py --only {name} --write ..."
         )
+
+
+def test_names_in_the_table_of_what_to_add_exist() -> None:
+    (table,) = re.findall(r"^\| you use \| add \|\n((?:\|.*\n)+)", README.read_text(), re.M)
+    names = re.findall(r"`[^`]*?(flash_attention(?:\.\w+)+)", table)
+    assert len(names) >= 4
+    for name in names:
+        module, _, function = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), function))
+    assert "flash_attention" in torch.nn.attention.list_flash_attention_impls()
+    assert callable(importlib.import_module("flash_attention").flex_attention)
+    headers = (ROOT / "ops" / "include" / "flash_attention").glob("*.h")
+    code = "".join(header.read_text() for header in headers)
+    for name in re.findall(r"flash::(\w+)", table):
+        assert re.search(rf"\bclass (?:FLASH_API )?{name}\b", code), name
 
 
 def test_readme_figures_are_in_the_benchmark_tables() -> None:
