@@ -112,7 +112,6 @@ TEST(InformerModel, RejectsInvalidOptionsAndWindows) {
 }
 
 TEST(InformerModel, ClonesWithoutSharingParameters) {
-  const torch::NoGradGuard no_grad;
   Informer model(tiny_informer().use_flash_attention(true));
   model->eval();
   const torch::Tensor y = torch::randn({2, 24, 1});
@@ -123,6 +122,7 @@ TEST(InformerModel, ClonesWithoutSharingParameters) {
   const torch::Tensor expected = model->forward(y);
   torch::manual_seed(1);
   EXPECT_TRUE(torch::equal(copy->forward(y), expected));
+  const torch::NoGradGuard no_grad;
   for (torch::Tensor& parameter : copy->parameters()) parameter.add_(1.0);
   torch::manual_seed(1);
   EXPECT_TRUE(torch::equal(model->forward(y), expected));

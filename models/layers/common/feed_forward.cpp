@@ -6,6 +6,32 @@
 #include "message_text.h"
 
 namespace flash::models {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// The activation with the bits of blocked_feed_forward, which forecasts use without gradients.
+/// Differentiable twice.
+class Activated : public torch::autograd::Function<Activated> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, Activation activation) {
+    context->save_for_backward({x});
+    context->saved_data["relu"] = activation == Activation::kRelu;
+    const at::Tensor in = x.contiguous(), out = at::empty_like(in);
+    BlockedActivationDropout(activation, /*p=*/0.0).forward(in, /*first=*/0, out);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const at::Tensor x = context->get_saved_variables()[0];
+    const bool relu = context->saved_data["relu"].toBool();
+    return {relu ? at::threshold_backward(gradients[0], x, 0) : at::gelu_backward(gradients[0], x),
+            at::Tensor()};
+  }
+};
+
+}  // namespace
 
 Activation activation_named(const std::string& model, const std::string& name) {
   TORCH_CHECK_VALUE(name == "relu" || name == "gelu", model,
@@ -37,14 +63,16 @@ torch::Tensor FeedForward::forward(const torch::Tensor& x, bool training) const 
 
 torch::Tensor feed_forward(const torch::Tensor& x, const LinearWeights& first,
                            const LinearWeights& second, Activation activation, double dropout) {
-  const bool drops = dropout > 0.0;
+  const bool drops = dropout > 0.0, plain = fits_kernels(x) && is_plain(x);
   // blocked_feed_forward has no 16-bit types and no second derivative; without dropout, the
   // operations one by one have both.
-  if (fits_kernels(x) && (drops || (!torch::GradMode::is_enabled() && is_plain(x)))) {
+  if (fits_kernels(x) && (drops || (!torch::GradMode::is_enabled() && plain))) {
     return blocked_feed_forward(x, first, second, activation, dropout);
   }
-  const torch::Tensor active =
-      activation_dropout(linear(x, first.weight, first.bias), activation, dropout, drops);
+  const torch::Tensor inner = linear(x, first.weight, first.bias);
+  const torch::Tensor active = plain && !drops
+                                   ? Activated::apply(inner, activation)
+                                   : activation_dropout(inner, activation, dropout, drops);
   return linear(active, second.weight, second.bias);
 }
 

@@ -1,5 +1,6 @@
 #include "layers/common/linear.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <torch/torch.h>
 
@@ -82,6 +83,18 @@ at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x) {
   if (at::GradMode::is_enabled() || !fits_kernels(x)) return g.t().mm(x);
   const at::Tensor out = at::empty({g.size(1), x.size(1)}, x.options());
   matrix_product(g.t(), x.contiguous(), out);
+  return out;
+}
+
+at::Tensor batched_product(const at::Tensor& left, const at::Tensor& right) {
+  if (at::GradMode::is_enabled() || !fits_kernels(left) || !is_plain(left)) return left.bmm(right);
+  const bool is_readable = right.stride(1) == 1 || right.stride(2) == 1;
+  const at::Tensor readable = is_readable ? right : right.contiguous();
+  const at::Tensor out = at::empty({left.size(0), left.size(1), right.size(2)}, left.options());
+  at::parallel_for(0, left.size(0), 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    for (int64_t i = begin; i < end; ++i) matrix_product(left[i], readable[i], out[i]);
+  });
   return out;
 }
 

@@ -33,4 +33,8 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 /// With grad mode off, the same bits on any number of threads.
 at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x);
 
+/// left right for each matrix of a batch: left [N, m, k], right [N, k, n] -> [N, m, n]; for use
+/// like `product`.
+at::Tensor batched_product(const at::Tensor& left, const at::Tensor& right);
+
 }  // namespace flash::models

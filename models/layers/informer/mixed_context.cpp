@@ -88,6 +88,22 @@ at::Tensor means_of_rows(int64_t heads, int64_t length, const at::TensorOptions&
   return counts.scatter_(1, column.view({length, heads}), 1);
 }
 
+/// counts [L, K] parts [B, K, D] -> [B, L, D]. Only the parts have a gradient.
+class SumOfParts : public torch::autograd::Function<SumOfParts> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& counts,
+                            const at::Tensor& parts) {
+    context->save_for_backward({counts});
+    return batched_product(counts.expand({parts.size(0), -1, -1}), parts);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const at::Tensor& g = gradients[0];
+    const at::Tensor counts = context->get_saved_variables()[0].t();
+    return {at::Tensor(), batched_product(counts.expand({g.size(0), -1, -1}), g)};
+  }
+};
+
 }  // namespace
 
 at::Tensor mix_with_running_sum(const at::Tensor& attended, const at::Tensor& value,
@@ -111,10 +127,9 @@ at::Tensor project_mix_with_mean(const AttentionProjections& projections,
 
   // The contribution of each head's mean in each slot, and the sum of those in each row.
   const at::Tensor by_slot = weight.view({hidden, heads, d}).permute({1, 0, 2}).flatten(0, 1);
-  const at::Tensor parts = at::linear(mean, by_slot).view({batch, heads * heads, hidden});
-  const at::Tensor rows = means_of_rows(heads, length, mean.options())
-                              .expand({batch, -1, -1})
-                              .bmm(at::cat({parts, bias.expand({batch, 1, hidden})}, 1));
+  const at::Tensor parts = models::linear(mean, by_slot).view({batch, heads * heads, hidden});
+  const at::Tensor rows = SumOfParts::apply(means_of_rows(heads, length, mean.options()),
+                                            at::cat({parts, bias.expand({batch, 1, hidden})}, 1));
 
   // A batch element consists of blocks of d elements. Block h L + i is slot (h L + i) % H of row
   // (h L + i) / H.

@@ -70,14 +70,14 @@ class ProjectAndSelect : public torch::autograd::Function<ProjectAndSelect> {
     const at::Tensor of_query = gradients[0].transpose(0, 1).flatten(1, 2);  // [H, B u, d]
     const at::Tensor weight = saved[2].view({rows.size(0), -1, x.size(2)});  // [H, d, D]
     const at::Tensor selected = as_rows(x).index_select(0, rows.flatten());
-    result[2] = of_query.transpose(1, 2)
-                    .bmm(selected.view({rows.size(0), rows.size(1), -1}))
-                    .view_as(saved[2]);
+    result[2] =
+        batched_product(of_query.transpose(1, 2), selected.view({rows.size(0), rows.size(1), -1}))
+            .view_as(saved[2]);
     result[3] = of_query.sum(1).flatten();
     if (context->needs_input_grad(0)) {
       if (!self) result[0] = at::zeros_like(x);
       const at::Tensor all = result[0].view({-1, x.size(2)});
-      const at::Tensor of_selected = of_query.bmm(weight).flatten(0, 1);
+      const at::Tensor of_selected = batched_product(of_query, weight).flatten(0, 1);
       if (fits_kernels(all)) {
         add_rows(all, rows.flatten(), of_selected);
       } else {
