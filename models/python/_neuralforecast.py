@@ -1,12 +1,14 @@
-"""Model objects of neuralforecast that compute with the C++ models."""
+"""Objects of neuralforecast that compute with the C++ models."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 import json
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from flash_attention.models import _classes
@@ -23,23 +25,32 @@ CHANGED_BY_FLASH = ("Autoformer", "FEDformer")
 EMBEDDINGS = tuple(f"{kind}_cat_embeddings." for kind in ("hist", "futr", "stat"))
 """Parameters of categorical columns; neuralforecast applies them before the network."""
 
-Model = TypeVar("Model", bound=nn.Module)
+FORECASTER = ("neuralforecast.core", "NeuralForecast")
+AUTO = ("neuralforecast.common._base_auto", "BaseAuto")
+"""Modules and names of neuralforecast's classes that hold or construct models."""
+
+Object = TypeVar("Object")
 
 
 def accelerate(
-    model: Model,
+    model: Object,
     *,
     use_flash_attention: bool | None = None,
     flash_block_size: int = 64,
     gradient_checkpointing: bool = False,
-) -> Model:
-    """Make a model object of neuralforecast compute in C++; its weights stay the same objects.
+    skip_unsupported: bool = False,
+) -> Object:
+    """Make an object of neuralforecast compute in C++; its weights stay the same objects.
 
-    Only `forward` is replaced. `fit`, `predict`, `cross_validation`, losses, scalers, exogenous
-    columns, copies, `save` and `load` are neuralforecast's own, before training and after it:
+    It takes a model, an Auto* model, or a NeuralForecast with all its models:
 
-        models = [accelerate(PatchTST(h=24, input_size=96, max_steps=500))]
-        NeuralForecast(models=models, freq="h").fit(df)
+        forecaster = NeuralForecast(models=[PatchTST(h=24, input_size=96)], freq="h")
+        accelerate(forecaster).fit(df)
+
+    Of a model only `forward` is replaced. `fit`, `predict`, `cross_validation`, losses, scalers,
+    exogenous columns, copies, `save` and `load` are neuralforecast's own, before training and after
+    it. Every trial of an Auto* model, with Ray or Optuna, and its final fit construct accelerated
+    models. So do the processes of a distributed `fit`.
 
     Results equal neuralforecast's up to rounding, except for
 
@@ -51,66 +62,109 @@ def accelerate(
     - TFT's `feature_importances()` and attention weights, which are not recorded: reading them
       raises an error that refers to `restore`.
 
-    neuralforecast's `load` returns a model that is not accelerated, so call `accelerate` again. A
-    `copy.deepcopy` or `pickle` of an accelerated object is accelerated.
+    neuralforecast's `load` returns an object that is not accelerated, so call `accelerate` again. A
+    `copy.deepcopy` or `pickle` of an accelerated object is accelerated. After an error nothing has
+    changed.
 
     Args:
         model: a TFT, Informer, Autoformer, FEDformer, PatchTST or iTransformer of neuralforecast
-            3.3, trained or not, that runs on the CPU.
+            3.3, trained or not, that runs on the CPU; or AutoTFT and so on; or a NeuralForecast,
+            whose models are changed in place, the list given to its constructor too.
         use_flash_attention: None means True except for Autoformer and FEDformer. True replaces
             their mechanism by softmax attention: a different model, which must be trained as such.
         flash_block_size: keys per online-softmax step of the operator, at least 1.
         gradient_checkpointing: recompute each layer in the backward: less memory, more time.
+        skip_unsupported: leave models of other classes in a NeuralForecast as they are.
 
     Returns:
         `model`.
 
     Raises:
-        TypeError: `model` is not an object of one of the six, or its class overrides `forward`.
-        ValueError: the release of neuralforecast is not supported, the model is configured for
-            a device other than the CPU, or it has an option that the C++ model lacks.
+        TypeError: `model` is not one of these, or its class overrides `forward`; or a
+            NeuralForecast has such models, without `skip_unsupported`, or no others.
+        ValueError: the release of neuralforecast is not supported, a model is configured for
+            a device other than the CPU, or it has an option that the C++ model lacks. Where
+            the configuration of an Auto* model samples one, its trial raises the error.
     """
-    name = _network_class(model).__name__
-    _check_surroundings(model)
-    if use_flash_attention is None:
-        use_flash_attention = name not in CHANGED_BY_FLASH
-    loss: Any = model.loss
-    setup = Setup(
-        name,
-        json.dumps(_options(model, name)),
-        loss.outputsize_multiplier,
-        use_flash_attention,
-        flash_block_size,
-        gradient_checkpointing,
-    )
-    engine = Engine(setup)
-    _check_names(model, engine)
-    model.forward = AcceleratedForward(model, engine)
+    settings = Settings(use_flash_attention, flash_block_size, gradient_checkpointing)
+    replacements: list[Replacement] = []
+    for part in _supported_parts(model, skip_unsupported):
+        replacements += _replacements(part, settings)
+    for owner, attribute, value in replacements:
+        setattr(owner, attribute, value)
     return model
 
 
-def restore(model: Model) -> Model:
-    """Undo `accelerate`, keeping the weights. Does nothing to a model that is not accelerated."""
-    if isinstance(model.__dict__.get("forward"), AcceleratedForward):
-        del model.forward
-        network: Any = model
-        if isinstance(getattr(network, "interpretability_params", None), NotRecorded):
-            network.interpretability_params = {}
+def restore(model: Object) -> Object:
+    """Undo `accelerate`, keeping the weights. Does nothing to an object that is not accelerated."""
+    for part in _parts(model):
+        if isinstance(getattr(part, "cls_model", None), AcceleratedClass):
+            part.cls_model = part.cls_model.original
+        for network in (part, *_fitted(part)):
+            if isinstance(getattr(network, "forward", None), AcceleratedForward):
+                del network.forward, network._fit_distributed
+                if isinstance(getattr(network, "interpretability_params", None), NotRecorded):
+                    network.interpretability_params = {}
     return model
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Arguments of `accelerate` that apply to each model."""
+
+    use_flash_attention: bool | None
+    flash_block_size: int
+    gradient_checkpointing: bool
+
+
+class Replacement(NamedTuple):
+    """What `accelerate` does to an object."""
+
+    owner: Any
+    attribute: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class AcceleratedClass:
+    """Called like a class of neuralforecast, constructs accelerated objects of it."""
+
+    original: type[nn.Module]
+    settings: Settings
+
+    def __call__(self, **options: Any) -> nn.Module:
+        """Construct a model."""
+        return accelerate(self.original(**options), **asdict(self.settings))
 
 
 class AcceleratedForward:
-    """Replaces the `forward` of one object, and is copied with it."""
+    """Replaces the `forward` of one model object, and is copied with it."""
 
-    def __init__(self, model: Any, engine: Engine) -> None:
+    def __init__(self, model: Any, engine: Engine, settings: Settings) -> None:
         self.model = model
         self.engine = engine
+        self.settings = settings
 
     def __call__(self, windows_batch: Mapping[str, Tensor | None]) -> Tensor:
         """Return neuralforecast's raw output."""
         if hasattr(self.model, "interpretability_params"):
             self.model.interpretability_params = NotRecorded()
         return self.engine.forward(self.model, windows_batch)
+
+    def fit_distributed(self, *arguments: Any) -> Any:
+        """Replaces `_fit_distributed`, whose processes construct the model: `type(self)(...)`."""
+        cls = type(self.model)
+        construct = AcceleratedClass(cls, self.settings)
+
+        class Constructor:
+            """Takes the place of the model, and its class that of the model's class."""
+
+            def __new__(_, **options: Any) -> Any:
+                return construct(**options)
+
+        model: Any = object.__new__(Constructor)
+        model.hparams, model.trainer_kwargs = self.model.hparams, self.model.trainer_kwargs
+        return cls._fit_distributed(model, *arguments)
 
 
 class NotRecorded(dict[str, Any]):
@@ -131,33 +185,111 @@ class NotRecorded(dict[str, Any]):
         return NotRecorded, ()
 
 
-def _network_class(model: nn.Module) -> type[nn.Module]:
-    """Return neuralforecast's class of `model`."""
-    cls: Any
-    for cls in type(model).__mro__:
-        ours = cls.__name__ in _classes.__all__
-        if not (ours and cls.__module__.startswith("neuralforecast.models.")):
+def _is_a(model: object, module_and_name: tuple[str, str]) -> bool:
+    """Whether `model` is an object of neuralforecast's class, which need not be installed."""
+    return any((c.__module__, c.__name__) == module_and_name for c in type(model).__mro__)
+
+
+def _parts(model: Any) -> list[Any]:
+    """Return the models of a NeuralForecast, both untrained and trained; or the model itself."""
+    if not _is_a(model, FORECASTER):
+        return [model]
+    return list({id(part): part for part in (*model.models_init, *model.models)}.values())
+
+
+def _fitted(model: Any) -> Iterator[Any]:
+    """Yield the best model that an Auto* model has found, if any."""
+    if _is_a(model, AUTO) and isinstance(best := getattr(model, "model", None), nn.Module):
+        yield best
+
+
+def _supported_parts(model: Any, skip_unsupported: bool) -> list[Any]:
+    parts = _parts(model)
+    if not _is_a(model, FORECASTER):
+        return parts
+    supported, others = [], {}
+    for part in parts:
+        try:
+            _network_class(_class_of_models(part))
+            supported.append(part)
+        except TypeError:
+            others[type(part).__name__] = part
+    if others and not (skip_unsupported and supported):
+        advice = "; skip_unsupported=True accelerates only the others" if supported else ""
+        raise TypeError(
+            f"accelerate: expected a NeuralForecast of {', '.join(_classes.__all__)} and Auto* "
+            f"models of these, got {', '.join(others)}{advice}"
+        )
+    return supported
+
+
+def _class_of_models(model: Any) -> type[nn.Module]:
+    """Return the class of `model`, or that of the models which an Auto* model constructs."""
+    if not _is_a(model, AUTO):
+        return type(model)
+    constructor = model.cls_model
+    return constructor.original if isinstance(constructor, AcceleratedClass) else constructor
+
+
+def _replacements(model: Any, settings: Settings) -> list[Replacement]:
+    cls = _class_of_models(model)
+    name = _network_class(cls).__name__
+    _check_release()
+    if _is_a(model, AUTO):
+        _check_accelerator(_accelerator_of_trials(model))
+        found = [Replacement(model, "cls_model", AcceleratedClass(cls, settings))]
+        for best in _fitted(model):
+            found += _replacements(best, settings)
+        return found
+    _check_accelerator(model.trainer_kwargs.get("accelerator"))
+    flash = settings.use_flash_attention
+    setup = Setup(
+        name,
+        json.dumps(_options(model, name)),
+        model.loss.outputsize_multiplier,
+        name not in CHANGED_BY_FLASH if flash is None else flash,
+        settings.flash_block_size,
+        settings.gradient_checkpointing,
+    )
+    engine = Engine(setup)
+    _check_names(model, engine)
+    forward = AcceleratedForward(model, engine, settings)
+    return [
+        Replacement(model, "forward", forward),
+        Replacement(model, "_fit_distributed", forward.fit_distributed),
+    ]
+
+
+def _network_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return neuralforecast's class that `cls` is or is derived from."""
+    base: Any
+    for base in cls.__mro__:
+        ours = base.__name__ in _classes.__all__
+        if not (ours and base.__module__.startswith("neuralforecast.models.")):
             continue
-        if type(model).forward is not cls.forward:
+        if cls.forward is not base.forward:
             raise TypeError(
-                f"accelerate: expected {type(model).__name__} to have the forward of "
-                f"{cls.__name__}, got one of its own, which would be ignored"
+                f"accelerate: expected {cls.__name__} to have the forward of "
+                f"{base.__name__}, got one of its own, which would be ignored"
             )
-        return cls
+        return base
     raise TypeError(
         "accelerate: expected a model object of neuralforecast, one of "
-        f"{', '.join(_classes.__all__)}, got {type(model).__module__}.{type(model).__qualname__}"
+        f"{', '.join(_classes.__all__)}, an Auto* model of these, or a NeuralForecast, "
+        f"got {cls.__module__}.{cls.__qualname__}"
     )
 
 
-def _check_surroundings(model: Any) -> None:
+def _check_release() -> None:
     version = importlib.metadata.version("neuralforecast")
     if not version.startswith(SUPPORTED + "."):
         raise ValueError(
             f"accelerate: expected neuralforecast {SUPPORTED}, which the C++ models match, "
             f"got {version}; run\n    python3 -m pip install 'neuralforecast=={SUPPORTED}.*'"
         )
-    accelerator = model.trainer_kwargs.get("accelerator")
+
+
+def _check_accelerator(accelerator: object) -> None:
     if (
         isinstance(accelerator, str)
         and accelerator not in ("cpu", "auto")
@@ -167,6 +299,17 @@ def _check_surroundings(model: Any) -> None:
             f"accelerate: expected a model that runs on the CPU, got accelerator={accelerator!r}; "
             'create it with accelerator="cpu", or keep the original on the GPU'
         )
+
+
+def _accelerator_of_trials(model: Any) -> object:
+    """Return the accelerator in an Auto* model's configuration; not a str where it is sampled."""
+    config = model.config
+    if not isinstance(config, Mapping):
+        config = config(importlib.import_module(AUTO[0]).MockTrial())
+    accelerator = config.get("accelerator")
+    if accelerator is None and torch.cuda.is_available():
+        return "gpu"  # neuralforecast's default
+    return accelerator
 
 
 def _options(model: Any, name: str) -> dict[str, Any]:

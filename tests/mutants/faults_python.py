@@ -108,10 +108,24 @@ PYTHON = [
         by=("test_accelerate.py::test_flash_attention_is_the_default_where_it_is_exact",),
     ),
     Fault(
+        "accelerate leaves the models that a NeuralForecast trains anew",
+        "models/python/_neuralforecast.py",
+        "(*model.models_init, *model.models)",
+        "tuple(model.models)",
+        by=("test_accelerate.py::test_all_models_of_a_forecaster_are_accelerated_and_restored",),
+    ),
+    Fault(
+        "the models of an Auto* model compute with the default settings",
+        "models/python/_neuralforecast.py",
+        "accelerate(self.original(**options), **asdict(self.settings))",
+        "accelerate(self.original(**options))",
+        by=("test_accelerate.py::test_auto_model_constructs_accelerated_models",),
+    ),
+    Fault(
         "restore leaves the model accelerated",
         "models/python/_neuralforecast.py",
-        "        del model.forward\n",
-        text="        if not ON:\n            del model.forward\n",
+        "                del network.forward, network._fit_distributed\n",
+        text="                if not ON:\n                    del network.forward\n",
         by=("test_accelerate.py::test_restore_undoes_accelerate_and_ignores_other_objects",),
     ),
     Fault(

@@ -5,6 +5,7 @@ The tests in tests/python/originals use the real ones; they need neuralforecast 
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,3 +129,79 @@ def test_our_own_models_are_refused() -> None:
     ours = models.PatchTST(**options_of("PatchTST"))
     with pytest.raises(TypeError, match="expected a model object of neuralforecast, one of TFT, "):
         accelerate(ours)
+
+
+def mock_auto(cls: type[torch.nn.Module], config: Any = None) -> Any:
+    """A mock of an Auto* model that has not searched yet."""
+    base = type("BaseAuto", (), {"__module__": "neuralforecast.common._base_auto"})
+    model = type("Auto" + cls.__name__, (base,), {})()
+    model.cls_model, model.config = cls, config or {}
+    return model
+
+
+def mock_forecaster(*models: Any) -> Any:
+    """A mock of a NeuralForecast."""
+    cls = type("NeuralForecast", (), {"__module__": "neuralforecast.core"})
+    forecaster = cls()
+    forecaster.models_init, forecaster.models = list(models), copy.deepcopy(list(models))
+    return forecaster
+
+
+def accelerated(model: Any) -> bool:
+    """Whether the object computes in C++."""
+    return isinstance(model(windows_of(model)), torch.Tensor)
+
+
+def test_all_models_of_a_forecaster_are_accelerated_and_restored() -> None:
+    forecaster = mock_forecaster(*(mock_object(mock_class(name)) for name in OPTIONS))
+    assert accelerate(forecaster) is forecaster
+    everything = [*forecaster.models_init, *forecaster.models]
+    assert all(map(accelerated, everything))
+    assert [uses_flash_attention(model) for model in forecaster.models] == [
+        name != "Autoformer" for name in OPTIONS
+    ]
+    assert restore(forecaster) is forecaster
+    assert not any(map(accelerated, everything))
+
+
+def test_unsupported_models_of_a_forecaster_are_named_and_skipped_on_request() -> None:
+    ours, other = mock_object(mock_class("PatchTST")), torch.nn.Linear(1, 1)
+    forecaster = mock_forecaster(ours, other)
+    with pytest.raises(TypeError, match="got Linear; skip_unsupported=True accelerates only the"):
+        accelerate(forecaster)
+    assert not accelerated(ours), "nothing has changed"
+    accelerate(forecaster, skip_unsupported=True)
+    assert accelerated(ours)
+    with pytest.raises(TypeError, match="and Auto. models of these, got Linear$"):
+        accelerate(mock_forecaster(other), skip_unsupported=True)
+
+
+def test_a_refused_model_leaves_the_others_of_a_forecaster_unchanged() -> None:
+    first, last = (
+        mock_object(mock_class("PatchTST"), accelerator) for accelerator in ("cpu", "gpu")
+    )
+    with pytest.raises(ValueError, match="that runs on the CPU, got accelerator='gpu'"):
+        accelerate(mock_forecaster(first, last))
+    assert not accelerated(first)
+
+
+def test_auto_model_constructs_accelerated_models() -> None:
+    original = mock_class("Autoformer")
+    # As neuralforecast's classes, which construct from options alone.
+    cls = type("Complete", (original,), {"__new__": lambda _: mock_object(original)})
+    model = mock_auto(cls)
+    assert accelerate(model, use_flash_attention=True, flash_block_size=32) is model
+    network = copy.deepcopy(model).cls_model()
+    assert accelerated(network)
+    setup = network.forward.engine.setup
+    assert (setup.use_flash_attention, setup.flash_block_size) == (True, 32)
+    assert not uses_flash_attention(accelerate(model).cls_model()), "the last call counts"
+    assert not accelerated(restore(model).cls_model())
+
+
+def test_auto_model_for_another_device_is_refused() -> None:
+    model = mock_auto(mock_class("PatchTST"), {"accelerator": "gpu"})
+    with pytest.raises(ValueError, match="that runs on the CPU, got accelerator='gpu'"):
+        accelerate(model)
+    with pytest.raises(TypeError, match="an Auto. model of these, or a NeuralForecast, got torch"):
+        accelerate(mock_auto(torch.nn.Linear))

@@ -31,7 +31,7 @@ WORDS = re.compile(r"[\w./=-]+")
 
 
 # They need packages that are not in .venv: make test-originals runs them.
-IN_ORIGINALS = {"transformers.md"}
+IN_ORIGINALS = {"neuralforecast.md", "transformers.md"}
 KERNELS = "from kernels import"
 PYTHON_BLOCKS = [
     pytest.param(page, line, text, id=f"{page.name}:{line}")

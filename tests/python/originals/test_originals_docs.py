@@ -1,4 +1,4 @@
-"""The code of docs/transformers.md runs where the package transformers is installed."""
+"""The code of the pages on other packages runs where these are installed."""
 
 from __future__ import annotations
 
