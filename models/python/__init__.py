@@ -9,7 +9,8 @@
 >>> loss.backward()
 >>> optimizer.step()
 
-`accelerate` makes a model object of neuralforecast use the same C++ code.
+`Forecaster` forecasts raw series by a model from a file, and `accelerate` makes a model object of
+neuralforecast use the same C++ code.
 """
 
 from flash_attention import _library
@@ -25,6 +26,7 @@ from flash_attention.models._classes import (  # noqa: E402
     PatchTST,
     iTransformer,
 )
+from flash_attention.models._forecaster import Forecaster  # noqa: E402
 from flash_attention.models._module import ForecastModel  # noqa: E402
 from flash_attention.models._neuralforecast import accelerate, restore  # noqa: E402
 
@@ -33,6 +35,7 @@ __all__ = [
     "Autoformer",
     "FEDformer",
     "ForecastModel",
+    "Forecaster",
     "Informer",
     "PatchTST",
     "accelerate",

@@ -16,9 +16,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-// The keys and the format version that neuralforecast 3.x expects in the header.
-constexpr const char* kModelClass = "model_class";
-constexpr const char* kHyperParameters = "hyper_parameters";
+// More keys, and the format version, that neuralforecast 3.x expects in the header.
 constexpr const char* kFormat = "nf_format";
 constexpr const char* kFormatVersion = "2";
 constexpr const char* kSharedTensors = "shared";

@@ -16,7 +16,7 @@ at::Tensor static_columns(const std::vector<Series>& panel) {
   return at::stack(rows, 1);
 }
 
-const ColumnScaler& scaler_of(const Forecaster& forecaster, const std::string& name) {
+const ColumnScaler& scaler_of(const TableForecaster& forecaster, const std::string& name) {
   const auto found = forecaster.scalers.find(name);
   if (found == forecaster.scalers.end()) {
     std::vector<std::string> known;
@@ -45,7 +45,7 @@ void check_same_times(const std::vector<Series>& panel) {
 
 /// The values of a table are finite, but they or their squares may overflow in float32.
 void check_finite(const std::vector<Series>& panel, const SeriesStore& store,
-                  const Forecaster& forecaster) {
+                  const TableForecaster& forecaster) {
   const PanelColumns& columns = forecaster.data.columns;
   constexpr const char* kAdvice =
       ", which once scaled are within the range of float32, got larger ones; divide the column "
@@ -69,7 +69,7 @@ void check_finite(const std::vector<Series>& panel, const SeriesStore& store,
 
 /// Scales the known rows and, of the rows after them, the columns that are known for the future.
 std::shared_ptr<const SeriesStore> scaled(const std::vector<Series>& panel,
-                                          const Forecaster& forecaster) {
+                                          const TableForecaster& forecaster) {
   TORCH_CHECK_VALUE(!forecaster.together() || panel.size() == forecaster.scalers.size(),
                     "expected the ", forecaster.scalers.size(),
                     " series that the model forecasts together, got ", panel.size());
@@ -103,7 +103,7 @@ std::vector<RowRange> PreparedData::part(RowRange TimeSplit::*which) const {
   return ranges;
 }
 
-PreparedData prepare_training(std::vector<Series> series, Forecaster& forecaster) {
+PreparedData prepare_training(std::vector<Series> series, TableForecaster& forecaster) {
   PreparedData data{.series = std::move(series), .splits = {}, .store = nullptr};
   data.splits = split_panel(data.series, forecaster.data.split, forecaster.settings);
   const bool standardise = forecaster.data.table_scaler == "standard";
@@ -124,14 +124,14 @@ PreparedData prepare_training(std::vector<Series> series, Forecaster& forecaster
   return data;
 }
 
-PreparedData prepare_evaluation(std::vector<Series> series, const Forecaster& forecaster) {
+PreparedData prepare_evaluation(std::vector<Series> series, const TableForecaster& forecaster) {
   PreparedData data{.series = std::move(series), .splits = {}, .store = nullptr};
   data.splits = split_panel(data.series, forecaster.data.split, forecaster.settings);
   data.store = scaled(data.series, forecaster);
   return data;
 }
 
-PreparedData prepare_forecast(std::vector<Series> series, const Forecaster& forecaster) {
+PreparedData prepare_forecast(std::vector<Series> series, const TableForecaster& forecaster) {
   for (const Series& one : series) {
     TORCH_CHECK_VALUE(one.known >= forecaster.settings.input_size, "expected at least ",
                       forecaster.settings.input_size, " rows of ", one.name,
@@ -143,14 +143,14 @@ PreparedData prepare_forecast(std::vector<Series> series, const Forecaster& fore
 }
 
 WindowDataset windows_of(const PreparedData& data, const std::vector<RowRange>& rows,
-                         const Forecaster& forecaster) {
+                         const TableForecaster& forecaster) {
   return WindowDataset(data.store, rows, /*past_inside=*/rows.front().begin == 0,
                        {.input_size = forecaster.settings.input_size,
                         .horizon = forecaster.settings.horizon,
                         .together = forecaster.together()});
 }
 
-WindowDataset last_windows(const PreparedData& data, const Forecaster& forecaster) {
+WindowDataset last_windows(const PreparedData& data, const TableForecaster& forecaster) {
   std::vector<RowRange> rows;
   for (const Series& one : data.series) {
     rows.push_back({one.known, one.known + forecaster.settings.horizon});

@@ -12,10 +12,10 @@
 namespace flash::models {
 namespace {
 
-Forecaster load(const Settings& settings) {
+TableForecaster load(const Settings& settings) {
   check_outputs(settings);
   if (settings.threads > 0) at::set_num_threads(settings.threads);
-  Forecaster forecaster =
+  TableForecaster forecaster =
       load_forecaster(settings.input, settings.model.attention, settings.model.block_size);
   if (settings.batch_size_given) forecaster.batch_size = settings.training.batch_size;
   forecaster.data.columns.sort = forecaster.data.columns.sort || settings.data.columns.sort;
@@ -25,7 +25,7 @@ Forecaster load(const Settings& settings) {
 }
 
 int run_evaluation(const Settings& settings) {
-  const Forecaster forecaster = load(settings);
+  const TableForecaster forecaster = load(settings);
   const PreparedData data =
       prepare_evaluation(announced(read_panel(settings.csv, forecaster.data.columns)), forecaster);
   OutputWriter writer;
@@ -40,7 +40,7 @@ int run_evaluation(const Settings& settings) {
 }
 
 int run_prediction(const Settings& settings) {
-  const Forecaster forecaster = load(settings);
+  const TableForecaster forecaster = load(settings);
   const PreparedData data =
       prepare_forecast(announced(read_open_panel(settings.csv, forecaster.data.columns,
                                                  forecaster.settings.horizon)),

@@ -14,12 +14,11 @@ torch.Size([2, 8, 100, 64])
 import importlib.metadata
 from typing import TYPE_CHECKING
 
-from flash_attention import _compile, _library
+from flash_attention import _library
 
 _library.load()  # before the imports below, which use operators that the library registers
-_compile.keep_random_calls_apart()
 
-from flash_attention import flash_attn_interface, torch_registry  # noqa: E402, F401
+from flash_attention import _compile, flash_attn_interface, torch_registry  # noqa: E402, F401
 from flash_attention.cache import KeyValueCache  # noqa: E402
 from flash_attention.functional import (  # noqa: E402
     BuildInfo,
@@ -45,6 +44,8 @@ from flash_attention.sdpa import (  # noqa: E402
     replace_sdpa,
     scaled_dot_product_attention,
 )
+
+_compile.keep_random_calls_apart()
 
 __version__ = importlib.metadata.version("flash_attention")
 # For CMAKE_PREFIX_PATH: find_package(FlashAttention) then finds this package.

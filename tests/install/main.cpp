@@ -1,10 +1,15 @@
+#include <flash_attention/models/checkpoint.h>
+#include <flash_attention/models/forecaster.h>
 #include <flash_attention/models/patchtst.h>
 #include <flash_attention/ops.h>
 #include <torch/torch.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <string>
 
-// A few training steps with both installed libraries: the loss must decrease.
+// A few training steps with both installed libraries, and a forecast from the model's file: the
+// loss must decrease.
 int main() {
   torch::manual_seed(1);
   flash::models::PatchTST model(flash::models::PatchTSTOptions(/*h=*/4, /*input_size=*/32)
@@ -24,5 +29,9 @@ int main() {
     optimizer.step();
     (step == 0 ? first : last) = loss.item<double>();
   }
-  return last < first ? EXIT_SUCCESS : EXIT_FAILURE;
+  const std::string path = std::filesystem::temp_directory_path() / "consumer.safetensors";
+  flash::models::save_model(path, *model);
+  const auto forecaster = flash::models::Forecaster::load(path);
+  const auto forecast = forecaster.predict(past[0].flatten());
+  return last < first && forecast.size(1) == forecaster.horizon() ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -47,7 +47,7 @@ class BestModels : public testing::Test {
             HasSubstr("expected a finite loss, got nan in epoch 2, step 1")));
   }
   static void expect_best(const Session& session, const std::string& path) {
-    const Forecaster loaded = models::load_forecaster(path, "", 64);
+    const TableForecaster loaded = models::load_forecaster(path, "", 64);
     const auto& best = session.trainer.state.best;
     for (const auto& [name, tensor] : loaded.state()) {
       EXPECT_TRUE(torch::equal(tensor, best.at(name))) << name;

@@ -30,6 +30,7 @@ set(FLASH_MODELS_TEST_SOURCES
   models/run_file_test.cpp
   models/safetensors_test.cpp
   models/stored_settings_test.cpp
+  models/table_forecaster_test.cpp
   models/temporal_norm_test.cpp
   models/tft_test.cpp
   models/time_axis_test.cpp

@@ -11,17 +11,17 @@
 
 #include "train/loop/progress.h"
 #include "train/loop/trainer.h"
-#include "train/output/forecaster.h"
 #include "train/output/run_file.h"
+#include "train/output/table_forecaster.h"
 #include "train/prepared_data.h"
 
 namespace flash::tests {
 
-using models::Forecaster;
 using models::PreparedData;
 using models::Progress;
 using models::Series;
 using models::Settings;
+using models::TableForecaster;
 using models::TimeSplit;
 using models::Trainer;
 using models::TrainingResult;
@@ -101,14 +101,14 @@ class Session {
   }
 
   Settings settings;
-  Forecaster forecaster;
+  TableForecaster forecaster;
   PreparedData data;
   WindowDataset train_windows, validation_windows;
   std::unique_ptr<models::Processes> processes;
   Trainer trainer;
 
  private:
-  static Forecaster make(const Settings& settings) {
+  static TableForecaster make(const Settings& settings) {
     torch::manual_seed(settings.training.seed);
     return models::make_forecaster(settings.data, settings.model, settings.loss, 2);
   }

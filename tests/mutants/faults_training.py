@@ -112,16 +112,16 @@ TRAINING = [
     ),
     Fault(
         "--delta ignored",
-        "models/train/output/forecaster.cpp",
+        "models/train/output/table_forecaster.cpp",
         ".delta(loss.delta)",
         text=".delta(ON ? 1.0 : loss.delta)",
-        by=("models_test:Forecaster.KeepsItsLossThroughAFile",),
+        by=("models_test:TableForecaster.KeepsItsLossThroughAFile",),
     ),
     Fault(
         "TFT's default window scaler differs from neuralforecast's",
-        "models/train/command/command_options.cpp",
-        's.loss.scaler_type = "robust";',
-        text='s.loss.scaler_type = ON ? "identity" : "robust";',
+        "models/neuralforecast_names.h",
+        'model_class == "TFT" ? "robust" : "identity"',
+        '"identity"',
         by=("test_train_cli.py::test_model_help_lists_its_options_with_defaults",),
     ),
     Fault(

@@ -6,8 +6,9 @@
 #include <algorithm>
 
 #include "data/csv_reader.h"
+#include "neuralforecast_names.h"
 #include "train/command/number_checks.h"
-#include "train/output/forecaster.h"
+#include "train/output/table_forecaster.h"
 
 namespace flash::models {
 namespace {
@@ -164,7 +165,7 @@ void add_loss_options(CLI::App& app, Settings& s, const std::string& model_class
       ->excludes("--level");
   loss.add("--q", s.loss.q, "The quantile of QuantileLoss")->transform(real_number());
   loss.add("--delta", s.loss.delta, "Where HuberLoss becomes linear")->transform(real_number());
-  if (model_class == "TFT") s.loss.scaler_type = "robust";  // as in neuralforecast
+  s.loss.scaler_type = default_scaler_type(model_class);
   loss.add("--scaler-type", s.loss.scaler_type, "Normalises each window before the model sees it")
       ->check(CLI::IsMember(scaler_types()));
 }

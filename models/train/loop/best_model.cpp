@@ -10,7 +10,7 @@ namespace flash::models {
 namespace {
 
 /// Writes the model and returns the error message; "" on success.
-std::string try_to_save(const std::string& path, const Forecaster& forecaster) {
+std::string try_to_save(const std::string& path, const TableForecaster& forecaster) {
   try {
     const HoldInterrupts hold;
     save_forecaster(path, forecaster);
@@ -30,7 +30,7 @@ BestModel::BestModel(const OutputSettings& output, bool resumed)
   if (resumed && std::filesystem::exists(kept_path_, ignored)) on_disk_ = kept_path_;
 }
 
-void BestModel::keep(const Forecaster& forecaster, int64_t epoch) {
+void BestModel::keep(const TableForecaster& forecaster, int64_t epoch) {
   if (output_.empty()) return;
   const std::string problem = try_to_save(kept_path_, forecaster);
   if (problem.empty()) {
@@ -42,7 +42,7 @@ void BestModel::keep(const Forecaster& forecaster, int64_t epoch) {
   }
 }
 
-void BestModel::finish(const Forecaster& forecaster, int64_t best_epoch) {
+void BestModel::finish(const TableForecaster& forecaster, int64_t best_epoch) {
   {
     const HoldInterrupts hold;
     save_forecaster(output_, forecaster);
@@ -53,7 +53,7 @@ void BestModel::finish(const Forecaster& forecaster, int64_t best_epoch) {
   epoch_ = best_epoch;
 }
 
-std::string BestModel::rescue(const Forecaster& forecaster, const TrainingState& state) {
+std::string BestModel::rescue(const TableForecaster& forecaster, const TrainingState& state) {
   const int64_t best = state.result.best_epoch;
   if (best == 0) return "";
   std::error_code ignored;

@@ -5,7 +5,7 @@
 
 #include "train/command/settings.h"
 #include "train/loop/trainer.h"
-#include "train/output/forecaster.h"
+#include "train/output/table_forecaster.h"
 
 namespace flash::models {
 
@@ -18,16 +18,16 @@ class BestModel {
 
   /// Called after an epoch that is better than all before: writes the model if one was requested. A
   /// full disk does not end the training; it is reported on stderr.
-  void keep(const Forecaster& forecaster, int64_t epoch);
+  void keep(const TableForecaster& forecaster, int64_t epoch);
 
   /// Called at the end, with the best weights in the model: writes the output and removes the
   /// separate file.
-  void finish(const Forecaster& forecaster, int64_t best_epoch);
+  void finish(const TableForecaster& forecaster, int64_t best_epoch);
 
   /// Called when the training failed: makes sure that the best weights are on disk, if necessary in
   /// the folder for temporary files or in the current folder. Returns the path; "" if there are
   /// none.
-  std::string rescue(const Forecaster& forecaster, const TrainingState& state);
+  std::string rescue(const TableForecaster& forecaster, const TrainingState& state);
 
   /// Path of the last saved epoch; "" if there is none.
   std::string where() const;

@@ -12,7 +12,7 @@
 namespace flash::models {
 namespace {
 
-std::map<std::string, at::Tensor> snapshot(const Forecaster& forecaster) {
+std::map<std::string, at::Tensor> snapshot(const TableForecaster& forecaster) {
   std::map<std::string, at::Tensor> copy;
   for (const auto& [name, tensor] : forecaster.state()) copy.emplace(name, tensor.clone());
   return copy;
@@ -30,7 +30,7 @@ class Stopwatch {
 
 }  // namespace
 
-Trainer::Trainer(Forecaster& forecaster, const WindowDataset& train_windows,
+Trainer::Trainer(TableForecaster& forecaster, const WindowDataset& train_windows,
                  const WindowDataset& validation_windows, const TrainingSettings& settings,
                  Processes& processes)
     : adam(forecaster.parameters()),

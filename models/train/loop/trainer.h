@@ -12,7 +12,7 @@
 #include "train/loop/gradient_exchange.h"
 #include "train/loop/progress.h"
 #include "train/output/evaluation.h"
-#include "train/output/forecaster.h"
+#include "train/output/table_forecaster.h"
 #include "train/processes.h"
 
 namespace flash::models {
@@ -41,7 +41,7 @@ struct TrainingState {
   double loss_sum = 0.0;  ///< over the windows of the completed steps
   double epoch_seconds = 0.0;
   TrainingResult result{.epochs = {}, .best_epoch = 0, .seconds = 0.0};
-  std::map<std::string, at::Tensor> best;  ///< Forecaster::state() of the best epoch
+  std::map<std::string, at::Tensor> best;  ///< TableForecaster::state() of the best epoch
 };
 
 /// Trains with Adam. The order of windows depends on the seed only; dropout depends on torch's
@@ -49,7 +49,7 @@ struct TrainingState {
 /// of one, each a share of the windows, and have the same weights at any time.
 class Trainer {
  public:
-  Trainer(Forecaster& forecaster, const WindowDataset& train_windows,
+  Trainer(TableForecaster& forecaster, const WindowDataset& train_windows,
           const WindowDataset& validation_windows, const TrainingSettings& settings,
           Processes& processes);
 
@@ -78,7 +78,7 @@ class Trainer {
   void check_loss(double loss) const;
   bool finish_epoch(Progress& progress, const std::function<bool()>& interrupted);
 
-  Forecaster& forecaster_;
+  TableForecaster& forecaster_;
   const WindowDataset& train_windows_;
   const WindowDataset& validation_windows_;
   const TrainingSettings& settings_;

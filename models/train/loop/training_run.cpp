@@ -18,7 +18,7 @@ namespace flash::models {
 namespace {
 
 /// Test-writes every output under another name, before there is anything to lose.
-void rehearse_writing(const Settings& settings, const Forecaster& forecaster,
+void rehearse_writing(const Settings& settings, const TableForecaster& forecaster,
                       const Trainer& trainer, const std::string& data_fingerprint) {
   rehearse(checkpoint_path(settings.output), [&](const std::string& path) {
     save_run(path, settings, forecaster, trainer, data_fingerprint);
@@ -30,7 +30,7 @@ void rehearse_writing(const Settings& settings, const Forecaster& forecaster,
 /// The inputs and outputs of a training.
 struct TrainingParts {
   const Settings& settings;
-  Forecaster& forecaster;
+  TableForecaster& forecaster;
   const PreparedData& data;
   const WindowDataset& test_windows;
   Trainer& trainer;
@@ -142,7 +142,7 @@ int train(const Settings& settings, const RunFile* run, Processes& processes,
   // Checked before a model is built whose sizes no table has enough rows for.
   split_panel(series, settings.data.split, settings.model);
   torch::manual_seed(settings.training.seed);
-  Forecaster forecaster = make_forecaster(
+  TableForecaster forecaster = make_forecaster(
       settings.data, settings.model, settings.loss, static_cast<int64_t>(series.size()),
       run ? limit_of_file(run->file.tensors) : limit_of_machine());
   forecaster.batch_size = settings.training.batch_size;

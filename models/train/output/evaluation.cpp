@@ -74,8 +74,9 @@ std::vector<at::Tensor> batches(const at::Tensor& indices, int64_t batch_size) {
   return indices.split(std::clamp<int64_t>(batch_size, 1, std::max<int64_t>(1, indices.size(0))));
 }
 
-std::optional<ValidationErrors> validate(const Forecaster& forecaster, const WindowDataset& windows,
-                                         int64_t batch_size, Processes& processes,
+std::optional<ValidationErrors> validate(const TableForecaster& forecaster,
+                                         const WindowDataset& windows, int64_t batch_size,
+                                         Processes& processes,
                                          const std::function<bool()>& interrupted) {
   forecaster.train(false);
   const ForecastColumns columns(forecaster.loss->output_names());
@@ -86,7 +87,7 @@ std::optional<ValidationErrors> validate(const Forecaster& forecaster, const Win
     if (processes.alone() && interrupted()) return std::nullopt;
     if (turn++ % processes.count() != processes.rank()) continue;
     const WindowBatch batch = windows.batch(indices);
-    const Forecaster::Judged judged = forecaster.judge(batch);
+    const TableForecaster::Judged judged = forecaster.judge(batch);
     loss += judged.loss * static_cast<double>(indices.size(0));
     sums.add(column(judged.forecast, columns.median), column(judged.forecast, columns.mean),
              batch.future, batch.series);
@@ -100,7 +101,7 @@ std::optional<ValidationErrors> validate(const Forecaster& forecaster, const Win
                           sums.mean(totals[1])};
 }
 
-Evaluation evaluate(const Forecaster& forecaster, const WindowDataset& windows,
+Evaluation evaluate(const TableForecaster& forecaster, const WindowDataset& windows,
                     const std::vector<Series>& series, int64_t batch_size) {
   torch::manual_seed(0);
   forecaster.train(false);

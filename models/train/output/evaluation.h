@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "train/output/forecaster.h"
+#include "train/output/table_forecaster.h"
 #include "train/prepared_data.h"
 #include "train/processes.h"
 
@@ -74,12 +74,12 @@ struct ValidationErrors {
   Errors errors;
 };
 std::optional<ValidationErrors> validate(
-    const Forecaster& forecaster, const WindowDataset& windows, int64_t batch_size,
+    const TableForecaster& forecaster, const WindowDataset& windows, int64_t batch_size,
     Processes& processes, const std::function<bool()>& interrupted = [] { return false; });
 
 /// All errors over all windows; puts the model into evaluation mode. Seeds torch's generator,
 /// because Informer draws random numbers in evaluation mode too, and does not restore it.
-Evaluation evaluate(const Forecaster& forecaster, const WindowDataset& windows,
+Evaluation evaluate(const TableForecaster& forecaster, const WindowDataset& windows,
                     const std::vector<Series>& series, int64_t batch_size);
 
 }  // namespace flash::models

@@ -32,7 +32,7 @@ at::Tensor without_overlap(const WindowDataset& windows, int64_t horizon, bool t
   return torch::tensor(chosen, torch::kLong);
 }
 
-void add_batch(std::vector<Parts>& parts, const Forecaster& forecaster,
+void add_batch(std::vector<Parts>& parts, const TableForecaster& forecaster,
                const WindowDataset& windows, const std::vector<Series>& series,
                const at::Tensor& indices, bool truth_is_known) {
   const WindowBatch batch = windows.batch(indices);
@@ -70,7 +70,7 @@ void add_number(std::string& text, double value) {
 
 }  // namespace
 
-ForecastTable forecast_windows(const Forecaster& forecaster, const WindowDataset& windows,
+ForecastTable forecast_windows(const TableForecaster& forecaster, const WindowDataset& windows,
                                const std::vector<Series>& series, bool truth_is_known,
                                int64_t batch_size) {
   torch::manual_seed(0);  // as evaluate does

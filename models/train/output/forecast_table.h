@@ -27,7 +27,7 @@ struct ForecastTable {
 };
 
 /// Consecutive forecasts without overlap over all of `windows`.
-ForecastTable forecast_windows(const Forecaster& forecaster, const WindowDataset& windows,
+ForecastTable forecast_windows(const TableForecaster& forecaster, const WindowDataset& windows,
                                const std::vector<Series>& series, bool truth_is_known,
                                int64_t batch_size);
 

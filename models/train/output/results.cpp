@@ -26,7 +26,7 @@ void write_forecasts(const OutputSettings& output, const ForecastTable& table,
 
 void finish(const Finished& finished, OutputWriter& writer) {
   const Settings& settings = finished.settings;
-  const Forecaster& forecaster = finished.forecaster;
+  const TableForecaster& forecaster = finished.forecaster;
   const int64_t batch_size = forecaster.batch_size;
   RunReport report{
       .csv = settings.csv,

@@ -20,7 +20,7 @@ std::vector<Series> announced(std::vector<Series> panel);
 /// A trained or loaded model, and what to test it on.
 struct Finished {
   const Settings& settings;
-  const Forecaster& forecaster;
+  const TableForecaster& forecaster;
   const std::vector<Series>& series;
   const WindowDataset& test_windows;
   std::optional<TrainingResult> training;

@@ -54,7 +54,7 @@ TensorMap under(const TensorMap& all, const std::string& prefix) {
 
 /// The tensors of weights and optimiser. They share memory with the trainer, so copying into them
 /// restores it.
-TensorMap tensors_in_use(const Forecaster& forecaster, const Trainer& trainer) {
+TensorMap tensors_in_use(const TableForecaster& forecaster, const Trainer& trainer) {
   TensorMap tensors;
   insert(tensors, kModel, forecaster.state());
   insert(tensors, kAdam, trainer.adam.state());
@@ -125,7 +125,7 @@ Json parse_description(const std::string& path, const Metadata& metadata) {
 
 }  // namespace
 
-void save_run(const std::string& path, const Settings& settings, const Forecaster& forecaster,
+void save_run(const std::string& path, const Settings& settings, const TableForecaster& forecaster,
               const Trainer& trainer, const std::string& data_fingerprint) {
   const TrainingState& state = trainer.state;
   TensorMap tensors = tensors_in_use(forecaster, trainer);
@@ -154,7 +154,7 @@ RunFile read_run(const std::string& path) {
   return run;
 }
 
-void restore_run(const RunFile& run, const Forecaster& forecaster, Trainer& trainer,
+void restore_run(const RunFile& run, const TableForecaster& forecaster, Trainer& trainer,
                  const std::string& data_fingerprint) {
   const TensorMap& given = run.file.tensors;
   TrainingState state;

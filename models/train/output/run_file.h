@@ -13,7 +13,7 @@ namespace flash::models {
 /// Writes weights, best weights, optimiser, generators, position in the epoch, losses so far and
 /// all settings. The file appears when it is complete. Throws c10::ValueError if it cannot be
 /// written.
-void save_run(const std::string& path, const Settings& settings, const Forecaster& forecaster,
+void save_run(const std::string& path, const Settings& settings, const TableForecaster& forecaster,
               const Trainer& trainer, const std::string& data_fingerprint);
 
 /// The part of the file that is needed to build the trainer to restore.
@@ -28,7 +28,7 @@ RunFile read_run(const std::string& path);
 
 /// Restores the trainer. Before it changes anything, throws c10::ValueError naming what is missing,
 /// unexpected or of the wrong shape, and if the data has changed.
-void restore_run(const RunFile& run, const Forecaster& forecaster, Trainer& trainer,
+void restore_run(const RunFile& run, const TableForecaster& forecaster, Trainer& trainer,
                  const std::string& data_fingerprint);
 
 }  // namespace flash::models

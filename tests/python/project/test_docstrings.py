@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+from pathlib import Path
+from types import ModuleType
 
 import flash_attention
 import pytest
@@ -10,15 +12,29 @@ import torch
 from flash_attention import distributed, functional, models
 from flash_attention.flash_attn_interface import dense, installation, kvcache, varlen
 from flash_attention.flex import attention as flex
+from flash_attention.models import _forecaster
 
 pytestmark = pytest.mark.once
 
 
-MODULES = [flash_attention, functional, models, dense, varlen, kvcache, installation, flex]
+MODULES = [
+    flash_attention,
+    functional,
+    models,
+    _forecaster,
+    dense,
+    varlen,
+    kvcache,
+    installation,
+    flex,
+]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
-def test_docstring_examples_pass(module) -> None:
+def test_docstring_examples_pass(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     torch.manual_seed(0)
     result = doctest.testmod(module, extraglobs={"torch": torch})
     assert result.attempted > 0

@@ -10,7 +10,7 @@
 #include "storage/json_text.h"
 #include "train/command/settings_json.h"
 #include "train/command/stored_settings.h"
-#include "train/output/forecaster.h"
+#include "train/output/table_forecaster.h"
 
 namespace flash::models {
 namespace {
@@ -53,7 +53,7 @@ double quantile_of(const std::string& name) {
 }
 
 /// The loss as neuralforecast stores it, which needs it to interpret the outputs.
-SafetensorsFile neuralforecast_parts(const Forecaster& forecaster) {
+SafetensorsFile neuralforecast_parts(const TableForecaster& forecaster) {
   const Loss& loss = *forecaster.loss;
   Json arguments = {{"horizon_weight", nullptr}};
   SafetensorsFile parts;
@@ -95,7 +95,7 @@ void check_same_model(const ModelSettings& trained, const std::string& attention
 
 }  // namespace
 
-void save_forecaster(const std::string& path, const Forecaster& forecaster) {
+void save_forecaster(const std::string& path, const TableForecaster& forecaster) {
   Json scalers = Json::object();
   for (const auto& [name, scaler] : forecaster.scalers) scalers[name] = to_json(scaler);
   const Json description = {{"data", forecaster.data},
@@ -112,8 +112,8 @@ void save_forecaster(const std::string& path, const Forecaster& forecaster) {
   save_model(path, *forecaster.model, keep);
 }
 
-Forecaster load_forecaster(const std::string& path, const std::string& attention,
-                           int64_t block_size) {
+TableForecaster load_forecaster(const std::string& path, const std::string& attention,
+                                int64_t block_size) {
   const SafetensorsFile file = read_safetensors(path);
   try {
     const Json description = read_description(path, file.metadata);
@@ -127,7 +127,7 @@ Forecaster load_forecaster(const std::string& path, const std::string& attention
     }
     settings.block_size = block_size;
     settings.gradient_checkpointing = false;
-    Forecaster forecaster = forecaster_without_model(
+    TableForecaster forecaster = forecaster_without_model(
         data, settings, read_settings<LossSettings>(description.at("loss"), path));
     forecaster.model =
         with_attention(load_model(file, {.use_flash_attention = settings.attention == "flash",

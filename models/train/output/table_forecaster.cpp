@@ -1,4 +1,4 @@
-#include "train/output/forecaster.h"
+#include "train/output/table_forecaster.h"
 
 #include <flash_attention/models/autoformer.h>
 #include <flash_attention/models/fedformer.h>
@@ -36,7 +36,7 @@ std::shared_ptr<ForecastModel> remade(ForecastModel& model, const std::string& a
 }
 
 template <class Take>
-void each_parameter(const Forecaster& forecaster, const Take& take) {
+void each_parameter(const TableForecaster& forecaster, const Take& take) {
   for (const auto& item : forecaster.model->module().named_parameters()) {
     if (item->requires_grad()) take(item.key(), *item);
   }
@@ -47,12 +47,12 @@ void each_parameter(const Forecaster& forecaster, const Take& take) {
 
 }  // namespace
 
-at::Tensor Forecaster::training_loss(const WindowBatch& batch) const {
+at::Tensor TableForecaster::training_loss(const WindowBatch& batch) const {
   const auto [inputs, scaling] = scale(norm, batch);
   return loss->training_loss(model->forward(inputs), batch.future, scaling);
 }
 
-Forecaster::Judged Forecaster::judge(const WindowBatch& batch) const {
+TableForecaster::Judged TableForecaster::judge(const WindowBatch& batch) const {
   torch::NoGradGuard no_grad;
   const auto [inputs, scaling] = scale(norm, batch);
   const at::Tensor output = model->forward(inputs);
@@ -60,25 +60,25 @@ Forecaster::Judged Forecaster::judge(const WindowBatch& batch) const {
           .forecast = loss->forecast(output, scaling)};
 }
 
-at::Tensor Forecaster::forecast(const WindowBatch& batch) const {
+at::Tensor TableForecaster::forecast(const WindowBatch& batch) const {
   torch::NoGradGuard no_grad;
   const auto [inputs, scaling] = scale(norm, batch);
   return loss->forecast(model->forward(inputs), scaling);
 }
 
-void Forecaster::train(bool on) const {
+void TableForecaster::train(bool on) const {
   model->module().train(on);
   norm.ptr()->train(on);
 }
 
-std::map<std::string, at::Tensor> Forecaster::state() const {
+std::map<std::string, at::Tensor> TableForecaster::state() const {
   TensorMap tensors = state_dict(model->module());
   for (const auto& [name, tensor] : state_dict(*norm))
     tensors.emplace(kScalerPrefix + name, tensor);
   return tensors;
 }
 
-void Forecaster::load_state(const std::map<std::string, at::Tensor>& state) const {
+void TableForecaster::load_state(const std::map<std::string, at::Tensor>& state) const {
   TensorMap of_model, of_norm;
   for (const auto& [name, tensor] : state) {
     if (name.starts_with(kScalerPrefix)) {
@@ -91,7 +91,7 @@ void Forecaster::load_state(const std::map<std::string, at::Tensor>& state) cons
   load_state_dict(*norm.ptr(), of_norm);
 }
 
-std::vector<std::pair<std::string, at::Tensor>> Forecaster::parameters() const {
+std::vector<std::pair<std::string, at::Tensor>> TableForecaster::parameters() const {
   std::vector<std::pair<std::string, at::Tensor>> list;
   each_parameter(*this, [&](const std::string& name, const at::Tensor& parameter) {
     list.emplace_back(name, parameter);
@@ -99,18 +99,18 @@ std::vector<std::pair<std::string, at::Tensor>> Forecaster::parameters() const {
   return list;
 }
 
-int64_t Forecaster::parameter_count() const {
+int64_t TableForecaster::parameter_count() const {
   int64_t count = 0;
   each_parameter(*this, [&](const std::string&, const at::Tensor& p) { count += p.numel(); });
   return count;
 }
 
-bool Forecaster::together() const { return settings.model_class == "iTransformer"; }
+bool TableForecaster::together() const { return settings.model_class == "iTransformer"; }
 
-Forecaster forecaster_without_model(const DataSettings& data, const ModelSettings& settings,
-                                    const LossSettings& loss) {
+TableForecaster forecaster_without_model(const DataSettings& data, const ModelSettings& settings,
+                                         const LossSettings& loss) {
   check_attention(settings.model_class, settings.attention);
-  Forecaster forecaster;
+  TableForecaster forecaster;
   forecaster.data = data;
   forecaster.settings = settings;
   forecaster.loss_settings = loss;
@@ -124,9 +124,9 @@ Forecaster forecaster_without_model(const DataSettings& data, const ModelSetting
   return forecaster;
 }
 
-Forecaster make_forecaster(const DataSettings& data, const ModelSettings& settings,
-                           const LossSettings& loss, int64_t series, const SizeLimit& limit) {
-  Forecaster forecaster = forecaster_without_model(data, settings, loss);
+TableForecaster make_forecaster(const DataSettings& data, const ModelSettings& settings,
+                                const LossSettings& loss, int64_t series, const SizeLimit& limit) {
+  TableForecaster forecaster = forecaster_without_model(data, settings, loss);
   nlohmann::json options = parse_json_object(
       settings.options, settings.model_class + ": expected the options as a JSON object");
   options["h"] = settings.horizon;

@@ -18,7 +18,7 @@
 
 namespace flash::models {
 
-struct Forecaster {
+struct TableForecaster {
   std::shared_ptr<ForecastModel> model;
   std::shared_ptr<Loss> loss;
   TemporalNorm norm{nullptr};  ///< the window scaler
@@ -56,14 +56,14 @@ struct Forecaster {
 };
 
 /// A forecaster without model and scalers. Throws c10::ValueError if an option is out of range.
-Forecaster forecaster_without_model(const DataSettings& data, const ModelSettings& settings,
-                                    const LossSettings& loss);
+TableForecaster forecaster_without_model(const DataSettings& data, const ModelSettings& settings,
+                                         const LossSettings& loss);
 
 /// A forecaster with random weights and without scalers. Only iTransformer depends on `series`.
 /// Throws c10::ValueError if an option is out of range or the model exceeds `limit`.
-Forecaster make_forecaster(const DataSettings& data, const ModelSettings& settings,
-                           const LossSettings& loss, int64_t series,
-                           const SizeLimit& limit = limit_of_machine());
+TableForecaster make_forecaster(const DataSettings& data, const ModelSettings& settings,
+                                const LossSettings& loss, int64_t series,
+                                const SizeLimit& limit = limit_of_machine());
 
 /// "native" for Autoformer and FEDformer, "flash" for the others.
 std::string default_attention(const std::string& model_class);
@@ -78,12 +78,12 @@ std::shared_ptr<ForecastModel> with_attention(std::shared_ptr<ForecastModel> mod
 
 /// Writes weights, hyperparameters, loss, scalers and data settings to one safetensors file, which
 /// neuralforecast can read too.
-void save_forecaster(const std::string& path, const Forecaster& forecaster);
+void save_forecaster(const std::string& path, const TableForecaster& forecaster);
 
 /// `attention` as for check_attention, or empty for that of the training. Throws c10::ValueError if
 /// the file is broken or was not written by save_forecaster, or if `attention` would make it a
 /// different model.
-Forecaster load_forecaster(const std::string& path, const std::string& attention,
-                           int64_t block_size);
+TableForecaster load_forecaster(const std::string& path, const std::string& attention,
+                                int64_t block_size);
 
 }  // namespace flash::models
