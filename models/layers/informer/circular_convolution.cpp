@@ -53,7 +53,7 @@ class PaddedSample {
 
 /// Calls `call(first, count)` for parts of the samples on all threads, below autograd.
 template <class Call>
-void for_samples(int64_t samples, const Call& call) {
+void for_sample_ranges(int64_t samples, const Call& call) {
   at::parallel_for(0, samples, 1, [&](int64_t begin, int64_t end) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     call(begin, end);
@@ -67,7 +67,7 @@ class CircularConvolution : public torch::autograd::Function<CircularConvolution
     context->save_for_backward({x, weight});
     const Tensor matrix = weight.permute({2, 1, 0}).flatten(0, 1);  // [3 in, out]
     const Tensor out = at::empty({x.size(0), x.size(1) + kPadding, weight.size(0)}, x.options());
-    for_samples(x.size(0), [&](int64_t begin, int64_t end) {
+    for_sample_ranges(x.size(0), [&](int64_t begin, int64_t end) {
       const PaddedSample padded(x.size(1), x);
       for (int64_t i = begin; i < end; ++i) {
         matrix_product_with_bias(padded.circular(x[i]), matrix, bias, out[i]);
@@ -98,7 +98,7 @@ class CircularConvolution : public torch::autograd::Function<CircularConvolution
     const Tensor reversed = weight.flip(2).permute({2, 0, 1}).flatten(0, 1);  // [3 out, in]
     const int64_t steps = g.size(1) - kPadding;
     const Tensor out = at::empty({g.size(0), steps, weight.size(1)}, g.options());
-    for_samples(g.size(0), [&](int64_t begin, int64_t end) {
+    for_sample_ranges(g.size(0), [&](int64_t begin, int64_t end) {
       const PaddedSample padded(g.size(1), g);
       const Tensor of_padded = at::empty({steps + 2 * kPadding, weight.size(1)}, g.options());
       for (int64_t i = begin; i < end; ++i) {
