@@ -35,6 +35,19 @@ struct GatedNormGradients {
   T* sums;  ///< [4, width], added to: gradients of scale, shift and both halves of bias
 };
 
+/// out = x weight^T + bias. See generic/linear_rows.h.
+template <class T>
+struct LinearRows {
+  const T* x;  ///< [rows, depth], `x_row` apart
+  int64_t x_row;
+  const T* weight;  ///< [columns, depth], `weight_row` apart
+  int64_t weight_row;
+  const T* bias;  ///< [columns]; null: none
+  T* out;         ///< [rows, columns], `out_row` apart
+  int64_t out_row;
+  int64_t rows, columns, depth;
+};
+
 /// Rows of a layer norm, or of a batch norm. See generic/norms.h.
 template <class T>
 struct NormRows {
@@ -50,10 +63,13 @@ struct NormRows {
 template <class T>
 struct LaneAttentionParams {
   const T *query, *key, *value;  ///< [queries, head_dim], [keys, head_dim], [keys, value_dim]
-  int64_t query_problem, key_problem, value_problem;
-  int64_t query_row, key_row, value_row;
+  int64_t query_problem, key_problem, value_problem, out_problem;
+  int64_t query_row, key_row, value_row, out_row;
   int64_t problems, queries, keys, head_dim, value_dim;
   T scale;
+  /// The forward adds these scores to those of the queries and keys, and replaces them by the sums;
+  /// lane_attention_scores elements, in an order of its own. Null: none.
+  T* scores = nullptr;
 };
 
 /// Contiguous, a problem after the other.
@@ -79,6 +95,7 @@ template <class T>
 struct LayerKernels {
   /// `product` in one unit of work. Rows of `right` must be contiguous.
   void (*block_product)(const ProductParams&);
+  void (*linear_rows)(const LinearRows<T>&);
 
   void (*complex_tanh)(const T* in, T* out, int64_t count);
   void (*complex_tanh_backward)(const T* result, const T* gradient, T* out, int64_t count);
@@ -106,6 +123,7 @@ struct LayerKernels {
   void (*gated_norm)(const GatedNormParams<T>&, T* out, T* scratch, int64_t rows);
   void (*gated_norm_backward)(const GatedNormParams<T>&, const GatedNormGradients<T>&,
                               int64_t rows);
+  int64_t (*lane_attention_scores)(const LaneAttentionParams<T>&);
   /// Elements of scratch memory for the two functions after it.
   int64_t (*lane_attention_scratch)(const LaneAttentionParams<T>&);
   void (*lane_attention)(const LaneAttentionParams<T>&, T* out, T* scratch);
@@ -114,6 +132,8 @@ struct LayerKernels {
   void (*layer_norm)(const T* x, const T* weight, const T* bias, T epsilon, int64_t rows,
                      int64_t width, T* out, T* mean, T* reciprocal);
   void (*layer_norm_backward)(const NormRows<T>&, const T* gradient, T* x_gradient, T* sums);
+  void (*affine_sum)(const T* x, const T* residual, const T* factor, const T* shift, int64_t rows,
+                     int64_t width, T* out);
   void (*column_moments)(const T* x, int64_t rows, int64_t width, T* moments);
   void (*batch_norm_sums)(const NormRows<T>&, const T* gradient, T* sums);
   void (*batch_norm_backward)(const NormRows<T>&, const T* gradient, const T* means, T* x_gradient);

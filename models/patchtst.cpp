@@ -8,6 +8,7 @@
 #include "checks.h"
 #include "layers/common/linear.h"
 #include "layers/patchtst/patch_encoder.h"
+#include "layers/patchtst/patch_forecast.h"
 #include "layers/patchtst/rev_in.h"
 #include "message_text.h"
 #include "option_visitor.h"
@@ -67,6 +68,10 @@ class BackboneImpl : public torch::nn::Cloneable<BackboneImpl> {
                        options_.dropout(), is_training()));
   }
 
+  LinearWeights embedding() const { return {embedding_->weight, embedding_->bias}; }
+  const torch::Tensor& position() const { return position_; }
+  const PatchEncoderImpl& encoder() const { return *encoder_; }
+
  private:
   PatchTSTOptions options_;
   torch::nn::Linear embedding_{nullptr};
@@ -92,6 +97,8 @@ class HeadImpl : public torch::nn::Cloneable<HeadImpl> {
                           is_training());
   }
 
+  LinearWeights weights() const { return {linear_->weight, linear_->bias}; }
+
  private:
   PatchTSTOptions options_;
   torch::nn::Linear linear_{nullptr};
@@ -116,6 +123,10 @@ class PatchTSTNetworkImpl : public torch::nn::Cloneable<PatchTSTNetworkImpl> {
 
   /// windows [B, input_size] -> [B, h * outputsize_multiplier]
   torch::Tensor forward(torch::Tensor windows) {
+    if (!is_training() && !torch::GradMode::is_enabled() && options_.use_flash_attention()) {
+      const PatchNetwork all = tensors();
+      if (fits_forecast(all, windows)) return patch_forecast(all, windows);
+    }
     WindowStatistics statistics;
     if (rev_in_) std::tie(windows, statistics) = rev_in_->normalize(windows);
     const int64_t stride = patch_stride(options_);
@@ -127,6 +138,23 @@ class PatchTSTNetworkImpl : public torch::nn::Cloneable<PatchTSTNetworkImpl> {
   }
 
  private:
+  PatchNetwork tensors() const {
+    return {.embedding = backbone_->embedding(),
+            .position = backbone_->position(),
+            .layers = backbone_->encoder().layers(),
+            .head = head_->weights(),
+            .heads = options_.n_heads(),
+            .stride = patch_stride(options_),
+            .activation = options_.activation() == "relu" ? kernels::GatedActivation::kRelu
+                                                          : kernels::GatedActivation::kGelu,
+            .adds_scores = options_.res_attention(),
+            .norm_first = options_.batch_normalization(),
+            .normalizes = rev_in_ != nullptr,
+            .subtracts_last = rev_in_ && rev_in_->subtracts_last(),
+            .affine_weight = rev_in_ ? rev_in_->affine_weight() : torch::Tensor(),
+            .affine_bias = rev_in_ ? rev_in_->affine_bias() : torch::Tensor()};
+  }
+
   PatchTSTOptions options_;
   std::shared_ptr<RevINImpl> rev_in_;
   std::shared_ptr<BackboneImpl> backbone_;

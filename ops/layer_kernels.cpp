@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "csrc/dispatch.h"
 #include "ops/kernel_selection.h"
 
 namespace flash::kernels {
@@ -64,15 +65,18 @@ LaneAttentionParams<T> in_kernels(const LaneAttention<T>& call) {
           .query_problem = call.query_problem,
           .key_problem = call.key_problem,
           .value_problem = call.value_problem,
+          .out_problem = call.out_problem,
           .query_row = call.query_row,
           .key_row = call.key_row,
           .value_row = call.value_row,
+          .out_row = call.out_row,
           .problems = call.problems,
           .queries = call.queries,
           .keys = call.keys,
           .head_dim = call.head_dim,
           .value_dim = call.value_dim,
-          .scale = call.scale};
+          .scale = call.scale,
+          .scores = call.scores};
 }
 
 template <class T>
@@ -100,6 +104,8 @@ GatedNormParams<T> in_kernels(const GatedNorm<T>& block, int64_t width) {
 
 }  // namespace
 
+bool have_vectors() { return &active_table("flash::kernels") != &scalar_kernels(); }
+
 template <class T>
 void block_product(const ProductSizes& sizes, LeftFactor<T> a, RowMatrix<const T> b,
                    RowMatrix<T> c) {
@@ -110,6 +116,20 @@ void block_product(const ProductSizes& sizes, LeftFactor<T> a, RowMatrix<const T
   p.rows = sizes.rows, p.depth = sizes.depth, p.columns = sizes.columns;
   p.add = sizes.accumulate;
   active<T>().block_product(p);
+}
+
+template <class T>
+void linear_rows(const LinearRows<T>& call) {
+  active<T>().linear_rows({.x = call.x,
+                           .x_row = call.x_row,
+                           .weight = call.weight,
+                           .weight_row = call.weight_row,
+                           .bias = call.bias,
+                           .out = call.out,
+                           .out_row = call.out_row,
+                           .rows = call.rows,
+                           .columns = call.columns,
+                           .depth = call.depth});
 }
 
 template <class T>
@@ -248,6 +268,11 @@ void dropout_add(const DropoutBlock& block, const T* x, const T* residual, T* ou
 }
 
 template <class T>
+int64_t lane_attention_scores(const LaneAttention<T>& call) {
+  return active<T>().lane_attention_scores(in_kernels(call));
+}
+
+template <class T>
 int64_t lane_attention_scratch(const LaneAttention<T>& call) {
   return active<T>().lane_attention_scratch(in_kernels(call));
 }
@@ -277,6 +302,12 @@ void layer_norm(const T* x, const T* weight, const T* bias, T epsilon, int64_t r
 template <class T>
 void layer_norm_backward(const NormRows<T>& norm, const T* gradient, T* x_gradient, T* sums) {
   active<T>().layer_norm_backward(in_kernels(norm), gradient, x_gradient, sums);
+}
+
+template <class T>
+void affine_sum(const T* x, const T* residual, const T* factor, const T* shift, int64_t rows,
+                int64_t width, T* out) {
+  active<T>().affine_sum(x, residual, factor, shift, rows, width, out);
 }
 
 template <class T>
@@ -312,6 +343,7 @@ void lstm_backward(const T* gates, const T* cell, const T* last_cell, const T* t
 #define FLASH_INSTANTIATE(T)                                                                       \
   template void block_product(const ProductSizes&, LeftFactor<T>, RowMatrix<const T>,              \
                               RowMatrix<T>);                                                       \
+  template void linear_rows(const LinearRows<T>&);                                                 \
   template void complex_tanh(const T*, T*, int64_t);                                               \
   template void complex_tanh_backward(const T*, const T*, T*, int64_t);                            \
   template void add_cross_spectrum(const T*, const T*, T*, int64_t, int64_t);                      \
@@ -338,12 +370,14 @@ void lstm_backward(const T* gates, const T* cell, const T* last_cell, const T* t
                                     int64_t);                                                      \
   template void dropout(const DropoutBlock&, const T*, T*);                                        \
   template void dropout_add(const DropoutBlock&, const T*, const T*, T*);                          \
+  template int64_t lane_attention_scores(const LaneAttention<T>&);                                 \
   template int64_t lane_attention_scratch(const LaneAttention<T>&);                                \
   template void lane_attention(const LaneAttention<T>&, T*, T*);                                   \
   template void lane_attention_backward(const LaneAttention<T>&, const LaneAttentionGradients<T>&, \
                                         T*);                                                       \
   template void layer_norm(const T*, const T*, const T*, T, int64_t, int64_t, T*, T*, T*);         \
   template void layer_norm_backward(const NormRows<T>&, const T*, T*, T*);                         \
+  template void affine_sum(const T*, const T*, const T*, const T*, int64_t, int64_t, T*);          \
   template void column_moments(const T*, int64_t, int64_t, T*);                                    \
   template void batch_norm_sums(const NormRows<T>&, const T*, T*);                                 \
   template void batch_norm_backward(const NormRows<T>&, const T*, const T*, T*);                   \

@@ -10,6 +10,7 @@
 
 #include "csrc/denormals.h"
 #include "csrc/generic/exp.h"
+#include "csrc/generic/lanes.h"
 #include "csrc/generic/product.h"
 #include "csrc/layer_kernels.h"
 
@@ -93,12 +94,18 @@ class LaneGroup {
                 p.queries * p.value_dim + 2 * p.queries * p.keys);
   }
 
+  /// Elements of the scores that calls pass on.
+  static int64_t scores(const LaneAttentionParams<T>& p) {
+    return round_up(p.problems, W) * p.queries * p.keys;
+  }
+
   void forward(T* out) {
     load_inputs();
+    if (p_.scores != nullptr) add_scores(p_.scores + first_ * p_.queries * p_.keys);
     for (int64_t i = 0; i < p_.queries; ++i) to_weights(i);
     lane_product<V>(weights(), values(), rows_of(out_, p_.value_dim), p_.queries, p_.value_dim,
                     p_.keys);
-    store(out_, p_.queries * p_.value_dim, T(1), out);
+    store(out_, p_.out_problem, p_.out_row, p_.queries, p_.value_dim, T(1), out);
   }
 
   void backward(const LaneAttentionGradients<T>& g) {
@@ -121,9 +128,10 @@ class LaneGroup {
                     p_.queries, p_.head_dim, p_.keys);
     lane_product<V>({of_weights, W, p_.keys * W}, {queries_, p_.head_dim * W, W},
                     rows_of(of_keys, p_.head_dim), p_.keys, p_.head_dim, p_.queries);
-    store(of_queries, p_.queries * p_.head_dim, p_.scale, g.query);
-    store(of_keys, p_.keys * p_.head_dim, T(1), g.key);
-    store(of_values, p_.keys * width, T(1), g.value);
+    store(of_queries, p_.queries * p_.head_dim, p_.head_dim, p_.queries, p_.head_dim, p_.scale,
+          g.query);
+    store(of_keys, p_.keys * p_.head_dim, p_.head_dim, p_.keys, p_.head_dim, T(1), g.key);
+    store(of_values, p_.keys * width, width, p_.keys, width, T(1), g.value);
   }
 
  private:
@@ -154,9 +162,26 @@ class LaneGroup {
     }
   }
 
-  // The reverse, to contiguous matrices of `size` elements.
-  void store(const T* from, int64_t size, T factor, T* to) const {
-    to += first_ * size;
+  // Adds the scores of earlier calls, and replaces those by the sums.
+  void add_scores(T* scores) {
+    for (int64_t i = 0; i < p_.queries * p_.keys * W; i += W) {
+      const Reg sum = V::add(V::load(scores + i), V::load(weights_ + i));
+      V::store(scores + i, sum);
+      V::store(weights_ + i, sum);
+    }
+  }
+
+  // The reverse of load.
+  void store(const T* from, int64_t problem, int64_t row, int64_t rows, int64_t columns, T factor,
+             T* to) const {
+    to += first_ * problem;
+    if (row == columns) columns *= rows, rows = 1;
+    for (int64_t r = 0; r < rows; ++r) {
+      store_row(from + r * columns * W, problem, columns, factor, to + r * row);
+    }
+  }
+
+  void store_row(const T* from, int64_t problem, int64_t size, T factor, T* to) const {
     const Reg scale = V::broadcast(factor);
     for (int64_t c = 0; c < size; c += W) {
       const int64_t width = min_of(W, size - c);
@@ -170,11 +195,11 @@ class LaneGroup {
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) V::store(lanes[i], block[i]);
       for (int64_t i = 0; i < count_; ++i) {
-        T* const row = to + i * size + c;
+        T* const row = to + i * problem + c;
         if (width == W) {
           V::store(row, V::load(lanes[i]));
         } else {
-          for (int64_t k = 0; k < width; ++k) row[k] = lanes[i][k];
+          copy_first<(W > 1 ? W / 2 : 1)>(lanes[i], row, width);
         }
       }
     }

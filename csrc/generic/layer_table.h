@@ -8,6 +8,7 @@
 #include "csrc/generic/gated_norm.h"
 #include "csrc/generic/gated_rows.h"
 #include "csrc/generic/lane_attention.h"
+#include "csrc/generic/linear_rows.h"
 #include "csrc/generic/lstm.h"
 #include "csrc/generic/moving_average.h"
 #include "csrc/generic/norms.h"
@@ -23,6 +24,7 @@ constexpr LayerKernels<typename V::Scalar> layer_kernels() {
   using T = typename V::Scalar;
   LayerKernels<T> k{};
   k.block_product = block_product<V>;
+  k.linear_rows = linear_rows<V>;
   k.complex_tanh = complex_tanh<V>;
   k.complex_tanh_backward = complex_tanh_backward<V>;
   k.decompose = decompose<T>;
@@ -37,11 +39,13 @@ constexpr LayerKernels<typename V::Scalar> layer_kernels() {
   k.outer_backward = outer_rows_backward<V>;
   k.gated_norm = gated_norm<V>;
   k.gated_norm_backward = gated_norm_backward<V>;
+  k.lane_attention_scores = LaneGroup<V>::scores;
   k.lane_attention_scratch = LaneGroup<V>::scratch;
   k.lane_attention = lane_attention<V>;
   k.lane_attention_backward = lane_attention_backward<V>;
   k.layer_norm = layer_norm<V>;
   k.layer_norm_backward = layer_norm_backward<V>;
+  k.affine_sum = affine_sum<V>;
   k.column_moments = column_moments<V>;
   k.batch_norm_sums = batch_norm_sums<V>;
   k.batch_norm_backward = batch_norm_backward<V>;

@@ -41,6 +41,25 @@ void layer_norm(const typename V::Scalar* x, const typename V::Scalar* weight,
   }
 }
 
+/// out = (x + residual) factor + shift on each row: a batch norm with given statistics. `residual`
+/// may be null: it is 0 then. So may factor and shift [width], both: they are 1 and 0 then. `out`
+/// may be x or residual.
+template <class V>
+void affine_sum(const typename V::Scalar* x, const typename V::Scalar* residual,
+                const typename V::Scalar* factor, const typename V::Scalar* shift, int64_t rows,
+                int64_t width, typename V::Scalar* out) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = row * width;
+    for_lanes<V>(
+        width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+          typename V::Reg sum = lanes.load(x + at + c);
+          if (residual != nullptr) sum = V::add(lanes.load(residual + at + c), sum);
+          if (factor != nullptr) sum = V::fma(sum, lanes.load(factor + c), lanes.load(shift + c));
+          lanes.store(out + at + c, sum);
+        });
+  }
+}
+
 /// The backward of a layer norm: writes x_gradient, and adds the gradients of weight and bias to
 /// sums [2, width].
 template <class V>

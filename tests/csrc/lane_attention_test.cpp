@@ -107,10 +107,23 @@ TYPED_TEST(LaneAttention, MatchesReferenceWithGradients) {
       const Guarded<T> query(q, guard), key(k, guard), value(v, guard), gradient(g, guard),
           out(empty(expected.out), guard), of_query(empty(expected.query), guard),
           of_key(empty(expected.key), guard), of_value(empty(expected.value), guard);
-      const LaneAttentionParams<T> p = {
-          query,          key,        value,      of_q.problem(), of_k.problem(),
-          of_v.problem(), of_q.row(), of_k.row(), of_v.row(),     s.problems,
-          s.queries,      s.keys,     s.head_dim, s.value_dim,    static_cast<T>(kScale)};
+      const LaneAttentionParams<T> p = {.query = query,
+                                        .key = key,
+                                        .value = value,
+                                        .query_problem = of_q.problem(),
+                                        .key_problem = of_k.problem(),
+                                        .value_problem = of_v.problem(),
+                                        .out_problem = s.queries * s.value_dim,
+                                        .query_row = of_q.row(),
+                                        .key_row = of_k.row(),
+                                        .value_row = of_v.row(),
+                                        .out_row = s.value_dim,
+                                        .problems = s.problems,
+                                        .queries = s.queries,
+                                        .keys = s.keys,
+                                        .head_dim = s.head_dim,
+                                        .value_dim = s.value_dim,
+                                        .scale = static_cast<T>(kScale)};
       const LayerKernels<T>& kernels = layers<T>(table);
       const Guarded<T> scratch(std::vector<T>(kernels.lane_attention_scratch(p)), guard);
       kernels.lane_attention(p, out, scratch);
@@ -123,6 +136,51 @@ TYPED_TEST(LaneAttention, MatchesReferenceWithGradients) {
   }
 }
 
+TYPED_TEST(LaneAttention, AddsTheScoresOfEarlierCalls) {
+  using T = TypeParam;
+  // Two calls of half the width, against one of the whole.
+  const Sizes s = {19, 5, 7, 12, 9, 0};
+  constexpr int64_t kHalf = 6, kWide = 40;  // rows of the output, of which each problem has a part
+  const auto q = normal<T>(s.problems * s.queries * s.head_dim, 1),
+             k = normal<T>(s.problems * s.keys * s.head_dim, 2),
+             v = normal<T>(s.problems * s.keys * s.value_dim, 3);
+  const std::vector<T> unused(s.problems * s.queries * s.value_dim);
+  const Reference expected(s, q, k, v, unused);
+  on_every_isa([&](const KernelTable& table, GuardPage guard) {
+    const Guarded<T> query(q, guard), key(k, guard), value(v, guard);
+    const LayerKernels<T>& kernels = layers<T>(table);
+    LaneAttentionParams<T> p = {.query = query,
+                                .key = key,
+                                .value = value,
+                                .query_problem = s.queries * s.head_dim,
+                                .key_problem = s.keys * s.head_dim,
+                                .value_problem = s.keys * s.value_dim,
+                                .out_problem = s.queries * kWide,
+                                .query_row = s.head_dim,
+                                .key_row = s.head_dim,
+                                .value_row = s.value_dim,
+                                .out_row = kWide,
+                                .problems = s.problems,
+                                .queries = s.queries,
+                                .keys = s.keys,
+                                .head_dim = kHalf,
+                                .value_dim = s.value_dim,
+                                .scale = static_cast<T>(kScale)};
+    const Guarded<T> scratch(std::vector<T>(kernels.lane_attention_scratch(p)), guard),
+        scores(std::vector<T>(kernels.lane_attention_scores(p)), guard),
+        out(std::vector<T>((s.problems * s.queries - 1) * kWide + s.value_dim), guard);
+    p.scores = scores;
+    kernels.lane_attention(p, out, scratch);
+    p.query += kHalf, p.key += kHalf;
+    kernels.lane_attention(p, out, scratch);
+    std::vector<double> wide((s.problems * s.queries - 1) * kWide + s.value_dim);
+    for (int64_t r = 0; r < s.problems * s.queries; ++r) {
+      std::copy_n(expected.out.begin() + r * s.value_dim, s.value_dim, wide.begin() + r * kWide);
+    }
+    expect_close("out", out, wide, kSums);
+  });
+}
+
 TYPED_TEST(LaneAttention, LanesDoNotShareNonFiniteNumbers) {
   using T = TypeParam;
   constexpr int64_t kProblems = 9, kLength = 3, kWidth = 4, kBad = 5;
@@ -133,9 +191,23 @@ TYPED_TEST(LaneAttention, LanesDoNotShareNonFiniteNumbers) {
     const Guarded<T> query(q, guard), key(k, guard), value(v, guard),
         out(std::vector<T>(q.size()), guard);
     constexpr int64_t kProblem = kLength * kWidth;
-    const LaneAttentionParams<T> p = {query,    key,     value,  kProblem, kProblem,
-                                      kProblem, kWidth,  kWidth, kWidth,   kProblems,
-                                      kLength,  kLength, kWidth, kWidth,   T(1)};
+    const LaneAttentionParams<T> p = {.query = query,
+                                      .key = key,
+                                      .value = value,
+                                      .query_problem = kProblem,
+                                      .key_problem = kProblem,
+                                      .value_problem = kProblem,
+                                      .out_problem = kProblem,
+                                      .query_row = kWidth,
+                                      .key_row = kWidth,
+                                      .value_row = kWidth,
+                                      .out_row = kWidth,
+                                      .problems = kProblems,
+                                      .queries = kLength,
+                                      .keys = kLength,
+                                      .head_dim = kWidth,
+                                      .value_dim = kWidth,
+                                      .scale = T(1)};
     const LayerKernels<T>& kernels = layers<T>(table);
     const Guarded<T> scratch(std::vector<T>(kernels.lane_attention_scratch(p)), guard);
     kernels.lane_attention(p, out, scratch);

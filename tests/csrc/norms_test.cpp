@@ -72,6 +72,33 @@ TYPED_TEST(Norms, LayerNormMatchesReference) {
   });
 }
 
+TYPED_TEST(Norms, AffineSumMatchesReferenceWithAndWithoutItsParts) {
+  using T = TypeParam;
+  on_every_isa([](const KernelTable& table, GuardPage guard) {
+    for (const int64_t w : kWidths) {
+      SCOPED_TRACE(w);
+      const auto x = normal<T>(kRows * w, 1), residual = normal<T>(kRows * w, 2),
+                 factor = normal<T>(w, 3), shift = normal<T>(w, 4);
+      for (const bool adds : {false, true}) {
+        for (const bool scales : {false, true}) {
+          std::vector<double> expected(kRows * w);
+          for (int64_t i = 0; i < kRows * w; ++i) {
+            const double sum = x[i] + (adds ? static_cast<double>(residual[i]) : 0.0);
+            expected[i] = scales ? sum * factor[i % w] + shift[i % w] : sum;
+          }
+          const Guarded<T> rows(x, guard), added(residual, guard), factors(factor, guard),
+              shifts(shift, guard);
+          // In place.
+          layers<T>(table).affine_sum(rows, adds ? added.data() : nullptr,
+                                      scales ? factors.data() : nullptr,
+                                      scales ? shifts.data() : nullptr, kRows, w, rows);
+          expect_close("out", rows, expected, kSums);
+        }
+      }
+    }
+  });
+}
+
 TYPED_TEST(Norms, LayerNormBackwardMatchesReference) {
   using T = TypeParam;
   on_every_isa([](const KernelTable& table, GuardPage guard) {

@@ -2,6 +2,7 @@
 
 #include "layers/common/linear.h"
 
+#include <flash_attention/layer_kernels.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -45,6 +46,53 @@ TEST(Linear, EqualsTorchWithGradients) {
       }
     }
   }
+}
+
+TEST(Linear, OfFewRowsEqualsTorch) {
+  torch::manual_seed(5);
+  const torch::NoGradGuard no_grad;
+  for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
+    const double allowed = dtype == at::kFloat ? kOperatorFloat32 : kOperatorFloat64;
+    // With columns of a wider matrix as weight, and with contiguous columns, which are copied.
+    const torch::Tensor weights[] = {
+        torch::randn({37, 90}, dtype) / 9.5,
+        torch::randn({37, 100}, dtype).narrow(1, 3, 90) / 9.5,
+        (torch::randn({90, 37}, dtype) / 9.5).t(),
+    };
+    for (const torch::Tensor& weight : weights) {
+      for (const torch::Tensor& x :
+           {torch::randn({1, 90}, dtype), torch::randn({2, 7, 90}, dtype),
+            torch::randn({90, 5}, dtype).t(), torch::randn({0, 90}, dtype)}) {
+        for (const torch::Tensor& bias : {torch::randn({37}, dtype), torch::Tensor()}) {
+          const torch::Tensor expected = torch::linear(x, weight, bias);
+          EXPECT_LT(max_difference(models::linear(x, weight, bias), expected), allowed)
+              << x.sizes();
+        }
+      }
+    }
+    EXPECT_ANY_THROW(models::linear(torch::randn({4, 80}, dtype), weights[0]));
+    EXPECT_ANY_THROW(
+        models::linear(torch::randn({4, 90}, dtype), weights[0], torch::randn({36}, dtype)));
+  }
+}
+
+TEST(Linear, OfFewRowsHasTheSameBitsOnAnyNumberOfThreadsAndForAnyOtherRows) {
+  if (!kernels::have_vectors()) GTEST_SKIP() << "the products are ATen's";
+  torch::manual_seed(6);
+  const torch::NoGradGuard no_grad;
+  // Of enough multiplications for several tasks.
+  const torch::Tensor x = torch::randn({8, 600}), weight = torch::randn({700, 600}),
+                      bias = torch::randn({700}), all = models::linear(x, weight, bias);
+  for (const int64_t i : {0, 5, 7}) {
+    EXPECT_TRUE(torch::equal(models::linear(x.narrow(0, i, 1), weight, bias), all.narrow(0, i, 1)))
+        << i;
+  }
+  const int threads = at::get_num_threads();
+  for (const int count : {1, 2, 3}) {
+    at::set_num_threads(count);
+    EXPECT_TRUE(torch::equal(models::linear(x, weight, bias), all)) << count << " threads";
+  }
+  at::set_num_threads(threads);
 }
 
 TEST(Linear, HasASecondDerivative) {

@@ -23,6 +23,7 @@ set(FLASH_MODELS_TEST_SOURCES
   models/model_size_test.cpp
   models/norms_test.cpp
   models/parity.cpp
+  models/patch_forecast_test.cpp
   models/patchtst_test.cpp
   models/prob_attention_test.cpp
   models/projected_heads_test.cpp

@@ -63,10 +63,11 @@ torch::Tensor FeedForward::forward(const torch::Tensor& x, bool training) const 
 
 torch::Tensor feed_forward(const torch::Tensor& x, const LinearWeights& first,
                            const LinearWeights& second, Activation activation, double dropout) {
-  const bool drops = dropout > 0.0, plain = fits_kernels(x) && is_plain(x);
+  const bool drops = dropout > 0.0, plain = fits_kernels(x) && is_plain(x),
+             few = plain && has_few_rows(x, first.weight);
   // blocked_feed_forward has no 16-bit types and no second derivative; without dropout, the
   // operations one by one have both.
-  if (fits_kernels(x) && (drops || (!torch::GradMode::is_enabled() && plain))) {
+  if (fits_kernels(x) && (drops || (!torch::GradMode::is_enabled() && plain && !few))) {
     return blocked_feed_forward(x, first, second, activation, dropout);
   }
   const torch::Tensor inner = linear(x, first.weight, first.bias);

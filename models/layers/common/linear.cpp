@@ -1,9 +1,13 @@
 #include "layers/common/linear.h"
 
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
+#include <flash_attention/layer_kernels.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "layers/common/linear_blocks.h"
@@ -28,6 +32,16 @@ bool fits_product(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
 at::Tensor by_aten(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
 }
+
+/// With more rows, transposing the weight takes a small part of the time of a product: with
+/// AVX-512, and without, where registers for its blocks are few.
+constexpr int64_t kMostRows = 48, kMostRowsOfNarrowVectors = 8;
+
+/// Shorter sums take as long to add up across lanes as to compute.
+constexpr int64_t kShortestRow = 64;
+
+/// Multiplications of a task, some 10 µs.
+constexpr int64_t kTask = int64_t{1} << 20;
 
 class Linear : public torch::autograd::Function<Linear> {
  public:
@@ -67,8 +81,47 @@ bool is_plain(const at::Tensor& x) {
   return !x.key_set().has_any(wrappers) && !x._fw_grad(/*level=*/0).defined();
 }
 
+bool has_few_rows(const at::Tensor& x, const at::Tensor& weight) {
+  static const bool is_wide = at::get_cpu_capability().starts_with("AVX512");
+  const int64_t depth = weight.size(1), most = is_wide ? kMostRows : kMostRowsOfNarrowVectors;
+  return depth >= kShortestRow && x.numel() <= most * depth && weight.stride(1) == 1 &&
+         kernels::have_vectors() && !matrix_product_uses_tiles(x.scalar_type());
+}
+
+at::Tensor linear_of_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const at::Tensor rows = x.contiguous(), shift = bias.defined() ? bias.contiguous() : bias;
+  auto sizes = x.sizes().vec();
+  sizes.back() = weight.size(0);
+  at::Tensor out = at::empty(sizes, x.options());
+  const int64_t depth = weight.size(1), columns = weight.size(0), count = x.numel() / depth;
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "linear", [&] {
+    const scalar_t* const w = weight.const_data_ptr<scalar_t>();
+    const scalar_t* const b = shift.defined() ? shift.const_data_ptr<scalar_t>() : nullptr;
+    for (int64_t row = 0; row < count; row += kMostRows) {
+      const int64_t block = std::min(kMostRows, count - row);
+      at::parallel_for(0, columns, std::max<int64_t>(1, kTask / (block * depth)),
+                       [&](int64_t first, int64_t last) {
+                         kernels::linear_rows<scalar_t>(
+                             {.x = rows.const_data_ptr<scalar_t>() + row * depth,
+                              .x_row = depth,
+                              .weight = w + first * weight.stride(0),
+                              .weight_row = weight.stride(0),
+                              .bias = b == nullptr ? nullptr : b + first,
+                              .out = out.mutable_data_ptr<scalar_t>() + row * columns + first,
+                              .out_row = columns,
+                              .rows = block,
+                              .columns = last - first,
+                              .depth = depth});
+                       });
+    }
+  });
+  return out;
+}
+
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   if (at::GradMode::is_enabled() || !fits_product(x, weight, bias)) return by_aten(x, weight, bias);
+  if (has_few_rows(x, weight)) return linear_of_rows(x, weight, bias);
   const at::AutoDispatchBelowADInplaceOrView guard;
   const at::Tensor rows = x.reshape({-1, x.size(-1)}).contiguous();
   const bool is_readable = weight.stride(0) == 1 || weight.stride(1) == 1;

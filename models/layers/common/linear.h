@@ -1,7 +1,8 @@
 #pragma once
 // Linear layers, where a training step spends most of its time. float32 and float64 use
 // matrix_product, which is faster than the MKL and the oneDNN in torch, and on matrix tiles where
-// torch's float32 matmul precision allows it; other types use ATen.
+// torch's float32 matmul precision allows it; a few rows, as of a single window, use
+// kernels::linear_rows, which does not lay out the weight. Other types use ATen.
 
 #include <ATen/core/Tensor.h>
 #include <flash_attention/export.h>
@@ -24,6 +25,14 @@ bool fits_kernels(const at::Tensor& x);
 /// Whether x is its values and nothing else: no tangent of forward mode, no wrapper of torch.func.
 /// With gradients off, ATen still follows both, and a loop over the values would drop them.
 bool is_plain(const at::Tensor& x);
+
+/// Whether `linear` uses linear_of_rows for these x and weight.
+bool has_few_rows(const at::Tensor& x, const at::Tensor& weight);
+
+/// `linear` without autograd, from kernels::linear_rows: float32 or float64 with contiguous rows of
+/// `weight`, not empty. A row of the result has the same bits on any number of threads, and
+/// whatever the other rows are.
+at::Tensor linear_of_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
 
 /// Like `linear`, for use inside the forward or backward of an autograd function. With grad mode on
 /// (a backward with create_graph) it uses ATen, which records the graph.

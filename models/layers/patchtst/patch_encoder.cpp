@@ -27,6 +27,14 @@ torch::Tensor TokenBatchNormImpl::of_sum(const torch::Tensor& x, const torch::Te
       .view_as(x);
 }
 
+FixedBatchNorm TokenBatchNormImpl::fixed() const {
+  return {.weight = norm_->weight,
+          .bias = norm_->bias,
+          .mean = norm_->running_mean,
+          .variance = norm_->running_var,
+          .epsilon = norm_->options.eps()};
+}
+
 PatchFeedForwardImpl::PatchFeedForwardImpl(const PatchTSTOptions& options) : options_(options) {
   reset();
 }
@@ -77,6 +85,16 @@ torch::Tensor PatchEncoderLayerImpl::forward(torch::Tensor x, ScoreHistory& hist
                     : feed_forward_norm_->of_sum(branch, x, dropout, training);
 }
 
+PatchLayer PatchEncoderLayerImpl::tensors() const {
+  return {.projections = attention_->projections(),
+          .merge = attention_->merge(),
+          .inner = feed_forward_->inner(),
+          .outer = feed_forward_->outer(),
+          .attention_norm = attention_norm_->fixed(),
+          .feed_forward_norm = feed_forward_norm_->fixed(),
+          .scale = attention_->scale()};
+}
+
 PatchEncoderImpl::PatchEncoderImpl(const PatchTSTOptions& options) : options_(options) { reset(); }
 
 void PatchEncoderImpl::reset() {
@@ -97,6 +115,14 @@ torch::Tensor PatchEncoderImpl::forward(torch::Tensor x) {
                                           : layer->forward(x, history);
   }
   return x;
+}
+
+std::vector<PatchLayer> PatchEncoderImpl::layers() const {
+  std::vector<PatchLayer> found;
+  for (const auto& module : *layers_) {
+    found.push_back(std::static_pointer_cast<PatchEncoderLayerImpl>(module)->tensors());
+  }
+  return found;
 }
 
 torch::Tensor PatchEncoderImpl::recomputed(const std::shared_ptr<PatchEncoderLayerImpl>& layer,

@@ -7,6 +7,7 @@
 #include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/modules/linear.h>
 
+#include "layers/patchtst/patch_forecast.h"
 #include "layers/patchtst/residual_attention.h"
 
 namespace flash::models {
@@ -21,6 +22,7 @@ class TokenBatchNormImpl : public torch::nn::Cloneable<TokenBatchNormImpl> {
   /// forward(residual + dropout(x)); `dropout` applies if `training`.
   torch::Tensor of_sum(const torch::Tensor& x, const torch::Tensor& residual, double dropout,
                        bool training);
+  FixedBatchNorm fixed() const;
 
  private:
   int64_t features_;
@@ -35,6 +37,8 @@ class PatchFeedForwardImpl : public torch::nn::Cloneable<PatchFeedForwardImpl> {
   explicit PatchFeedForwardImpl(const PatchTSTOptions& options);
   void reset() override;
   torch::Tensor forward(const torch::Tensor& x);
+  LinearWeights inner() const { return {inner_->weight, inner_->bias}; }
+  LinearWeights outer() const { return {outer_->weight, outer_->bias}; }
 
  private:
   PatchTSTOptions options_;
@@ -50,6 +54,8 @@ class PatchEncoderLayerImpl : public torch::nn::Cloneable<PatchEncoderLayerImpl>
 
   /// x [B, T, hidden_size] -> the same shape; for `history` see ResidualAttentionImpl::forward.
   torch::Tensor forward(torch::Tensor x, ScoreHistory& history);
+  /// For patch_forecast.
+  PatchLayer tensors() const;
 
  private:
   PatchTSTOptions options_;
@@ -66,6 +72,8 @@ class PatchEncoderImpl : public torch::nn::Cloneable<PatchEncoderImpl> {
 
   /// x [B, T, hidden_size] -> the same shape.
   torch::Tensor forward(torch::Tensor x);
+  /// For patch_forecast.
+  std::vector<PatchLayer> layers() const;
 
  private:
   torch::Tensor recomputed(const std::shared_ptr<PatchEncoderLayerImpl>& layer,

@@ -33,18 +33,30 @@ void ResidualAttentionImpl::reset() {
   output_ = register_module("to_out", torch::nn::Sequential(torch::nn::Linear(inner, hidden)));
 }
 
+ResidualAttentionImpl::Projections ResidualAttentionImpl::projections() const {
+  return {
+      {{query_->weight, query_->bias}, {key_->weight, key_->bias}, {value_->weight, value_->bias}}};
+}
+
+LinearWeights ResidualAttentionImpl::merge() const {
+  const auto& output = output_->at<torch::nn::LinearImpl>(0);
+  return {output.weight, output.bias};
+}
+
+torch::Tensor ResidualAttentionImpl::scale() const {
+  return options_.add_previous_scores ? scale_->value() : torch::Tensor();
+}
+
 torch::Tensor ResidualAttentionImpl::forward(const torch::Tensor& x, ScoreHistory& history) {
   // Scaling the query's weights is cheaper than scaling the queries.
-  const bool scaled = options_.add_previous_scores;
-  const auto query_part = [&](const torch::Tensor& t) { return scaled ? t * scale_->value() : t; };
-  const Projections projections = {{{query_part(query_->weight), query_part(query_->bias)},
-                                    {key_->weight, key_->bias},
-                                    {value_->weight, value_->bias}}};
-  const torch::Tensor attended = options_.config.use_flash_attention
-                                     ? flash(x, projections, history)
-                                     : standard(x, projections, history);
-  const auto& output = output_->at<torch::nn::LinearImpl>(0);
-  return merge_heads(attended, output.weight, output.bias);
+  Projections layers = projections();
+  if (options_.add_previous_scores) {
+    layers[0] = {layers[0].weight * scale_->value(), layers[0].bias * scale_->value()};
+  }
+  const torch::Tensor attended = options_.config.use_flash_attention ? flash(x, layers, history)
+                                                                     : standard(x, layers, history);
+  const auto [weight, bias] = merge();
+  return merge_heads(attended, weight, bias);
 }
 
 torch::Tensor ResidualAttentionImpl::flash(const torch::Tensor& x, const Projections& projections,

@@ -48,9 +48,14 @@ class ResidualAttentionImpl : public torch::nn::Cloneable<ResidualAttentionImpl>
   /// layer reads `history` and updates it for the next.
   torch::Tensor forward(const torch::Tensor& x, ScoreHistory& history);
 
- private:
-  using Projections = std::array<LinearWeights, 3>;  // of query, key and value
+  using Projections = std::array<LinearWeights, 3>;  ///< of query, key and value
+  Projections projections() const;
+  /// Of the merged heads.
+  LinearWeights merge() const;
+  /// The scale of the scores, 0-d; undefined where they are not added up.
+  torch::Tensor scale() const;
 
+ private:
   torch::Tensor flash(const torch::Tensor& x, const Projections& projections,
                       ScoreHistory& history) const;
   torch::Tensor standard(const torch::Tensor& x, const Projections& projections,

@@ -3,9 +3,6 @@
 #include <torch/torch.h>
 
 namespace flash::models {
-namespace {
-constexpr double kEpsilon = 1e-5;
-}  // namespace
 
 RevINImpl::RevINImpl(bool affine, bool subtract_last)
     : affine_(affine), subtract_last_(subtract_last) {

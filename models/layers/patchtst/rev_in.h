@@ -19,6 +19,9 @@ struct WindowStatistics {
 /// last value, but not through the mean or the deviation.
 class RevINImpl : public torch::nn::Cloneable<RevINImpl> {
  public:
+  /// Added to a variance before its square root.
+  static constexpr double kEpsilon = 1e-5;
+
   RevINImpl(bool affine, bool subtract_last);
 
   void reset() override;
@@ -28,6 +31,11 @@ class RevINImpl : public torch::nn::Cloneable<RevINImpl> {
 
   /// outputs [B, n] -> [B, n] on the scale of the windows.
   torch::Tensor denormalize(torch::Tensor outputs, const WindowStatistics& statistics) const;
+
+  bool subtracts_last() const { return subtract_last_; }
+  /// [1], or undefined.
+  const torch::Tensor& affine_weight() const { return affine_weight_; }
+  const torch::Tensor& affine_bias() const { return affine_bias_; }
 
  private:
   bool affine_, subtract_last_;

@@ -15,6 +15,9 @@
 
 namespace flash::kernels {
 
+/// Whether they use vector instructions. Without, ATen's products are faster than those below.
+FLASH_API bool have_vectors();
+
 // Products.
 
 /// c = a b, or c += a b: c [rows, columns], a [rows, depth], b [depth, columns].
@@ -41,6 +44,25 @@ struct RowMatrix {
 template <class T>
 FLASH_API void block_product(const ProductSizes& sizes, LeftFactor<T> a, RowMatrix<const T> b,
                              RowMatrix<T> c);
+
+/// x [rows, depth] and weight [columns, depth], rows `x_row` and `weight_row` apart, and out [rows,
+/// columns], rows `out_row` apart; bias [columns], or null for none.
+template <class T>
+struct LinearRows {
+  const T* x;
+  int64_t x_row;
+  const T* weight;
+  int64_t weight_row;
+  const T* bias;
+  T* out;
+  int64_t out_row;
+  int64_t rows, columns, depth;
+};
+
+/// out = x weight^T + bias, without a copy of the weight: for few rows, or a depth of several
+/// hundreds. An element of the result has the same bits whatever the other rows and columns are.
+template <class T>
+FLASH_API void linear_rows(const LinearRows<T>& call);
 
 // Complex numbers: `count` real parts and then as many imaginary parts.
 
@@ -197,10 +219,13 @@ FLASH_API void gated_norm_backward(const GatedNorm<T>& block,
 template <class T>
 struct LaneAttention {
   const T *query, *key, *value;  ///< [queries, head_dim], [keys, head_dim], [keys, value_dim]
-  int64_t query_problem, key_problem, value_problem;
-  int64_t query_row, key_row, value_row;
+  int64_t query_problem, key_problem, value_problem, out_problem;
+  int64_t query_row, key_row, value_row, out_row;
   int64_t problems, queries, keys, head_dim, value_dim;  ///< keys at least 1
   T scale;
+  /// lane_attention_scores elements, in an order of their own, which lane_attention adds to the
+  /// scores, and replaces by the sums: 0, and then what the call before left. Null: none.
+  T* scores = nullptr;
 };
 
 /// Contiguous, a problem after the other; `out` is the gradient of the result.
@@ -210,14 +235,19 @@ struct LaneAttentionGradients {
   T *query, *key, *value;
 };
 
+/// Elements of `scores`, given all other members.
+template <class T>
+FLASH_API int64_t lane_attention_scores(const LaneAttention<T>& call);
+
 /// Elements of scratch memory for the functions below; it grows with the number of scores.
 template <class T>
 FLASH_API int64_t lane_attention_scratch(const LaneAttention<T>& call);
 
-/// out [problems, queries, value_dim] = softmax(scale query key^T) value.
+/// out [queries, value_dim] = softmax(scale query key^T + scores) value.
 template <class T>
 FLASH_API void lane_attention(const LaneAttention<T>& call, T* out, T* scratch);
 
+/// Reads neither out_problem and out_row nor `scores`, which must be null.
 template <class T>
 FLASH_API void lane_attention_backward(const LaneAttention<T>& call,
                                        const LaneAttentionGradients<T>& gradients, T* scratch);
@@ -261,6 +291,12 @@ FLASH_API void layer_norm(const T* x, const T* weight, const T* bias, T epsilon,
 template <class T>
 FLASH_API void layer_norm_backward(const NormRows<T>& norm, const T* gradient, T* x_gradient,
                                    T* sums);
+
+/// out = (x + residual) factor + shift, on rows of x, residual and out [rows, width]; residual, or
+/// factor and shift [width], may be null: then they are 0, or 1 and 0. `out` may be x or residual.
+template <class T>
+FLASH_API void affine_sum(const T* x, const T* residual, const T* factor, const T* shift,
+                          int64_t rows, int64_t width, T* out);
 
 /// moments [2, width] = the mean of each column of x [rows, width], rows at least 1, and the sum of
 /// squared differences from it.
