@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "layers/common/data_embedding.h"
+#include "layers/common/linear.h"
 #include "layers/common/norms.h"
 #include "layers/common/transformer_layers.h"
 #include "layers/informer/distilling.h"
@@ -126,7 +127,7 @@ class InformerDecoderImpl : public torch::nn::Cloneable<InformerDecoderImpl> {
       x = options_.gradient_checkpointing() ? gradient_checkpoint(forward, {x, memory}, *layer)
                                             : forward({x, memory});
     }
-    return projection_(layer_normalized(x, *norm_));
+    return linear(layer_normalized(x, *norm_), projection_->weight, projection_->bias);
   }
 
  private:

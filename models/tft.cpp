@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "checks.h"
+#include "layers/common/linear.h"
 #include "layers/tft/fusion_decoder.h"
 #include "layers/tft/static_encoder.h"
 #include "layers/tft/temporal_encoder.h"
@@ -198,7 +199,9 @@ torch::Tensor TFTImpl::forward(const WindowsBatch& windows) {
   const torch::Tensor decoded = options.gradient_checkpointing()
                                     ? gradient_checkpoint(decode, encoded, *decoder_)
                                     : decode(encoded);
-  return output_(decoded).view({steps, batch, options.outputsize_multiplier()}).transpose(0, 1);
+  return linear(decoded, output_->weight, output_->bias)
+      .view({steps, batch, options.outputsize_multiplier()})
+      .transpose(0, 1);
 }
 
 void visit_options(TFTOptions& options, OptionVisitor& visitor) {

@@ -169,13 +169,6 @@ void BlockedDropout::apply(const at::Tensor& input, int64_t first, const at::Ten
   run(DropoutKind::kPlain, input, {}, Mask{p_, seed_}, out, {}, first);
 }
 
-void BlockedDropout::add(const at::Tensor& input, const at::Tensor& residual, int64_t first,
-                         const at::Tensor& out) const {
-  check_block(kBlocked, input, p_, first, "residual", residual);
-  check_block(kBlocked, input, p_, first, "out", out);
-  run(DropoutKind::kAdd, input, residual, Mask{p_, seed_}, out, {}, first);
-}
-
 BlockedActivationDropout::BlockedActivationDropout(Activation activation, double p)
     : BlockedActivationDropout(activation, p, p > 0 ? draw_seed() : 0) {}
 

@@ -95,6 +95,24 @@ TEST(Linear, OfFewRowsHasTheSameBitsOnAnyNumberOfThreadsAndForAnyOtherRows) {
   at::set_num_threads(threads);
 }
 
+TEST(Linear, SumsRowsInOneOrderOnAnyNumberOfThreads) {
+  torch::manual_seed(5);
+  const int threads = at::get_num_threads();
+  for (const int64_t rows : {1, 127, 128, 65537, 300001}) {
+    const torch::Tensor x = torch::randn({rows, 1});
+    const torch::Tensor expected = x.to(at::kDouble).sum(0);
+    std::vector<torch::Tensor> sums;
+    for (const int count : {1, 2, 3}) {
+      at::set_num_threads(count);
+      sums.push_back(models::sum_of_rows(x));
+      EXPECT_TRUE(torch::equal(sums.back(), sums.front())) << rows << " rows, " << count;
+    }
+    // The rounding of a sum of this many numbers of order 1.
+    EXPECT_LT(max_difference(sums[0], expected), 1e-5 * static_cast<double>(rows) + 1e-6);
+  }
+  at::set_num_threads(threads);
+}
+
 TEST(Linear, HasASecondDerivative) {
   torch::manual_seed(3);
   const Problem p;

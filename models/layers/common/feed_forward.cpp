@@ -63,15 +63,16 @@ torch::Tensor FeedForward::forward(const torch::Tensor& x, bool training) const 
 
 torch::Tensor feed_forward(const torch::Tensor& x, const LinearWeights& first,
                            const LinearWeights& second, Activation activation, double dropout) {
-  const bool drops = dropout > 0.0, plain = fits_kernels(x) && is_plain(x),
-             few = plain && has_few_rows(x, first.weight);
+  const bool drops = dropout > 0.0, plain = fits_kernels(x) && is_plain(x) && x.numel() > 0;
+  const int64_t rows = plain ? x.numel() / x.size(-1) : 0;
+  const bool few = plain && (has_few_rows(rows, first.weight) || has_few_rows(rows, second.weight));
   // blocked_feed_forward has no 16-bit types and no second derivative; without dropout, the
   // operations one by one have both.
   if (fits_kernels(x) && (drops || (!torch::GradMode::is_enabled() && plain && !few))) {
     return blocked_feed_forward(x, first, second, activation, dropout);
   }
   const torch::Tensor inner = linear(x, first.weight, first.bias);
-  const torch::Tensor active = plain && !drops
+  const torch::Tensor active = plain && !drops && is_plain(inner)
                                    ? Activated::apply(inner, activation)
                                    : activation_dropout(inner, activation, dropout, drops);
   return linear(active, second.weight, second.bias);

@@ -24,8 +24,8 @@ bool fits_product(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
   const auto fits = [&](const at::Tensor& t, int64_t dimensions) {
     return t.dim() == dimensions && t.is_cpu() && t.scalar_type() == x.scalar_type() && is_plain(t);
   };
-  return fits_kernels(x) && is_plain(x) && fits(weight, 2) && x.dim() >= 2 && x.numel() > 0 &&
-         x.size(-1) == weight.size(1) &&
+  return fits_kernels(x) && is_plain(x) && fits(weight, 2) && weight.size(0) > 0 && x.dim() >= 2 &&
+         x.numel() > 0 && x.size(-1) == weight.size(1) &&
          (!bias.defined() || (fits(bias, 1) && bias.size(0) == weight.size(0)));
 }
 
@@ -63,8 +63,20 @@ class Linear : public torch::autograd::Function<Linear> {
       of_weight = weight_gradient(rows, x.reshape({-1, x.size(-1)}));
     }
     const bool has_bias = context->saved_data["has_bias"].toBool();
-    if (has_bias && context->needs_input_grad(2)) of_bias = rows.sum(0);
+    if (has_bias && context->needs_input_grad(2)) of_bias = sum_of_rows(rows);
     return {of_x, of_weight, of_bias};
+  }
+};
+
+class WithBias : public torch::autograd::Function<WithBias> {
+ public:
+  static at::Tensor forward(AutogradContext*, const at::Tensor& x, const at::Tensor& bias) {
+    return x + bias;
+  }
+
+  static variable_list backward(AutogradContext*, const variable_list& gradients) {
+    const at::Tensor& g = gradients[0];
+    return {g, sum_of_rows(g.flatten(0, -2))};
   }
 };
 
@@ -76,16 +88,16 @@ bool fits_kernels(const at::Tensor& x) {
 }
 
 bool is_plain(const at::Tensor& x) {
-  const c10::DispatchKeySet wrappers(
-      {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
-  return !x.key_set().has_any(wrappers) && !x._fw_grad(/*level=*/0).defined();
+  const c10::DispatchKeySet wrappers({c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched,
+                                      c10::DispatchKey::FuncTorchGradWrapper});
+  return !x.key_set().has_any(wrappers) && !x.is_neg() && !x._fw_grad(/*level=*/0).defined();
 }
 
-bool has_few_rows(const at::Tensor& x, const at::Tensor& weight) {
+bool has_few_rows(int64_t rows, const at::Tensor& weight) {
   static const bool is_wide = at::get_cpu_capability().starts_with("AVX512");
-  const int64_t depth = weight.size(1), most = is_wide ? kMostRows : kMostRowsOfNarrowVectors;
-  return depth >= kShortestRow && x.numel() <= most * depth && weight.stride(1) == 1 &&
-         kernels::have_vectors() && !matrix_product_uses_tiles(x.scalar_type());
+  return weight.size(1) >= kShortestRow &&
+         rows <= (is_wide ? kMostRows : kMostRowsOfNarrowVectors) && weight.stride(1) == 1 &&
+         kernels::have_vectors() && !matrix_product_uses_tiles(weight.scalar_type());
 }
 
 at::Tensor linear_of_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
@@ -121,7 +133,7 @@ at::Tensor linear_of_rows(const at::Tensor& x, const at::Tensor& weight, const a
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   if (at::GradMode::is_enabled() || !fits_product(x, weight, bias)) return by_aten(x, weight, bias);
-  if (has_few_rows(x, weight)) return linear_of_rows(x, weight, bias);
+  if (has_few_rows(x.numel() / x.size(-1), weight)) return linear_of_rows(x, weight, bias);
   const at::AutoDispatchBelowADInplaceOrView guard;
   const at::Tensor rows = x.reshape({-1, x.size(-1)}).contiguous();
   const bool is_readable = weight.stride(0) == 1 || weight.stride(1) == 1;
@@ -133,14 +145,16 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 }
 
 at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x) {
-  if (at::GradMode::is_enabled() || !fits_kernels(x)) return g.t().mm(x);
+  const bool fits = fits_kernels(x) && is_plain(x) && is_plain(g);
+  if (at::GradMode::is_enabled() || !fits) return g.t().mm(x);
   const at::Tensor out = at::empty({g.size(1), x.size(1)}, x.options());
   matrix_product(g.t(), x.contiguous(), out);
   return out;
 }
 
 at::Tensor batched_product(const at::Tensor& left, const at::Tensor& right) {
-  if (at::GradMode::is_enabled() || !fits_kernels(left) || !is_plain(left)) return left.bmm(right);
+  const bool fits = fits_kernels(left) && is_plain(left) && is_plain(right);
+  if (at::GradMode::is_enabled() || !fits) return left.bmm(right);
   const bool is_readable = right.stride(1) == 1 || right.stride(2) == 1;
   const at::Tensor readable = is_readable ? right : right.contiguous();
   const at::Tensor out = at::empty({left.size(0), left.size(1), right.size(2)}, left.options());
@@ -149,6 +163,18 @@ at::Tensor batched_product(const at::Tensor& left, const at::Tensor& right) {
     for (int64_t i = begin; i < end; ++i) matrix_product(left[i], readable[i], out[i]);
   });
   return out;
+}
+
+at::Tensor sum_of_rows(const at::Tensor& rows) {
+  if (rows.size(1) != 1 || rows.size(0) < 2 * kRowsPerPiece) return rows.sum(0);
+  // torch shares the sum to a single number among its threads.
+  const int64_t whole = rows.size(0) / kRowsPerPiece * kRowsPerPiece;
+  const at::Tensor pieces = rows.narrow(0, 0, whole).reshape({-1, kRowsPerPiece}).sum(1);
+  return sum_of_rows(pieces.unsqueeze(1)) + rows.slice(0, whole).sum(0);
+}
+
+at::Tensor with_bias(const at::Tensor& x, const at::Tensor& bias) {
+  return WithBias::apply(x, bias);
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {

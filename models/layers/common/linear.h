@@ -22,12 +22,13 @@ FLASH_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
 /// Whether the kernels of this library support x: float32 or float64 on the CPU, without autocast.
 bool fits_kernels(const at::Tensor& x);
 
-/// Whether x is its values and nothing else: no tangent of forward mode, no wrapper of torch.func.
+/// Whether x is its values and nothing else: no tangent of forward mode, no wrapper of torch.func,
+/// no negative bit.
 /// With gradients off, ATen still follows both, and a loop over the values would drop them.
 bool is_plain(const at::Tensor& x);
 
-/// Whether `linear` uses linear_of_rows for these x and weight.
-bool has_few_rows(const at::Tensor& x, const at::Tensor& weight);
+/// Whether `linear` uses linear_of_rows for so many rows.
+bool has_few_rows(int64_t rows, const at::Tensor& weight);
 
 /// `linear` without autograd, from kernels::linear_rows: float32 or float64 with contiguous rows of
 /// `weight`, not empty. A row of the result has the same bits on any number of threads, and
@@ -41,6 +42,12 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 /// g^T x, the gradient of a weight, for g [rows, out] and x [rows, in]; for use like `product`.
 /// With grad mode off, the same bits on any number of threads.
 at::Tensor weight_gradient(const at::Tensor& g, const at::Tensor& x);
+
+/// rows [R, C] -> [C], like rows.sum(0), with the same bits on any number of threads.
+FLASH_API at::Tensor sum_of_rows(const at::Tensor& rows);
+
+/// x + bias: x [.., C], bias [C]. The gradient of the bias is that of sum_of_rows.
+at::Tensor with_bias(const at::Tensor& x, const at::Tensor& bias);
 
 /// left right for each matrix of a batch: left [N, m, k], right [N, k, n] -> [N, m, n]; for use
 /// like `product`.

@@ -48,7 +48,7 @@ class LayerNormRows : public torch::autograd::Function<LayerNormRows> {
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], &mean = saved[3], &reciprocal = saved[4];
-    if (at::GradMode::is_enabled()) {
+    if (at::GradMode::is_enabled() || !is_plain(gradients[0])) {
       const auto [of_x, of_weight, of_bias] = at::native_layer_norm_backward(
           gradients[0], x, weight.sizes(), mean, reciprocal, weight, saved[2], {true, true, true});
       return {of_x, of_weight, of_bias, Tensor()};
@@ -212,7 +212,7 @@ class BatchNormRows : public torch::autograd::Function<BatchNormRows> {
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], &mean = saved[2], &reciprocal = saved[3];
-    if (at::GradMode::is_enabled()) {
+    if (at::GradMode::is_enabled() || !is_plain(gradients[0])) {
       const auto [of_x, of_weight, of_bias] = at::native_batch_norm_backward(
           gradients[0], x, weight, /*running_mean=*/{}, /*running_var=*/{}, mean, reciprocal,
           /*train=*/true, context->saved_data["epsilon"].toDouble(), {true, true, true});
@@ -302,7 +302,8 @@ class BatchNormOfSum : public torch::autograd::Function<BatchNormOfSum> {
 Tensor layer_normalized(const Tensor& x, torch::nn::LayerNormImpl& norm) {
   const bool ours = at::GradMode::is_enabled() && fits(x, norm.weight, norm.bias);
   if (!ours) return norm.forward(x);
-  return LayerNormRows::apply(x.contiguous(), norm.weight, norm.bias, norm.options.eps());
+  return LayerNormRows::apply(x.contiguous(), norm.weight.contiguous(), norm.bias.contiguous(),
+                              norm.options.eps());
 }
 
 Tensor layer_normalized_sum(const Tensor& x, const Tensor& residual, double dropout, bool training,
@@ -310,8 +311,8 @@ Tensor layer_normalized_sum(const Tensor& x, const Tensor& residual, double drop
   const bool fuses = training && dropout > 0.0 && x.sizes() == residual.sizes() && x.numel() > 0 &&
                      residual.scalar_type() == x.scalar_type() && fits(x, norm.weight, norm.bias);
   if (!fuses) return layer_normalized(dropout_add(x, residual, dropout, training), norm);
-  return LayerNormOfSum::apply(x.contiguous(), residual.contiguous(), norm.weight, norm.bias,
-                               norm.options.eps(), dropout);
+  return LayerNormOfSum::apply(x.contiguous(), residual.contiguous(), norm.weight.contiguous(),
+                               norm.bias.contiguous(), norm.options.eps(), dropout);
 }
 
 Tensor batch_normalized(const Tensor& x, torch::nn::BatchNorm1dImpl& norm) {
@@ -322,7 +323,8 @@ Tensor batch_normalized(const Tensor& x, torch::nn::BatchNorm1dImpl& norm) {
   const Tensor rows = x.contiguous();
   const auto [mean, variance] = column_statistics(rows);
   update_running_statistics(norm, mean, variance, rows.size(0));
-  return BatchNormRows::apply(rows, norm.weight, norm.bias, mean, variance, norm.options.eps());
+  return BatchNormRows::apply(rows, norm.weight.contiguous(), norm.bias.contiguous(), mean,
+                              variance, norm.options.eps());
 }
 
 Tensor batch_normalized_sum(const Tensor& x, const Tensor& residual, double dropout, bool training,
@@ -331,8 +333,8 @@ Tensor batch_normalized_sum(const Tensor& x, const Tensor& residual, double drop
                      x.size(0) > 1 && x.sizes() == residual.sizes() &&
                      residual.scalar_type() == x.scalar_type() && fits(x, norm.weight, norm.bias);
   if (!fuses) return batch_normalized(dropout_add(x, residual, dropout, training), norm);
-  return BatchNormOfSum::apply(x.contiguous(), residual.contiguous(), norm.weight, norm.bias, &norm,
-                               dropout);
+  return BatchNormOfSum::apply(x.contiguous(), residual.contiguous(), norm.weight.contiguous(),
+                               norm.bias.contiguous(), &norm, dropout);
 }
 
 }  // namespace flash::models

@@ -3,6 +3,7 @@
 #include <flash_attention/models/gradient_checkpoint.h>
 #include <torch/torch.h>
 
+#include "layers/common/linear.h"
 #include "layers/common/norms.h"
 #include "layers/common/skinny_linear.h"
 #include "layers/decomposition/series_decomposition.h"
@@ -133,7 +134,7 @@ torch::Tensor SeasonalNormImpl::project_last(const torch::Tensor& x, int64_t row
                                              torch::nn::Linear& linear) {
   // The mean commutes with the product, and is cheaper after it.
   const torch::Tensor projected = skinny_linear(layer_normalized(x, *norm_), linear->weight);
-  return projected.slice(1, -rows) - projected.mean(1, /*keepdim=*/true) + linear->bias;
+  return with_bias(projected.slice(1, -rows) - projected.mean(1, /*keepdim=*/true), linear->bias);
 }
 
 DecompositionEncoderImpl::DecompositionEncoderImpl(const DecompositionTransformerOptions& options,

@@ -124,10 +124,13 @@ Tensor convolved_by_aten(const Tensor& x, const Tensor& weight, const Tensor& bi
 
 at::Tensor circular_convolution(const at::Tensor& x, const at::Tensor& weight,
                                 const at::Tensor& bias) {
+  const auto fits_x = [&](const Tensor& t) {
+    return t.scalar_type() == x.scalar_type() && is_plain(t);
+  };
   const bool fits =
-      fits_kernels(x) && is_plain(x) && x.numel() > 0 && weight.scalar_type() == x.scalar_type();
+      fits_kernels(x) && x.numel() > 0 && is_plain(x) && fits_x(weight) && fits_x(bias);
   if (!fits) return convolved_by_aten(x, weight, bias);
-  return CircularConvolution::apply(x.contiguous(), weight, bias);
+  return CircularConvolution::apply(x.contiguous(), weight, bias.contiguous());
 }
 
 }  // namespace flash::models

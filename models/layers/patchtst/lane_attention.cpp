@@ -93,7 +93,7 @@ class LaneAttentionFunction : public torch::autograd::Function<LaneAttentionFunc
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const variable_list saved = context->get_saved_variables();
     const double scale = context->saved_data["scale"].toDouble();
-    if (at::GradMode::is_enabled()) {
+    if (at::GradMode::is_enabled() || !is_plain(gradients[0])) {
       return recorded(saved[0], saved[1], saved[2], scale, gradients[0]);
     }
     const Tensor q = with_even_heads(saved[0]), k = with_even_heads(saved[1]),

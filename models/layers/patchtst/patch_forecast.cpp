@@ -295,7 +295,8 @@ bool has_sizes(const PatchNetwork& n, const Sizes& s) {
   };
   const auto is_scalar = [](const Tensor& t) { return !t.defined() || t.numel() == 1; };
   return s.heads > 0 && is_scalar(n.affine_weight) && is_scalar(n.affine_bias) &&
-         s.width % s.heads == 0 && s.patches == (s.padded() - s.patch) / s.stride + 1 &&
+         s.width % s.heads == 0 && s.padded() >= s.patch &&
+         s.patches == (s.padded() - s.patch) / s.stride + 1 &&
          n.position.sizes() == at::IntArrayRef{s.patches, s.hidden} &&
          is_layer(n.embedding, s.hidden, s.patch) &&
          is_layer(n.head, s.outputs, s.hidden * s.patches) &&
@@ -305,7 +306,7 @@ bool has_sizes(const PatchNetwork& n, const Sizes& s) {
                                 return is_layer(part, s.width, s.hidden);
                               }) &&
                   is_layer(layer.merge, s.hidden, s.width) &&
-                  is_layer(layer.inner, s.inner, s.hidden) &&
+                  is_layer(layer.inner, s.inner, s.hidden) && layer.inner.bias.defined() &&
                   is_layer(layer.outer, s.hidden, s.inner) && is_scalar(layer.scale) &&
                   is_norm(layer.attention_norm) && is_norm(layer.feed_forward_norm);
          });

@@ -162,7 +162,8 @@ Tensor gated_norm(const Tensor& x, const Tensor& skip, const GateWeights& gate) 
   const bool keep =
       needs_backward({x, skip, gate.weight, gate.bias, gate.norm_weight, gate.norm_bias});
   return GatedNormFunction::apply(x.contiguous(), skip.contiguous(), gate.weight.contiguous(),
-                                  gate.bias, gate.norm_weight, gate.norm_bias, keep);
+                                  gate.bias.contiguous(), gate.norm_weight.contiguous(),
+                                  gate.norm_bias.contiguous(), keep);
 }
 
 Tensor gated_residual(const Tensor& x, const Tensor& first, const Tensor& shift,
@@ -170,10 +171,11 @@ Tensor gated_residual(const Tensor& x, const Tensor& first, const Tensor& shift,
   const GateWeights& gate = weights.gate;
   const bool keep = needs_backward({x, first, shift, weights.weight, weights.bias, gate.weight,
                                     gate.bias, gate.norm_weight, gate.norm_bias});
-  return GatedResidualFunction::apply(
-      x.contiguous(), first.contiguous(), shift.contiguous(), weights.weight.contiguous(),
-      weights.bias, gate.weight.contiguous(), gate.bias, gate.norm_weight, gate.norm_bias,
-      static_cast<int64_t>(activation), dropout, keep);
+  return GatedResidualFunction::apply(x.contiguous(), first.contiguous(), shift.contiguous(),
+                                      weights.weight.contiguous(), weights.bias.contiguous(),
+                                      gate.weight.contiguous(), gate.bias.contiguous(),
+                                      gate.norm_weight.contiguous(), gate.norm_bias.contiguous(),
+                                      static_cast<int64_t>(activation), dropout, keep);
 }
 
 }  // namespace flash::models

@@ -189,7 +189,7 @@ LstmOutputs lstm_layer(const Tensor& x, const Tensor& hidden, const Tensor& cell
                      weights.bias.requires_grad());
   const auto results = LstmFunction::apply(x.contiguous(), hidden.contiguous(), cell.contiguous(),
                                            weights.input.contiguous(), weights.hidden.contiguous(),
-                                           weights.bias, keep);
+                                           weights.bias.contiguous(), keep);
   return {.all = results[0], .hidden = results[1], .cell = results[2]};
 }
 

@@ -242,9 +242,9 @@ Tensor selected_variables(const Tensor& x, const Tensor& selection,
   return SelectedVariables::apply(
       x.contiguous(), selection.contiguous(), embedding.factor.contiguous(),
       embedding.shift.contiguous(), embedding.first_factor.contiguous(),
-      embedding.first_shift.contiguous(), weights.weight.contiguous(), weights.bias,
-      gate.weight.contiguous(), gate.bias, gate.norm_weight, gate.norm_bias,
-      static_cast<int64_t>(activation), dropout, keep);
+      embedding.first_shift.contiguous(), weights.weight.contiguous(), weights.bias.contiguous(),
+      gate.weight.contiguous(), gate.bias.contiguous(), gate.norm_weight.contiguous(),
+      gate.norm_bias.contiguous(), static_cast<int64_t>(activation), dropout, keep);
 }
 
 Tensor scalar_network(const Tensor& x, const Tensor& first, const Tensor& shift,

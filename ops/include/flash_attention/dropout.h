@@ -37,8 +37,8 @@ enum class Activation {
 FLASH_API at::Tensor activation_dropout(const at::Tensor& input, Activation activation, double p,
                                         bool training);
 
-/// One call of `dropout` or `dropout_add`, for layers that compute block by block below autograd;
-/// for blocks and errors see below.
+/// One call of `dropout`, for layers that compute block by block below autograd; for blocks and
+/// errors see below.
 class FLASH_API BlockedDropout {
  public:
   /// Draws a seed if p > 0.
@@ -50,9 +50,6 @@ class FLASH_API BlockedDropout {
 
   /// out = dropout(input); from the gradient of `out`, that of `input`. `out` may be `input`.
   void apply(const at::Tensor& input, int64_t first, const at::Tensor& out) const;
-  /// out = residual + dropout(input). `out` may be either of them.
-  void add(const at::Tensor& input, const at::Tensor& residual, int64_t first,
-           const at::Tensor& out) const;
 
  private:
   double p_;
