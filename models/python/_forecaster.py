@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from flash_attention.models import _old_checkpoint, _raw_series
+from flash_attention.models._table import is_table
 from torch import Tensor
 
 
@@ -110,28 +111,31 @@ class Forecaster:
                 - a table: a dict of columns or a DataFrame with `targets`, and where the model has
                   them `id_column`, `time_column`, `hist_exog` and `futr_exog`. Without the id
                   column, rows belong to one series; without the time column, they are in order of
-                  time. Other columns are ignored. The table is like neuralforecast's: by default
+                  time. Times are numbers, dates, or text as in a CSV file: whole numbers or ISO
+                  8601. Other columns are ignored. The table is like neuralforecast's: by default
                   `unique_id`, `ds` and `y`.
 
             futr_df: a table with `futr_exog` of the `horizon` rows after the last of each series,
-                and ids and times as in `series`. Further rows are ignored.
+                and ids and times as in `series`. Times have to go on in steps that the table has,
+                where a month is 28 to 31 days. Earlier and further rows are ignored.
             static_df: a table with `stat_exog` and the ids, one row per series.
             names: of series that are not in a table, where `series_names` has several.
 
         Returns:
             [series, horizon], or [series, horizon, outputs] if there are several `output_names`:
-            float64 if a series is, otherwise float32. Series of a table are in the order of their
-            ids, or of `targets` if there is no id column.
+            float64 if a series is, as are Python's floats; otherwise float32. Series of a table
+            are in the order of their ids, or of `targets` if there is no id column.
 
         Raises:
-            ValueError: missing or non-finite values, a missing column, a row that is missing or
-                has the time of another, an unknown name, or for iTransformer another number of
-                series than `n_series`.
+            ValueError: missing, masked or non-finite values, ids or times, a missing column, a row
+                that is missing or has the time of another, times of several kinds, bools as
+                values of a series, an unknown name, or for iTransformer another number of series
+                than `n_series`.
         """
         if isinstance(series, Tensor) and series.dim() == 1 and names is None:
             if futr_df is None and static_df is None:
                 return self._native.predict([series], [], [], [], [])
-        if _raw_series.is_table(series):
+        if is_table(series):
             if names is not None:
                 raise ValueError("Forecaster: expected names only of series that are not a table")
             return self._native.predict(*_raw_series.of_table(self, series, futr_df, static_df))

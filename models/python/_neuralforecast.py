@@ -29,6 +29,9 @@ FORECASTER = ("neuralforecast.core", "NeuralForecast")
 AUTO = ("neuralforecast.common._base_auto", "BaseAuto")
 """Modules and names of neuralforecast's classes that hold or construct models."""
 
+PRECISIONS = ("32", "32-true", "64", "64-true")
+"""Lightning's names of those that the C++ models compute in."""
+
 Object = TypeVar("Object")
 
 
@@ -80,11 +83,13 @@ def accelerate(
         `model`.
 
     Raises:
-        TypeError: `model` is not one of these, or its class overrides `forward`; or a
-            NeuralForecast has such models, without `skip_unsupported`, or no others.
+        TypeError: `model` is not one of these, or its class overrides `forward`, or the object has
+            one of its own; or a NeuralForecast has such models, without `skip_unsupported`, or no
+            others.
         ValueError: the release of neuralforecast is not supported, a model is configured for
-            a device other than the CPU, or it has an option that the C++ model lacks. Where
-            the configuration of an Auto* model samples one, its trial raises the error.
+            a device other than the CPU or for a precision other than 32 or 64 bits, or it has an
+            option that the C++ model lacks. Where the configuration of an Auto* model samples one,
+            its trial raises the error.
     """
     settings = Settings(use_flash_attention, flash_block_size, gradient_checkpointing)
     replacements: list[Replacement] = []
@@ -96,7 +101,16 @@ def accelerate(
 
 
 def restore(model: Object) -> Object:
-    """Undo `accelerate`, keeping the weights. Does nothing to an object that is not accelerated."""
+    """Undo `accelerate`, keeping the weights. Does nothing to a model that is not accelerated.
+
+    Raises:
+        TypeError: `model` is neither a model nor a NeuralForecast.
+    """
+    if not (_is_a(model, FORECASTER) or _is_a(model, AUTO) or isinstance(model, nn.Module)):
+        raise TypeError(
+            "restore: expected a model object of neuralforecast, an Auto* model, or a "
+            f"NeuralForecast, got {type(model).__name__}"
+        )
     for part in _parts(model):
         if isinstance(getattr(part, "cls_model", None), AcceleratedClass):
             part.cls_model = part.cls_model.original
@@ -168,7 +182,7 @@ class AcceleratedForward:
 
 
 class NotRecorded(dict[str, Any]):
-    """Takes the place of TFT's recorded weights; reading it raises RuntimeError."""
+    """Takes the place of TFT's recorded weights; reading it in any way raises RuntimeError."""
 
     def _refuse(self, *_: object) -> Any:
         raise RuntimeError(
@@ -176,7 +190,9 @@ class NotRecorded(dict[str, Any]):
             "selection weights; call flash_attention.models.restore(model) and predict again"
         )
 
-    __getitem__ = get = items = values = keys = _refuse
+    __getitem__ = get = items = values = keys = copy = pop = popitem = setdefault = _refuse
+    __iter__ = __reversed__ = __len__ = __contains__ = __eq__ = __ne__ = _refuse
+    __or__ = __ror__ = __ior__ = __repr__ = _refuse
 
     def __bool__(self) -> bool:
         return True
@@ -210,15 +226,16 @@ def _supported_parts(model: Any, skip_unsupported: bool) -> list[Any]:
     supported, others = [], {}
     for part in parts:
         try:
-            _network_class(_class_of_models(part))
+            _network_class_of(part)
             supported.append(part)
-        except TypeError:
-            others[type(part).__name__] = part
+        except TypeError as error:
+            others[type(part).__name__] = str(error).removeprefix("accelerate: ")
     if others and not (skip_unsupported and supported):
         advice = "; skip_unsupported=True accelerates only the others" if supported else ""
+        reasons = "".join(f"\n    {name}: {reason}" for name, reason in others.items())
         raise TypeError(
             f"accelerate: expected a NeuralForecast of {', '.join(_classes.__all__)} and Auto* "
-            f"models of these, got {', '.join(others)}{advice}"
+            f"models of these, got {', '.join(others)}{advice}{reasons}"
         )
     return supported
 
@@ -233,15 +250,18 @@ def _class_of_models(model: Any) -> type[nn.Module]:
 
 def _replacements(model: Any, settings: Settings) -> list[Replacement]:
     cls = _class_of_models(model)
-    name = _network_class(cls).__name__
+    name = _network_class_of(model).__name__
     _check_release()
     if _is_a(model, AUTO):
-        _check_accelerator(_accelerator_of_trials(model))
+        config = _config_of_trials(model)
+        _check_accelerator(_accelerator_of_trials(config))
+        _check_precision(config.get("precision"))
         found = [Replacement(model, "cls_model", AcceleratedClass(cls, settings))]
         for best in _fitted(model):
             found += _replacements(best, settings)
         return found
     _check_accelerator(model.trainer_kwargs.get("accelerator"))
+    _check_precision(model.trainer_kwargs.get("precision"))
     flash = settings.use_flash_attention
     setup = Setup(
         name,
@@ -258,6 +278,18 @@ def _replacements(model: Any, settings: Settings) -> list[Replacement]:
         Replacement(model, "forward", forward),
         Replacement(model, "_fit_distributed", forward.fit_distributed),
     ]
+
+
+def _network_class_of(model: Any) -> type[nn.Module]:
+    """Return neuralforecast's class of `model`, or of the models that an Auto* model constructs."""
+    base = _network_class(_class_of_models(model))
+    own = vars(model).get("forward")
+    if own is not None and not isinstance(own, AcceleratedForward):
+        raise TypeError(
+            f"accelerate: expected a {type(model).__name__} with the forward of its class, got an "
+            "object with one of its own, which would be ignored"
+        )
+    return base
 
 
 def _network_class(cls: type[nn.Module]) -> type[nn.Module]:
@@ -301,11 +333,24 @@ def _check_accelerator(accelerator: object) -> None:
         )
 
 
-def _accelerator_of_trials(model: Any) -> object:
-    """Return the accelerator in an Auto* model's configuration; not a str where it is sampled."""
+def _check_precision(precision: object) -> None:
+    if isinstance(precision, (str, int)) and str(precision) not in PRECISIONS:
+        raise ValueError(
+            "accelerate: expected a model with 32 or 64 bits, for which the C++ models have "
+            f"kernels, got precision={precision!r}; leave it out, or keep the original"
+        )
+
+
+def _config_of_trials(model: Any) -> Mapping[str, Any]:
+    """Return an Auto* model's configuration, in which values that are sampled are not a str."""
     config = model.config
     if not isinstance(config, Mapping):
         config = config(importlib.import_module(AUTO[0]).MockTrial())
+    return config
+
+
+def _accelerator_of_trials(config: Mapping[str, Any]) -> object:
+    """Return the accelerator in an Auto* model's configuration; not a str where it is sampled."""
     accelerator = config.get("accelerator")
     if accelerator is None and torch.cuda.is_available():
         return "gpu"  # neuralforecast's default

@@ -8,10 +8,9 @@ give two equal calls one dropout mask.
 from __future__ import annotations
 
 import importlib.abc
-import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 import torch
@@ -39,15 +38,14 @@ def _add_operators(module: ModuleType) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Adds them when torch imports the module, which takes as long as a third of torch does."""
+    """Adds them when torch imports the module, whose import takes a third as long as torch's."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != MODULE:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        spec = PathFinder.find_spec(fullname, path)
         if spec is None or spec.loader is None:
             return None
         loader = spec.loader
@@ -55,6 +53,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def execute_and_add(module: ModuleType) -> None:
             execute(module)
+            if self in sys.meta_path:  # a search alone, as by importlib.util.find_spec, leaves it
+                sys.meta_path.remove(self)
             _add_operators(module)
 
         setattr(loader, "exec_module", execute_and_add)  # noqa: B010

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -219,6 +222,20 @@ def test_operators_that_draw_a_seed_are_added_to_a_compiler_that_is_loaded_alrea
     listed[:] = [op for op in listed if op not in mine]
     _compile.keep_random_calls_apart()
     assert set(listed) == set(before) and len(listed) == len(before)
+
+
+def test_operators_that_draw_a_seed_are_added_to_a_compiler_that_was_only_searched_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch._functorch, "compile_utils", compile_utils)  # the import sets it
+    monkeypatch.delitem(sys.modules, _compile.MODULE)
+    before = list(sys.meta_path)
+    _compile.keep_random_calls_apart()
+    assert importlib.util.find_spec(_compile.MODULE) is not None
+    again = importlib.import_module(_compile.MODULE)
+    assert again is not compile_utils
+    assert {getattr(torch.ops.flash, name) for name in DRAWING} <= set(again.rand_ops)
+    assert sys.meta_path == before, "the finder removes itself"
 
 
 DRAWING = ("attention", "attention_with_lse", "_forward")

@@ -46,14 +46,14 @@ def mock_class(name: str) -> type[torch.nn.Module]:
     return type(name, (getattr(models, name),), contents)
 
 
-def mock_object(cls: type[torch.nn.Module], accelerator: str = "cpu") -> Any:
+def mock_object(cls: type[torch.nn.Module], accelerator: str = "cpu", **trainer: Any) -> Any:
     """An object of such a class, with the attributes of neuralforecast's objects."""
     options = options_of(cls.model_class())
     model = cls(**options)
     model.hparams = options
     model.n_series = options.get("n_series", 1)
     model.loss = SimpleNamespace(outputsize_multiplier=1)
-    model.trainer_kwargs = {"accelerator": accelerator}
+    model.trainer_kwargs = {"accelerator": accelerator} | trainer
     model.futr_exog_size = model.hist_exog_size = model.stat_exog_size = 0
     return model
 
@@ -125,6 +125,37 @@ def test_model_for_another_device_is_refused() -> None:
         accelerate(mock_object(mock_class("PatchTST"), accelerator="gpu"))
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "16", 16])
+def test_model_of_16_bits_is_refused(precision: Any) -> None:
+    model = mock_object(mock_class("PatchTST"), precision=precision)
+    with pytest.raises(ValueError, match=f"with 32 or 64 bits, .* got precision={precision!r};"):
+        accelerate(model)
+    assert not accelerated(model)
+    with pytest.raises(ValueError, match="with 32 or 64 bits"):
+        accelerate(mock_auto(mock_class("PatchTST"), {"precision": precision}))
+
+
+@pytest.mark.parametrize("precision", [None, 32, "32-true", "64-true"])
+def test_other_precisions_are_not_refused(precision: Any) -> None:
+    assert accelerated(accelerate(mock_object(mock_class("PatchTST"), precision=precision)))
+
+
+def test_forward_of_an_object_is_not_replaced() -> None:
+    model = mock_object(mock_class("PatchTST"))
+    model.forward = own = lambda windows_batch: "own"
+    for given in (model, mock_forecaster(model)):
+        with pytest.raises(TypeError, match="object with one of its own, which would be ignored"):
+            accelerate(given)
+    assert model.forward is own
+
+
+def test_restore_refuses_what_accelerate_never_takes() -> None:
+    model = accelerate(mock_object(mock_class("PatchTST")))
+    with pytest.raises(TypeError, match=r"restore: expected a model object .*, got list"):
+        restore([model])
+    assert accelerated(model)
+
+
 def test_our_own_models_are_refused() -> None:
     ours = models.PatchTST(**options_of("PatchTST"))
     with pytest.raises(TypeError, match="expected a model object of neuralforecast, one of TFT, "):
@@ -167,12 +198,15 @@ def test_all_models_of_a_forecaster_are_accelerated_and_restored() -> None:
 def test_unsupported_models_of_a_forecaster_are_named_and_skipped_on_request() -> None:
     ours, other = mock_object(mock_class("PatchTST")), torch.nn.Linear(1, 1)
     forecaster = mock_forecaster(ours, other)
-    with pytest.raises(TypeError, match="got Linear; skip_unsupported=True accelerates only the"):
+    advice = "skip_unsupported=True accelerates only the others"
+    with pytest.raises(TypeError, match=rf"got Linear; {advice}\n    Linear: expected a model obj"):
         accelerate(forecaster)
     assert not accelerated(ours), "nothing has changed"
     accelerate(forecaster, skip_unsupported=True)
     assert accelerated(ours)
-    with pytest.raises(TypeError, match="and Auto. models of these, got Linear$"):
+    with pytest.raises(
+        TypeError, match="and Auto. models of these, got Linear\n    Linear: expected a model obj"
+    ):
         accelerate(mock_forecaster(other), skip_unsupported=True)
 
 
@@ -205,3 +239,34 @@ def test_auto_model_for_another_device_is_refused() -> None:
         accelerate(model)
     with pytest.raises(TypeError, match="an Auto. model of these, or a NeuralForecast, got torch"):
         accelerate(mock_auto(torch.nn.Linear))
+
+
+READS = {
+    "list": list,
+    "len": len,
+    "in": lambda weights: "attn_wts" in weights,
+    "dict": dict,
+    "unpacked": lambda weights: {**weights},
+    "item": lambda weights: weights["attn_wts"],
+    "get": lambda weights: weights.get("attn_wts"),
+    "pop": lambda weights: weights.pop("attn_wts", None),
+    "union": lambda weights: weights | {},
+    "union from the right": lambda weights: {} | weights,
+    "comparison": lambda weights: weights == {},
+    "repr": repr,
+    "copy": lambda weights: weights.copy(),
+    "reversed": lambda weights: list(reversed(weights)),
+    "setdefault": lambda weights: weights.setdefault("attn_wts", 1),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
+def test_weights_that_are_not_recorded_cannot_be_read(read: Any) -> None:
+    model = mock_object(mock_class("TFT"))
+    model.interpretability_params = {}
+    accelerate(model)(windows_of(model))
+    with pytest.raises(RuntimeError, match="does not record its attention and variable selection"):
+        read(model.interpretability_params)
+    again = copy.deepcopy(model)
+    assert type(again.interpretability_params) is type(model.interpretability_params)
+    assert list(restore(model).interpretability_params) == []

@@ -1,11 +1,9 @@
-"""Forecaster: raw series, lists and tables to forecasts in their units; old checkpoints."""
+"""Forecaster: raw series, lists and tables to forecasts in their units."""
 
 from __future__ import annotations
 
 import csv
 import math
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +12,20 @@ import torch
 from flash_attention.models import TFT, Forecaster, PatchTST, iTransformer
 
 from support import forecaster_runs
+from support.forecaster_files import PAST, H, save_patchtst, save_tft, table, wave
 from support.tolerances import FORECAST_FLOAT32
 
 pytestmark = pytest.mark.once
 
-H, PAST = 4, 12
-
 
 @pytest.fixture
 def patchtst(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "patchtst.safetensors"
-    model = PatchTST(h=H, input_size=PAST, hidden_size=8, n_heads=2, patch_len=4, stride=2)
-    model.save(path)
-    return path
+    return save_patchtst(tmp_path)
 
 
 @pytest.fixture
 def tft(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "tft.safetensors"
-    model = TFT(
-        h=H,
-        input_size=PAST,
-        hidden_size=8,
-        futr_exog_list=["known"],
-        hist_exog_list=["seen"],
-        stat_exog_list=["kind"],
-    )
-    model.save(path)
-    return path
-
-
-def wave(rows: int, offset: float = 5.0) -> torch.Tensor:
-    return offset + torch.sin(0.7 * torch.arange(rows, dtype=torch.float64))
-
-
-def table(rows: int = 20, names: tuple[str, ...] = ("b", "a")) -> tuple[dict, dict, dict]:
-    """Series whose rows are in no order, their future, and a static column."""
-    past: dict[str, list] = {key: [] for key in ("unique_id", "ds", "y", "known", "seen")}
-    future: dict[str, list] = {key: [] for key in ("unique_id", "ds", "known")}
-    for number, name in enumerate(names):
-        for row in reversed(range(rows + H)):
-            known = math.cos(row + number)
-            into = past if row < rows else future
-            values = dict(y=math.sin(0.7 * row) + number, seen=float(row % 3), known=known)
-            for key in into:
-                into[key].append({"unique_id": name, "ds": row}.get(key, values.get(key)))
-    static = {"unique_id": list(names), "kind": [float(len(names) - i) for i in range(len(names))]}
-    return past, future, static
+    return save_tft(tmp_path)
 
 
 def test_every_form_of_one_series_gives_the_networks_forecast(patchtst: Path) -> None:
@@ -72,12 +35,14 @@ def test_every_form_of_one_series_gives_the_networks_forecast(patchtst: Path) ->
         expected = PatchTST.from_checkpoint(patchtst)(y[-PAST:].view(1, PAST, 1)).squeeze(-1)
     backwards, read_only = y.flip(0).numpy()[::-1], y.numpy().copy()
     read_only.flags.writeable = False
-    forms = (y, y.numpy(), y.tolist(), [y], y.view(1, -1), {"y": y}, {"y": y.tolist()})
-    for series in (*forms, backwards, read_only):
+    forms = (y, y.numpy(), [y], y.view(1, -1), {"y": y})
+    lists = (y.tolist(), [y.tolist()], {"y": y.tolist()})
+    for series in (*forms, backwards, read_only, *lists):
         forecast = forecaster.predict(series)
         assert forecast.shape == (1, H)
-        assert forecast.dtype == torch.float32
-        torch.testing.assert_close(forecast, expected, rtol=0, atol=FORECAST_FLOAT32)
+        of_lists = any(series is one for one in lists)
+        assert forecast.dtype == (torch.float64 if of_lists else torch.float32)
+        torch.testing.assert_close(forecast.float(), expected, rtol=0, atol=FORECAST_FLOAT32)
     assert forecaster.predict(wave(30)).dtype == torch.float64
     assert forecaster.predict(wave(30).numpy()).dtype == torch.float64
 
@@ -119,7 +84,7 @@ def test_table_orders_rows_by_time_and_series_by_id(tft: Path) -> None:
             middle, deviation = robust(windows[key])
             windows[key] = (windows[key] - middle) / deviation
         with torch.no_grad():
-            expected = (model(windows) * spread + shift).view(H)
+            expected = (model(windows) * spread + shift).view(H).double()
         torch.testing.assert_close(forecast[number], expected, rtol=0, atol=FORECAST_FLOAT32)
 
 
@@ -148,7 +113,10 @@ def test_table_of_one_series_needs_neither_ids_nor_times(tft: Path) -> None:
         (lambda p, f, s: p["y"].__setitem__(0, math.nan), r"\(b\) finite numbers in y, got nan"),
         (lambda p, f, s: p["y"].__setitem__(0, "x"), "expected numbers in column y"),
         (lambda p, f, s: p["ds"].__setitem__(0, 3), "each time once in the table of 'b', got 3"),
-        (lambda p, f, s: p["ds"].__setitem__(0, "x"), "that can be ordered"),
+        (
+            lambda p, f, s: p["ds"].__setitem__(0, "x"),
+            "ds of the table, all of one kind, got int, str",
+        ),
         (lambda p, f, s: f["ds"].__setitem__(0, 3), "4 rows in futr_df after the last of 'b'"),
         (lambda p, f, s: s["unique_id"].__setitem__(0, "c"), "one row of 'b' in static_df, got 0"),
         (lambda p, f, s: f.pop("unique_id"), "the column unique_id in all of the tables"),
@@ -169,7 +137,9 @@ def test_tables_that_are_missing_are_named(tft: Path) -> None:
         forecaster.predict(past, static_df=static)
     with pytest.raises(ValueError, match="static_df with kind of each series, got none"):
         forecaster.predict(past, futr_df=future)
-    with pytest.raises(ValueError, match="futr_df as a dict of columns or a DataFrame, got list"):
+    with pytest.raises(
+        ValueError, match="futr_df as a dict of columns or a DataFrame .*, got list"
+    ):
         forecaster.predict(past, futr_df=[1.0], static_df=static)
     with pytest.raises(ValueError, match=r"futr_exog \[rows \+ h = 24, 1\] \(known\), got none"):
         forecaster.predict(wave(20))
@@ -264,67 +234,3 @@ def test_file_of_flash_train_gives_its_forecasts(model: str, tmp_path: Path) -> 
             forecaster.predict(series)
     with pytest.raises(ValueError, match="2 names of series, got"):
         forecaster.predict(series, names=["up"])
-
-
-class Sabotage:
-    """Unpickles to a call of a function."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call
-
-
-def old_checkpoint(path: Path, patchtst: Path, **more: Any) -> Path:
-    """A file as neuralforecast before 3.3 writes it, of the model in `patchtst`."""
-    model = PatchTST.from_checkpoint(patchtst)
-    torch.save({"hyper_parameters": model.options | more, "state_dict": model.state_dict()}, path)
-    return path
-
-
-def test_old_checkpoint_is_read(patchtst: Path, tmp_path: Path) -> None:
-    path = old_checkpoint(tmp_path / "model.ckpt", patchtst, scaler_type="identity")
-    expected = Forecaster.load(patchtst).predict(wave(30))
-    assert torch.equal(Forecaster.load(path).predict(wave(30)), expected)
-
-
-def test_old_checkpoint_runs_no_code(patchtst: Path, tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    path = tmp_path / "model.ckpt"
-    old_checkpoint(path, patchtst, optimizer=Sabotage(os.system, f"touch {victim}"))
-    with pytest.raises(ValueError, match=r"model\.ckpt, which cannot be read"):
-        Forecaster.load(path)  # torch's reader refuses the module of os.system
-    # It takes this function for a name, and a placeholder for its result.
-    old_checkpoint(path, patchtst, optimizer=Sabotage(subprocess.call, ["touch", str(victim)]))
-    assert Forecaster.load(path).horizon == H
-    assert not victim.exists()
-
-
-@pytest.mark.parametrize(
-    ("contents", "message"),
-    [
-        ([1, 2], "with hyper_parameters and state_dict"),
-        ({"hyper_parameters": 1, "state_dict": {}}, "expected dicts"),
-        ({"hyper_parameters": {"h": 1}, "state_dict": {}}, "got the hyperparameters h"),
-    ],
-)
-def test_other_torch_files_are_refused(contents: Any, message: str, tmp_path: Path) -> None:
-    torch.save(contents, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=message):
-        Forecaster.load(tmp_path / "other.ckpt")
-
-
-def test_broken_files_are_refused(patchtst: Path, tmp_path: Path) -> None:
-    whole = old_checkpoint(tmp_path / "whole.ckpt", patchtst).read_bytes()
-    broken = tmp_path / "broken.ckpt"
-    for end in (4, 100, len(whole) // 2, len(whole) - 30):
-        broken.write_bytes(whole[:end])
-        with pytest.raises(ValueError, match="which cannot be read"):
-            Forecaster.load(broken)
-    with pytest.raises(ValueError, match="none.safetensors"):
-        Forecaster.load(tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match="configuration.json"):
-        Forecaster.load(tmp_path)
-    with pytest.raises(ValueError, match="`model` only for a folder"):
-        Forecaster.load(patchtst, model="PatchTST_0")

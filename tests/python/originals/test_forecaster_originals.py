@@ -13,9 +13,7 @@ from flash_attention.models import Forecaster
 from neuralforecast import NeuralForecast
 from neuralforecast.losses.pytorch import DistributionLoss, MQLoss
 
-from originals.test_neuralforecast import CLASSES, HORIZON, MAKE, PAST, QUIET, quiet, series
-
-__all__ = ["quiet"]  # a fixture
+from support.neuralforecast_models import HORIZON, MAKE, PAST, QUIET, series
 
 pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
@@ -49,7 +47,7 @@ def forecast_of(forecaster: Forecaster, past: Any, future: Any, static: Any) -> 
     return forecast if forecast.ndim == 3 else forecast[..., None]
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", sorted(MAKE))
 def test_folder_gives_neuralforecasts_forecasts(name: str, tmp_path: Path) -> None:
     theirs, tables = fitted(MAKE[name](**QUIET), local_scaler_type="standard")
     expected = forecast_by(theirs, *tables)  # first, or neuralforecast cannot save a distribution
@@ -112,3 +110,51 @@ def test_old_checkpoint_gives_the_forecasts_of_the_new_file(loss: Any, tmp_path:
     y = torch.sin(torch.arange(40.0))
     assert old.output_names == new.output_names
     assert torch.equal(old.predict(y), new.predict(y))
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Forecaster:
+    """A model without exogenous columns."""
+    small_patchtst().save(str(tmp_path / "model.safetensors"))
+    return Forecaster.load(tmp_path / "model.safetensors")
+
+
+def test_columns_of_pandas_in_every_form_give_the_same_forecasts(plain: Forecaster) -> None:
+    past = series()[0][["unique_id", "ds", "y"]]
+    expected = plain.predict(past)
+    shuffled = past.sample(frac=1, random_state=0)
+    text, number = shuffled.ds.astype(str), (shuffled.ds - past.ds.min()).dt.days
+    for ds in (shuffled.ds, text, number, number.astype("Int64"), number.astype(str)):
+        assert torch.equal(plain.predict(shuffled.assign(ds=ds)), expected)
+    zoned = shuffled.ds.dt.tz_localize("Europe/Berlin")
+    for one in (
+        shuffled.assign(ds=zoned),
+        shuffled.assign(unique_id=shuffled.unique_id.astype("category")),
+        shuffled.convert_dtypes(dtype_backend="pyarrow"),
+        shuffled.to_dict("list"),
+    ):
+        assert torch.equal(plain.predict(one), expected)
+
+
+def test_missing_values_of_pandas_are_refused(plain: Forecaster) -> None:
+    past = series()[0][["unique_id", "ds", "y"]]
+    days = (past.ds - past.ds.min()).dt.days
+    for column, values, got in (
+        ("ds", past.ds, "got NaT"),
+        ("ds", past.ds.dt.tz_localize("UTC"), "got NaT"),
+        ("ds", days.astype("Int64"), "got nan"),
+        ("ds", past.ds.dt.to_period("D"), "got NaTType, Period"),
+        ("unique_id", past.unique_id, "without an id"),
+        ("unique_id", past.unique_id.astype("string"), "without an id|ambiguous"),
+        ("y", past.y, "finite numbers in y, got nan"),
+    ):
+        missing = past.assign(**{column: values.where(past.index != past.index[3])})
+        with pytest.raises(ValueError, match=f"^Forecaster: expected .*({got})"):
+            plain.predict(missing)
+
+
+def test_tables_of_pyarrow_are_refused(plain: Forecaster) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    given = pyarrow.Table.from_pandas(series()[0])
+    with pytest.raises(ValueError, match=r"DataFrame of pandas or polars, got pyarrow\.lib\.Table"):
+        plain.predict(given)

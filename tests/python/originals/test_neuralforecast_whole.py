@@ -124,7 +124,7 @@ def test_unsupported_models_are_named_or_skipped() -> None:
     accelerate(it, skip_unsupported=True)
     assert list(map(accelerated, it.models)) == [True, True, False, False]
     np.testing.assert_allclose(numbers(predict(it)), expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(TypeError, match="got NHITS, NLinear$"):
+    with pytest.raises(TypeError, match=r"got NHITS, NLinear\n"):
         accelerate(NeuralForecast(others(), freq="D"), skip_unsupported=True)
 
 
