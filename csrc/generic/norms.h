@@ -21,9 +21,8 @@ void layer_norm(const typename V::Scalar* x, const typename V::Scalar* weight,
   for (int64_t row = 0; row < rows; ++row, x += width, out += width) {
     Reg sum = V::zero(), squares = V::zero();  // lanes past the end add 0
     for_lanes<V>(
-        width, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
-          sum = V::add(sum, lanes.load(x + c));
-        });
+        width, [&](int64_t c, auto lanes)
+                   __attribute__((always_inline)) { sum = V::add(sum, lanes.load(x + c)); });
     mean[row] = sum_of_lanes<V>(sum) * inverse_width;
     const Reg means = V::broadcast(mean + row);
     for_lanes<V>(
@@ -63,9 +62,8 @@ void affine_sum(const typename V::Scalar* x, const typename V::Scalar* residual,
 /// The backward of a layer norm: writes x_gradient, and adds the gradients of weight and bias to
 /// sums [2, width].
 template <class V>
-void layer_norm_backward(const NormRows<typename V::Scalar>& p,
-                         const typename V::Scalar* gradient, typename V::Scalar* x_gradient,
-                         typename V::Scalar* sums) {
+void layer_norm_backward(const NormRows<typename V::Scalar>& p, const typename V::Scalar* gradient,
+                         typename V::Scalar* x_gradient, typename V::Scalar* sums) {
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
   const T inverse_width = T(1) / static_cast<T>(p.width);
@@ -134,7 +132,8 @@ void column_moments(const typename V::Scalar* x, int64_t rows, int64_t width,
 }
 
 /// The sums over rows that the backward of a batch norm needs: of `gradient`, and of its product
-/// with the normalized rows, in sums [2, width]. `mean` and `reciprocal` [width] are of the columns.
+/// with the normalized rows, in sums [2, width]. `mean` and `reciprocal` [width] are of the
+/// columns.
 template <class V>
 void batch_norm_sums(const NormRows<typename V::Scalar>& p, const typename V::Scalar* gradient,
                      typename V::Scalar* sums) {

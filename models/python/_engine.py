@@ -138,7 +138,7 @@ class Engine:
         # parametrization, for example, is no entry of the two dictionaries.
         tensors: list[Tensor] = []
         for owner, attribute in self._slots:
-            tensor = owner._parameters.get(attribute)
+            tensor: Tensor | None = owner._parameters.get(attribute)
             if tensor is None:
                 tensor = owner._buffers.get(attribute)
             tensors.append(getattr(owner, attribute) if tensor is None else tensor)

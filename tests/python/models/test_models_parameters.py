@@ -19,7 +19,7 @@ OPTIONS = {
 
 
 def small(name: str) -> tuple[models.ForecastModel, torch.Tensor]:
-    """A model in training mode, whose parameters are not the constants of a new one, and windows."""
+    """A model in training mode, whose parameters are not those of a new one, and windows."""
     torch.manual_seed(0)
     flash = name not in ("Autoformer", "FEDformer")
     options = {"h": HORIZON, "input_size": LENGTH, "use_flash_attention": flash} | OPTIONS[name]
