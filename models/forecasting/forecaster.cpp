@@ -1,3 +1,4 @@
+#include <ATen/CPUGeneratorImpl.h>
 #include <flash_attention/models/checkpoint.h>
 #include <torch/torch.h>
 
@@ -6,7 +7,8 @@
 
 #include "forecasting/forecast_windows.h"
 #include "forecasting/forecaster_parts.h"
-#include "python/bound_model.h"
+#include "layers/informer/sampled_by.h"
+#include "storage/model_file.h"
 
 namespace flash::models {
 namespace {
@@ -15,11 +17,12 @@ at::Tensor slice(const at::Tensor& tensor, int64_t begin, int64_t end) {
   return tensor.defined() ? tensor.slice(0, begin, end) : tensor;
 }
 
-/// Sets torch's generator as where the file comes from, which decides the keys that Informer
+/// A generator as where the file comes from seeds torch's, which decides the keys that Informer
 /// selects. neuralforecast's data loader draws one number before the first batch.
-void seed_generator(uint64_t seed, bool after_loader) {
-  torch::manual_seed(seed);
-  if (after_loader) at::empty({}, at::kLong).random_();
+at::Generator seeded_generator(uint64_t seed, bool after_loader) {
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  if (after_loader) at::empty({}, at::kLong).random_(generator);
+  return generator;
 }
 
 }  // namespace
@@ -35,11 +38,8 @@ const SeriesColumns& Forecaster::columns() const { return parts_->columns; }
 const std::vector<std::string>& Forecaster::series_names() const { return parts_->series_names; }
 
 at::Tensor Forecaster::Parts::forecast(const WindowsBatch& inputs) const {
-  std::optional<RngStateGuard> unmoved;
-  if (model_class == "Informer") {
-    unmoved.emplace();
-    seed_generator(seed, drawn_after_loader);
-  }
+  std::optional<SampledBy> own_samples;
+  if (model_class == "Informer") own_samples.emplace(seeded_generator(seed, drawn_after_loader));
   std::vector<at::Tensor> forecasts;
   const int64_t windows = inputs.insample_y.size(0);
   const int64_t step = std::min(batch_size, windows);
@@ -69,6 +69,7 @@ at::Tensor Forecaster::predict(const std::vector<RawSeries>& series) const {
   std::vector<ColumnScaling> scaling;
   {
     const c10::InferenceMode inference;
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
     ForecastWindows windows = make_windows(series,
                                            {.horizon = parts.horizon,
                                             .input_size = parts.input_size,
@@ -99,6 +100,12 @@ at::Tensor Forecaster::predict(const std::vector<RawSeries>& series) const {
 
 at::Tensor Forecaster::predict(const at::Tensor& y) const {
   return predict(std::vector<RawSeries>{{.y = y}});
+}
+
+SafetensorsFile Forecaster::contents() const {
+  SafetensorsFile file = model_file(*parts_->model, parts_->file);
+  for (auto& [name, tensor] : file.tensors) tensor = tensor.clone();
+  return file;
 }
 
 void Forecaster::save(const std::string& path) const {

@@ -4,6 +4,8 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -13,6 +15,7 @@
 #include "forecasting/neuralforecast_loss.h"
 #include "message_text.h"
 #include "neuralforecast_names.h"
+#include "python/bound_model.h"
 #include "storage/json_options.h"
 #include "storage/json_text.h"
 
@@ -24,6 +27,7 @@ using Json = nlohmann::json;
 constexpr const char* kFlashTrain = "flash_train";
 /// What a folder of NeuralForecast.save knows beyond its model file, under neuralforecast's names.
 constexpr const char* kConfiguration = "neuralforecast";
+constexpr const char* kConfigurationFile = "configuration.json";
 constexpr const char* kConfigurationKeys[] = {"local_scaler_type", "local_static_scaler_type",
                                               "id_col", "time_col", "target_col"};
 
@@ -71,23 +75,43 @@ std::shared_ptr<Loss> flash_train_loss(const Json& settings) {
                        .delta(settings.at("delta").get<double>()));
 }
 
-std::string read_text(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
+bool has_configuration(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  return std::filesystem::is_regular_file(folder / kConfigurationFile, ignored);
+}
+
+/// What forecasts need of the configuration.json in a folder of NeuralForecast.save, as JSON.
+std::string read_configuration(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / kConfigurationFile;
   TORCH_CHECK_VALUE(
-      file, "Forecaster: expected ", path.string(),
+      has_configuration(folder), "Forecaster: expected ", path.string(),
       ", as NeuralForecast.save of neuralforecast 3.3 writes it, got a folder without "
       "it; convert an older one with python -m neuralforecast.migrate");
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  std::ifstream file(path, std::ios::binary);
+  TORCH_CHECK_VALUE(file, "Forecaster: expected a file that can be read, got ", path.string(), ": ",
+                    std::strerror(errno));
+  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  const Json document = parse_json_object(text, path.string() + ": expected a JSON object");
+  const Json configuration = document.value("configuration", Json::object());
+  Json kept = Json::object();
+  for (const char* key : kConfigurationKeys) {
+    if (configuration.contains(key)) kept[key] = configuration.at(key);
+  }
+  return kept.dump();
 }
 
 /// The model file in a folder of NeuralForecast.save.
 std::string find_model(const std::string& folder, const std::string& model) {
   std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    const std::string name = entry.path().stem().string();
-    if (entry.path().extension() != ".safetensors") continue;
+  std::error_code error;
+  std::filesystem::directory_iterator entry(folder, error);
+  for (; entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().stem().string();
+    if (entry->path().extension() != ".safetensors") continue;
     if (name != "dataset" && name != "configuration") names.push_back(name);
   }
+  TORCH_CHECK_VALUE(!error, "Forecaster: expected a folder that can be read, got ", folder, ": ",
+                    error.message());
   std::sort(names.begin(), names.end());
   std::string list;
   for (const std::string& name : names) list += (list.empty() ? "" : ", ") + excerpt(name);
@@ -104,18 +128,38 @@ std::string find_model(const std::string& folder, const std::string& model) {
 }
 
 SafetensorsFile read_folder(const std::string& folder, const std::string& model) {
-  const Json document =
-      parse_json_object(read_text(std::filesystem::path(folder) / "configuration.json"),
-                        folder + ": expected configuration.json as a JSON object");
-  const Json configuration = document.value("configuration", Json::object());
-  Json kept = Json::object();
-  for (const char* key : kConfigurationKeys) {
-    if (configuration.contains(key)) kept[key] = configuration.at(key);
-  }
+  std::string configuration = read_configuration(folder);
   SafetensorsFile file = read_safetensors(
       (std::filesystem::path(folder) / (find_model(folder, model) + ".safetensors")).string());
-  file.metadata[kConfiguration] = kept.dump();
+  file.metadata[kConfiguration] = std::move(configuration);
   return file;
+}
+
+/// A file that NeuralForecast.save has written belongs to the configuration beside it. One of
+/// flash_train or Forecaster::save says itself how series are scaled.
+SafetensorsFile read_file(const std::string& path) {
+  SafetensorsFile file = read_safetensors(path);
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  const bool complete =
+      file.metadata.contains(kFlashTrain) || file.metadata.contains(kConfiguration);
+  if (!complete && has_configuration(folder)) {
+    file.metadata[kConfiguration] = read_configuration(folder);
+  }
+  return file;
+}
+
+/// float32 with the values of `weights` where torch's default dtype, in which modules are made, is
+/// another.
+void to_float32(torch::nn::Module& module, const TensorMap& weights) {
+  bool changed = false;
+  const auto convert = [&](at::Tensor tensor) {
+    if (!tensor.is_floating_point() || tensor.scalar_type() == at::kFloat) return;
+    tensor.set_data(tensor.detach().to(at::kFloat));
+    changed = true;
+  };
+  for (const at::Tensor& parameter : module.parameters()) convert(parameter);
+  for (const at::Tensor& buffer : module.buffers()) convert(buffer);
+  if (changed) load_state_dict(module, weights);
 }
 
 std::vector<std::string> prefixed_names(const Loss& loss) {
@@ -179,6 +223,7 @@ void Forecaster::Parts::read_neuralforecast(const Json& hyper_parameters,
 }
 
 Forecaster::Forecaster(const SafetensorsFile& file) {
+  const RngStateGuard unmoved;  // the model draws initial weights
   auto parts = std::make_shared<Parts>();
   try {
     const Json flash_train = stored_object(file.metadata, kFlashTrain);
@@ -187,6 +232,7 @@ Forecaster::Forecaster(const SafetensorsFile& file) {
     parts->model = load_model(
         file,
         config_of(model_class == file.metadata.end() ? "" : model_class->second, flash_train));
+    to_float32(parts->model->module(), file.tensors);
     parts->read_options();
     if (flash_train.empty()) {
       parts->read_neuralforecast(hyper_parameters, stored_object(file.metadata, kConfiguration));
@@ -213,6 +259,8 @@ Forecaster::Forecaster(const SafetensorsFile& file) {
                     parts->batch_size);
   parts->output_names = prefixed_names(*parts->loss);
   parts->file.metadata = file.metadata;
+  // So that a copy beside another configuration stays the same.
+  if (!file.metadata.contains(kFlashTrain)) parts->file.metadata.emplace(kConfiguration, "{}");
   TensorMap norm;
   for (const auto& [name, tensor] : file.tensors) {
     if (!is_outside_the_network(name)) continue;
@@ -222,6 +270,7 @@ Forecaster::Forecaster(const SafetensorsFile& file) {
     }
   }
   load_state_dict(*parts->norm.ptr(), norm);
+  to_float32(*parts->norm.ptr(), norm);
   parts->norm.ptr()->eval();
   parts_ = std::move(parts);
 }
@@ -232,7 +281,7 @@ Forecaster Forecaster::load(const std::string& path, const std::string& model) {
   TORCH_CHECK_VALUE(model.empty(),
                     "Forecaster: expected `model` only for a folder with several, got ",
                     excerpt(model), " for the file ", path);
-  return Forecaster(read_safetensors(path));
+  return Forecaster(read_file(path));
 }
 
 }  // namespace flash::models

@@ -29,6 +29,9 @@ class Forecaster:
     given; otherwise not at all. The window is the last `input_size` rows. Shorter series are padded
     as in neuralforecast: by zeros on the left, which the window scaler leaves out.
 
+    Threads may share a forecaster. It can be copied, and pickled for other processes. Torch's
+    random state, default dtype and autocast neither change nor matter.
+
     Attributes:
         model_class: neuralforecast's name of the network's class: "PatchTST", ...
         horizon: steps to forecast, neuralforecast's `h`.
@@ -75,22 +78,29 @@ class Forecaster:
         Attention is computed as the model was trained, by the operator where results are the same.
 
         Args:
-            path: the file or folder.
+            path: the file or folder. A file in a folder of `NeuralForecast.save` takes its
+                configuration.json, too.
             model: which model of a folder that holds several: "PatchTST_0".
 
         Raises:
             ValueError: the file is broken, holds none of the six models, or needs an option, a loss
                 or a scaler that is not supported.
+            TypeError: `model` is no name.
         """
+        if model is not None and not isinstance(model, str):
+            raise TypeError(f"Forecaster: expected `model` as a name or None, got {model!r}")
         path = os.fspath(path)
         if _old_checkpoint.is_torch_file(path):
             if model is not None:
                 raise ValueError(
                     f"Forecaster: expected `model` only for a folder, got {model!r} for {path}"
                 )
-            contents = _old_checkpoint.read(path)
-            return cls(torch.ops.flash_models.make_forecaster(*contents))
+            return cls._from_contents(*_old_checkpoint.read(path))
         return cls(torch.classes.flash_models.Forecaster(path, model or ""))
+
+    @classmethod
+    def _from_contents(cls, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Forecaster:
+        return cls(torch.ops.flash_models.make_forecaster(tensors, metadata))
 
     def predict(
         self,
@@ -153,6 +163,10 @@ class Forecaster:
             ValueError: the file cannot be written.
         """
         self._native.save(os.fspath(path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle what a file would hold."""
+        return self._from_contents, self._native.contents()
 
     def __repr__(self) -> str:
         """Return the class, sizes and outputs."""

@@ -54,6 +54,16 @@ class PythonForecaster : public torch::CustomClassHolder {
 
   void save(const std::string& path) { forecaster_.save(path); }
 
+  /// Tensors and metadata of a file, for make_forecaster.
+  std::tuple<TensorsByName, Texts> contents() {
+    const SafetensorsFile file = forecaster_.contents();
+    TensorsByName tensors;
+    Texts metadata;
+    for (const auto& [name, tensor] : file.tensors) tensors.insert(name, tensor);
+    for (const auto& [key, text] : file.metadata) metadata.insert(key, text);
+    return {tensors, metadata};
+  }
+
  private:
   Forecaster forecaster_;
 };
@@ -73,7 +83,8 @@ TORCH_LIBRARY_FRAGMENT(flash_models, m) {
       .def("properties", &PythonForecaster::properties)
       .def("columns", &PythonForecaster::columns)
       .def("predict", &PythonForecaster::predict)
-      .def("save", &PythonForecaster::save);
+      .def("save", &PythonForecaster::save)
+      .def("contents", &PythonForecaster::contents);
   m.def("make_forecaster", make_forecaster);
 }
 

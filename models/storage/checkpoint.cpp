@@ -10,6 +10,7 @@
 #include "model_factory.h"
 #include "neuralforecast_names.h"
 #include "storage/json_text.h"
+#include "storage/model_file.h"
 
 namespace flash::models {
 namespace {
@@ -150,7 +151,7 @@ std::string text_of(const Json& json) {
 
 }  // namespace
 
-void save_model(const std::string& path, ForecastModel& model, const SafetensorsFile& keep) {
+SafetensorsFile model_file(ForecastModel& model, const SafetensorsFile& keep) {
   JsonOptionWriter writer;
   model.visit_options(writer);
   Json hyper_parameters = parse_metadata(keep.metadata, kHyperParameters);
@@ -184,7 +185,12 @@ void save_model(const std::string& path, ForecastModel& model, const Safetensors
   metadata[kHyperParameters] = text_of(hyper_parameters);
   metadata[kFormat] = kFormatVersion;
   metadata[kSharedTensors] = text_of(shared);
-  write_safetensors(path, tensors, metadata);
+  return {.tensors = std::move(tensors), .metadata = std::move(metadata)};
+}
+
+void save_model(const std::string& path, ForecastModel& model, const SafetensorsFile& keep) {
+  const SafetensorsFile file = model_file(model, keep);
+  write_safetensors(path, file.tensors, file.metadata);
 }
 
 std::shared_ptr<ForecastModel> load_model(const SafetensorsFile& file, const ModelConfig& config,

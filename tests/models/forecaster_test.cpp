@@ -6,6 +6,7 @@
 #include <flash_attention/models/registry.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -201,10 +202,10 @@ TEST_P(FlashTrainFile, GivesItsForecastsInUnitsOfEachSeries) {
   models::prepare_training(panel, trained);
   const TemporaryFile file(".safetensors");
   models::save_forecaster(file.path(), trained);
+  const torch::Tensor state = at::detail::getDefaultCPUGenerator().get_state();
   const Forecaster forecaster = Forecaster::load(file.path());
   EXPECT_THAT(forecaster.series_names(), ElementsAre("a", "b"));
   EXPECT_EQ(forecaster.columns().targets, settings.data.columns.targets);
-  const torch::Tensor state = at::detail::getDefaultCPUGenerator().get_state();
   const torch::Tensor forecast = forecaster.predict(raw);
   EXPECT_TRUE(torch::equal(state, at::detail::getDefaultCPUGenerator().get_state()));
   EXPECT_LT(max_difference(forecast, of_flash_train(trained, panel)), 100.0 * kForecastFloat32);
@@ -228,11 +229,15 @@ TEST(Forecaster, ReadsAFolderOfNeuralforecast) {
     return message_of<c10::ValueError>([&] { Forecaster::load(folder.path(), model); });
   };
   EXPECT_THAT(message(), HasSubstr("configuration.json, as NeuralForecast.save"));
+  std::filesystem::create_directory(path("configuration.json"));
+  EXPECT_THAT(message(), HasSubstr("configuration.json, as NeuralForecast.save"));
+  std::filesystem::remove(path("configuration.json"));
   std::ofstream(path("configuration.json"))
       << json{{"nf_format", "2"},
               {"configuration", {{"local_scaler_type", "standard"}, {"target_col", "sales"}}}};
   EXPECT_THAT(message(), HasSubstr("got none"));
-  const models::SafetensorsFile file = patchtst_file();
+  models::SafetensorsFile file = patchtst_file();
+  file.metadata.erase("neuralforecast");
   models::write_safetensors(path("PatchTST_0.safetensors"), file.tensors, file.metadata);
   models::write_safetensors(path("dataset.safetensors"), {});
   const Forecaster forecaster = Forecaster::load(folder.path());
@@ -243,12 +248,42 @@ TEST(Forecaster, ReadsAFolderOfNeuralforecast) {
   const TemporaryFile one(".safetensors");  // which keeps the folder's configuration
   forecaster.save(one.path());
   EXPECT_TRUE(torch::equal(Forecaster::load(one.path()).predict(y), expected));
+  EXPECT_TRUE(torch::equal(Forecaster(forecaster.contents()).predict(y), expected));
 
   models::write_safetensors(path("PatchTST_1.safetensors"), file.tensors, file.metadata);
   EXPECT_THAT(message(), HasSubstr("or the name of one of them as `model`, got PatchTST_0, "));
   EXPECT_THAT(message("TFT_0"), HasSubstr("(PatchTST_0, PatchTST_1), got TFT_0"));
   EXPECT_TRUE(torch::equal(Forecaster::load(folder.path(), "PatchTST_1").predict(y), expected));
+
+  // A file of it alone, and one that does not belong to it.
+  EXPECT_TRUE(torch::equal(Forecaster::load(path("PatchTST_1.safetensors")).predict(y), expected));
+  const Forecaster unscaled(file);
+  unscaled.save(path("other.safetensors"));
+  EXPECT_TRUE(
+      torch::equal(Forecaster::load(path("other.safetensors")).predict(y), unscaled.predict(y)));
+  EXPECT_FALSE(torch::equal(unscaled.predict(y), expected));
   std::filesystem::remove_all(folder.path());
+}
+
+TEST(Forecaster, RefusesAFolderThatCannotBeRead) {
+  namespace fs = std::filesystem;
+  const TemporaryFile folder("");
+  const fs::path configuration = fs::path(folder.path()) / "configuration.json";
+  fs::create_directory(folder.path());
+  std::ofstream(configuration) << "{}";
+  fs::permissions(folder.path(), fs::perms(0111));  // enter, but not list
+  const bool is_root = geteuid() == 0;              // whom permissions do not stop
+  const bool stopped = !is_root || seteuid(65534) == 0;
+  std::error_code error;
+  const bool entered = fs::is_regular_file(configuration, error);
+  const std::string message = message_of<c10::ValueError>([&] { Forecaster::load(folder.path()); });
+  if (is_root) {
+    ASSERT_EQ(seteuid(0), 0);
+  }
+  fs::permissions(folder.path(), fs::perms::owner_all);
+  fs::remove_all(folder.path());
+  if (!stopped || !entered) GTEST_SKIP() << "no other user who may enter the folder";
+  EXPECT_THAT(message, HasSubstr("expected a folder that can be read, got " + folder.path()));
 }
 
 TEST(Forecaster, SaysWhatItExpectedOfSeries) {

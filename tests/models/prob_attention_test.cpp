@@ -2,12 +2,14 @@
 
 #include "layers/informer/prob_attention.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
 #include <cmath>
 #include <limits>
 
+#include "layers/informer/sampled_by.h"
 #include "models/fixture.h"
 #include "tolerances.h"
 
@@ -16,6 +18,7 @@ namespace {
 
 using models::AttentionProjections;
 using models::ProbAttention;
+using models::SampledBy;
 
 struct Shape {
   int64_t batch, heads, length, keys, factor;
@@ -91,6 +94,30 @@ TEST_P(ProbAttentionOf, EqualsTheFormulaWithGradients) {
   for (size_t i = 0; i < results[0].size(); ++i) {
     EXPECT_LT(max_difference(results[1][i], results[0][i]), kModelFloat64) << i;
   }
+}
+
+TEST(SampledBy, DrawsTheKeysOfItsSeedAndLeavesTorchsGeneratorAlone) {
+  torch::manual_seed(1);
+  torch::nn::Module owner;
+  AttentionProjections projections;
+  projections.register_in(owner, kHidden, /*heads=*/2);
+  const torch::Tensor x = torch::randn({2, 50, kHidden});
+  const ProbAttention attention(/*factor=*/1, /*causal=*/false, {});
+  const torch::NoGradGuard no_grad;
+  const auto forward = [&] { return attention.forward(projections, x, x, false); };
+  const auto seeded = [&](uint64_t seed) {
+    torch::manual_seed(seed);
+    return forward();
+  };
+  const torch::Tensor expected = seeded(2);
+  EXPECT_FALSE(torch::equal(seeded(3), expected));
+  const torch::Tensor state = at::detail::getDefaultCPUGenerator().get_state();
+  {
+    const SampledBy own(at::detail::createCPUGenerator(2));
+    EXPECT_TRUE(torch::equal(forward(), expected));
+  }
+  EXPECT_TRUE(torch::equal(at::detail::getDefaultCPUGenerator().get_state(), state));
+  EXPECT_TRUE(torch::equal(seeded(2), expected));
 }
 
 INSTANTIATE_TEST_SUITE_P(

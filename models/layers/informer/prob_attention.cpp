@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "layers/informer/mixed_context.h"
+#include "layers/informer/sampled_by.h"
 #include "layers/informer/selected_queries.h"
 
 namespace flash::models {
@@ -32,7 +33,8 @@ at::Tensor ProbAttention::forward(const AttentionProjections& projections, const
                     "ProbAttention: expected as many queries as keys under a causal mask, got ",
                     length, " and ", keys);
   // Drawn even if all queries are selected, so that a seed gives neuralforecast's samples.
-  const at::Tensor sampled = at::randint(keys, {length, count(keys)}, at::TensorOptions(at::kLong));
+  const at::Tensor sampled =
+      at::randint(keys, {length, count(keys)}, sampling_generator(), at::TensorOptions(at::kLong));
   if (selected == length) {
     const at::Tensor attended = attend_at({}, projections.split_heads(projections.query(x)),
                                           projections.split_heads(projections.key(memory)),

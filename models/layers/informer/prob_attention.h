@@ -10,10 +10,10 @@ namespace flash::models {
 /// values or, if `causal`, the sum of the values up to their own position.
 ///
 /// The variation of a query's scores is measured on U = factor * ceil(ln S) random keys. Each query
-/// has its own sample, the same for all batch elements and heads, drawn from torch's CPU generator
-/// in every forward, in eval mode too: seed the generator to reproduce an output. u = factor *
-/// ceil(ln L) queries of each batch element and head are selected; if that is all of them, the
-/// result is full attention.
+/// has its own sample, the same for all batch elements and heads, drawn in every forward, in eval
+/// mode too, from torch's CPU generator or SampledBy's: seed it to reproduce an output. Of each
+/// batch element and head, u = factor * ceil(ln L) queries are selected; if that is all of them,
+/// the result is full attention.
 ///
 /// Reproduced from neuralforecast: attention weights are never dropped, the mean of the sampled
 /// scores is taken over S instead of U, and [B, H, L, d] is read as [B, L, H d] without a

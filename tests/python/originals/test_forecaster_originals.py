@@ -56,6 +56,8 @@ def test_folder_gives_neuralforecasts_forecasts(name: str, tmp_path: Path) -> No
     ours = Forecaster.load(tmp_path / "folder")
     assert ours.output_names == ["forecast" + suffix for suffix in model.loss.output_names]
     found = forecast_of(ours, *tables)
+    (file,) = (tmp_path / "folder").glob(f"*{name}*.safetensors")
+    assert np.array_equal(forecast_of(Forecaster.load(file), *tables), found)
     if name == "PatchTST":  # mean and quantiles, then the distribution's parameters
         parameters = len(model.loss.param_names)
         np.testing.assert_allclose(found[..., -parameters:], expected[..., -parameters:], **CLOSE)

@@ -10,7 +10,7 @@
 // "robust" for TFT, "identity" for the other models.
 // Scaling of whole series, before the windows are taken, is what the file says:
 //     flash_train                     mean and deviation of the training rows, by the series' name
-//     NeuralForecast.save, a folder   `local_scaler_type`, fitted to each series that is given
+//     NeuralForecast.save             `local_scaler_type` of its folder, fitted to the given series
 //     neither                         none
 // The window is the last input_size rows. Shorter series are padded as in neuralforecast: zeros on
 // the left, after the scaling of whole series, which the window scaler leaves out.
@@ -51,10 +51,13 @@ class FLASH_API Forecaster {
  public:
   /// Loads a file of flash_train, save_model, neuralforecast 3.3's `model.save`, or
   /// Forecaster::save; or a folder of `NeuralForecast.save`, of which `model` names the file
-  /// ("PatchTST_0") if it holds several. Attention is computed as the model was trained, by
-  /// flash::attention where that gives the same results.
+  /// ("PatchTST_0") if it holds several. A file in such a folder takes its configuration.json, too,
+  /// unless it comes from flash_train or Forecaster::save. Attention is computed as the model was
+  /// trained, by flash::attention where that gives the same results. Torch's random state and its
+  /// default dtype neither change nor matter.
   ///
-  /// Throws c10::ValueError as load_model does, and if the file's loss or scaler is not supported.
+  /// Throws c10::ValueError as load_model does, if the folder cannot be read, and if the file's
+  /// loss or scaler is not supported.
   static Forecaster load(const std::string& path, const std::string& model = "");
   /// The same from a file that has been read.
   explicit Forecaster(const SafetensorsFile& file);
@@ -74,8 +77,9 @@ class FLASH_API Forecaster {
   const std::vector<std::string>& series_names() const;
 
   /// Forecasts [series, h], or [series, h, outputs] if there are several outputs: float64 if a `y`
-  /// is, otherwise float32. Repeated calls give the same result, Informer's random selection of
-  /// keys included. Records nothing for autograd.
+  /// is, otherwise float32. The network computes in float32, under autocast too. Repeated calls
+  /// give the same result, Informer's random selection of keys included, on any number of threads
+  /// at once; torch's random state stays as it is. Records nothing for autograd.
   ///
   /// Throws c10::ValueError naming the series and what was expected: values that are not finite or
   /// overflow float32 once scaled, tensors that are missing, unexpected or of the wrong shape, an
@@ -87,6 +91,8 @@ class FLASH_API Forecaster {
   /// Writes one file with all of the above, which `load`, load_model and neuralforecast's `load`
   /// read. Throws c10::ValueError as save_model does.
   void save(const std::string& path) const;
+  /// What `save` writes. The constructor makes a copy of this forecaster from it.
+  SafetensorsFile contents() const;
 
  private:
   struct Parts;
