@@ -31,6 +31,8 @@ from support.problems import variant_pairs  # noqa: E402
 ALLOWED_SKIPS = {
     "the comparison needs AVX2": 0 if "avx2" in SUPPORTED else 2,
     "built without Cairo": 1,
+    # Each model's training step, and the bias of one output of four.
+    "the products are those of torch": 10 if "scalar" in TESTED else 0,
 }
 
 
