@@ -33,8 +33,9 @@ at::Tensor by_aten(const at::Tensor& x, const at::Tensor& weight, const at::Tens
   return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
 }
 
-/// With more rows, transposing the weight takes a small part of the time of a product: with
-/// AVX-512, and without, where registers for its blocks are few.
+/// The most rows for linear_of_rows, with AVX-512 and without it, where there are fewer registers
+/// for its blocks. With more rows, transposing the weight takes a small part of the time of a
+/// product.
 constexpr int64_t kMostRows = 48, kMostRowsOfNarrowVectors = 8;
 
 /// Shorter sums take as long to add up across lanes as to compute.

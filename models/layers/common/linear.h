@@ -22,9 +22,9 @@ FLASH_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
 /// Whether the kernels of this library support x: float32 or float64 on the CPU, without autocast.
 bool fits_kernels(const at::Tensor& x);
 
-/// Whether x is its values and nothing else: no tangent of forward mode, no wrapper of torch.func,
-/// no negative bit.
-/// With gradients off, ATen still follows both, and a loop over the values would drop them.
+/// Whether x is its values and nothing else: no tangent of forward mode, no wrapper of torch.func
+/// or of batched gradients, no negative bit. With gradients off, ATen still follows all of them,
+/// and a loop over the values would drop them.
 bool is_plain(const at::Tensor& x);
 
 /// Whether `linear` uses linear_of_rows for so many rows.
