@@ -15,7 +15,7 @@
 #include "forecasting/neuralforecast_loss.h"
 #include "message_text.h"
 #include "neuralforecast_names.h"
-#include "python/bound_model.h"
+#include "rng_state_guard.h"
 #include "storage/json_options.h"
 #include "storage/json_text.h"
 

@@ -11,6 +11,7 @@
 
 #include "neuralforecast_names.h"
 #include "python/bound_model.h"
+#include "rng_state_guard.h"
 
 namespace flash::models {
 namespace {

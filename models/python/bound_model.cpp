@@ -1,6 +1,5 @@
 #include "python/bound_model.h"
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <flash_attention/models/checkpoint.h>
 #include <flash_attention/models/registry.h>
 #include <torch/torch.h>
@@ -9,6 +8,7 @@
 #include <map>
 #include <utility>
 
+#include "rng_state_guard.h"
 #include "storage/json_options.h"
 
 namespace flash::models {
@@ -86,18 +86,6 @@ std::string options_of(ForecastModel& model) {
   model.visit_options(writer);
   writer.options.update(writer.ours);
   return writer.options.dump();
-}
-
-RngStateGuard::RngStateGuard() {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  state_ = generator.get_state();
-}
-
-RngStateGuard::~RngStateGuard() {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  generator.set_state(state_);
 }
 
 BoundModel::BoundModel(const ModelArguments& arguments) {

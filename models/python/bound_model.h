@@ -65,19 +65,6 @@ std::vector<NamedTensor> named_tensors(ForecastModel& model);
 /// All options as JSON, including those that neuralforecast lacks.
 std::string options_of(ForecastModel& model);
 
-/// Restores torch's CPU generator at the end of the scope. For building models whose random weights
-/// are replaced immediately.
-class RngStateGuard {
- public:
-  RngStateGuard();
-  ~RngStateGuard();
-  RngStateGuard(const RngStateGuard&) = delete;
-  RngStateGuard& operator=(const RngStateGuard&) = delete;
-
- private:
-  at::Tensor state_;
-};
-
 /// The arguments of make_model.
 struct ModelArguments {
   std::string model_class;

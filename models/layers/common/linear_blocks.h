@@ -28,9 +28,8 @@ class LinearGradients {
                         layer.bias.defined()) {}
 
   LinearGradients(int64_t out, int64_t in, const at::TensorOptions& options, bool has_bias = true)
-      : weight_(at::empty({out, in}, options)), bias_(at::zeros({out}, options)) {
-    if (!has_bias) bias_.reset();
-  }
+      : weight_(at::empty({out, in}, options)),
+        bias_(has_bias ? at::zeros({out}, options) : at::Tensor()) {}
 
   /// Adds the contribution of one block, from the gradient of the layer's result and its input x,
   /// `step` rows at a time. If blocks begin at multiples of it, sums do not depend on their size.
