@@ -18,7 +18,15 @@ from typing import Any, Self
 GROUP_TIMEOUT = timedelta(hours=2)
 
 
+def _pin(rank: int, threads: int) -> None:
+    """To cores of its own; where there are too few, to the same as other processes."""
+    cores = sorted(os.sched_getaffinity(0))
+    first = rank * threads
+    os.sched_setaffinity(0, {cores[i % len(cores)] for i in range(first, first + threads)})
+
+
 def _serve(rank: int, size: int, threads: int, rendezvous: str, connection: Connection) -> None:
+    _pin(rank, threads)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch
     import torch.distributed as dist

@@ -4,12 +4,12 @@
     python bench/distributed/run.py --length 8192 32768 131072 # two hours on two cores
     python bench/distributed/run.py --million                  # 1,000,000 positions: hours
 
-Each process has one thread. As many processes as cores are timed in turns with one process that has
-all cores, and judged; more processes share the cores, which shows that they are correct. The cost
-model gets the rates that the processes have side by side, and the bandwidth of a message between
-them. Memory is the growth of the resident memory of a process over a call, inputs and gradients
-included. The error is that of the output and of the gradients at 16 positions, against float64,
-relative to the largest element of each row.
+Each process has one thread, pinned to a core. As many processes as cores are timed in turns with
+one process that has all cores, and judged; more processes share the cores, which shows that they
+are correct. The cost model gets the rates that the processes have side by side, and the bandwidth
+of a message between them. Memory is the growth of the resident memory of a process over a call,
+inputs and gradients included. The error is that of the output and of the gradients at 16 positions,
+against float64, relative to the largest element of each row.
 """
 
 from __future__ import annotations

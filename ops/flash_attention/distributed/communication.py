@@ -111,17 +111,19 @@ class Channel:
         pending: list[tuple[str, Any, Tensor]] = []
         what = ""
         try:
-            for peer, tensor in receives:
-                if tensor.numel() > 0:
-                    what = f"a message from process {peer}"
-                    data = _bytes_of(tensor)
-                    work = dist.irecv(data, group=self.group, group_src=peer, tag=tag)
-                    pending.append((what, work, data))
+            # Sends before receives: Gloo sends what its peer already waits for at once, and during
+            # that its own thread spins if the same peer is sending, too.
             for peer, tensor in sends:
                 if tensor.numel() > 0:
                     what = f"a message to reach process {peer}"
                     data = _bytes_of(tensor)
                     work = dist.isend(data, group=self.group, group_dst=peer, tag=tag)
+                    pending.append((what, work, data))
+            for peer, tensor in receives:
+                if tensor.numel() > 0:
+                    what = f"a message from process {peer}"
+                    data = _bytes_of(tensor)
+                    work = dist.irecv(data, group=self.group, group_src=peer, tag=tag)
                     pending.append((what, work, data))
         except RuntimeError as error:
             _abandoned.append(pending)

@@ -23,6 +23,8 @@ computes step t:
     end(r, t) = begin(r, t) + compute(r, t)
     arrival(r, t) = max(begin(r, t - 1), begin(r - t, t - 1), free links) + latency + n / bandwidth
 
+The backward computes a part of step 0 after all others, while the last gradients travel.
+
 Without a mask, L rows on W processes in steps of equal blocks take W max(compute, latency + n /
 bandwidth): computation hides the messages if 2 H (L / W) (D + Dv) / rate > (Hk D + Hv Dv) element /
 bandwidth, so that messages matter on many processes, of few rows each, and not with the length.

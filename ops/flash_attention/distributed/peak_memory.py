@@ -68,7 +68,7 @@ def ring(work: Workload, backward: bool) -> Tensor:
         return held + travelling + block * row.out_computed
     held = held + own * (row.out + row.gradients)
     # Gradients of this step, and of the step before the ones that leave and the ones that arrive.
-    travelling = travelling + torch.maximum(3 * message, own) * row.d_keys
+    travelling = travelling + 3 * message * row.d_keys
     return held + travelling + block * (row.d_query + row.d_keys)
 
 

@@ -1,12 +1,13 @@
 """Keys and values travel while those that have arrived are computed: O(L/W) memory.
 
 See `schedule` for who sends what when. The backward sends the same keys and values once more, and
-their gradients back to the process that holds them, which adds them in the order of the steps.
+their gradients back to the process that holds them, which adds them in the order of the steps. It
+leaves a part of its own keys for the end, so that the last gradients travel meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from flash_attention.distributed.call import (
 from flash_attention.distributed.communication import GRADIENT_TAG, Transfer
 from flash_attention.distributed.packing import Packing, Piece
 from flash_attention.distributed.parts import Rows, Saved, backward_of_part, forward_of_part
-from flash_attention.distributed.schedule import Step, steps
+from flash_attention.distributed.schedule import Block, Step, in_two, steps
 
 __all__ = ["Ring"]
 
@@ -58,6 +59,11 @@ class _GradientsOfKeys:
         self._transfer: Transfer | None = None
         self._arriving: list[Piece] = []
 
+    @property
+    def pieces(self) -> list[Piece]:
+        """By chunk: views."""
+        return self._call.own_pieces(self.key, self.value)
+
     def exchange(self, step: Step, leaving: Tensor) -> None:
         """Starts to send the gradients of a step to the process that holds its keys."""
         self.finish()
@@ -73,14 +79,45 @@ class _GradientsOfKeys:
             return
         self._transfer.wait()
         self._transfer = None
-        self.add(self._arriving)
-
-    def add(self, pieces: list[Piece]) -> None:
-        """Adds gradients of positions that this process holds."""
-        for piece in pieces:
+        for piece in self._arriving:
             rows = self._call.layout.local(self._call.process, piece.span)
             self.key[:, :, rows] += piece.key
             self.value[:, :, rows] += piece.value
+
+
+class _Backward:
+    """The gradients of a call, to which blocks are added."""
+
+    def __init__(self, call: Call, inputs: Inputs, saved: Saved, needed: Needed) -> None:
+        self._call, self._saved, self._needed = call, saved, needed
+        self._query, self._slopes = inputs.query, inputs.slopes
+        self.query = torch.zeros_like(inputs.query, dtype=saved.row_stats.dtype)
+        self.slopes = None if inputs.slopes is None else torch.zeros_like(inputs.slopes)
+
+    def add(self, blocks: Sequence[Block], pieces: list[Piece], gradients: list[Piece]) -> None:
+        """Adds blocks of `pieces`, and to `gradients` those of their keys and values."""
+        for block in blocks:
+            local = self._call.layout.local(self._call.process, block.query)
+            of_block = piece_with(pieces, block)
+            d_query, d_key, d_value, d_slopes = backward_of_part(
+                self._query[:, :, local],
+                of_block.key,
+                of_block.value,
+                block,
+                self._call.options,
+                self._slopes,
+                self._saved.of(local),
+                self._needed,
+            )
+            to = piece_with(gradients, block)
+            if self._needed[0]:
+                self.query[:, :, local] += d_query
+            if self._needed[1]:
+                to.key.add_(d_key)
+            if self._needed[2]:
+                to.value.add_(d_value)
+            if self._needed[3] and self.slopes is not None:
+                self.slopes += d_slopes
 
 
 class Ring:
@@ -103,45 +140,24 @@ class Ring:
     def backward(
         self, call: Call, inputs: Inputs, kept: tuple[Tensor, ...], saved: Saved, needed: Needed
     ) -> Gradients:
-        query, key, value, slopes, _ = inputs
+        source = _KeysAndValues(call, inputs.key, inputs.value)
+        own = call.own_pieces(inputs.key, inputs.value)
         dtype = saved.row_stats.dtype
-        source = _KeysAndValues(call, key, value)
-        d_query = torch.zeros_like(query, dtype=dtype)
-        d_slopes = None if slopes is None else torch.zeros_like(slopes)
-        of_keys = _GradientsOfKeys(call, source.packing, key, value, dtype)
+        of_keys = _GradientsOfKeys(call, source.packing, inputs.key, inputs.value, dtype)
+        found = _Backward(call, inputs, saved, needed)
+        late: list[Block] = []
         for step, pieces in _prefetched(call, source):
-            own = step.source == call.process
-            spans = call.layout.chunks[call.process] if own else step.receives
-            leaving = source.packing.empty(spans, dtype).zero_()
-            gradients = source.packing.pieces(leaving, spans)
-            for block in step.blocks:
-                local = call.layout.local(call.process, block.query)
-                of_block = piece_with(pieces, block)
-                found = backward_of_part(
-                    query[:, :, local],
-                    of_block.key,
-                    of_block.value,
-                    block,
-                    call.options,
-                    slopes,
-                    saved.of(local),
-                    needed,
-                )
-                to = piece_with(gradients, block)
-                if needed[0]:
-                    d_query[:, :, local] += found[0]
-                if needed[1]:
-                    to.key.add_(found[1])
-                if needed[2]:
-                    to.value.add_(found[2])
-                if needed[3] and d_slopes is not None:
-                    d_slopes += found[3]
-            if own:
-                of_keys.add(gradients)
-            elif needed[1] or needed[2]:
+            if step.source == call.process:
+                early, late = in_two(step.blocks, call.options.reach)
+                found.add(early, own, of_keys.pieces)
+                continue
+            leaving = source.packing.empty(step.receives, dtype).zero_()
+            found.add(step.blocks, pieces, source.packing.pieces(leaving, step.receives))
+            if needed[1] or needed[2]:
                 of_keys.exchange(step, leaving)
+        found.add(late, own, of_keys.pieces)  # while the last gradients travel
         of_keys.finish()
-        return Gradients(d_query, of_keys.key, of_keys.value, d_slopes)
+        return Gradients(found.query, of_keys.key, of_keys.value, found.slopes)
 
 
 def _prefetched(call: Call, source: _KeysAndValues) -> Iterator[tuple[Step, list[Piece]]]:

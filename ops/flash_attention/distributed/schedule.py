@@ -17,7 +17,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["Block", "Layout", "Reach", "Span", "Step", "blocks", "contiguous", "steps", "zigzag"]
+__all__ = [
+    "Block",
+    "Layout",
+    "Reach",
+    "Span",
+    "Step",
+    "blocks",
+    "contiguous",
+    "in_two",
+    "steps",
+    "zigzag",
+]
 
 
 class Span(NamedTuple):
@@ -191,3 +202,18 @@ def steps(layout: Layout, reach: Reach, process: int) -> Iterator[Step]:
         found = blocks(layout, reach, process, source)
         receives = _message_of(found, layout, source)
         yield Step(source, receives, target, message(layout, reach, target, process), tuple(found))
+
+
+def in_two(own: Sequence[Block], reach: Reach) -> tuple[list[Block], list[Block]]:
+    """The blocks of the first step, in an early and a late part: the last is cut in the middle.
+
+    The backward computes the late part after the last step, while gradients travel.
+    """
+    if not own:
+        return [], []
+    *early, (query, key) = own
+    middle = query.begin + query.length // 2
+    first, second = Span(query.begin, middle), Span(middle, query.end)
+    if first.length > 0:
+        early.append(Block(first, reach.keys(first, key)))
+    return early, [Block(second, reach.keys(second, key))]

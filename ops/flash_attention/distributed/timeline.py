@@ -23,6 +23,7 @@ from flash_attention.distributed.workload import (
     Workload,
     attended_pairs,
     exchanges,
+    own_parts,
 )
 
 __all__ = ["Timeline", "all_gather", "ring", "ulysses"]
@@ -115,6 +116,7 @@ def ring(timeline: Timeline, direction: Direction) -> None:
     gradients_done = torch.zeros_like(posted)
     gradient_ratio = timeline.bytes_of_gradients / timeline.bytes_of_rows
     received = sent = torch.zeros_like(posted)
+    early, late = own_parts(work)
     for t, (step, following) in enumerate(_with_next(exchanges(work))):
         if step.is_empty and (following is None or following.is_empty):
             continue
@@ -127,13 +129,17 @@ def ring(timeline: Timeline, direction: Direction) -> None:
             received = following.rows * timeline.bytes_of_rows
             sent = received.roll(-(t + 1))
             arrived = links.send(posted, received, t + 1)
-        timeline.compute(timeline.seconds(step.pairs, step.calls, direction))
+        own_first = direction is BACKWARD and t == 0
+        computed = early if own_first else (step.pairs, step.calls)
+        timeline.compute(timeline.seconds(*computed, direction))
         if direction is BACKWARD and t > 0:
             # The gradients of these keys go back; those of the step before have to be through.
             ready = torch.maximum(timeline.clock, gradients_done)
             timeline.clock = torch.where(active, ready, timeline.clock)
             done = links.send(timeline.clock, sent_now * gradient_ratio, -t)
             gradients_done = torch.where(active, done, gradients_done)
+    if direction is BACKWARD:
+        timeline.compute(timeline.seconds(*late, direction))
     timeline.clock = torch.maximum(timeline.clock, gradients_done)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flash_attention.distributed.schedule import Layout, Reach, attended
+from flash_attention.distributed.schedule import Layout, Reach, attended, blocks, in_two
 
 __all__ = [
     "BACKWARD",
@@ -21,6 +21,7 @@ __all__ = [
     "Workload",
     "attended_pairs",
     "exchanges",
+    "own_parts",
 ]
 
 
@@ -187,3 +188,19 @@ def _exchanges(work: Workload) -> Iterator[Exchange]:
         last_key = torch.where(exists, found[3], 0).amax(0)
         rows = torch.where(exists.any(0), last_key - first_key, 0).sum(0)
         yield Exchange(pairs.sum((0, 1)), exists.sum((0, 1)).double(), rows.double())
+
+
+def own_parts(work: Workload) -> list[tuple[Tensor, Tensor]]:
+    """Pairs and calls of both parts of `schedule.in_two`, of all processes: float64 [W] each."""
+    processes = work.layout.processes
+    own = (blocks(work.layout, work.reach, process, process) for process in range(processes))
+    found = []
+    for part in zip(*(in_two(of_process, work.reach) for of_process in own), strict=True):
+        rows = [(p, *block.query, *block.key) for p in range(processes) for block in part[p]]
+        process, *spans = torch.tensor(rows, dtype=torch.float64).reshape(-1, 5).unbind(1)
+        pairs, calls = (
+            torch.zeros(processes, dtype=torch.float64).index_add(0, process.long(), x)
+            for x in (attended_pairs(*spans, work.reach), torch.ones_like(process))
+        )
+        found.append((pairs, calls))
+    return found

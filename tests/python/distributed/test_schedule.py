@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from flash_attention.distributed.schedule import (
+    Block,
     Layout,
     Reach,
     Span,
     Step,
     blocks,
     contiguous,
+    in_two,
     message,
     steps,
     zigzag,
@@ -40,6 +42,20 @@ def test_every_attended_pair_is_computed_once_by_the_holder_of_the_query(
                 computed += [pair for pair in pairs if attends(reach, *pair)]
     assert len(computed) == len(set(computed))
     assert set(computed) == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("reach", REACHES.values(), ids=REACHES)
+def test_both_parts_of_the_first_step_have_its_pairs(layout: Layout, reach: Reach) -> None:
+    def pairs(found: Iterable[Block]) -> list[tuple[int, int]]:
+        computed = [itertools.product(range(*b.query), range(*b.key)) for b in found]
+        return sorted(p for p in itertools.chain(*computed) if attends(reach, *p))
+
+    for process in range(layout.processes):
+        own = next(steps(layout, reach, process)).blocks
+        early, late = in_two(own, reach)
+        assert pairs([*early, *late]) == pairs(own)
+        assert len(late) == min(1, len(own))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
