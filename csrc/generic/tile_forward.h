@@ -199,6 +199,7 @@ class TileForward {
 
   // Weights are relative to a base that follows the maximum only once it is e^5 times too small:
   // then sums and output are rescaled, which would take a tenth of the time if done every step.
+  // Each lane has its own base, so that the bits of a row do not depend on the rows beside it.
   template <int kHalves>
   void raise_base(bool has_out) {
     constexpr int kVecs = vecs(kHalves);
@@ -209,8 +210,10 @@ class TileForward {
     if (!grows) return;
     Reg factor[kVecs];
     for (int v = 0; v < kVecs; ++v) {
-      factor[v] = V::mul(V::sub(base_[v], finite_base(max_[v])), V::broadcast(exponent_));
-      base_[v] = max_[v];
+      const Reg base =
+          has_out ? V::if_less(V::add(base_[v], limit), max_[v], max_[v], base_[v]) : max_[v];
+      factor[v] = V::mul(V::sub(base_[v], finite_base(base)), V::broadcast(exponent_));
+      base_[v] = base;
     }
     exp<V>(factor);
     each<kVecs>([&](int v) { sum_[v] = V::mul(sum_[v], factor[v]); });
