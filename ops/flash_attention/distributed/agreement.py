@@ -36,7 +36,8 @@ def digest(tensor: Tensor | None) -> str:
     """A hash of dtype, shape and elements, to compare a small tensor between processes."""
     if tensor is None:
         return "none"
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    # Not .numpy(), which needs numpy.
+    data = bytes(tensor.detach().contiguous().view(-1).view(torch.uint8).tolist())
     name = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
     return f"{name} with hash {hashlib.sha256(data).hexdigest()[:12]}"
 
@@ -58,7 +59,8 @@ def _difference(what: str, told: list[str]) -> ValueError:
         return ValueError(f"{what}: expected the same call on every process, got {told}")
     for name in calls[0]:
         for process, call in enumerate(calls):
-            if call.get(name) != calls[0][name]:
+            # As text, in which NaN is NaN and -0.0 is not 0.0.
+            if json.dumps(call.get(name)) != json.dumps(calls[0][name]):
                 return ValueError(
                     f"{what}: expected the same {name} on every process, got {calls[0][name]} on "
                     f"process 0 and {call.get(name)} on process {process}"

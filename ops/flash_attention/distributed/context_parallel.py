@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, Literal, get_args
 
 import torch
@@ -218,7 +219,7 @@ def _check(
 ) -> list[int]:
     """Raises for arguments that no process accepts; the window as two numbers."""
     query, key, value = inputs[:3]
-    if method not in METHODS:
+    if method not in get_args(MethodName):  # which may be of any type
         raise ValueError(
             f"{NAME}: expected method as one of {', '.join(get_args(MethodName))}, got {method!r}"
         )
@@ -268,7 +269,9 @@ def _check(
         )
     if window is None:
         return [-1, -1]
-    return [window, window] if isinstance(window, int) else list(window)
+    return [
+        int(side) for side in ([window] * 2 if isinstance(window, numbers.Integral) else window)
+    ]
 
 
 def _draw_seed(dropout: float) -> Tensor:
@@ -308,9 +311,8 @@ class _ContextParallel(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         query, key, value, slopes, sinks, out, row_stats, *kept = ctx.saved_tensors
         grad_out, grad_lse = grads
-        if grad_out is None and grad_lse is None:
-            return (None,) * 7
         with torch.no_grad():
+            # Also if the loss of this process depends on neither: the others wait for its part.
             cotangent = torch.zeros_like(out) if grad_out is None else grad_out
             saved = Saved(out, row_stats, cotangent, grad_lse)
             computed = None if slopes is None else slopes.to(row_stats.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Literal, get_args
 
 import torch
@@ -45,6 +46,12 @@ def layout_of(what: str, lengths: list[int], load_balance: str | None) -> Layout
 def _dimension(what: str, tensor: Tensor, dim: int) -> int:
     if not isinstance(tensor, Tensor) or isinstance(tensor, DTensor):
         raise TypeError(f"{what}: expected a plain tensor, got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{what}: expected a dense tensor, got {tensor.layout}")
+    try:
+        dim = operator.index(dim)
+    except TypeError:
+        raise TypeError(f"{what}: expected dim as an int, got {dim!r}") from None
     if not -tensor.dim() <= dim < tensor.dim():
         raise ValueError(
             f"{what}: expected dim as one of the {tensor.dim()} dimensions of the tensor, got {dim}"
@@ -72,7 +79,7 @@ def shard_sequence(
         The rows, as a new tensor; a view if they are contiguous in one part. Differentiable.
 
     Raises:
-        TypeError: not a plain tensor.
+        TypeError: not a plain dense tensor, or a `dim` that is not an int.
         ValueError: a `dim` or `load_balance` that does not exist.
         RuntimeError: no process group, or a process outside of it.
     """
@@ -112,7 +119,7 @@ def unshard_sequence(
         the losses of all processes, and every process must run the backward.
 
     Raises:
-        TypeError: not a plain tensor.
+        TypeError: not a plain dense tensor, or a `dim` that is not an int.
         ValueError: a `dim` or `load_balance` that does not exist, arguments that differ between the
             processes, or numbers of rows that are not those of "zigzag".
         NotImplementedError: a tensor that is not on the CPU.
@@ -153,7 +160,8 @@ class _Unshard(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, channel: Channel, layout: Layout, dim: int, tensor: Tensor) -> Tensor:
         ctx.channel, ctx.layout, ctx.dim = channel, layout, dim
-        rows_first = tensor.detach().movedim(dim, 0).contiguous()
+        # Lazy conjugates and negatives are made real: bytes travel.
+        rows_first = tensor.detach().resolve_conj().resolve_neg().movedim(dim, 0).contiguous()
         shape = rows_first.shape[1:]
         parts = [rows_first.new_empty((layout.rows(p), *shape)) for p in range(channel.size)]
         parts[channel.rank] = rows_first
@@ -169,7 +177,7 @@ class _Unshard(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         channel, layout = ctx.channel, ctx.layout
-        whole = grads[0].movedim(ctx.dim, 0)
+        whole = grads[0].resolve_conj().resolve_neg().movedim(ctx.dim, 0)
         # Terms of a sum: not in 16 bits.
         terms = torch.promote_types(whole.dtype, torch.float32)
         leaving = [

@@ -144,11 +144,12 @@ class Ulysses:
         heads = _Heads(call, inputs)
         counts = [x.size(1) for x in inputs[:3]]
         own = heads.own(counts[0])
-        cotangents = [saved.grad_out.to(out.dtype)]
-        if saved.grad_lse is not None:
-            cotangents.append(saved.grad_lse.unsqueeze(-1))
-        grad_out, *grad_lse = heads.to_heads(*cotangents)
-        of_heads = Saved(out, row_stats, grad_out, grad_lse[0].squeeze(-1) if grad_lse else None)
+        # Also if the loss of this process does not depend on lse: that of another may.
+        of_lse = saved.grad_lse
+        if of_lse is None:
+            of_lse = torch.zeros_like(saved.row_stats[0])
+        grad_out, grad_lse = heads.to_heads(saved.grad_out.to(out.dtype), of_lse.unsqueeze(-1))
+        of_heads = Saved(out, row_stats, grad_out, grad_lse.squeeze(-1))
         found = backward_of_part(
             query,
             key,
@@ -161,10 +162,12 @@ class Ulysses:
         )
         wanted = [i for i in range(3) if needed[i]]
         # They are whole sums, so nothing is lost if they travel in the dtype of the inputs.
-        gradients = heads.to_rows(
-            [counts[i] for i in wanted], *(found[i].to(query.dtype) for i in wanted)
-        )
-        by_input = dict(zip(wanted, gradients, strict=True))
+        by_input: dict[int, Tensor] = {}
+        if wanted:
+            gradients = heads.to_rows(
+                [counts[i] for i in wanted], *(found[i].to(query.dtype) for i in wanted)
+            )
+            by_input = dict(zip(wanted, gradients, strict=True))
         d_slopes = None
         if inputs.slopes is not None and needed[3]:
             d_slopes = torch.zeros_like(inputs.slopes)

@@ -64,6 +64,7 @@ def test_every_process_names_what_differs(two_processes: ProcessPool, name: str)
 
 REFUSED = {
     "method": ({"method": "rings"}, ValueError, "expected method as one of ring, .*, got 'rings'"),
+    "method-list": ({"method": ["ring"]}, ValueError, r"one of ring, .*, got \['ring'\]"),
     "load_balance": ({"load_balance": "zag"}, ValueError, "'zigzag' or None, got 'zag'"),
     "softcap": ({"softcap": -1.0}, ValueError, "expected softcap to be finite"),
     "window": ({"window": (-2, 0)}, ValueError, "expected window as"),
@@ -89,6 +90,15 @@ def test_an_invalid_argument_is_refused_on_every_process(
     for error in two_processes.outcomes(call, [(dict(changes),)] * 2):
         assert isinstance(error, kind), error
         assert re.search(message, str(error)), error
+
+
+def test_nan_does_not_differ_from_nan(two_processes: ProcessPool) -> None:
+    """Scores of NaN are a choice; what differs comes after it in the comparison."""
+    scale = float("nan")
+    given = [({"scale": scale, "dropout": p},) for p in (0.0, 0.5)]
+    for error in two_processes.outcomes(call, given):
+        assert isinstance(error, ValueError)
+        assert "same dropout on every process, got 0.0 on process 0 and 0.5" in str(error)
 
 
 def test_the_others_learn_why_a_process_refused_its_arguments(two_processes: ProcessPool) -> None:
@@ -141,6 +151,22 @@ def test_a_process_outside_of_the_group(two_processes: ProcessPool) -> None:
     inside, outside = two_processes.run(outside_of_its_group)
     assert inside == "no error"
     assert re.search("expected a group that this process, number 1, is in", outside)
+
+
+REFUSED_BY_SEQUENCE = {
+    "sparse": (torch.ones(4, 4).to_sparse(), 0, TypeError, "expected a dense tensor, got"),
+    "number": (torch.ones(4, 4), 1.0, TypeError, "expected dim as an int, got 1.0"),
+    "text": (torch.ones(4, 4), "rows", TypeError, "expected dim as an int, got 'rows'"),
+    "dim": (torch.ones(4, 4), 2, ValueError, "expected dim as one of the 2 dimensions"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_BY_SEQUENCE)
+def test_what_unshard_sequence_refuses(two_processes: ProcessPool, name: str) -> None:
+    tensor, dim, kind, message = REFUSED_BY_SEQUENCE[name]
+    for error in two_processes.outcomes(unshard, [(tensor, dim)] * 2):
+        assert isinstance(error, kind), error
+        assert re.search(message, str(error)), error
 
 
 def test_without_a_process_group() -> None:

@@ -95,3 +95,18 @@ def of_a_group() -> list[int]:
 
 def test_a_group_of_some_processes(four_processes: ProcessPool) -> None:
     assert four_processes.run(of_a_group) == [[0, 1], [0, 1], [2, 3], [2, 3]]
+
+
+def lazy_conjugates() -> None:
+    from flash_attention.distributed import unshard_sequence
+
+    rank = dist.get_rank()
+    part = torch.complex(torch.full((2,), float(rank)), torch.tensor([1.0, 2.0]))
+    joined = unshard_sequence(part.conj(), 0)
+    imaginary = unshard_sequence(part.conj().imag, 0)
+    assert joined.tolist() == [0 - 1j, 0 - 2j, 1 - 1j, 1 - 2j]
+    assert imaginary.tolist() == [-1.0, -2.0] * 2
+
+
+def test_lazy_conjugates_are_sent_as_what_they_are(two_processes: ProcessPool) -> None:
+    two_processes.run(lazy_conjugates)
