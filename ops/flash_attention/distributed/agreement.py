@@ -8,6 +8,7 @@ differ, or an argument of some process is invalid, a second message tells every 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -21,6 +22,9 @@ __all__ = ["Shared", "agree", "digest"]
 
 # Longer explanations are cut.
 EXPLANATION_BYTES = 4096
+
+# Of the calls of this process.
+_numbers = itertools.count()
 
 
 class Shared(NamedTuple):
@@ -76,7 +80,7 @@ def agree(
     seed: int = 0,
     error: Exception | None = None,
 ) -> Shared:
-    """Returns once all processes are known to make the same call.
+    """Returns once all processes are known to make the same call, of which it sets the number.
 
     Args:
         channel: the processes.
@@ -92,8 +96,10 @@ def agree(
         RuntimeError: a process has ended, or did not answer within the timeout of the group.
     """
     text = json.dumps({"function": what, **call})
-    header = torch.tensor([error is None, _hash(text), length, seed], dtype=torch.int64)
-    valid, hashes, lengths, seeds = channel.all_gather(header).unbind(1)
+    header = torch.tensor(
+        [error is None, _hash(text), length, seed, next(_numbers)], dtype=torch.int64
+    )
+    valid, hashes, lengths, seeds, numbers = channel.all_gather(header).unbind(1)
     if not valid.all():
         reasons = _tell_everybody(channel, "" if error is None else f"{error}")
         if error is not None:
@@ -102,4 +108,5 @@ def agree(
         raise ValueError(f"{what}: process {process} refused its arguments: {reasons[process]}")
     if (hashes != hashes[0]).any():
         raise _difference(what, _tell_everybody(channel, text))
+    channel.number = int(numbers[0])
     return Shared(lengths.tolist(), int(seeds[0]))

@@ -19,6 +19,8 @@ NAME = "flash_attention.distributed"
 # Messages of the caller's own, between the same processes, have other tags.
 TAG = 0x464C4153
 GRADIENT_TAG = TAG + 1
+# Each call has two tags of its own. They are used again after so many calls.
+CALLS = 2**20
 
 # Buffers of transfers that failed: the backend may still write to them.
 _abandoned: list[object] = []
@@ -58,7 +60,11 @@ class Transfer:
 
 
 class Channel:
-    """The processes of a group, by their ranks in it.
+    """The processes of a group, by their ranks in it, for one call.
+
+    `number`, which is the same on all processes, tells the messages of calls apart: processes that
+    run the backwards of two calls in different orders wait for each other, up to the timeout, and
+    do not take the gradients of one call for those of the other.
 
     Raises:
         RuntimeError: `torch.distributed` is not initialized, or this process is not in the group.
@@ -84,7 +90,14 @@ class Channel:
         found = dist.group.WORLD if group is None else group
         assert found is not None  # after the first check, there is a default group
         self.group = found
-        self.rank = dist.get_rank(self.group)
+        self.number = 0
+        try:
+            self.rank = dist.get_rank(self.group)
+        except ValueError:
+            raise RuntimeError(
+                f"{NAME}: expected a group of torch.distributed.new_group, got one that it did not "
+                "make, or that has been destroyed"
+            ) from None
         if self.rank < 0:
             raise RuntimeError(
                 f"{NAME}: expected a group that this process, number {dist.get_rank()}, is in, got "
@@ -106,8 +119,9 @@ class Channel:
         """Starts to send to processes and to receive from them. Tensors are contiguous.
 
         Empty ones are no message. A tensor that is sent must not change before the wait. Two
-        processes match their messages of one tag by order.
+        processes match their messages of one call and tag by order.
         """
+        tag += 2 * (self.number % CALLS)
         pending: list[tuple[str, Any, Tensor]] = []
         what = ""
         try:

@@ -105,6 +105,27 @@ def test_gradients_of_slopes_and_sinks_alone(two_processes: ProcessPool, method:
     two_processes.run(frozen_rows, method)
 
 
+def backwards_in_other_orders(rows: tuple[int, int]) -> str:
+    from flash_attention.distributed import context_parallel_attention
+
+    inputs = [torch.ones(1, 2, n, 8, requires_grad=True) for n in rows]
+    losses = [context_parallel_attention(x, x, x).sum() for x in inputs]
+    try:
+        for loss in losses if dist.get_rank() == 0 else losses[::-1]:
+            loss.backward()
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize("rows", [(10, 10), (10, 50)], ids=str)
+def test_backwards_in_other_orders_are_an_error(rows: tuple[int, int]) -> None:
+    """And not the gradients of one call for the other, or the end of a process."""
+    with ProcessPool(2, group_seconds=2.0) as pool:
+        for error in pool.run(backwards_in_other_orders, rows):
+            assert "has not made the same calls in the same order" in error
+
+
 def numbers_of_numpy() -> None:
     from flash_attention.distributed import context_parallel_attention
 

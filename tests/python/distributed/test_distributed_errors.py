@@ -153,6 +153,23 @@ def test_a_process_outside_of_the_group(two_processes: ProcessPool) -> None:
     assert re.search("expected a group that this process, number 1, is in", outside)
 
 
+def destroyed_group() -> str:
+    from flash_attention.distributed import shard_sequence
+
+    group = dist.new_group([0, 1])
+    dist.destroy_process_group(group)
+    try:
+        shard_sequence(torch.ones(4), 0, group=group)
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_destroyed_group(two_processes: ProcessPool) -> None:
+    for error in two_processes.run(destroyed_group):
+        assert "expected a group of torch.distributed.new_group, got one that" in error
+
+
 REFUSED_BY_SEQUENCE = {
     "sparse": (torch.ones(4, 4).to_sparse(), 0, TypeError, "expected a dense tensor, got"),
     "number": (torch.ones(4, 4), 1.0, TypeError, "expected dim as an int, got 1.0"),
