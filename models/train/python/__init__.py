@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     If torchrun started several processes, or torch.distributed is initialised, the processes of the
     default group train together, and all of them must call this: each computes a share of every
     batch, and the first one reports and writes files. When torchrun has restarted them, the
-    training goes on from the file of `--checkpoint`, if there is one by then.
+    training goes on from the file of `--checkpoint`, if it has written one by then.
 
     Args:
         arguments: the command line without the program's name; None for `sys.argv[1:]`.
@@ -70,18 +70,52 @@ def _restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def _checkpoint_of(arguments: Sequence[str]) -> Path | None:
+    """The file of `--checkpoint`, if the command line has one."""
+    path = None
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        option, _, value = word.partition("=")
+        if option == "--checkpoint":
+            path = value if "=" in word else following
+    return Path(path) if path else None
+
+
+def _state_of(file: Path) -> bytes:
+    """What changes when a file is written."""
+    try:
+        found = file.stat()
+    except OSError:
+        return b"no file"
+    return f"{found.st_mtime_ns} {found.st_size}".encode()
+
+
 def _after_restart(arguments: list[str]) -> list[str]:
-    """The command that continues the training, if torchrun has restarted it."""
-    if _restarts() == 0:
+    """The command that continues the training, if torchrun has restarted it.
+
+    A file of `--checkpoint` that was there before the training is not its own, so torchrun's store,
+    which outlives the processes, remembers the state of that file at the beginning.
+    """
+    import torch.distributed as dist
+
+    checkpoint = _checkpoint_of(arguments)
+    if not dist.is_available() or not dist.is_torchelastic_launched():
         return arguments
-    flag = "--checkpoint"
-    paths = [word.partition("=")[2] for word in arguments if word.startswith(flag + "=")]
-    paths += [path for word, path in zip(arguments, arguments[1:], strict=False) if word == flag]
-    if paths and Path(paths[-1]).is_file():
-        return ["resume", paths[-1]]
-    if os.environ.get("RANK") == "0":
+    restarted = _restarts() > 0
+    if checkpoint is not None:
+        from torch.distributed.rendezvous import rendezvous
+
+        store, rank, _ = next(rendezvous("env://"))
+        key = "flash_train: --checkpoint at the beginning"
+        state = _state_of(checkpoint)
+        if not restarted and rank == 0:
+            store.set(key, state)
+        before = store.get(key) if restarted and store.check([key]) else b"no file"
+        if restarted and checkpoint.is_file() and state != before:
+            return ["resume", str(checkpoint)]
+    if restarted and arguments[:1] != ["resume"] and os.environ.get("RANK") == "0":
         print(
-            f"flash_train: restarted from the beginning, because there is no file of {flag}",
+            "flash_train: restarted from the beginning, because this training has written no file "
+            "of --checkpoint",
             file=sys.stderr,
         )
     return arguments

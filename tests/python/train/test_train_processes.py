@@ -200,3 +200,45 @@ def test_restart_goes_on_from_the_checkpoint(waves: Path, tmp_path: Path) -> Non
     assert torchrun.returncode == 0, out + rest
     assert "Resuming the training of TFT" in out
     assert len(epochs_of(output)) == 40
+
+
+def torchrun_store(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The store of a torchrun with one process, and the variables that point to it."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": "0"}
+    names |= {"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}
+    names |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    return store
+
+
+@pytest.mark.parametrize("words", [["--checkpoint", "{}"], ["--checkpoint={}"]], ids=str)
+def test_a_restart_goes_on_from_a_checkpoint_of_this_training(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Not from the file that another one has left: of other options, or at its end."""
+    from flash_attention import train
+
+    store = torchrun_store(monkeypatch)
+    checkpoint = tmp_path / "run.checkpoint"
+    checkpoint.write_bytes(b"of another training")
+    given = ["TFT", "table.csv", *(word.format(checkpoint) for word in words)]
+    assert train._after_restart(given) == given
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train._after_restart(given) == given
+    assert "restarted from the beginning" in capsys.readouterr().err
+    checkpoint.write_bytes(b"of this one")
+    assert train._after_restart(given) == ["resume", str(checkpoint)]
+    checkpoint.unlink()
+    assert train._after_restart(given) == given
+    resumed = ["resume", str(checkpoint)]
+    capsys.readouterr()
+    assert train._after_restart(resumed) == resumed
+    assert capsys.readouterr().err == ""
+    del store
