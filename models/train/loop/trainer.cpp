@@ -93,12 +93,14 @@ double Trainer::backward(const at::Tensor& indices) {
     return value;
   }
   // A seed for each step, not the state of a generator, so that a checkpoint need not store one
-  // for each process.
+  // for each process. Processes that compute the same windows drop the same elements: then their
+  // batch norms, of which each has its own, have the same statistics.
+  const bool divided = processes_.divides(indices);
   const auto step = static_cast<uint64_t>((state.epoch - 1) * steps_per_epoch() + state.step);
   torch::manual_seed(settings_.seed + 1 + step * static_cast<uint64_t>(processes_.count()) +
-                     static_cast<uint64_t>(processes_.rank()));
+                     static_cast<uint64_t>(divided ? processes_.rank() : 0));
   std::optional<SharedStatistics> of_all;
-  if (processes_.divides(indices)) of_all.emplace(processes_);
+  if (divided) of_all.emplace(processes_);
   const torch::Tensor loss =
       forecaster_.training_loss(train_windows_.batch(processes_.share(indices)));
   // A loss is a mean over windows, or the root of one: then the means are added, and the gradient
