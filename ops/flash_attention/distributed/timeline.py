@@ -233,8 +233,8 @@ def ulysses(timeline: Timeline, direction: Direction) -> None:
     computed = work.computed * work.batch
     if direction is FORWARD:
         move(inputs * work.element * work.batch, True)
-    else:
-        move(work.out_width * computed, True)
+    else:  # the gradients of the output and of lse
+        move((work.out_width + work.heads[0]) * computed, True)
     whole = Span(0, length)
     first, last, begin, end = (
         torch.tensor(float(x), dtype=torch.float64) for x in (*whole, *whole)
