@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias
 
 __all__ = [
     "BuildInfo",
@@ -23,6 +24,15 @@ __all__ = [
     "standard_attention",
     "varlen_attention",
 ]
+
+
+def _checked(bias: Tensor | None) -> Tensor | None:
+    if isinstance(bias, CausalBias):
+        raise TypeError(
+            "flash::attention: expected bias with elements, got a CausalBias, which has none; use "
+            "causal=True, and for causal_upper_left query_positions=torch.arange(L)"
+        )
+    return bias
 
 
 def attention(
@@ -117,7 +127,7 @@ def attention(
         query,
         key,
         value,
-        bias=bias,
+        bias=_checked(bias),
         causal=causal,
         query_positions=query_positions,
         window=window,
@@ -173,7 +183,7 @@ def attention_with_lse(
         query,
         key,
         value,
-        bias=bias,
+        bias=_checked(bias),
         causal=causal,
         query_positions=query_positions,
         window=window,
@@ -294,7 +304,7 @@ def standard_attention(
         query,
         key,
         value,
-        bias=bias,
+        bias=_checked(bias),
         causal=causal,
         query_positions=query_positions,
         window=window,

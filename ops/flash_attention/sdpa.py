@@ -7,6 +7,7 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias, CausalVariant
 
 __all__ = ["SdpaReplacement", "replace_sdpa", "scaled_dot_product_attention"]
 
@@ -33,7 +34,7 @@ def scaled_dot_product_attention(
         value: [.., Hv, S, Dv]; Hv is H or 1, or with `enable_gqa` any divisor of H. The dimensions
             before the heads broadcast.
         attn_mask: broadcasts to [.., H, L, S]. bool: True = attend. Floating: added to the scores,
-            and differentiable.
+            and differentiable. Or a `CausalBias` of `torch.nn.attention.bias` for L and S.
         dropout_p: probability in [0, 1] of dropping a weight, in training or not, as in torch.
         is_causal: query i attends keys 0 ... i (top-left alignment), unlike `causal` of
             `attention`. Not together with `attn_mask`.
@@ -52,9 +53,34 @@ def scaled_dot_product_attention(
     >>> expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     >>> torch.testing.assert_close(scaled_dot_product_attention(q, k, v, is_causal=True), expected)
     """
+    if isinstance(attn_mask, CausalBias):
+        _check_causal_bias(attn_mask, query, key, is_causal)
+        # Its elements are not initialized: it is a mask only for torch's own function.
+        is_causal = attn_mask.variant == CausalVariant.UPPER_LEFT or query.size(-2) == key.size(-2)
+        attn_mask = None if is_causal else _lower_right(query, key)
     return torch.ops.flash.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
+
+
+def _check_causal_bias(bias: CausalBias, query: Tensor, key: Tensor, is_causal: bool) -> None:
+    if is_causal:
+        raise ValueError(
+            "scaled_dot_product_attention: expected attn_mask or is_causal, got a CausalBias and "
+            "is_causal=True"
+        )
+    lengths = (query.size(-2), key.size(-2))
+    if lengths != (bias.seq_len_q, bias.seq_len_kv):
+        raise ValueError(
+            f"scaled_dot_product_attention: expected a CausalBias for {lengths[0]} queries and "
+            f"{lengths[1]} keys, got one for {bias.seq_len_q} and {bias.seq_len_kv}"
+        )
+
+
+def _lower_right(query: Tensor, key: Tensor) -> Tensor:
+    """bool [L, S]: the causal mask whose last query attends the last key."""
+    queries, keys = query.size(-2), key.size(-2)
+    return torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
 
 
 class SdpaReplacement:

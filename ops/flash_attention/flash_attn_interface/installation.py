@@ -35,7 +35,10 @@ _MODULES: dict[str, dict[str, object]] = {
     "flash_attn.bert_padding": {name: getattr(padding, name) for name in padding.__all__},
     "flash_attn.flash_attn_interface": dict(_FUNCTIONS),
     "flash_attn.layers": {},
-    "flash_attn.layers.rotary": {"apply_rotary_emb": rotary.apply_rotary_emb},
+    "flash_attn.layers.rotary": {
+        "apply_rotary_emb": rotary.apply_rotary_emb,
+        "apply_rotary_emb_func": rotary.apply_rotary_emb,  # its name in flash-attn 1
+    },
 }
 _PACKAGES = ("flash_attn", "flash_attn.layers")
 _lock = threading.Lock()

@@ -59,7 +59,8 @@ def flex_attention(
         score_mod: a function of (score, b, h, q_idx, kv_idx), five scalar tensors, that returns the
             new score; called once for each call. `score` has the dtype that is computed in, the
             others are int64; `h` counts query heads. It computes with torch's operators, without
-            reading elements, random numbers or in-place operations.
+            reading elements, random numbers or in-place operations, and where gradients are
+            recorded, without `torch.autograd.Function` and `torch.no_grad`.
         block_mask: of torch's `create_block_mask`, with `device="cpu"`; its lengths are L and S.
         scale: factor on the scores; None means 1/sqrt(D).
         enable_gqa: heads of key and value are shared by groups of query heads.
@@ -127,7 +128,8 @@ def _attend(
     scale = 1.0 / math.sqrt(max(query.size(3), 1)) if scale is None else float(scale)
     key, value = (x.expand(sizes.batch, -1, -1, -1) for x in (key, value))
     with torch.autocast("cpu", enabled=False):
-        call = _call(query, sizes, score_mod, block_mask, scale)
+        has_gradient = query.requires_grad or key.requires_grad
+        call = _call(query, has_gradient, sizes, score_mod, block_mask, scale)
         lse: Tensor | None = None
         if isinstance(call, KernelCall):
             out, lse = call(query, key, value, with_lse)
@@ -158,6 +160,7 @@ def _with_lse(return_lse: bool, return_aux: AuxRequest | None) -> bool:
 
 def _call(
     query: Tensor,
+    score_has_gradient: bool,
     sizes: Sizes,
     score_mod: ScoreMod | None,
     block_mask: BlockMask | None,
@@ -169,7 +172,8 @@ def _call(
     tiles = Tiles.whole(sizes) if block_mask is None else Tiles.of(block_mask, sizes)
     score = mask = None
     if score_mod is not None:
-        score = record("score_mod", score_mod, compute_dtype(query.dtype))
+        dtype = compute_dtype(query.dtype)
+        score = record("score_mod", score_mod, dtype, score_has_gradient)
     if block_mask is not None and block_mask.mask_mod is not noop_mask:
         mask = record("mask_mod", block_mask.mask_mod, None)
     found = kernel_call(tiles, score, mask, scale, query.dtype)

@@ -48,9 +48,10 @@ class _Recorder(TorchDispatchMode):
         # torch's way out of loading its compiler, a second; no call comes from compiled code.
         return False
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, differentiable: bool) -> None:
         super().__init__()
         self.name = name
+        self.differentiable = differentiable
         self.steps: list[Value] = []
         self._values = WeakTensorKeyDictionary()
 
@@ -86,6 +87,7 @@ class _Recorder(TorchDispatchMode):
             kwargs=values[1],
         )
         self._check(func, step)
+        self._check_gradient(func, args)
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket in OF_A_SHAPE:
             return result
@@ -118,6 +120,17 @@ class _Recorder(TorchDispatchMode):
         reads = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
         if step.axes and reads & set(func.tags) and not _is_gather(step):
             self.refuse_reading(func)
+
+    def _check_gradient(self, func: Any, args: tuple[Any, ...]) -> None:
+        """Refuses operations whose result has another gradient in the function than here."""
+        if not self.differentiable or torch.is_grad_enabled():
+            return
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(args)):
+            raise ModError(
+                f"flex_attention: expected {self.name} without torch.autograd.Function and "
+                f"torch.no_grad, since its gradient is that of its operations, got {func} in one; "
+                "use torch's operators, and .detach() where no gradient is wanted"
+            )
 
     def refuse_reading(self, func: object) -> None:
         raise ModError(
@@ -172,18 +185,25 @@ def _has_scalar_tensors(index: tuple[Any, ...]) -> bool:
     )
 
 
-def record(name: str, function: Callable[..., Any], score_dtype: torch.dtype | None) -> Program:
+def record(
+    name: str,
+    function: Callable[..., Any],
+    score_dtype: torch.dtype | None,
+    score_has_gradient: bool = False,
+) -> Program:
     """The program of a score_mod, whose scores have `score_dtype`, or else of a mask_mod.
 
     Raises:
-        ModError: a function that raises, changes or reads tensors, draws random numbers, or returns
-            something other than a scalar.
+        ModError: a function that raises, changes or reads tensors, draws random numbers, returns
+            something other than a scalar, or while gradients are recorded hides one.
         TypeError: one that is no function, or returns another dtype.
     """
     if not callable(function):
         raise TypeError(f"flex_attention: expected {name} to be a function, got {function!r}")
-    recorder = _Recorder(name)
+    recorder = _Recorder(name, score_dtype is not None and torch.is_grad_enabled())
     scores = [] if score_dtype is None else [torch.zeros((), dtype=score_dtype)]
+    if score_has_gradient:  # a copy: autograd itself refuses to change a leaf in place
+        scores = [each.requires_grad_().clone() for each in scores]
     examples = [*scores, *(torch.zeros((), dtype=torch.int64) for _ in AXES)]
     names = AXES if score_dtype is None else ("score", *AXES)
     arguments = {
@@ -192,7 +212,7 @@ def record(name: str, function: Callable[..., Any], score_dtype: torch.dtype | N
     }
     try:
         with (
-            torch.no_grad(),
+            torch.set_grad_enabled(recorder.differentiable),
             torch.autocast("cpu", enabled=False),
             recorder,
             _Indexing(recorder),

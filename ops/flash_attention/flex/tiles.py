@@ -185,7 +185,7 @@ def _check_shape(block_mask: BlockMask, sizes: Sizes) -> None:
         raise ValueError(
             f"flex_attention: expected block_mask of {lengths[0]} queries and {lengths[1]} keys, "
             f"got one for {block_mask.seq_lengths[0]} and {block_mask.seq_lengths[1]}; create one "
-            "for these lengths with create_block_mask"
+            "for these lengths with create_block_mask, or set the seq_lengths of a slice to them"
         )
 
 

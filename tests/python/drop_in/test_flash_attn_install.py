@@ -43,7 +43,7 @@ def test_what_callers_import_is_there() -> None:
         assert getattr(flash_attn_interface, name) is getattr(fa, name)
     for name in ("index_first_axis", "index_put_first_axis", "pad_input", "unpad_input"):
         assert getattr(bert_padding, name) is getattr(fa, name)
-    assert rotary.apply_rotary_emb is fa.apply_rotary_emb
+    assert rotary.apply_rotary_emb is rotary.apply_rotary_emb_func is fa.apply_rotary_emb
     q = torch.randn(1, 3, 2, 4)
     assert torch.equal(flash_attn.flash_attn_func(q, q, q), fa.flash_attn_func(q, q, q))
 

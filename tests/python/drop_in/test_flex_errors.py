@@ -131,6 +131,49 @@ def test_score_mods_that_cannot_be_evaluated_are_refused(
     assert not TABLE.any() and TABLE.shape == (LENGTH,)
 
 
+class Rounded(torch.autograd.Function):
+    """Rounds, with the gradient of what is rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+SLOPE = torch.tensor(0.7, requires_grad=True)
+
+
+def without_gradient(score: Tensor, *indices: Tensor) -> Tensor:
+    with torch.no_grad():
+        return score.cos()
+
+
+@pytest.mark.parametrize(
+    ("score_mod", "of_score"),
+    [
+        (lambda s, *a: Rounded.apply(s), True),
+        (lambda s, *a: s + Rounded.apply(s * 2), True),
+        (without_gradient, True),
+        (lambda s, *a: s * Rounded.apply(SLOPE), False),
+        (lambda s, *a: s * Rounded.apply(SLOPE.exp()), False),
+    ],
+)
+def test_gradients_that_the_operations_do_not_have_are_refused(
+    score_mod: Callable[..., Any], of_score: bool
+) -> None:
+    tensors = TENSORS | {"query": TENSORS["query"].clone().requires_grad_(of_score)}
+    text = r"without torch.autograd.Function and torch.no_grad.*got aten\.\w+"
+    with pytest.raises(ValueError, match=text):
+        flex_attention(**tensors, score_mod=score_mod)
+    with torch.no_grad():
+        expected = flex_attention(**tensors, score_mod=score_mod)
+    if of_score:  # nothing has a gradient here
+        assert torch.equal(flex_attention(**TENSORS, score_mod=score_mod), expected)
+
+
 @pytest.mark.parametrize(
     ("mask_mod", "error", "text"),
     [
