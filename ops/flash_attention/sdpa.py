@@ -135,7 +135,7 @@ def replace_sdpa() -> SdpaReplacement:
     `scaled_dot_product_attention` of this module, in every thread and under any name that it was
     imported as, and also in `nn.MultiheadAttention` and `nn.TransformerEncoder`, whose fused
     kernels for inference are disabled meanwhile. Calls that it does not support (nested and sparse
-    tensors, forward-mode derivatives) still go to torch's function.
+    tensors, forward-mode derivatives, transforms of `torch.func`) still go to torch's function.
 
     Returns:
         An object that undoes it at the end of its `with` block or by its `undo()`:

@@ -21,10 +21,25 @@ from flash_attention.distributed.placements import BATCH, HEADS, Plan, offset, p
 __all__: list[str] = []
 
 
+def _check_outside_of_context_parallel() -> None:
+    """Raises NotImplementedError inside of torch's `context_parallel`.
+
+    Its DTensors are sharded along the length, in an order of their own, and each process expects
+    its rows of the result.
+    """
+    handlers = getattr(DTensor._op_dispatcher, "_custom_op_handlers", {})
+    if torch.ops.aten._scaled_dot_product_flash_attention.default in handlers:
+        raise NotImplementedError(
+            "flash::attention: expected DTensors outside of torch's context_parallel, got a call "
+            "inside; flash_attention.distributed.context_parallel_attention divides sequences"
+        )
+
+
 class _Attention:
     """The tensors of a call of attention: which of their dimensions are batch and heads."""
 
     def __init__(self, arguments: Arguments) -> None:
+        _check_outside_of_context_parallel()
         self.arguments = arguments
         arguments.check(torch.ops.flash.attention)
         self.has_heads = arguments.dim("query") == 4

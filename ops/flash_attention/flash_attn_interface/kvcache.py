@@ -15,7 +15,7 @@ from flash_attention.flash_attn_interface.arguments import (
 )
 from flash_attention.flash_attn_interface.dense import attend, attend_with_lse
 from flash_attention.flash_attn_interface.pages import Pages
-from flash_attention.flash_attn_interface.rotary import check_table, rotated
+from flash_attention.flash_attn_interface.rotary import check_positions, check_table, rotated
 from flash_attention.flash_attn_interface.varlen import options_of_sequence
 
 __all__ = ["flash_attn_with_kvcache"]
@@ -271,8 +271,11 @@ def flash_attn_with_kvcache(
         step = 1 if causal or options["window"] != (-1, -1) else 0
         at_query, at_key = sequences.positions(q.size(1), step), sequences.positions(added)
         table = (rotary_cos, rotary_sin)
-        q = rotated(q, *table, at_query, rotary_interleaved, FUNCTION)
-        k = rotated(k, *table, at_key, rotary_interleaved, FUNCTION)
+        count = max(added, q.size(1) if step else min(q.size(1), 1))
+        counts = [count] * len(sequences.lengths)
+        check_positions(FUNCTION, sequences.lengths, counts, rotary_cos.size(0))
+        q = rotated(q, *table, at_query, rotary_interleaved)
+        k = rotated(k, *table, at_key, rotary_interleaved)
     if k is not None and v is not None:
         sequences.append(k, v)
     out, lse = sequences.attend(q, options, return_softmax_lse)

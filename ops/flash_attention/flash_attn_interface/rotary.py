@@ -6,6 +6,8 @@ Source: Su et al., RoFormer (arXiv:2104.09864), section 3.4.2, equation 34; the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from flash_attention.flash_attn_interface.arguments import (
     lengths_between,
 )
 
-__all__ = ["apply_rotary_emb", "check_table", "rotated"]
+__all__ = ["apply_rotary_emb", "check_positions", "check_table", "rotated"]
 
 
 def check_table(shapes: Shapes, cos_name: str, cos: Tensor, sin_name: str, sin: Tensor) -> None:
@@ -33,17 +35,20 @@ def check_table(shapes: Shapes, cos_name: str, cos: Tensor, sin_name: str, sin: 
         )
 
 
-def rotated(
-    x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool, function: str
-) -> Tensor:
+def check_positions(function: str, first: Sequence[int], counts: Sequence[int], rows: int) -> None:
+    """Raises ValueError unless there are `rows` for counts[n] positions from first[n] on."""
+    ranges = [(begin, begin + n - 1) for begin, n in zip(first, counts, strict=True) if n > 0]
+    if not ranges:
+        return
+    least, most = min(begin for begin, _ in ranges), max(end for _, end in ranges)
+    if least < 0 or most >= rows:
+        raise ValueError(
+            f"{function}: expected cos and sin for positions {least} to {most}, got {rows} rows"
+        )
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
     """x [.., heads, headdim] with the rotation of row positions[..] of cos and sin."""
-    if positions.numel() > 0:
-        first, last = int(positions.min()), int(positions.max())
-        if first < 0 or last >= cos.size(0):
-            raise ValueError(
-                f"{function}: expected cos and sin for positions {first} to {last}, got "
-                f"{cos.size(0)} rows"
-            )
     wide = compute_dtype(x.dtype)
     cos, sin = (table[positions].unsqueeze(-2).to(wide) for table in (cos, sin))
     width = 2 * cos.size(-1)
@@ -100,7 +105,8 @@ def apply_rotary_emb(
         offsets = [seqlen_offsets] * len(lengths)
     else:
         offsets = integers(shapes.function, "seqlen_offsets", seqlen_offsets, len(lengths))
+    check_positions(shapes.function, offsets, lengths, cos.size(0))
     each = [torch.arange(n) + offset for n, offset in zip(lengths, offsets, strict=True)]
     positions = torch.cat([torch.arange(0), *each]).view(x.shape[:-2])
-    result = rotated(x, cos, sin, positions, interleaved, shapes.function)
+    result = rotated(x, cos, sin, positions, interleaved)
     return x.copy_(result) if inplace else result

@@ -80,7 +80,7 @@ def flex_attention(
         ValueError: shapes that do not match; a `block_mask` for other sizes or another device; a
             function that raises, returns more than a scalar, or does not vectorise.
         NotImplementedError: tensors on another device; `AuxRequest(max_scores=True)`; a second
-            derivative of a mask of documents without the log-sum-exp.
+            derivative of a mask of documents without the log-sum-exp; a call under `torch.export`.
 
     >>> from torch.nn.attention.flex_attention import create_block_mask
     >>> q, k, v = (torch.randn(1, 4, 100, 16, requires_grad=True) for _ in range(3))
@@ -91,6 +91,11 @@ def flex_attention(
     >>> q.grad.shape, slope.grad.shape
     (torch.Size([1, 4, 100, 16]), torch.Size([]))
     """
+    if torch.compiler.is_exporting():
+        raise NotImplementedError(
+            "flex_attention: expected a call outside of torch.export, got one inside; export "
+            "flash_attention.attention where its options say the same"
+        )
     attend = _attend_outside_graphs if torch.compiler.is_compiling() else _attend
     return attend(
         query,

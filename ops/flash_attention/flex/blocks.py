@@ -101,13 +101,23 @@ class BlockCall:
         return found[tuple(slice(None if axis in axes else 1) for axis in AXES)]
 
 
+def _zeros_like(query: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """[B, H, L, width], with B, H and L in the order that they have in the memory of query.
+
+    So merging the heads of the result is a view where splitting those of query was one.
+    """
+    order = sorted(range(3), key=query.stride, reverse=True)
+    zeros = query.new_zeros(*(query.size(dim) for dim in order), width, dtype=dtype)
+    return zeros.permute(*(order.index(dim) for dim in range(3)), 3)
+
+
 @torch.no_grad()
 def run_forward(
     call: BlockCall, query: Tensor, key: Tensor, value: Tensor, inputs: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """out and log-sum-exp, in the dtype that they are computed in."""
     dtype = compute_dtype(query.dtype)
-    out = query.new_zeros(*query.shape[:3], value.size(3), dtype=dtype)
+    out = _zeros_like(query, value.size(3), dtype)
     lse = query.new_full(query.shape[:3], -math.inf, dtype=dtype)
     for part in call.tiles.parts():
         rows = (part.batch, part.heads, part.queries)

@@ -202,7 +202,8 @@ def record(
         raise TypeError(f"flex_attention: expected {name} to be a function, got {function!r}")
     recorder = _Recorder(name, score_dtype is not None and torch.is_grad_enabled())
     scores = [] if score_dtype is None else [torch.zeros((), dtype=score_dtype)]
-    if score_has_gradient:  # a copy: autograd itself refuses to change a leaf in place
+    # torch.func has gradients of its own. A copy, as autograd itself refuses to change a leaf.
+    if score_has_gradient and not torch._C._are_functorch_transforms_active():
         scores = [each.requires_grad_().clone() for each in scores]
     examples = [*scores, *(torch.zeros((), dtype=torch.int64) for _ in AXES)]
     names = AXES if score_dtype is None else ("score", *AXES)

@@ -250,3 +250,24 @@ def mixed() -> None:
 
 def test_what_dtensors_refuse(two_processes: ProcessPool) -> None:
     two_processes.run(mixed)
+
+
+def inside_of_context_parallel() -> None:
+    from torch.distributed.tensor.experimental import context_parallel
+
+    mesh = dtensor_calls.mesh_of((2,))
+    query = torch.ones(2, 2, 8, 4)
+    text = "outside of torch's context_parallel, got a call inside; flash_attention.distributed"
+    with (
+        flash_attention.replace_sdpa(),
+        context_parallel(mesh, buffers=[query], buffer_seq_dims=[2]),
+    ):
+        assert query.size(2) == 4
+        with pytest.raises(NotImplementedError, match=text):
+            torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+    placed = distribute_tensor(query, mesh, [Shard(1)])
+    assert flash_attention.attention(placed, placed, placed).shape == query.shape
+
+
+def test_context_parallel_of_torch_is_refused(two_processes: ProcessPool) -> None:
+    two_processes.run(inside_of_context_parallel)

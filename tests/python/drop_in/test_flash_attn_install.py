@@ -141,6 +141,17 @@ def test_rotation_has_gradients() -> None:
         )
 
 
+def test_rotation_compiles_in_one_graph() -> None:
+    cos, sin = table(20, 3, torch.float64)
+    x = torch.randn(2, 5, 3, 12, dtype=torch.float64)
+
+    def rotation(x: Tensor) -> Tensor:
+        return fa.apply_rotary_emb(x, cos, sin, seqlen_offsets=7)
+
+    compiled = torch.compile(rotation, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), rotation(x))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [

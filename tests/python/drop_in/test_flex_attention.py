@@ -18,6 +18,7 @@ from support.flex_reference import (
     BATCH,
     HEADS,
     LENGTH,
+    WIDTH,
     Mod,
     assert_close,
     block_mask,
@@ -188,6 +189,15 @@ def test_strided_tensors(score_mod: Mod | None) -> None:
     assert_close(with_gradients(found, tensors), with_gradients(expected, tensors))
 
 
+def test_the_result_has_the_layout_of_the_query() -> None:
+    """Of one projection for query, key and value, as torch's own function has it."""
+    parts = torch.randn(2, LENGTH, 3 * HEADS * WIDTH).chunk(3, -1)
+    tensors = [x.view(2, LENGTH, HEADS, WIDTH).transpose(1, 2) for x in parts]
+    out = call(tensors, sine)
+    assert out.transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(out, call([x.contiguous() for x in tensors], sine))
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 5, 5), (2, 0, 5, 5), (2, 2, 0, 5), (2, 2, 5, 0)], ids=str)
 def test_empty_tensors(shape: tuple[int, ...]) -> None:
     batch, heads, queries, keys = shape
@@ -222,6 +232,16 @@ def test_compiled_code_calls_it_outside_of_its_graphs() -> None:
     expected = with_gradients([function(*tensors)], tensors)
     assert_close(with_gradients([compiled(*tensors)], tensors), expected)
     torch.compiler.reset()
+
+
+class Layer(torch.nn.Module):
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return call(list(tensors))
+
+
+def test_export_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="outside of torch.export, got one inside"):
+        torch.export.export(Layer(), tuple(inputs()), strict=False)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])

@@ -166,3 +166,18 @@ def test_fast_path_is_disabled_under_replacement() -> None:
             assert not torch.backends.mha.get_fastpath_enabled()
             torch.testing.assert_close(layer(x), expected)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_the_switch_does_not_reach() -> None:
+    """As docs/torch.md says: weights that are asked for, and nested tensors."""
+    module, layer = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), encoder_layer().eval()
+    x = torch.randn(2, LENGTH, WIDTH)
+    nested = torch.nested.nested_tensor([x[0], x[1, :3]])
+    with replace_sdpa(), torch.inference_mode():
+        assert not runs_ours(lambda: module(x, x, x))
+        assert runs_ours(lambda: module(x, x, x, need_weights=False))
+        with pytest.raises(AssertionError, match="fast path"):
+            layer(nested)
+    with torch.inference_mode():
+        assert layer(nested).is_nested
