@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -125,6 +127,8 @@ class _Recorder(TorchDispatchMode):
         """Refuses operations whose result has another gradient in the function than here."""
         if not self.differentiable or torch.is_grad_enabled():
             return
+        if not func._schema.name.startswith("aten::"):  # a custom operator, with its own gradient
+            return
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(args)):
             raise ModError(
                 f"flex_attention: expected {self.name} without torch.autograd.Function and "
@@ -185,6 +189,11 @@ def _has_scalar_tensors(index: tuple[Any, ...]) -> bool:
     )
 
 
+def _saving_nothing() -> saved_tensors_hooks:
+    """For a graph without a backward: the hooks of a checkpoint outside see none of it."""
+    return saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing)
+
+
 def record(
     name: str,
     function: Callable[..., Any],
@@ -200,10 +209,12 @@ def record(
     """
     if not callable(function):
         raise TypeError(f"flex_attention: expected {name} to be a function, got {function!r}")
-    recorder = _Recorder(name, score_dtype is not None and torch.is_grad_enabled())
+    # torch.func has gradients of its own, and no hooks.
+    functional = torch._C._are_functorch_transforms_active()
+    differentiable = score_dtype is not None and torch.is_grad_enabled() and not functional
+    recorder = _Recorder(name, differentiable)
     scores = [] if score_dtype is None else [torch.zeros((), dtype=score_dtype)]
-    # torch.func has gradients of its own. A copy, as autograd itself refuses to change a leaf.
-    if score_has_gradient and not torch._C._are_functorch_transforms_active():
+    if score_has_gradient and differentiable:  # a copy: autograd refuses to change a leaf in place
         scores = [each.requires_grad_().clone() for each in scores]
     examples = [*scores, *(torch.zeros((), dtype=torch.int64) for _ in AXES)]
     names = AXES if score_dtype is None else ("score", *AXES)
@@ -213,7 +224,8 @@ def record(
     }
     try:
         with (
-            torch.set_grad_enabled(recorder.differentiable),
+            torch.set_grad_enabled(differentiable),
+            _saving_nothing() if differentiable else nullcontext(),
             torch.autocast("cpu", enabled=False),
             recorder,
             _Indexing(recorder),

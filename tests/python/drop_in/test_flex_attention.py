@@ -10,6 +10,7 @@ from typing import Any
 import flash_attention
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
 from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
@@ -232,6 +233,18 @@ def test_compiled_code_calls_it_outside_of_its_graphs() -> None:
     expected = with_gradients([function(*tensors)], tensors)
     assert_close(with_gradients([compiled(*tensors)], tensors), expected)
     torch.compiler.reset()
+
+
+def test_checkpoints_recompute_it() -> None:
+    """Recording a score_mod saves no tensors that a checkpoint would count."""
+    tensors, table = inputs(), torch.randn(2 * LENGTH, dtype=torch.float64, requires_grad=True)
+
+    def function(*tensors: Tensor) -> Tensor:
+        return call(list(tensors), lambda s, b, h, q, kv: s.tanh() * table.exp()[q - kv + LENGTH])
+
+    out = torch.utils.checkpoint.checkpoint(function, *tensors, use_reentrant=False)
+    leaves = [*tensors, table]
+    assert_close(with_gradients([out], leaves), with_gradients([function(*tensors)], leaves))
 
 
 class Layer(torch.nn.Module):
