@@ -14,7 +14,7 @@ __all__ = ["attention_forward"]
 
 FUNCTION = "flash_attention.transformers"
 # Arguments of other implementations that would change the result.
-NOT_SUPPORTED = ("head_mask", "layer_head_mask", "block_table")
+NOT_SUPPORTED = ("head_mask", "layer_head_mask", "block_table", "block_indices")
 
 
 def _check_supported(others: dict[str, Any]) -> None:
@@ -73,6 +73,23 @@ def _checked(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return _beside(query, mask) if mask.is_floating_point() else mask
 
 
+def _selected(mask: Tensor | None, indices: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """`mask` with elements, in which each query also attends none but the keys of its indices."""
+    expected = (query.size(0), query.size(2))
+    if mask is None or indices.dim() != 3 or indices.shape[:2] != expected:
+        raise ValueError(
+            f"{FUNCTION}: expected a mask, and indices [{expected[0]}, {expected[1]}, any], got "
+            f"indices {list(indices.shape)} and {'no' if mask is None else 'a'} mask"
+        )
+    selected = torch.zeros(*expected, key.size(2), dtype=torch.bool)
+    selected = selected.scatter(-1, indices.long(), True).unsqueeze(1)
+    if isinstance(mask, PatternMask):
+        mask = mask.elements()
+    if mask.dtype == torch.bool:
+        return mask & selected
+    return mask.masked_fill(~selected, torch.finfo(mask.dtype).min)
+
+
 def _with_mask(bias: Tensor, mask: Tensor | None) -> Tensor:
     """A mask, bool (True = attend) or floating, on top of a floating bias."""
     if bias.stride(-1) != 1:  # as in T5, where it is a view of [L, S, H]
@@ -86,7 +103,7 @@ def _offsets(
     pattern: Pattern | None, cu_seq_lens_q: Tensor | None, cu_seq_lens_k: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
     """Where the packed sequences of queries and keys begin, or None if there is one in each row."""
-    from_positions = None if pattern is None or pattern.sequences is None else pattern.offsets
+    from_positions = None if pattern is None else pattern.offsets
     if cu_seq_lens_q is None and cu_seq_lens_k is None:
         return None if from_positions is None else (from_positions, from_positions)
     if cu_seq_lens_q is None or cu_seq_lens_k is None:
@@ -114,6 +131,8 @@ def attention_forward(
     position_bias: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
+    indices: Tensor | None = None,
+    sinks: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention as the `AttentionInterface` of transformers calls it, by `attention`.
@@ -135,6 +154,9 @@ def attention_forward(
         position_bias: broadcasts to [B, H, L, S], added to the scores, as in T5; differentiable.
         cu_seq_lens_q, cu_seq_lens_k: int32 or int64 [N + 1], where N packed sequences begin among
             the B * L queries and the B * S keys.
+        indices: int [B, L, K], the only keys that a query attends, if the mask has them too, as in
+            DeepSeek V3.2.
+        sinks: [B, H, L, 1], an attention sink of each query, as in Inkling 2; differentiable.
         others: what models pass on to implementations of other kinds.
 
     Returns:
@@ -154,7 +176,9 @@ def attention_forward(
         "dropout": dropout,
     }
     mask, pattern = attention_mask, None
-    if isinstance(attention_mask, PatternMask):
+    if indices is not None:
+        mask = _selected(attention_mask, indices, query, key)
+    elif isinstance(attention_mask, PatternMask):
         pattern = attention_mask.pattern
         mask = attention_mask.elements() if pattern is None else pattern.key_mask
     if pattern is not None and (pattern.queries, pattern.keys) != (query.size(2), key.size(2)):
@@ -174,6 +198,10 @@ def attention_forward(
             options |= _positions(module, query, key, is_causal, sliding_window)
         else:
             options |= {"causal": pattern.window[1] == 0, "window": pattern.window}
+        if sinks is not None:
+            raise NotImplementedError(
+                f"{FUNCTION}: expected packed sequences without sinks of each query, got some"
+            )
         return packed_attention(query, key, value, *offsets, options), None
 
     if pattern is not None:
@@ -188,5 +216,10 @@ def attention_forward(
         mask = _checked(mask, query, key)
     if position_bias is not None:
         mask = _with_mask(_beside(query, position_bias), mask)
-    out = torch.ops.flash.attention(query, key, value, bias=mask, **options)
+    if sinks is None:
+        out = torch.ops.flash.attention(query, key, value, bias=mask, **options)
+    else:
+        out, lse = torch.ops.flash.attention_with_lse(query, key, value, bias=mask, **options)
+        # exp(lse) / (exp(lse) + exp(sink)) of the weight is not the sink's.
+        out = out * torch.sigmoid(lse.unsqueeze(-1) - sinks).to(out.dtype)
     return out.transpose(1, 2).contiguous(), None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils import _pytree
 __all__ = ["Pattern", "PatternMask"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pattern:
     """A causal, windowed, padded or packed mask.
 
@@ -26,6 +25,14 @@ class Pattern:
         padding: bool [B, S], True at a token; None means that every key is one.
         sequences: int [B, L], not decreasing, where S = L: a query attends keys of its own number,
             for packed sequences. None means one sequence in each row.
+
+    What follows from these is computed with them, because a compiled model may be what reads it:
+        reachable: the number of keys up to the last one that a query attends; the others are not
+            read.
+        position_options: the options of `attention` that give causality and window over them.
+        key_mask: bool [B, 1, 1, reachable], True at a token, or None if none of them is padding.
+        offsets: int64 [N + 1], where each of N packed sequences begins among the B * L rows, or
+            None without `sequences`.
     """
 
     batch: int
@@ -35,6 +42,14 @@ class Pattern:
     window: tuple[int, int] = (-1, -1)
     padding: Tensor | None = None
     sequences: Tensor | None = None
+    reachable: int = dataclasses.field(init=False, repr=False)
+    position_options: dict[str, Any] = dataclasses.field(init=False, repr=False)
+    key_mask: Tensor | None = dataclasses.field(init=False, repr=False)
+    offsets: Tensor | None = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("reachable", "position_options", "key_mask", "offsets"):
+            object.__setattr__(self, name, getattr(self, f"_{name}")())
 
     def dense(self) -> Tensor:
         """The mask, bool [B, 1, L, S], True where the query attends the key."""
@@ -53,15 +68,17 @@ class Pattern:
             mask &= self.sequences[:, None, :, None] == self.sequences[:, None, None, :]
         return mask
 
-    @functools.cached_property
-    def reachable(self) -> int:
-        """The number of keys up to the last one that a query attends; the others are not read."""
+    def rows(self, begin: int, end: int) -> Pattern | None:
+        """The pattern of the queries `begin` ... `end - 1`, or None if it is not one."""
+        if self.sequences is not None:
+            return None
+        return dataclasses.replace(self, queries=end - begin, start=self.start + begin)
+
+    def _reachable(self) -> int:
         right = self.window[1]
         return self.keys if right < 0 else min(self.keys, self.start + self.queries + right)
 
-    @functools.cached_property
-    def position_options(self) -> dict[str, Any]:
-        """The options of `attention` that give causality and window over `reachable` keys."""
+    def _position_options(self) -> dict[str, Any]:
         left, right = self.window
         if left >= self.start + self.queries - 1:
             left = -1  # the last query attends the first key
@@ -73,18 +90,15 @@ class Pattern:
             options["query_positions"] = torch.arange(self.start, self.start + self.queries)
         return options
 
-    @functools.cached_property
-    def key_mask(self) -> Tensor | None:
-        """bool [B, 1, 1, reachable], True at a token, or None if no reachable key is padding."""
+    def _key_mask(self) -> Tensor | None:
         if self.padding is None:
             return None
         padding = self.padding[:, : self.reachable]
         return None if padding.all() else padding[:, None, None, :]
 
-    @functools.cached_property
-    def offsets(self) -> Tensor:
-        """int64 [sequences + 1]: where each packed sequence begins among the B * L rows."""
-        assert self.sequences is not None
+    def _offsets(self) -> Tensor | None:
+        if self.sequences is None:
+            return None
         begins = torch.ones(self.batch, self.queries, dtype=torch.bool)
         begins[:, 1:] = self.sequences.diff(dim=-1) != 0
         starts = begins.flatten().nonzero().flatten()
@@ -99,12 +113,32 @@ class _Contents:
         self.dtype = dtype
         self.dense: Tensor | None = None
 
+    @property
+    def has_elements(self) -> bool:
+        return self.dense is not None
+
     def elements(self) -> Tensor:
         if self.dense is None:
             attends = self.pattern.dense()
             self.dense = torch.zeros(attends.shape, dtype=self.dtype)
             self.dense.masked_fill_(~attends, torch.finfo(self.dtype).min)
         return self.dense
+
+
+class _Rows(_Contents):
+    """Some rows of a mask: a view of its elements, once an operation has asked for those of any."""
+
+    def __init__(self, mask: _Contents, pattern: Pattern, begin: int) -> None:
+        super().__init__(pattern, mask.dtype)
+        self.mask = mask
+        self.begin = begin
+
+    @property
+    def has_elements(self) -> bool:
+        return self.mask.has_elements
+
+    def elements(self) -> Tensor:
+        return self.mask.elements().narrow(2, self.begin, self.pattern.queries)
 
 
 class PatternMask(Tensor):
@@ -140,7 +174,7 @@ class PatternMask(Tensor):
     @property
     def pattern(self) -> Pattern | None:
         """The pattern, or None once `elements` have replaced it."""
-        return self.contents.pattern if self.contents.dense is None else None
+        return None if self.contents.has_elements else self.contents.pattern
 
     def elements(self) -> Tensor:
         """[B, 1, L, S], to be added to the scores."""
@@ -148,6 +182,18 @@ class PatternMask(Tensor):
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"PatternMask({self.pattern or self.elements()})"
+
+    def rows(
+        self, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    ) -> PatternMask | None:
+        """What `aten.slice` returns, or None if it is not a pattern of some of the queries."""
+        if self.pattern is None or dim not in (2, -2) or step != 1:
+            return None
+        begin, end, _ = slice(start, end).indices(self.pattern.queries)
+        pattern = self.pattern.rows(begin, max(begin, end))
+        if pattern is None:
+            return None
+        return PatternMask(_Rows(self.contents, pattern, begin))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -159,13 +205,18 @@ class PatternMask(Tensor):
     ) -> Any:
         if operator in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return cls(arguments[0].contents)
+        if operator is torch.ops.aten.slice.Tensor:  # of the queries whose logits are kept
+            rows = arguments[0].rows(*arguments[1:], **(options or {}))
+            if rows is not None:
+                return rows
 
         def with_elements(mask: PatternMask) -> Tensor:
             if mask.pattern is not None:
                 warnings.warn(
-                    f"flash_attention.transformers: expected the model to pass its attention mask "
-                    f"on, but it calls {operator}; the mask gets {list(mask.shape)} elements. If "
-                    "the model computes attention itself, this package does not",
+                    # The same text for every token that is generated: it is shown once.
+                    "flash_attention.transformers: expected the model to pass its attention mask "
+                    f"on, but it calls {operator}, which needs the elements of the mask. If the "
+                    "model computes attention itself, this package does not",
                     stacklevel=4,
                 )
             return mask.elements()

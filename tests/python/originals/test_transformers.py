@@ -12,6 +12,7 @@ import torch
 from flash_attention.transformers import NAME, register
 from flash_attention.transformers.pattern import PatternMask
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DataCollatorWithFlattening
 
@@ -32,6 +33,8 @@ pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 register()
 DECODERS = [name for name, model in MODELS.items() if model.inputs is text]
+# With a static cache, Inkling 2 fails in transformers 5.24, with "eager" too.
+STATIC = [name for name in DECODERS if name != "Inkling 2"]
 
 
 def results(
@@ -91,7 +94,7 @@ def test_our_kernels_compute_every_attention(name: str) -> None:
         warnings.filterwarnings("error", "flash_attention.transformers")
         module(**inputs)
     ran = Counter(event.name for event in profile.function_events)
-    assert ran[OURS] == model.attentions
+    assert ran[OURS] + ran[f"{OURS}_with_lse"] == model.attentions
     assert ran["aten::scaled_dot_product_attention"] == 0
 
 
@@ -165,8 +168,9 @@ def test_a_flattened_batch_trains_as_with_eager() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"prefill_chunk_size": 4}, {"num_beams": 2}], ids=str)
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(
+    ("name", "cache"), [(x, "dynamic") for x in DECODERS] + [(x, "static") for x in STATIC]
+)
 def test_generate_gives_the_tokens_of_eager(name: str, cache: str, options: dict[str, Any]) -> None:
     """Past the window of the models that have one, with a padded prompt."""
     check_generate(name, options | {"cache_implementation": cache})
@@ -241,6 +245,19 @@ def test_compiled_model() -> None:
         compiled = torch.compile(model.create(NAME), backend="eager", fullgraph=True)
         found = compiled(**inputs).logits[kept]
     assert_same({"output": found}, {"output": expected}, TRANSFORMERS_EAGER)
+
+
+def test_generate_with_a_compiled_forward() -> None:
+    """`generate` makes the masks of a static cache outside what is compiled."""
+    model = MODELS["Llama"]
+    options = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
+    expected = model.create("eager").generate(**model.sample(), **options)
+    module = model.create(NAME)
+    compilations = CompileCounter()
+    module.forward = torch.compile(module.forward, backend=compilations, fullgraph=True)
+    found = module.generate(**model.sample(), **options, cache_implementation="static")
+    assert torch.equal(found, expected)
+    assert compilations.frame_count <= 3  # the prompt, a token, and a token of any position
 
 
 def test_exported_model() -> None:

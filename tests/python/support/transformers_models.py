@@ -154,6 +154,26 @@ MODELS = {
         | {"head_dim": 8, "sliding_window": 5, "layer_types": ALTERNATING}
         | {"num_local_experts": 4, "num_experts_per_tok": 2},
     ),
+    "Gemma 4": Model(
+        "Gemma4ForCausalLM",
+        "Gemma4TextConfig",
+        DECODER
+        | {"head_dim": 8, "global_head_dim": 8, "sliding_window": 5, "num_hidden_layers": 4}
+        | {"layer_types": 2 * ALTERNATING, "num_kv_shared_layers": 2}
+        | {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
+        attentions=4,
+    ),
+    "Inkling 2": Model(
+        "Inkling2ForCausalLM",
+        "Inkling2TextConfig",
+        DECODER
+        | {"unpadded_vocab_size": VOCABULARY, "head_dim": 8, "sliding_window_size": 5}
+        | {"swa_num_attention_heads": HEADS, "swa_num_key_value_heads": 2, "swa_head_dim": 8}
+        | {"d_rel": 4, "rel_extent": 16, "n_layers_per_attn_res_block": 2}
+        | {"layer_types": ["hybrid_sliding", "hybrid"]}
+        | {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        attentions=6,  # four of them over the layers before
+    ),
     "BERT": Model(
         "BertForMaskedLM",
         "BertConfig",
