@@ -3,9 +3,21 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <functional>
 
 namespace flash::models {
 namespace {
+
+/// Called when autograd has written the gradient of a leaf. A hook of the tensor would run inside a
+/// gradient checkpoint, too, whose backward has a gradient of its block alone.
+class WhenWritten : public torch::autograd::PostAccumulateGradHook {
+ public:
+  explicit WhenWritten(std::function<void(const at::Tensor&)> call) : call_(std::move(call)) {}
+  void operator()(const torch::autograd::Variable& leaf) override { call_(leaf.grad()); }
+
+ private:
+  std::function<void(const at::Tensor&)> call_;
+};
 
 /// Large enough that the latency of a message is small beside its transfer, small enough that the
 /// first sums start early.
@@ -42,7 +54,7 @@ GradientExchange::GradientExchange(
     if (sizes.empty() || sizes.back() >= kBucketElements) sizes.push_back(0);
     offsets.push_back(sizes.back());
     sizes.back() += padded(elements_of(parameter));
-    entries_.push_back({parameter, {}, sizes.size() - 1, 0});
+    entries_.push_back({parameter, {}, sizes.size() - 1});
   }
   for (const int64_t size : sizes) buckets_.push_back({.values = at::zeros({size}), .sum = {}});
   for (size_t i = 0; i < entries_.size(); ++i) {
@@ -51,13 +63,16 @@ GradientExchange::GradientExchange(
     entry.gradient = shaped_as(entry.parameter,
                                bucket.values.narrow(0, offsets[i], elements_of(entry.parameter)));
     ++bucket.parameters;
-    entry.hook = entry.parameter.register_hook(
-        [this, i](const at::Tensor& gradient) { arrived(i, gradient); });
+    torch::autograd::impl::set_post_acc_grad_hooks(
+        entry.parameter, std::make_unique<WhenWritten>(
+                             [this, i](const at::Tensor& gradient) { arrived(i, gradient); }));
   }
 }
 
 GradientExchange::~GradientExchange() {
-  for (const Entry& entry : entries_) entry.parameter.remove_hook(entry.hook);
+  for (const Entry& entry : entries_) {
+    torch::autograd::impl::set_post_acc_grad_hooks(entry.parameter, nullptr);
+  }
 }
 
 void GradientExchange::begin() {

@@ -42,7 +42,6 @@ class GradientExchange {
     at::Tensor parameter;
     at::Tensor gradient;  // a view of the bucket in the parameter's shape and dtype
     size_t bucket;
-    unsigned hook;
   };
 
   void arrived(size_t entry, const at::Tensor& gradient);

@@ -103,6 +103,20 @@ def test_loss_that_is_the_root_of_a_mean(pool: ProcessPool, waves: Path, tmp_pat
     assert_same_losses(together, alone)
 
 
+@pytest.mark.parametrize("model", ["PatchTST", "TFT"])
+def test_gradient_checkpointing(model: str, pool: ProcessPool, waves: Path, tmp_path: Path) -> None:
+    """A block that is computed again has gradients of its own before those of the parameters."""
+    options = NO_DROPOUT[model] | {"epochs": 2, "learning_rate": LEARNING_RATE}
+    alone, together = tmp_path / "alone.safetensors", tmp_path / "together.safetensors"
+    for output in (alone, together):
+        words = [*command(model, waves, output, **options), "--gradient-checkpointing"]
+        if output == alone:
+            assert run(*words).returncode == 0
+        else:
+            pool.run(main_with_output, words)
+    assert_same_losses(together, alone)
+
+
 def test_fewer_windows_than_processes(pool: ProcessPool, waves: Path, tmp_path: Path) -> None:
     options = NO_DROPOUT["PatchTST"] | {
         "batch_size": 2,
