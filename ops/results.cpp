@@ -8,9 +8,14 @@
 namespace flash {
 namespace {
 
-// Whether `t` is [B, L, H, D] in memory, so that merging its heads is a view.
+// Whether the heads of a row of `t` are in order in memory, as in [B, L, H, D] or a slice of its last
+// dimension. Then the caller may expect to merge the heads of the result by a view.
 bool is_heads_last(const at::Tensor& t) {
-  return t.dim() == 4 && !t.is_contiguous() && t.transpose(1, 2).is_contiguous();
+  if (t.dim() != 4 || t.is_contiguous()) return false;
+  const c10::SymInt of_heads = t.sym_stride(1);
+  return TORCH_GUARD_OR_FALSE(t.sym_stride(3).sym_eq(1)) &&
+         TORCH_GUARD_OR_FALSE(of_heads.sym_gt(0)) &&
+         TORCH_GUARD_OR_FALSE(of_heads.sym_lt(t.sym_stride(2)));
 }
 
 }  // namespace

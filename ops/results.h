@@ -17,7 +17,8 @@ at::Tensor allocate(c10::SymIntArrayRef sizes, const at::Tensor& like,
                     std::optional<at::ScalarType> dtype = std::nullopt);
 
 /// The output, uninitialised, in the layout of query: for a query that is [B, L, H, D] in memory,
-/// as models produce it, out is [B, L, H, Dv] in memory, so that merging the heads is a view.
+/// or a slice of that, as models produce it, out is [B, L, H, Dv] in memory, so that merging the
+/// heads is a view.
 at::Tensor empty_out(const at::Tensor& query, const at::Tensor& value, const Sizes& sizes,
                      std::optional<at::ScalarType> dtype = std::nullopt);
 

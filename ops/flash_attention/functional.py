@@ -30,7 +30,7 @@ def _checked(bias: Tensor | None) -> Tensor | None:
     if isinstance(bias, CausalBias):
         raise TypeError(
             "flash::attention: expected bias with elements, got a CausalBias, which has none; use "
-            "causal=True, and for causal_upper_left query_positions=torch.arange(L)"
+            "causal=True, for causal_upper_left together with query_positions=torch.arange(L)"
         )
     return bias
 

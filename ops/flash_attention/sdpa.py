@@ -34,7 +34,8 @@ def scaled_dot_product_attention(
         value: [.., Hv, S, Dv]; Hv is H or 1, or with `enable_gqa` any divisor of H. The dimensions
             before the heads broadcast.
         attn_mask: broadcasts to [.., H, L, S]. bool: True = attend. Floating: added to the scores,
-            and differentiable. Or a `CausalBias` of `torch.nn.attention.bias` for L and S.
+            and differentiable. Or a `CausalBias` of `torch.nn.attention.bias` for L and S; one
+            that is aligned to the lower right takes L S bytes where L and S differ.
         dropout_p: probability in [0, 1] of dropping a weight, in training or not, as in torch.
         is_causal: query i attends keys 0 ... i (top-left alignment), unlike `causal` of
             `attention`. Not together with `attn_mask`.
@@ -67,13 +68,14 @@ def _check_causal_bias(bias: CausalBias, query: Tensor, key: Tensor, is_causal: 
     if is_causal:
         raise ValueError(
             "scaled_dot_product_attention: expected attn_mask or is_causal, got a CausalBias and "
-            "is_causal=True"
+            "is_causal=True; leave out is_causal"
         )
     lengths = (query.size(-2), key.size(-2))
     if lengths != (bias.seq_len_q, bias.seq_len_kv):
         raise ValueError(
             f"scaled_dot_product_attention: expected a CausalBias for {lengths[0]} queries and "
-            f"{lengths[1]} keys, got one for {bias.seq_len_q} and {bias.seq_len_kv}"
+            f"{lengths[1]} keys, got one for {bias.seq_len_q} and {bias.seq_len_kv}; create one "
+            "for these lengths"
         )
 
 

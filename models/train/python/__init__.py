@@ -80,39 +80,41 @@ def _checkpoint_of(arguments: Sequence[str]) -> Path | None:
     return Path(path) if path else None
 
 
-def _state_of(file: Path) -> bytes:
+def _state_of(file: Path) -> str:
     """What changes when a file is written."""
     try:
         found = file.stat()
     except OSError:
-        return b"no file"
-    return f"{found.st_mtime_ns} {found.st_size}".encode()
+        return "no file"
+    return f"{found.st_mtime_ns} {found.st_size}"
 
 
 def _after_restart(arguments: list[str]) -> list[str]:
     """The command that continues the training, if torchrun has restarted it.
 
     A file of `--checkpoint` that was there before the training is not its own, so torchrun's store,
-    which outlives the processes, remembers the state of that file at the beginning.
+    which outlives the processes, remembers the state of that file at the beginning. The first
+    process decides, since files of a network may look different to others.
     """
     import torch.distributed as dist
 
     checkpoint = _checkpoint_of(arguments)
     if not dist.is_available() or not dist.is_torchelastic_launched():
         return arguments
-    restarted = _restarts() > 0
     if checkpoint is not None:
         from torch.distributed.rendezvous import rendezvous
 
         store, rank, _ = next(rendezvous("env://"))
-        key = "flash_train: --checkpoint at the beginning"
-        state = _state_of(checkpoint)
-        if not restarted and rank == 0:
-            store.set(key, state)
-        before = store.get(key) if restarted and store.check([key]) else b"no file"
-        if restarted and checkpoint.is_file() and state != before:
+        key = f"flash_train: {checkpoint}"
+        decision = f"{key}, attempt {_restarts()}"
+        if rank == 0:
+            state = _state_of(checkpoint)
+            # Set by the first attempt only.
+            before = store.compare_set(f"{key}, at the beginning", "", state).decode()
+            store.set(decision, "begin" if state in (before, "no file") else "resume")
+        if store.get(decision) == b"resume":
             return ["resume", str(checkpoint)]
-    if restarted and arguments[:1] != ["resume"] and os.environ.get("RANK") == "0":
+    if _restarts() > 0 and arguments[:1] != ["resume"] and os.environ.get("RANK") == "0":
         print(
             "flash_train: restarted from the beginning, because this training has written no file "
             "of --checkpoint",

@@ -116,7 +116,7 @@ def ring(timeline: Timeline, direction: Direction) -> None:
     gradients_done = torch.zeros_like(posted)
     gradient_ratio = timeline.bytes_of_gradients / timeline.bytes_of_rows
     received = sent = torch.zeros_like(posted)
-    early, late = own_parts(work)
+    early, late = own_parts(work) if direction is BACKWARD else (None, None)
     for t, (step, following) in enumerate(_with_next(exchanges(work))):
         if step.is_empty and (following is None or following.is_empty):
             continue
@@ -129,8 +129,7 @@ def ring(timeline: Timeline, direction: Direction) -> None:
             received = following.rows * timeline.bytes_of_rows
             sent = received.roll(-(t + 1))
             arrived = links.send(posted, received, t + 1)
-        own_first = direction is BACKWARD and t == 0
-        computed = early if own_first else (step.pairs, step.calls)
+        computed = (step.pairs, step.calls) if early is None or t > 0 else early
         timeline.compute(timeline.seconds(*computed, direction))
         if direction is BACKWARD and t > 0:
             # The gradients of these keys go back; those of the step before have to be through.
@@ -138,7 +137,7 @@ def ring(timeline: Timeline, direction: Direction) -> None:
             timeline.clock = torch.where(active, ready, timeline.clock)
             done = links.send(timeline.clock, sent_now * gradient_ratio, -t)
             gradients_done = torch.where(active, done, gradients_done)
-    if direction is BACKWARD:
+    if late is not None:
         timeline.compute(timeline.seconds(*late, direction))
     timeline.clock = torch.maximum(timeline.clock, gradients_done)
 

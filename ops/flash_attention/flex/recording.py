@@ -89,7 +89,7 @@ class _Recorder(TorchDispatchMode):
             kwargs=values[1],
         )
         self._check(func, step)
-        self._check_gradient(func, args)
+        self._check_gradient(func, (args, kwargs))
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket in OF_A_SHAPE:
             return result
@@ -123,13 +123,13 @@ class _Recorder(TorchDispatchMode):
         if step.axes and reads & set(func.tags) and not _is_gather(step):
             self.refuse_reading(func)
 
-    def _check_gradient(self, func: Any, args: tuple[Any, ...]) -> None:
+    def _check_gradient(self, func: Any, given: Any) -> None:
         """Refuses operations whose result has another gradient in the function than here."""
         if not self.differentiable or torch.is_grad_enabled():
             return
         if not func._schema.name.startswith("aten::"):  # a custom operator, with its own gradient
             return
-        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(args)):
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(given)):
             raise ModError(
                 f"flex_attention: expected {self.name} without torch.autograd.Function and "
                 f"torch.no_grad, since its gradient is that of its operations, got {func} in one; "

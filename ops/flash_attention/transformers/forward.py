@@ -74,12 +74,17 @@ def _checked(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 def _selected(mask: Tensor | None, indices: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """`mask` with elements, in which each query also attends none but the keys of its indices."""
+    """`mask` with elements, where a query attends only those of its keys that are in `indices`."""
     expected = (query.size(0), query.size(2))
-    if mask is None or indices.dim() != 3 or indices.shape[:2] != expected:
+    if mask is None or mask.size(-1) != key.size(2):
         raise ValueError(
-            f"{FUNCTION}: expected a mask, and indices [{expected[0]}, {expected[1]}, any], got "
-            f"indices {list(indices.shape)} and {'no' if mask is None else 'a'} mask"
+            f"{FUNCTION}: expected a mask of {key.size(2)} keys beside indices, got "
+            f"{None if mask is None else list(mask.shape)}; pass the mask of the model"
+        )
+    if indices.dim() != 3 or indices.shape[:2] != expected or indices.is_floating_point():
+        raise ValueError(
+            f"{FUNCTION}: expected indices [{expected[0]}, {expected[1]}, any] of integers, got "
+            f"{list(indices.shape)} of {indices.dtype}"
         )
     selected = torch.zeros(*expected, key.size(2), dtype=torch.bool)
     selected = selected.scatter(-1, indices.long(), True).unsqueeze(1)
@@ -189,19 +194,16 @@ def attention_forward(
 
     offsets = _offsets(pattern, cu_seq_lens_q, cu_seq_lens_k)
     if offsets is not None:
-        if mask is not None or position_bias is not None:
+        if mask is not None or position_bias is not None or sinks is not None:
             raise NotImplementedError(
-                f"{FUNCTION}: expected packed sequences without padding, other masks and "
-                "position_bias, got one of these"
+                f"{FUNCTION}: expected packed sequences without padding, other masks, "
+                "position_bias and sinks of each query, got one of these; use "
+                'attn_implementation="eager"'
             )
         if pattern is None:
             options |= _positions(module, query, key, is_causal, sliding_window)
         else:
             options |= {"causal": pattern.window[1] == 0, "window": pattern.window}
-        if sinks is not None:
-            raise NotImplementedError(
-                f"{FUNCTION}: expected packed sequences without sinks of each query, got some"
-            )
         return packed_attention(query, key, value, *offsets, options), None
 
     if pattern is not None:
@@ -220,6 +222,10 @@ def attention_forward(
         out = torch.ops.flash.attention(query, key, value, bias=mask, **options)
     else:
         out, lse = torch.ops.flash.attention_with_lse(query, key, value, bias=mask, **options)
-        # exp(lse) / (exp(lse) + exp(sink)) of the weight is not the sink's.
-        out = out * torch.sigmoid(lse.unsqueeze(-1) - sinks).to(out.dtype)
+        if sinks.shape != (*lse.shape, 1):
+            raise ValueError(
+                f"{FUNCTION}: expected sinks {[*lse.shape, 1]}, got {list(sinks.shape)}"
+            )
+        # The sink takes its share: exp(lse) / (exp(lse) + exp(sink)) of the weight is left.
+        out = (out * torch.sigmoid(lse.unsqueeze(-1) - sinks)).to(out.dtype)
     return out.transpose(1, 2).contiguous(), None

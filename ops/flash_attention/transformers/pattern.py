@@ -126,7 +126,10 @@ class _Contents:
 
 
 class _Rows(_Contents):
-    """Some rows of a mask: a view of its elements, once an operation has asked for those of any."""
+    """Some rows of a mask: a view of its elements, once an operation has asked for those of any.
+
+    `dense` stays None.
+    """
 
     def __init__(self, mask: _Contents, pattern: Pattern, begin: int) -> None:
         super().__init__(pattern, mask.dtype)

@@ -110,3 +110,15 @@ def test_output_has_the_memory_layout_of_query(dtype: torch.dtype) -> None:
     out = flash_attention.attention(**problem.inputs)
     assert out.transpose(1, 2).is_contiguous()
     assert flash_attention.attention(**make_problem(Spec(), dtype).inputs).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_heads_of_a_fused_projection_are_merged_by_a_view(dtype: torch.dtype) -> None:
+    """Slices of [B, L, 3 H D], as torch's tutorial on scaled_dot_product_attention has them."""
+    packed = torch.randn(2, 9, 3 * 4 * 8, dtype=dtype)
+    query, key, value = (x.view(2, 9, 4, 8).transpose(1, 2) for x in packed.chunk(3, dim=-1))
+    out = flash_attention.attention(query, key, value)
+    expected = flash_attention.attention(*(x.contiguous() for x in (query, key, value)))
+    assert torch.equal(out.transpose(1, 2).view(2, 9, 32), expected.transpose(1, 2).flatten(2))
+    on_meta = flash_attention.attention(*(x.to("meta") for x in (query, key, value)))
+    assert on_meta.stride() == out.stride()

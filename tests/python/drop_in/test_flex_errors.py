@@ -151,9 +151,15 @@ def without_gradient(score: Tensor, *indices: Tensor) -> Tensor:
         return score.cos()
 
 
+def with_a_named_bound(score: Tensor, *indices: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.clamp(score.detach(), min=SLOPE)
+
+
 @pytest.mark.parametrize(
     ("score_mod", "of_score"),
     [
+        (with_a_named_bound, False),
         (lambda s, *a: Rounded.apply(s), True),
         (lambda s, *a: s + Rounded.apply(s * 2), True),
         (without_gradient, True),

@@ -41,6 +41,23 @@ def decode(module: nn.Module, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
     return module(x, x.flip(1)[:, :13], **masks)
 
 
+class CausalSelfAttention(nn.Module):
+    """That of torch's tutorial: one projection for query, key and value, and heads by views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        query, key, value = (
+            part.view(batch, length, HEADS, -1).transpose(1, 2)
+            for part in self.project(x).chunk(3, -1)
+        )
+        out = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out(out.transpose(1, 2).view(batch, length, WIDTH))
+
+
 def encoder_layer() -> nn.Module:
     return nn.TransformerEncoderLayer(WIDTH, HEADS, 64, dropout=0.0, batch_first=True)
 
@@ -181,3 +198,20 @@ def test_what_the_switch_does_not_reach() -> None:
             layer(nested)
     with torch.inference_mode():
         assert layer(nested).is_nested
+
+
+def test_self_attention_of_the_tutorial() -> None:
+    module, x = CausalSelfAttention(), torch.randn(2, LENGTH, WIDTH)
+
+    def results() -> list[Tensor]:
+        out = module(x)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), list(module.parameters()))]
+
+    expected = results()
+    with replace_sdpa():
+        assert runs_ours(results)
+        actual = results()
+    for mine, theirs in zip(actual, expected, strict=True):
+        size = max(1.0, theirs.abs().max().item())
+        tolerance = SDPA_MODULE[torch.float32] * size
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)

@@ -130,11 +130,25 @@ def test_a_model_that_reads_a_mask_for_each_token_warns_once() -> None:
     ("options", "error", "text"),
     [
         ({"block_indices": torch.zeros(1)}, NotImplementedError, "expected no block_indices"),
-        ({"indices": torch.zeros(2, 9, 4)}, ValueError, r"expected a mask.*\[2, 9, 4\] and no"),
         (
-            {"indices": torch.zeros(2, 5, 4), "mask": True},
+            {"indices": torch.zeros(2, 9, 4).long()},
             ValueError,
-            r"indices \[2, 9, any\], got indices \[2, 5, 4\] and a mask",
+            "expected a mask of 9 keys beside indices, got None",
+        ),
+        (
+            {"indices": torch.zeros(2, 5, 4).long(), "mask": True},
+            ValueError,
+            r"indices \[2, 9, any\] of integers, got \[2, 5, 4\] of torch.int64",
+        ),
+        (
+            {"indices": torch.zeros(2, 9, 4), "mask": True},
+            ValueError,
+            r"of integers, got \[2, 9, 4\] of torch.float32",
+        ),
+        (
+            {"sinks": torch.zeros(2, 4, 9)},
+            ValueError,
+            r"expected sinks \[2, 4, 9, 1\], got \[2, 4, 9\]",
         ),
         ({"sinks": torch.zeros(2, 4, 9, 1), "packed": True}, NotImplementedError, "packed"),
     ],
