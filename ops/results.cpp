@@ -8,8 +8,8 @@
 namespace flash {
 namespace {
 
-// Whether the heads of a row of `t` are in order in memory, as in [B, L, H, D] or a slice of its last
-// dimension. Then the caller may expect to merge the heads of the result by a view.
+// Whether the heads of a row of `t` are in order in memory, as in [B, L, H, D] or a slice of its
+// last dimension. Then the caller may expect to merge the heads of the result by a view.
 bool is_heads_last(const at::Tensor& t) {
   if (t.dim() != 4 || t.is_contiguous()) return false;
   const c10::SymInt of_heads = t.sym_stride(1);

@@ -197,10 +197,12 @@ def own_parts(work: Workload) -> list[tuple[Tensor, Tensor]]:
     found = []
     for part in zip(*(in_two(of_process, work.reach) for of_process in own), strict=True):
         rows = [(p, *block.query, *block.key) for p in range(processes) for block in part[p]]
-        process, *spans = torch.tensor(rows, dtype=torch.float64).reshape(-1, 5).unbind(1)
+        table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 5)
+        process, first, last, begin, end = table.unbind(1)
+        of_blocks = attended_pairs(first, last, begin, end, work.reach), torch.ones_like(process)
         pairs, calls = (
             torch.zeros(processes, dtype=torch.float64).index_add(0, process.long(), x)
-            for x in (attended_pairs(*spans, work.reach), torch.ones_like(process))
+            for x in of_blocks
         )
         found.append((pairs, calls))
     return found
