@@ -125,8 +125,8 @@ class Channel:
         pending: list[tuple[str, Any, Tensor]] = []
         what = ""
         try:
-            # Sends before receives: Gloo writes a message at once, in this thread, if its receive is
-            # posted already, and its own thread spins meanwhile if the same peer writes, too.
+            # Sends before receives: Gloo writes a message at once, in this thread, if its receive
+            # is posted already, and its own thread spins meanwhile if the same peer writes, too.
             for peer, tensor in sends:
                 if tensor.numel() > 0:
                     what = f"a message to reach process {peer}"
