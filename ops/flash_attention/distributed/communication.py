@@ -127,18 +127,16 @@ class Channel:
         try:
             # Sends before receives: Gloo writes a message at once, in this thread, if its receive
             # is posted already, and its own thread spins meanwhile if the same peer writes, too.
-            for peer, tensor in sends:
-                if tensor.numel() > 0:
-                    what = f"a message to reach process {peer}"
-                    data = _bytes_of(tensor)
-                    work = dist.isend(data, group=self.group, group_dst=peer, tag=tag)
-                    pending.append((what, work, data))
-            for peer, tensor in receives:
-                if tensor.numel() > 0:
-                    what = f"a message from process {peer}"
-                    data = _bytes_of(tensor)
-                    work = dist.irecv(data, group=self.group, group_src=peer, tag=tag)
-                    pending.append((what, work, data))
+            for post, side, text, messages in (
+                (dist.isend, "group_dst", "a message to reach process", sends),
+                (dist.irecv, "group_src", "a message from process", receives),
+            ):
+                for peer, tensor in messages:
+                    if tensor.numel() > 0:
+                        what = f"{text} {peer}"
+                        data = _bytes_of(tensor)
+                        work = post(data, group=self.group, tag=tag, **{side: peer})
+                        pending.append((what, work, data))
         except RuntimeError as error:
             _abandoned.append(pending)
             raise _failed(what, error) from error
